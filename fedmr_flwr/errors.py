@@ -1,0 +1,37 @@
+"""What a user or the network can get wrong: each error is one line that says what, where and what to do."""
+
+
+class FedmrError(Exception):
+    """The base of every error that is reported as one line, without a traceback."""
+
+
+class ConfigError(FedmrError):
+    """The configuration is wrong: a key, a type or a value."""
+
+
+class DataError(FedmrError):
+    """A data file is missing, unreadable or damaged."""
+
+
+class PartitionError(FedmrError):
+    """The data cannot be divided among the clients as asked."""
+
+
+class DeviceError(FedmrError):
+    """The device asked for is not there."""
+
+
+class RunFolderError(FedmrError):
+    """The run folder cannot be used."""
+
+
+class FederationError(FedmrError):
+    """The federation does not fit the configuration, or stopped answering."""
+
+
+class EngineError(FedmrError):
+    """The engine could not be started or failed while it ran."""
+
+
+class RecordError(FedmrError):
+    """A record that came over the wire does not hold what it should."""

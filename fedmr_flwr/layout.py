@@ -1,0 +1,203 @@
+"""Where each tensor of a model lies in two flat vectors, and which of them move together."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmr_flwr.errors import ConfigError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Columns = tuple[slice, ...]
+
+
+class Packed(NamedTuple):
+    """A model as two flat vectors, in the order of its state_dict.
+
+    Attributes:
+        floats: [P] float32, every tensor of a floating type.
+        ints: [Q] int64, every tensor of an integer type, for instance BatchNorm's counters.
+    """
+
+    floats: Floats
+    ints: Ints
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a state_dict.
+
+    Attributes:
+        name: its key.
+        shape: its shape.
+        dtype: its NumPy type.
+        columns: where its values lie in `Packed.floats`, or in `Packed.ints` if the type is an integer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    columns: slice
+
+    @property
+    def integer(self) -> bool:
+        """Whether the values lie in `Packed.ints`."""
+        return np.dtype(self.dtype).kind != "f"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tensors that recombination moves together.
+
+    Attributes:
+        name: the tensor's key or the module's path.
+        keys: the tensors' keys.
+        floats: their column ranges in `Packed.floats`.
+        ints: their column ranges in `Packed.ints`.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    floats: Columns
+    ints: Columns
+
+
+def module_of(key: str) -> str:
+    """Return the path of the module that owns a state_dict key; the model itself is named "model"."""
+    return key.rpartition(".")[0] or "model"
+
+
+# What recombination moves as one piece: a name -> the group that a state_dict key belongs to.
+UNITS: dict[str, Callable[[str], str]] = {"tensor": lambda key: key, "layer": module_of}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes, types and places of a model's tensors.
+
+    Attributes:
+        entries: one per tensor, in the order of the state_dict.
+    """
+
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[np.generic]]) -> "Layout":
+        """Lay out a model.
+
+        Args:
+            arrays: its state_dict as NumPy arrays.
+
+        Raises:
+            TypeError: a tensor's type does not fit into float32 or int64 without loss.
+        """
+        entries, floats, ints = [], 0, 0
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and array.dtype.itemsize <= 4:
+                floats, columns = floats + array.size, slice(floats, floats + array.size)
+            elif np.can_cast(array.dtype, np.int64):
+                ints, columns = ints + array.size, slice(ints, ints + array.size)
+            else:
+                raise TypeError(f"tensor '{name}' is {array.dtype}: only float32, float16 and integers travel")
+            entries.append(Entry(name, tuple(array.shape), array.dtype.name, columns))
+        return cls(tuple(entries))
+
+    @cached_property
+    def size(self) -> int:
+        """P, the number of floating-point values."""
+        return max((entry.columns.stop for entry in self.entries if not entry.integer), default=0)
+
+    @cached_property
+    def counters(self) -> int:
+        """Q, the number of integer values."""
+        return max((entry.columns.stop for entry in self.entries if entry.integer), default=0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of names, shapes and types: equal for two models of the same architecture."""
+        described = json.dumps([(entry.name, entry.shape, entry.dtype) for entry in self.entries])
+        return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+    def pack(self, arrays: Mapping[str, NDArray[np.generic]]) -> Packed:
+        """Copy a state_dict into two flat vectors.
+
+        Args:
+            arrays: NumPy arrays with this layout's names, shapes and types.
+
+        Raises:
+            ValueError: a tensor is missing, extra, or of another shape or type.
+        """
+        if list(arrays) != [entry.name for entry in self.entries]:
+            odd = sorted(set(arrays) ^ {entry.name for entry in self.entries})
+            raise ValueError(f"the tensors differ from the layout's: {', '.join(odd) or 'another order'}")
+        packed = Packed(np.empty(self.size, np.float32), np.empty(self.counters, np.int64))
+        for entry in self.entries:
+            array = arrays[entry.name]
+            if array.shape != entry.shape or array.dtype.name != entry.dtype:
+                found = f"{array.dtype.name}{list(array.shape)}"
+                raise ValueError(f"tensor '{entry.name}' is {found}, not {entry.dtype}{list(entry.shape)}")
+            (packed.ints if entry.integer else packed.floats)[entry.columns] = array.reshape(-1)
+        return packed
+
+    def unpack(self, packed: Packed) -> dict[str, NDArray[np.generic]]:
+        """Return a model's tensors by name, as views where the type allows it.
+
+        Args:
+            packed: [P] floats and [Q] ints.
+
+        Raises:
+            ValueError: the vectors are not of this layout's lengths.
+        """
+        if packed.floats.shape != (self.size,) or packed.ints.shape != (self.counters,):
+            found = f"{packed.floats.size} + {packed.ints.size}"
+            raise ValueError(f"the vectors hold {found} values, not {self.size} + {self.counters}")
+        return {
+            entry.name: (packed.ints if entry.integer else packed.floats)[entry.columns]
+            .astype(entry.dtype, copy=False)
+            .reshape(entry.shape)
+            for entry in self.entries
+        }
+
+    def units(self, kind: str) -> tuple[Unit, ...]:
+        """Group the tensors into units of recombination.
+
+        Args:
+            kind: "tensor" (every key for itself) or "layer" (all keys of one module together).
+
+        Returns:
+            The units in the order of the state_dict; together they cover every column once.
+
+        Raises:
+            ConfigError: there is no such kind.
+        """
+        if kind not in UNITS:
+            raise ConfigError(f"strategy.unit: '{kind}' is not known; choose one of {', '.join(sorted(UNITS))}")
+        groups: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            groups.setdefault(UNITS[kind](entry.name), []).append(entry)
+        return tuple(
+            Unit(
+                name,
+                tuple(entry.name for entry in entries),
+                _ranges([entry.columns for entry in entries if not entry.integer]),
+                _ranges([entry.columns for entry in entries if entry.integer]),
+            )
+            for name, entries in groups.items()
+        )
+
+
+def _ranges(columns: Sequence[slice]) -> Columns:
+    """Join column ranges that touch."""
+    joined: list[slice] = []
+    for part in columns:
+        if joined and joined[-1].stop == part.start:
+            joined[-1] = slice(joined[-1].start, part.stop)
+        else:
+            joined.append(part)
+    return tuple(joined)

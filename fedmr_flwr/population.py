@@ -1,0 +1,151 @@
+"""K models as K rows: their mean, their recombination, how alike they are. Pure functions.
+
+`Rows` are K vectors of P columns, one model each: a [K, P] matrix or a list of K vectors, such as views
+of the messages they came in. Nothing here changes its input.
+
+Source: Hu et al., "Is Aggregation the Only Choice? Federated Learning via Layer-wise Model Recombination",
+KDD 2024 (arXiv 2305.10730).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmr_flwr.layout import Columns, Floats
+
+Rows = Sequence[NDArray[Any]] | NDArray[Any]
+Sources = NDArray[np.int64]
+
+# Columns worked on at a time: float64 sums of this many stay in a core's cache.
+_BLOCK = 1 << 15
+
+
+def mean(rows: Rows, weights: Sequence[float] | None = None) -> Floats:
+    """Average a population.
+
+    Summed in float64 in the order of the rows, so the result does not depend on threads or block sizes.
+
+    Args:
+        rows: K vectors [P] float32, K >= 1.
+        weights: K numbers >= 0, not all zero; None weighs all the same.
+
+    Returns:
+        [P] float32, sum(weights[i] * rows[i]) / sum(weights).
+    """
+    shares = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
+    assert len(shares) == len(rows) > 0 and shares.sum() > 0
+    out = np.empty(len(rows[0]), np.float32)
+    scaled = np.empty(_BLOCK)
+    for block in _blocks(len(out)):
+        total = np.zeros(block.stop - block.start)
+        for row, share in zip(rows, shares, strict=True):
+            if share == 1:
+                total += row[block]
+            else:
+                total += np.multiply(row[block], share, out=scaled[: len(total)])
+        total /= shares.sum()
+        out[block] = total
+    return out
+
+
+def similarity(rows: Rows) -> float:
+    """Return the mean cosine similarity over all pairs of models.
+
+    Args:
+        rows: K vectors [P], K >= 1.
+
+    Returns:
+        The mean of the K(K-1)/2 cosines, in [-1, 1]; 1 for a single model.
+    """
+    if len(rows) == 1:
+        return 1.0
+    gram = np.zeros((len(rows), len(rows)))
+    for block in _blocks(len(rows[0])):
+        part = np.stack([row[block] for row in rows])
+        gram += part @ part.T
+    norms = np.sqrt(np.maximum(np.diag(gram), np.finfo(np.float64).tiny))
+    cosines = gram / np.outer(norms, norms)
+    return float(cosines[np.triu_indices(len(rows), k=1)].mean())
+
+
+def deal(units: int, slots: int, rng: np.random.Generator) -> Sources:
+    """Draw, for every unit, an independent uniform permutation of the slots.
+
+    Args:
+        units: U, the number of units.
+        slots: K, the number of models.
+        rng: the only source of randomness.
+
+    Returns:
+        [U, K]: new slot i gets unit u from old slot [u, i]. Every row is a permutation of 0..K-1.
+
+    Source: Hu et al., KDD 2024, model recombination.
+    """
+    return rng.permuted(np.tile(np.arange(slots), (units, 1)), axis=1)
+
+
+def in_order(units: Sequence[Columns], width: int) -> list[tuple[slice, int]]:
+    """List the column ranges of all units from left to right.
+
+    Args:
+        units: the column ranges of each unit.
+        width: P, the number of columns.
+
+    Returns:
+        (range, index of its unit) for every range that is not empty.
+
+    Raises:
+        ValueError: the units overlap or leave columns out.
+    """
+    runs = [(part, unit) for unit, columns in enumerate(units) for part in columns if part.start < part.stop]
+    runs.sort(key=lambda run: run[0].start)
+    edges = [0, *(part.stop for part, _ in runs)]
+    if [part.start for part, _ in runs] != edges[:-1] or edges[-1] != width:
+        raise ValueError(f"the units must cover {width} columns once each")
+    return runs
+
+
+def pieces(rows: Rows, runs: Sequence[tuple[slice, int]], sources: Sources) -> list[NDArray[Any]]:
+    """Return the parts of one recombined model, as views: nothing is copied before it is sent.
+
+    Args:
+        rows: K vectors [P].
+        runs: the column ranges from left to right, from `in_order`.
+        sources: [U], the slot that each unit comes from: one column of `deal`.
+
+    Returns:
+        Views whose concatenation is the model.
+    """
+    return [rows[sources[unit]][part] for part, unit in runs]
+
+
+def recombine(rows: Rows, units: Sequence[Columns], rng: np.random.Generator) -> NDArray[Any]:
+    """Shuffle every unit independently across a population.
+
+    Args:
+        rows: K vectors [P], one model each, K >= 1.
+        units: column ranges that cover P; the columns of one unit move together.
+        rng: the only source of randomness.
+
+    Returns:
+        [K, P], a new matrix. In each unit the K pieces are a permutation of the input's, so the column
+        means are unchanged.
+
+    Raises:
+        ValueError: the units overlap or leave columns out.
+
+    Source: Hu et al., KDD 2024, model recombination.
+    """
+    runs = in_order(units, len(rows[0]))
+    sources = deal(len(units), len(rows), rng)
+    out = np.empty((len(rows), len(rows[0])), rows[0].dtype)
+    for slot, row in enumerate(out):
+        for (part, _), piece in zip(runs, pieces(rows, runs, sources[:, slot]), strict=True):
+            row[part] = piece
+    return out
+
+
+def _blocks(width: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, width)) for start in range(0, width, _BLOCK))
