@@ -1,0 +1,160 @@
+"""What every algorithm of this project shares: drawing clients, one fresh message per slot, replies by slot."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedmr_flwr.config import Section, checked
+from fedmr_flwr.errors import ConfigError, RecordError
+from fedmr_flwr.layout import Layout, Packed
+from fedmr_flwr.randomness import stream
+from fedmr_flwr.records import ARRAYS, CONFIG, EXAMPLES, METRICS, ROUND, Codec
+from fedmr_flwr.roster import RosterGrid
+
+
+class Options(Section):
+    """Options of an algorithm: none."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A client's good reply.
+
+    Attributes:
+        model: what it trained.
+        examples: on how many examples.
+        metrics: its numbers by name.
+    """
+
+    model: Packed
+    examples: float
+    metrics: dict[str, float]
+
+
+class Algorithm(Strategy):
+    """A Flower strategy whose server sends one model to each of K clients a round.
+
+    Slot i of a round goes to the i-th drawn client, and clients are drawn in random order, so the pairing of
+    slots and clients is random. A subclass says which models to send and what to make of the trained ones.
+
+    Args:
+        clients_per_round: K, the clients drawn in a round.
+        seed: the seed of the run.
+        layout: of the models, if they travel packed; None for records with one array per tensor, such as
+            `ArrayRecord(model.state_dict())`, from which the layout is then taken.
+        **options: what `Options` of the algorithm names.
+
+    Raises:
+        ConfigError: an option is unknown or its value wrong.
+    """
+
+    Options: ClassVar[type[Section]] = Options
+
+    def __init__(
+        self, *, clients_per_round: int = 10, seed: int = 0, layout: Layout | None = None, **options: Any
+    ) -> None:
+        self.clients_per_round = clients_per_round
+        self.seed = seed
+        self.options: Any = checked(self.Options, options, type(self).__name__, "strategy.")
+        self._codec = None if layout is None else Codec(layout)
+        self._sent: list[Message] = []
+
+    @abstractmethod
+    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+        """Return the model of every slot of this round.
+
+        Args:
+            server_round: 1 for the first.
+            arrays: the global model.
+        """
+
+    @abstractmethod
+    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
+        """Return the new global model.
+
+        Args:
+            server_round: 1 for the first.
+            trained: by slot; None where no good reply came. At least one is there.
+        """
+
+    @property
+    def codec(self) -> Codec:
+        """How models become records; known once the first model is."""
+        assert self._codec is not None
+        return self._codec
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Draw the round's clients and build a fresh message for each slot."""
+        if self._codec is None:
+            self._codec = Codec.infer(arrays)
+        nodes = list(grid.get_node_ids())
+        if len(nodes) < self.clients_per_round:
+            raise ConfigError(
+                f"clients-per-round is {self.clients_per_round} but only {len(nodes)} clients are connected; "
+                "lower clients-per-round or start more clients"
+            )
+        rng = stream(self.seed, "select", server_round)
+        drawn = rng.choice(len(nodes), self.clients_per_round, replace=False)
+        settings = ConfigRecord({**config, ROUND: server_round})
+        self._sent = [
+            Message(RecordDict({ARRAYS: model, CONFIG: settings}), nodes[client], MessageType.TRAIN)
+            for client, model in zip(drawn, self.models(server_round, arrays), strict=True)
+        ]
+        return self._sent
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Sort the replies by slot and combine them; (None, None) if not one is good."""
+        answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        trained = [self._read(answers.get(message.metadata.message_id)) for message in self._sent]
+        if not any(trained):
+            return None, None
+        return self.combine(server_round, trained), _mean_metrics([reply for reply in trained if reply])
+
+    def _read(self, reply: Message | None) -> Trained | None:
+        """Decode a reply; None if there is none or it is bad."""
+        if reply is None or not reply.has_content():
+            return None
+        try:
+            model = self.codec.decode(reply.content.array_records[ARRAYS])
+            metrics = {
+                name: float(value)
+                for name, value in reply.content.metric_records[METRICS].items()
+                if isinstance(value, int | float)
+            }
+            return Trained(model, metrics.pop(EXAMPLES), metrics)
+        except (RecordError, KeyError):
+            return None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Send nothing: the server evaluates."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Return nothing: the server evaluates."""
+
+    def summary(self) -> None:
+        """Log nothing: the run folder states the configuration."""
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Run the strategy on a grid, as Flower's `Strategy.start`, with stable clients and checked replies."""
+        return super().start(grid if isinstance(grid, RosterGrid) else RosterGrid(grid), *args, **kwargs)
+
+
+def _mean_metrics(trained: Sequence[Trained]) -> MetricRecord:
+    """Average the clients' metrics, weighted by their examples."""
+    weights = np.array([reply.examples for reply in trained])
+    names = sorted(set.intersection(*(set(reply.metrics) for reply in trained)))
+    values = {name: np.array([reply.metrics[name] for reply in trained]) for name in names}
+    return MetricRecord({name: float(value @ weights / weights.sum()) for name, value in values.items()})

@@ -1,0 +1,50 @@
+"""FedAvg: every client trains the global model, the server averages the results.
+
+Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017, algorithm 1.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from fedmr_flwr.algorithms.base import Algorithm, Trained
+from fedmr_flwr.config import Section
+from fedmr_flwr.population import mean
+
+
+class FedAvgOptions(Section):
+    """Options of FedAvg.
+
+    Attributes:
+        weighting: by the clients' numbers of "examples", as in the paper, or "uniform", as in FedMR's mean.
+    """
+
+    weighting: Literal["examples", "uniform"] = "examples"
+
+
+class FedAvg(Algorithm):
+    """Federated averaging.
+
+    Args:
+        clients_per_round: clients drawn in a round.
+        seed: the seed of the run.
+        layout: of the models, if they travel packed.
+        weighting: "examples" or "uniform".
+    """
+
+    Options = FedAvgOptions
+
+    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+        """Send the global model to everyone."""
+        return [arrays] * self.clients_per_round
+
+    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
+        """Average the models that came back; integers are not averaged, the largest counts."""
+        good = [reply for reply in trained if reply]
+        weights = [reply.examples for reply in good] if self.options.weighting == "examples" else None
+        floats = mean([reply.model.floats for reply in good], weights)
+        ints = np.max([reply.model.ints for reply in good], axis=0)
+        return self.codec.encode([floats], [ints])

@@ -1,0 +1,232 @@
+"""The configuration of a run: typed, unknown keys refused, YAML files with `key=value` overrides."""
+
+import difflib
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fedmr_flwr.errors import ConfigError
+
+
+def _absolute(path: Any) -> Any:
+    return Path(path).expanduser().absolute() if isinstance(path, str | Path) else path
+
+
+S = TypeVar("S", bound="Section")
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: kebab-case keys, immutable, nothing unknown."""
+
+    model_config = ConfigDict(
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+
+class Data(Section):
+    """What is learned. `name`: an entry of `fedmr_flwr.data.datasets.DATASETS`."""
+
+    name: str = "digits"
+
+
+class Partition(Section):
+    """How the training examples are divided among the clients.
+
+    Attributes:
+        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`.
+        alpha: the Dirichlet concentration; small is more heterogeneous.
+    """
+
+    name: str = "iid"
+    alpha: float = Field(0.5, gt=0)
+
+
+class Model(Section):
+    """What is trained. `name`: an entry of `fedmr_flwr.models.MODELS`."""
+
+    name: str = "cnn"
+
+
+class Training(Section):
+    """Local training: SGD on the client's own data.
+
+    Attributes:
+        lr: learning rate.
+        momentum: of SGD; starts at zero in every round.
+        local_epochs: passes over the client's data in a round.
+        batch_size: examples in a step; the last batch of an epoch may be smaller.
+    """
+
+    lr: float = Field(0.01, gt=0)
+    momentum: float = Field(0.5, ge=0, lt=1)
+    local_epochs: int = Field(5, ge=1)
+    batch_size: int = Field(50, ge=1)
+
+
+class Strategy(Section):
+    """The algorithm. `name`: an entry of `fedmr_flwr.algorithms.ALGORITHMS`; further keys are its options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "fedmr"
+
+
+class Settings(Section):
+    """A whole run.
+
+    Attributes:
+        rounds: communication rounds.
+        clients: clients in the federation.
+        clients_per_round: clients trained in a round.
+        seed: everything random derives from it.
+        device: where models train and are evaluated: auto, cpu, cuda or cuda:N.
+        engine: what carries the messages; an entry of `fedmr_flwr.engines.ENGINES`.
+        client_cpus: CPU cores that a Ray client reserves, and the threads that a client trains with.
+        client_gpus: the share of a GPU that a Ray client reserves.
+        data_dir: folder of the data files.
+        run_dir: folder of this run; made under runs/ if not given.
+        evaluate_every: rounds between evaluations of the global model; the last round is always evaluated.
+        checkpoint_every: rounds between checkpoints.
+    """
+
+    rounds: int = Field(100, ge=1)
+    clients: int = Field(100, ge=1)
+    clients_per_round: int = Field(10, ge=1)
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    engine: str = "ray"
+    client_cpus: int = Field(1, ge=1)
+    client_gpus: float = Field(0.0, ge=0)
+    data_dir: AbsolutePath | None = None
+    run_dir: AbsolutePath | None = None
+    evaluate_every: int = Field(1, ge=1)
+    checkpoint_every: int = Field(10, ge=1)
+    data: Data = Data()
+    partition: Partition = Partition()
+    model: Model = Model()
+    training: Training = Training()
+    strategy: Strategy = Strategy()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Settings":
+        if self.clients_per_round > self.clients:
+            raise ValueError(
+                f"clients-per-round is {self.clients_per_round} but there are only {self.clients} clients; "
+                "lower clients-per-round or raise clients"
+            )
+        if self.engine == "ray" and self.device.startswith("cuda") and self.client_gpus == 0:
+            raise ValueError(
+                f"device is {self.device} but client-gpus is 0, so Ray hides the GPU from the clients; "
+                "set client-gpus (0.1 puts ten clients on one card)"
+            )
+        return self
+
+
+def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:
+    """Read a configuration file and apply overrides.
+
+    Args:
+        conf: a YAML file.
+        overrides: "key=value", nested keys with dots: "training.lr=0.1".
+
+    Raises:
+        ConfigError: the file cannot be read, or a key, type or value is wrong.
+    """
+    try:
+        values = yaml.safe_load(conf.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {conf}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{conf} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | types.NoneType):
+        raise ConfigError(f"{conf} must hold 'key: value' lines")
+    values = values or {}
+    for override in overrides:
+        _set(values, override)
+    return parse(values, str(conf))
+
+
+def parse(values: dict[str, Any], where: str) -> Settings:
+    """Validate a configuration.
+
+    Args:
+        values: nested mappings with kebab-case keys.
+        where: what to call it in an error.
+
+    Raises:
+        ConfigError: a key, type or value is wrong.
+    """
+    return checked(Settings, values, where)
+
+
+def checked(kind: type[S], values: dict[str, Any], where: str, prefix: str = "") -> S:
+    """Validate a section and report what is wrong with it as one line.
+
+    Args:
+        kind: the section's type.
+        values: its values by kebab-case key.
+        where: what to call the source of the values in an error.
+        prefix: the dotted path of the section, with a dot at the end, or "".
+
+    Raises:
+        ConfigError: a key, type or value is wrong.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        known = [prefix + key for key in _keys(kind)]
+        problems = [_describe(problem, known, prefix) for problem in error.errors()]
+        raise ConfigError(f"{where}: {'; '.join(problems)}") from None
+
+
+def to_yaml(settings: Settings) -> str:
+    """Write a configuration out in full, every default included."""
+    return yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Put one "a.b=value" into nested mappings."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}' is no override; write key=value, for instance rounds=20")
+    *path, last = key.split(".")
+    for part in path:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"'{override}': '{part}' is a single value, it has no keys of its own")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values[last] = text
+
+
+def _keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
+    """List the dotted keys of a section."""
+    for name, field in kind.model_fields.items():
+        key = prefix + (field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _keys(field.annotation, key + ".")
+        else:
+            yield key
+
+
+def _describe(problem: Any, known: list[str], prefix: str) -> str:
+    """Say in a few words what pydantic found wrong."""
+    key = prefix + ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key '{key}'; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key} = {problem['input']!r}: {message}" if problem["loc"] else message

@@ -1,0 +1,189 @@
+"""The wire contract: models and settings as Flower records, and what is wrong with a record that came back.
+
+Messages to clients hold "arrays" (the model) and "config"; replies hold "arrays" and "metrics" with
+"num-examples". A model travels packed, as one array per type ("floats", "ints"), or as one array per
+tensor, as `ArrayRecord(model.state_dict())` makes it.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message
+from numpy.typing import DTypeLike, NDArray
+
+from fedmr_flwr.errors import RecordError
+from fedmr_flwr.layout import Layout, Packed
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+FLOATS, INTS = "floats", "ints"
+EXAMPLES = "num-examples"
+ROUND = "server-round"
+
+
+def join(pieces: Sequence[NDArray[Any]], dtype: DTypeLike) -> Array:
+    """Serialise the concatenation of vectors in a single copy.
+
+    Recombination ends here: a recombined model is never put together before it is sent.
+
+    Args:
+        pieces: contiguous vectors of the type.
+        dtype: the type of the result.
+    """
+    length = sum(len(piece) for piece in pieces)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header,
+        {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (length,)},
+    )
+    data = b"".join([header.getvalue(), *(memoryview(piece).cast("B") for piece in pieces if len(piece))])
+    return Array(np.dtype(dtype).name, (length,), "numpy.ndarray", data)
+
+
+def view(array: Array) -> NDArray[Any]:
+    """Return a received array as a read-only view of its bytes.
+
+    Raises:
+        RecordError: the bytes are not an array of numbers of the stated type and shape.
+    """
+    try:
+        file = io.BytesIO(array.data[:4096])
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran_order, dtype = read(file)
+        if dtype.hasobject or dtype.kind not in "fiub" or not dtype.isnative:
+            raise ValueError(f"type {dtype} is no number of this machine")
+        if (dtype.name, shape) != (array.dtype, tuple(array.shape)):
+            raise ValueError(f"it states {array.dtype}{list(array.shape)} but holds {dtype.name}{list(shape)}")
+        values = np.frombuffer(array.data, dtype, offset=file.tell())
+        return values.reshape(shape, order="F" if fortran_order else "C")
+    except (ValueError, TypeError, EOFError, SyntaxError, OverflowError) as error:
+        raise RecordError(f"an array is damaged: {' '.join(str(error).split())}") from None
+
+
+class Codec:
+    """Models to records and back.
+
+    Args:
+        layout: of the models.
+        packed: whether a model travels as one array per type; otherwise as one array per tensor.
+    """
+
+    def __init__(self, layout: Layout, packed: bool = True) -> None:
+        self.layout = layout
+        self.packed = packed
+
+    @classmethod
+    def infer(cls, record: ArrayRecord) -> "Codec":
+        """Take the layout from a record of one array per tensor.
+
+        Raises:
+            RecordError: an array is damaged or of a type that does not travel.
+        """
+        try:
+            return cls(Layout.of({name: view(array) for name, array in record.items()}), packed=False)
+        except TypeError as error:
+            raise RecordError(f"the model cannot be packed: {error}") from None
+
+    def encode(self, floats: Sequence[NDArray[Any]], ints: Sequence[NDArray[Any]]) -> ArrayRecord:
+        """Turn a model into a record.
+
+        Args:
+            floats: vectors whose concatenation is the model's [P] floats.
+            ints: vectors whose concatenation is the model's [Q] ints.
+        """
+        if self.packed:
+            arrays = {FLOATS: join(floats, np.float32)}
+            if self.layout.counters:
+                arrays[INTS] = join(ints, np.int64)
+            return ArrayRecord(arrays)
+        whole = Packed(
+            np.concatenate([*floats, np.empty(0, np.float32)]), np.concatenate([*ints, np.empty(0, np.int64)])
+        )
+        tensors = self.layout.unpack(Packed(whole.floats.astype(np.float32), whole.ints.astype(np.int64)))
+        return ArrayRecord({name: Array(np.ascontiguousarray(tensor)) for name, tensor in tensors.items()})
+
+    def decode(self, record: ArrayRecord) -> Packed:
+        """Turn a record into a model; packed ones without a copy.
+
+        Raises:
+            RecordError: names, shapes or types are not the layout's.
+        """
+        arrays = {name: view(array) for name, array in record.items()}
+        try:
+            if not self.packed:
+                return self.layout.pack(arrays)
+            floats = arrays.pop(FLOATS, np.empty(0, np.float32))
+            ints = arrays.pop(INTS, np.empty(0, np.int64))
+            if arrays:
+                raise ValueError(f"unknown arrays {', '.join(sorted(arrays))}")
+            if floats.dtype != np.float32 or ints.dtype != np.int64:
+                raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, not float32 and int64")
+            self.layout.unpack(Packed(floats, ints))
+        except ValueError as error:
+            raise RecordError(f"the model does not fit: {error}") from None
+        return Packed(floats, ints)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a client's reply did not count.
+
+    Attributes:
+        client: the client's number, -1 if it is not known.
+        kind: one of client-error, expired, node-lost, no-reply, duplicate, unasked, malformed, not-finite,
+            no-examples, other.
+        reason: one line.
+    """
+
+    client: int
+    kind: str
+    reason: str
+
+
+# Flower's error codes (flwr.common.constant.ErrorCode) in words.
+_KINDS = {1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error"}
+
+
+def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
+    """Tell what is wrong with a reply, if anything.
+
+    Args:
+        reply: what came back.
+        sent: the message that it answers; the reply must hold a model of the same form.
+
+    Returns:
+        The kind and the reason of the failure, or None for a good reply.
+    """
+    if not reply.has_content():
+        return _KINDS.get(reply.error.code, "other"), " ".join(str(reply.error.reason).split())
+    try:
+        metrics = reply.content.metric_records.get(METRICS)
+        examples = metrics.get(EXAMPLES) if metrics is not None else None
+        if not isinstance(examples, int | float) or not np.isfinite(examples):
+            return "malformed", f"the reply has no number '{EXAMPLES}' in its '{METRICS}'"
+        if examples <= 0:
+            return "no-examples", f"the client trained on {examples} examples"
+        return _model_fault(reply.content.array_records.get(ARRAYS), sent.content.array_records[ARRAYS])
+    except RecordError as error:
+        return "malformed", str(error)
+
+
+def _model_fault(record: ArrayRecord | None, sent: ArrayRecord) -> tuple[str, str] | None:
+    if record is None:
+        return "malformed", f"the reply has no '{ARRAYS}'"
+    if set(record) != set(sent):
+        return "malformed", f"the arrays {sorted(set(record) ^ set(sent))} are missing or extra"
+    for name, array in record.items():
+        values = view(array)
+        if (array.dtype, tuple(array.shape)) != (sent[name].dtype, tuple(sent[name].shape)):
+            expected = f"{sent[name].dtype}{list(sent[name].shape)}"
+            return "malformed", f"'{name}' is {array.dtype}{list(array.shape)}, not {expected}"
+        # The extremes are NaN or infinite if any value is; no temporary array is made.
+        if values.dtype.kind == "f" and values.size and not np.isfinite([values.min(), values.max()]).all():
+            return "not-finite", f"'{name}' holds NaN or infinite values"
+    return None
