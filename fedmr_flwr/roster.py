@@ -1,18 +1,18 @@
 """`RosterGrid`: a Flower Grid with a stable order of clients, checked replies and an account of failures."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from logging import WARNING
 
 from flwr.app import Error, Message, MessageType, RecordDict
-from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedmr_flwr.errors import FederationError
 from fedmr_flwr.records import ARRAYS, METRICS, Failure, fault
 
+_log = logging.getLogger(__name__)
 # Under this key a client answers a query with its number.
 CLIENT = "client"
 # Flower's error code for what it has no code for.
@@ -44,21 +44,13 @@ class RosterGrid(Grid):
         clients: how many clients to wait for; they must be numbered 0..clients-1. None takes the nodes that
             are there, numbered as they say or, if their ClientApp answers no query, by node identifier.
         patience: seconds to wait for the nodes.
-        progress: called with the number of the messages answered and sent, after each exchange.
 
     Attributes:
         exchange: the account of the latest training exchange.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        clients: int | None = None,
-        patience: float = 120.0,
-        progress: Callable[[int, int], None] = lambda answered, sent: None,
-    ) -> None:
+    def __init__(self, grid: Grid, clients: int | None = None, patience: float = 120.0) -> None:
         self._grid = grid
-        self._progress = progress
         self.exchange = Exchange(0, ())
         nodes = _wait_for_nodes(grid, clients or 1, patience)
         numbers = self._ask_numbers(nodes)
@@ -103,9 +95,8 @@ class RosterGrid(Grid):
             client = self._clients.get(stray.metadata.src_node_id, -1)
             failures.append(Failure(client, "unasked", "a reply to a message that was not sent"))
         for failure in failures:
-            log(WARNING, "client %s: %s: %s", failure.client, failure.kind, failure.reason)
+            _log.warning("client %s: %s: %s", failure.client, failure.kind, failure.reason)
         self.exchange = Exchange(sum(reply.has_content() for reply in replies), tuple(failures))
-        self._progress(len(replies), len(sent))
         return replies
 
     def _ask_numbers(self, nodes: list[int]) -> dict[int, int]:

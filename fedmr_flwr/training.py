@@ -21,12 +21,10 @@ class Fit:
 
     Attributes:
         examples: examples of the client.
-        steps: SGD steps taken.
         loss: mean training loss over all examples of all epochs, measured as training went on.
     """
 
     examples: int
-    steps: int
     loss: float
 
 
@@ -49,7 +47,6 @@ def fit(
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), training.lr, training.momentum, fused=True)
     total = torch.zeros((), device=images.device)
-    steps = 0
     for _ in range(training.local_epochs):
         order = torch.from_numpy(rng.permutation(len(labels))).to(images.device)
         for batch in order.split(training.batch_size):
@@ -58,8 +55,7 @@ def fit(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach() * len(batch)  # on the device: reading it here would wait for every step
-            steps += 1
-    return Fit(len(labels), steps, total.item() / (len(labels) * training.local_epochs))
+    return Fit(len(labels), total.item() / (len(labels) * training.local_epochs))
 
 
 @dataclass(frozen=True)

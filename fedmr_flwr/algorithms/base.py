@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from numpy.typing import NDArray
 
 from fedmr_flwr.config import Section, checked
 from fedmr_flwr.errors import ConfigError, RecordError
@@ -118,7 +119,17 @@ class Algorithm(Strategy):
         trained = [self._read(answers.get(message.metadata.message_id)) for message in self._sent]
         if not any(trained):
             return None, None
-        return self.combine(server_round, trained), _mean_metrics([reply for reply in trained if reply])
+        arrays = self.combine(server_round, trained)
+        metrics = _mean_metrics([reply for reply in trained if reply])
+        return arrays, MetricRecord({**metrics, **self.diagnostics()})
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return numbers about the server's state after a round, by name."""
+        return {}
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return what the server must keep between rounds, besides the global model, by name."""
+        return {}
 
     def _read(self, reply: Message | None) -> Trained | None:
         """Decode a reply; None if there is none or it is bad."""
@@ -152,9 +163,9 @@ class Algorithm(Strategy):
         return super().start(grid if isinstance(grid, RosterGrid) else RosterGrid(grid), *args, **kwargs)
 
 
-def _mean_metrics(trained: Sequence[Trained]) -> MetricRecord:
+def _mean_metrics(trained: Sequence[Trained]) -> dict[str, float]:
     """Average the clients' metrics, weighted by their examples."""
     weights = np.array([reply.examples for reply in trained])
     names = sorted(set.intersection(*(set(reply.metrics) for reply in trained)))
     values = {name: np.array([reply.metrics[name] for reply in trained]) for name in names}
-    return MetricRecord({name: float(value @ weights / weights.sum()) for name, value in values.items()})
+    return {name: float(value @ weights / weights.sum()) for name, value in values.items()}

@@ -10,9 +10,11 @@ docs/decisions.md.
 """
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm, Trained
@@ -31,7 +33,7 @@ class FedMROptions(Section):
         first_stage_rounds: rounds after which the population is averaged rather than recombined.
     """
 
-    unit: str = "layer"
+    unit: Literal["layer", "tensor"] = "layer"
     first_stage_rounds: int = Field(0, ge=0)
 
 
@@ -72,10 +74,18 @@ class FedMR(Algorithm):
         ints = np.max([model.ints for model in self._population], axis=0)
         return self.codec.encode([floats], [ints])
 
-    def similarity(self) -> float:
+    def diagnostics(self) -> dict[str, float]:
         """Return the mean cosine similarity over all pairs of the population."""
         assert self._population is not None
-        return similarity([model.floats for model in self._population])
+        return {"similarity": similarity([model.floats for model in self._population])}
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return the population: [K, P] floats and [K, Q] ints."""
+        assert self._population is not None
+        return {
+            "population.floats": np.stack([model.floats for model in self._population]),
+            "population.ints": np.stack([model.ints for model in self._population]),
+        }
 
     def _recombined(self, server_round: int, population: list[Packed]) -> list[ArrayRecord]:
         """Shuffle each unit across the population, straight into the outgoing records."""

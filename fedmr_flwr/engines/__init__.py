@@ -1,0 +1,31 @@
+"""What carries the messages between server and clients."""
+
+from flwr.serverapp import Grid
+
+from fedmr_flwr.config import Settings
+from fedmr_flwr.engines.in_process import InProcessGrid
+from fedmr_flwr.errors import ConfigError
+
+# ray: Flower's simulation, client processes side by side. in-process: one after the other, right here.
+ENGINES = ("ray", "in-process")
+
+
+def grid_of(settings: Settings, flower: Grid | None = None) -> Grid:
+    """Return the Grid of a run's engine.
+
+    Args:
+        settings: the run.
+        flower: the Grid that Flower gave the ServerApp, if it runs in one.
+
+    Raises:
+        ConfigError: there is no such engine.
+    """
+    if settings.engine not in ENGINES:
+        raise ConfigError(f"engine: '{settings.engine}' is not known; choose one of {', '.join(ENGINES)}")
+    if settings.engine == "in-process":
+        from fedmr_flwr.client import app
+
+        return InProcessGrid(app, settings.clients)
+    if flower is None:
+        raise ConfigError(f"engine '{settings.engine}' runs under Flower; use `fedmr run` or `flwr run`")
+    return flower

@@ -1,0 +1,222 @@
+"""The Ray engine: Flower's simulation, started, followed and stopped as `flwr run` wants it."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedmr_flwr import config
+from fedmr_flwr.config import Settings
+from fedmr_flwr.errors import EngineError
+from fedmr_flwr.runs.display import Display
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server import Federation
+
+_CONTROL_PORT = "FLWR_LOCAL_CONTROL_API_PORT"
+_HTTP_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
+_START_SECONDS = 60.0
+# `flwr list` starts a process of several seconds of CPU time, so it is asked rarely.
+_STATUS_SECONDS = 20.0
+_FAILED = "Simulation failed with exception: "
+
+
+def run(settings: Settings, display: Display) -> RunFolder:
+    """Run a federation in Flower's simulation.
+
+    A SuperLink is started for this run alone, with a FLWR_HOME and free ports of its own, and stopped at the
+    end. Its log is kept in the run folder as flower.log.
+
+    Args:
+        settings: what to run, with its folder.
+        display: shows the rounds.
+
+    Returns:
+        The run folder, complete.
+
+    Raises:
+        FedmrError: the configuration, the data or the federation is at fault, or Flower failed.
+    """
+    assert settings.run_dir is not None
+    home = Path(tempfile.mkdtemp(prefix="fedmr-flower-"))
+    folder = RunFolder(settings.run_dir)
+    try:
+        with _superlink(home) as flower:
+            Federation(settings)  # finds what is wrong while the SuperLink starts
+            flower.wait_until_ready()
+            flower.follow(flower.submit(settings), folder, display)
+    except KeyboardInterrupt:
+        if folder.path.exists():
+            folder.note(status="failed", error="interrupted")
+        raise
+    finally:
+        if folder.path.exists() and (home / "flower.log").exists():
+            shutil.copy(home / "flower.log", folder.path)
+        shutil.rmtree(home, ignore_errors=True)
+    return folder
+
+
+class _SuperLink:
+    """A SuperLink of our own, and `flwr` commands that talk to it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.log = home / "flower.log"
+        self.env = os.environ | {
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "PYTHONUNBUFFERED": "1",
+            # Flower starts its parts by name.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+        for port in (_CONTROL_PORT, _HTTP_PORT):
+            self.env[port] = _port(port)
+        command = [
+            "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
+            "--control-api-address", f"127.0.0.1:{self.env[_CONTROL_PORT]}",
+            "--host", "127.0.0.1", "--port", self.env[_HTTP_PORT],
+            "--database", str(home / "state.db"),
+        ]  # fmt: skip
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def wait_until_ready(self) -> None:
+        """Wait until the SuperLink answers."""
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            self._check_alive()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.env[_HTTP_PORT]}/health", timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise EngineError(f"Flower's SuperLink did not answer in {_START_SECONDS:.0f} s: {self._last_words()}")
+
+    def submit(self, settings: Settings) -> str:
+        """Hand the app and the settings over with `flwr run`; return the run's identifier."""
+        conf = self.home / "config.yaml"
+        conf.write_text(config.to_yaml(settings), encoding="utf-8")
+        resources = {
+            "num-supernodes": settings.clients,
+            "client-resources-num-cpus": settings.client_cpus,
+            "client-resources-num-gpus": float(settings.client_gpus),
+        }
+        answer = self._flwr(
+            "run", str(app_folder()), "local",
+            "--run-config", f"conf='{conf}'",
+            "--federation-config", " ".join(f"{name}={value}" for name, value in resources.items()),
+        )  # fmt: skip
+        return str(answer["run-id"])
+
+    def follow(self, run_id: str, folder: RunFolder, display: Display) -> None:
+        """Show the rounds as they are written, until Flower says that the run has ended."""
+        shown, asked = 0, time.monotonic()
+        while True:
+            rows = folder.read_rows()
+            for row in rows[shown:]:
+                display.show(row)
+            ended = folder.read_manifest().get("status", "running") != "running"
+            if len(rows) > shown:
+                shown, asked = len(rows), time.monotonic()
+            if ended or time.monotonic() - asked > _STATUS_SECONDS:
+                self._check_alive()
+                asked = time.monotonic()
+                status, details = self._status(run_id)
+                if status == "finished:completed":
+                    return
+                if status.startswith("finished"):
+                    reason = folder.read_manifest().get("error") or details.removeprefix(_FAILED)
+                    raise EngineError(reason or f"Flower ended the run as {status}: {self._last_words()}")
+            time.sleep(0.3)
+
+    def stop(self) -> None:
+        """End the SuperLink and what it started, by its process id."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                pass
+        try:  # its own process group, so nothing else is touched
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+    def _status(self, run_id: str) -> tuple[str, str]:
+        (entry,) = self._flwr("list", "local", "--run-id", run_id)["runs"]
+        return str(entry["status"]), str(entry.get("status-details") or "")
+
+    def _flwr(self, *arguments: str) -> dict[str, Any]:
+        """Run a `flwr` command and return what it says as JSON."""
+        done = subprocess.run(
+            ["flwr", *arguments, "--format", "json"],
+            env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            answer = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
+        if not answer.get("success"):
+            reason = " ".join(str(answer.get("error-message")).split())
+            raise EngineError(f"`flwr {shlex.join(arguments[:1])}` failed: {reason}")
+        return answer
+
+    def _check_alive(self) -> None:
+        if self.process.poll() is not None:
+            raise EngineError(
+                f"Flower's SuperLink ended with status {self.process.returncode}: {self._last_words()}"
+            )
+
+    def _last_words(self) -> str:
+        """Return the last line of the SuperLink's log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+
+
+@contextmanager
+def _superlink(home: Path) -> Iterator[_SuperLink]:
+    flower = _SuperLink(home)
+    try:
+        yield flower
+    finally:
+        flower.stop()
+
+
+def app_folder() -> Path:
+    """Return the folder of the Flower app: the repository, or the copy of its thin files in the package."""
+    package = Path(__file__).parent.parent
+    return package / "app" if (package / "app").exists() else package.parent
+
+
+def _port(variable: str) -> str:
+    """Return the port that the environment asks for, or a free one.
+
+    Raises:
+        EngineError: the one asked for is taken.
+    """
+    wanted = os.environ.get(variable)
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", int(wanted or 0)))
+        except (OSError, ValueError, OverflowError):
+            raise EngineError(
+                f"port {wanted} of {variable} cannot be used, perhaps another program listens there; "
+                "name a free port or unset the variable"
+            ) from None
+        return str(probe.getsockname()[1])

@@ -1,0 +1,1 @@
+"""A run: its folder, its rounds, what it writes and shows."""

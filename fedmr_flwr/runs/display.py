@@ -1,0 +1,92 @@
+"""What a person sees of a run: a progress bar or a line per round, and a table at the end."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+# Rows of the closing table.
+_ROWS = 12
+
+
+class Display:
+    """Shows the rounds of a run as they end.
+
+    With a terminal a progress bar with the latest accuracy, loss and seconds per round; without one, a line
+    for each round. Use it in a `with` block.
+
+    Args:
+        rounds: how many rounds the run has.
+        console: where to.
+    """
+
+    def __init__(self, rounds: int, console: Console) -> None:
+        self._rounds = rounds
+        self._console = console
+        self._latest: dict[str, Any] = {}
+        self._bar = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=rounds, numbers="starting")
+
+    def __enter__(self) -> "Display":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Show one round.
+
+        Args:
+            row: its metrics.
+        """
+        self._latest |= row
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=row["round"], numbers=describe(self._latest))
+        else:
+            self._console.print(f"round {row['round']}/{self._rounds}  {describe(row)}", highlight=False)
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Say a round's numbers in one line."""
+    parts = [f"accuracy {row['test-accuracy']:.4f}  loss {row['test-loss']:.4f}"] if "test-loss" in row else []
+    if "train-loss" in row:
+        parts.append(f"train loss {row['train-loss']:.4f}")
+    parts.append(f"{row['seconds']:.2f} s/round")
+    if row["failures"]:
+        parts.append(f"{row['failures']} failed")
+    return "  ".join(parts)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Lay out a run's evaluated rounds; of many, evenly spaced ones and always the last.
+
+    Args:
+        rows: the metrics of all rounds.
+    """
+    scored = [row for row in rows if "test-accuracy" in row]
+    every = max(1, -(-len(scored) // _ROWS))
+    best = max(scored, key=lambda row: row["test-accuracy"])
+    out = Table(caption=f"best test accuracy {best['test-accuracy']:.4f} in round {best['round']}")
+    for name in ("round", "test accuracy", "test loss", "train loss", "s/round", "failures"):
+        out.add_column(name, justify="right")
+    for row in scored[::-1][::every][::-1]:
+        out.add_row(
+            str(row["round"]),
+            f"{row['test-accuracy']:.4f}",
+            f"{row['test-loss']:.4f}",
+            f"{row['train-loss']:.4f}" if "train-loss" in row else "",
+            f"{row['seconds']:.2f}",
+            str(row["failures"]),
+        )
+    return out

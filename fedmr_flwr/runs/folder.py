@@ -1,0 +1,152 @@
+"""The run folder: everything that one run writes, in files that people and programs can read."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fedmr_flwr import config
+from fedmr_flwr.config import Settings
+from fedmr_flwr.errors import FedmrError, RunFolderError
+
+_VERSIONS = ("fedmr-flwr", "flwr", "ray", "torch", "numpy")
+
+
+def choose(settings: Settings) -> Settings:
+    """Give a run its folder, if the configuration names none: a new one under runs/ of the working directory."""
+    if settings.run_dir is not None:
+        return settings
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.data.name}-{settings.strategy.name}"
+    base = Path("runs").absolute()
+    candidates = (base / (name if attempt == 1 else f"{name}-{attempt}") for attempt in range(1, 1000))
+    return settings.model_copy(update={"run_dir": next(path for path in candidates if not path.exists())})
+
+
+def check_free(path: Path) -> None:
+    """Insist that a folder can be made or is empty.
+
+    Raises:
+        RunFolderError: it holds something, perhaps another run.
+    """
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise RunFolderError(f"cannot use the run folder {path}: {error.strerror}") from None
+    if taken:
+        what = "already holds a run" if (path / "config.yaml").exists() else "is not empty"
+        raise RunFolderError(f"{path} {what}; name another folder with run-dir=FOLDER")
+
+
+class RunFolder:
+    """One run on disk.
+
+    Files: config.yaml (resolved), manifest.json (versions, hashes, status), metrics.jsonl (an object per
+    round), partition.npz, checkpoints/, model.safetensors (the global model), curves.png, clients.png.
+
+    Args:
+        path: an existing run folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.manifest = path / "manifest.json"
+        self.model = path / "model.safetensors"
+        self.partition = path / "partition.npz"
+        self.checkpoints = path / "checkpoints"
+        self.curves = path / "curves.png"
+        self.clients = path / "clients.png"
+
+    @classmethod
+    def create(cls, settings: Settings) -> "RunFolder":
+        """Make the folder of a run and write down what is to be run.
+
+        Args:
+            settings: with a `run_dir`.
+
+        Raises:
+            RunFolderError: the folder holds another run, or cannot be written.
+        """
+        assert settings.run_dir is not None
+        check_free(settings.run_dir)
+        folder = cls(settings.run_dir)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            # Mode "x" lets one of two servers that start at the same moment win.
+            with (folder.path / "config.yaml").open("x", encoding="utf-8") as file:
+                file.write(config.to_yaml(settings))
+        except OSError as error:
+            raise RunFolderError(f"cannot write the run folder {folder.path}: {error.strerror}") from None
+        versions = {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
+        folder.note(status="running", engine=settings.engine, seed=settings.seed, versions=versions)
+        return folder
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the manifest."""
+        manifest = self.read_manifest() | facts
+        aside = self.manifest.with_suffix(".tmp")
+        aside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        aside.replace(self.manifest)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return the manifest's facts; empty if there is none yet."""
+        try:
+            return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+
+    def fail(self, error: BaseException) -> None:
+        """Write down in the manifest that the run failed, and why."""
+        reason = str(error) if isinstance(error, FedmrError) else f"{type(error).__name__}: {error}"
+        self.note(status="failed", error=reason)
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """Append one round to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_rows(self) -> list[dict[str, Any]]:
+        """Return the metrics of all rounds written so far."""
+        if not self.metrics.exists():
+            return []
+        # Only whole lines: the server may be writing the last one.
+        whole = self.metrics.read_text(encoding="utf-8").rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def save_model(self, tensors: Mapping[str, NDArray[Any]]) -> str:
+        """Write the global model.
+
+        Args:
+            tensors: its state_dict.
+
+        Returns:
+            The SHA-256 of the file.
+        """
+        return write_tensors(self.model, tensors)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write tensors to a safetensors file: aside, flushed to the disk, then renamed.
+
+    Returns:
+        The SHA-256 of the file.
+    """
+    from safetensors.numpy import save
+
+    content = save(dict(tensors), dict(metadata or {}) or None)
+    aside = path.with_suffix(".tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    return hashlib.sha256(content).hexdigest()

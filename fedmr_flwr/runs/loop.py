@@ -1,0 +1,74 @@
+"""The rounds of a run, for any Flower strategy."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedmr_flwr.config import Settings
+from fedmr_flwr.errors import FederationError
+from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.training import Score
+
+# Seconds to wait for the replies of a round.
+TIMEOUT = 3600.0
+
+
+def run(
+    settings: Settings,
+    strategy: Strategy,
+    grid: RosterGrid,
+    arrays: ArrayRecord,
+    train_config: ConfigRecord,
+    evaluate: Callable[[ArrayRecord], Score],
+    report: Callable[[Mapping[str, Any], ArrayRecord], None],
+) -> ArrayRecord:
+    """Train for all rounds.
+
+    Args:
+        settings: rounds and how often to evaluate.
+        strategy: which models to send and what to make of those that come back.
+        grid: carries the messages and accounts for them.
+        arrays: the initial global model.
+        train_config: sent with every model.
+        evaluate: scores a global model.
+        report: called after each round with its row of metrics and the global model.
+
+    Returns:
+        The final global model.
+
+    Raises:
+        FederationError: in some round no client gave a good reply.
+    """
+    for number in range(1, settings.rounds + 1):
+        start = time.perf_counter()
+        messages = strategy.configure_train(number, arrays, train_config, grid)
+        replies = grid.send_and_receive(messages, timeout=TIMEOUT)
+        combined, metrics = strategy.aggregate_train(number, replies)
+        exchange = grid.exchange
+        if combined is None:
+            first = exchange.failures[0] if exchange.failures else None
+            why = f"client {first.client}: {first.kind}: {first.reason}" if first else "no message was sent"
+            raise FederationError(f"round {number}: no client gave a good reply ({why})")
+        arrays = combined
+        row: dict[str, Any] = {
+            "round": number,
+            "seconds": round(time.perf_counter() - start, 4),
+            **(metrics or {}),
+            "replies": exchange.replies,
+            "failures": len(exchange.failures),
+        }
+        if exchange.failures:
+            row["failed"] = [vars(failure) for failure in exchange.failures]
+        if number % settings.evaluate_every == 0 or number == settings.rounds:
+            start = time.perf_counter()
+            score = evaluate(arrays)
+            row |= {
+                "test-loss": score.loss,
+                "test-accuracy": score.accuracy,
+                "evaluation-seconds": round(time.perf_counter() - start, 4),
+            }
+        report(row, arrays)
+    return arrays
