@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedmr_flwr import models
-    from fedmr_flwr.algorithms import FedAvg, FedMR
+    from fedmr_flwr.algorithms.fedavg import FedAvg
+    from fedmr_flwr.algorithms.fedmr import FedMR
 
 __all__ = ["FedAvg", "FedMR", "models"]
 

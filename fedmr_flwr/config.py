@@ -137,7 +137,8 @@ def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:
 
     Args:
         conf: a YAML file.
-        overrides: "key=value", nested keys with dots: "training.lr=0.1".
+        overrides: "key=value", nested keys with dots: "training.lr=0.1". Naming another strategy drops the
+            options that the file gives to its own.
 
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
@@ -151,7 +152,7 @@ def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:
     if not isinstance(values, dict | types.NoneType):
         raise ConfigError(f"{conf} must hold 'key: value' lines")
     values = values or {}
-    for override in overrides:
+    for override in _names_first(overrides, values):
         _set(values, override)
     return parse(values, str(conf))
 
@@ -192,6 +193,17 @@ def checked(kind: type[S], values: dict[str, Any], where: str, prefix: str = "")
 def to_yaml(settings: Settings) -> str:
     """Write a configuration out in full, every default included."""
     return yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:
+    """Put the strategy's name before its options, and drop the file's options if it names another."""
+    ordered = sorted(overrides, key=lambda override: not override.startswith("strategy.name="))
+    section = values.get("strategy")
+    if ordered and isinstance(section, dict):
+        key, _, name = ordered[0].partition("=")
+        if key == "strategy.name" and name != section.get("name"):
+            values["strategy"] = {}
+    return ordered
 
 
 def _set(values: dict[str, Any], override: str) -> None:

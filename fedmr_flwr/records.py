@@ -38,7 +38,7 @@ def join(pieces: Sequence[NDArray[Any]], dtype: DTypeLike) -> Array:
         header,
         {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (length,)},
     )
-    data = b"".join([header.getvalue(), *(memoryview(piece).cast("B") for piece in pieces if len(piece))])
+    data = b"".join([header.getvalue(), *(piece.data.cast("B") for piece in pieces if len(piece))])
     return Array(np.dtype(dtype).name, (length,), "numpy.ndarray", data)
 
 
@@ -51,9 +51,7 @@ def view(array: Array) -> NDArray[Any]:
     try:
         file = io.BytesIO(array.data[:4096])
         version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(file)
         if dtype.hasobject or dtype.kind not in "fiub" or not dtype.isnative:
             raise ValueError(f"type {dtype} is no number of this machine")

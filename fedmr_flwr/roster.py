@@ -64,9 +64,7 @@ class RosterGrid(Grid):
         """Return the nodes in the order of their clients' numbers."""
         return sorted(self._clients, key=lambda node: (self._clients[node], node))
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies, in the order of the messages.
 
         Args:
@@ -122,7 +120,12 @@ class RosterGrid(Grid):
         self._grid.set_run(run)
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Create a message with the wrapped Grid."""
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)

@@ -20,7 +20,7 @@ from fedmr_flwr.runs import checkpoint, folder, loop, plots
 from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.training import Score, evaluate, layout_of, memory_format, pack, pick_device, unpack
+from fedmr_flwr.training import Score, evaluate, layout_of, pack, pick_device, place, unpack
 
 app = ServerApp()
 
@@ -55,14 +55,13 @@ class Federation:
         self.settings = settings
         self.device = pick_device(settings.device)
         self.dataset = datasets.load(settings.data.name, settings.data_dir)
-        model = models.build(
-            settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed
-        )
+        model = models.build(settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed)
         self.layout = layout_of(model)
         self.codec = Codec(self.layout)
         initial = pack(model, self.layout)
         self.arrays = self.codec.encode([initial.floats], [initial.ints])
-        self.model = model.to(device=self.device, memory_format=memory_format(self.device))
+        self.model = model
+        place(model, self.device)
         self.strategy = algorithms.create(settings, self.layout)
         labels = self.dataset.train.labels.numpy()
         self.parts = partitions.split(labels, settings.clients, settings.partition, settings.seed)

@@ -65,7 +65,7 @@ class Dataset:
         """Return the SHA-256 of every image and label: it tells whether two machines hold the same data."""
         sha = hashlib.sha256()
         for tensor in (self.train.images, self.train.labels, self.test.images, self.test.labels):
-            sha.update(np.ascontiguousarray(tensor.numpy()))
+            sha.update(tensor.contiguous().numpy().data)
         return sha.hexdigest()
 
 
@@ -133,9 +133,7 @@ def _fashion_mnist(data_dir: Path) -> Dataset:
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or labels.max(initial=0) > 9:
             shapes = f"images {images.shape}, labels {labels.shape}"
             raise DataError(f"the {part} files in {folder} do not belong together ({shapes}); replace them")
-        examples[part] = Examples(
-            torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))
-        )
+        examples[part] = Examples(torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64)))
     return Dataset(**examples, classes=10, white=255.0, mean=0.286, std=0.353)
 
 

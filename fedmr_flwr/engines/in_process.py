@@ -52,7 +52,12 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Create a message."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -70,9 +75,7 @@ class InProcessGrid(Grid):
         """Return the replies to these messages, each once."""
         return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Let the clients answer, and return their replies; calling them directly, it never times out."""
         return self.pull_messages(self.push_messages(messages))
 

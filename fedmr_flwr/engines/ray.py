@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,12 @@ class _SuperLink:
         ]  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env=self.env,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def wait_until_ready(self) -> None:
@@ -148,14 +153,10 @@ class _SuperLink:
         """End the SuperLink and what it started, by its process id."""
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                pass
-        try:  # its own process group, so nothing else is touched
+        with suppress(ProcessLookupError):  # its own process group, so nothing else is touched
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def _status(self, run_id: str) -> tuple[str, str]:
@@ -179,9 +180,7 @@ class _SuperLink:
 
     def _check_alive(self) -> None:
         if self.process.poll() is not None:
-            raise EngineError(
-                f"Flower's SuperLink ended with status {self.process.returncode}: {self._last_words()}"
-            )
+            raise EngineError(f"Flower's SuperLink ended with status {self.process.returncode}: {self._last_words()}")
 
     def _last_words(self) -> str:
         """Return the last line of the SuperLink's log."""

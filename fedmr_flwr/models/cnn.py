@@ -1,5 +1,7 @@
 """Small convolutional networks, one for each size of image."""
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -36,7 +38,7 @@ class CNN(Classifier):
         for _ in channels:
             height, width = ((side + 2 * padding - kernel + 1) // 2 for side in (height, width))
         widths = (channels[1] * height * width, *hidden)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.classifier = nn.Linear(widths[-1], classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:

@@ -43,8 +43,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     folder.mkdir(exist_ok=True)
     path = folder / f"round-{checkpoint.round:06d}.safetensors"
-    tensors = {"model.floats": checkpoint.model.floats, "model.ints": checkpoint.model.ints}
-    tensors |= {f"state.{name}": array for name, array in checkpoint.state.items()}
+    tensors: dict[str, NDArray[Any]] = {f"state.{name}": array for name, array in checkpoint.state.items()}
+    tensors |= {"model.floats": checkpoint.model.floats, "model.ints": checkpoint.model.ints}
     write_tensors(path, tensors, {"round": str(checkpoint.round)})
     for old in sorted(folder.glob("round-*.safetensors"))[:-KEPT]:
         old.unlink()

@@ -132,9 +132,7 @@ class RunFolder:
         return write_tensors(self.model, tensors)
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
-) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> str:
     """Write tensors to a safetensors file: aside, flushed to the disk, then renamed.
 
     Returns:

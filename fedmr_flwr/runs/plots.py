@@ -75,6 +75,11 @@ def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
     axes.set_title(title, fontsize=11)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
-        handles[::-1], labels[::-1], title="class", loc="outside right center", frameon=False, ncols=-(-classes // 20)
+        handles[::-1],
+        labels[::-1],
+        title="class",
+        loc="outside right center",
+        frameon=False,
+        ncols=-(-classes // 20),
     )
     figure.savefig(path, dpi=120)

@@ -1,0 +1,42 @@
+# Every target sets up what it needs; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+LATEST := .venv-latest
+FAST := -m "not e2e and not slow"
+
+.PHONY: run test check test-latest help clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.ready ## Train FedMR on real handwritten digits in Flower's simulation (about a minute).
+	$(VENV)/bin/fedmr run conf/quickstart.yaml
+
+check: $(VENV)/.ready ## Lint, types, unit and contract tests.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest $(FAST)
+
+test: $(VENV)/.ready ## All tests; the end-to-end ones start Flower for real.
+	$(VENV)/bin/pytest
+
+test-latest: $(LATEST)/.ready ## All tests with the newest Flower.
+	$(LATEST)/bin/python -c "from importlib.metadata import version; print('flwr', version('flwr'))"
+	$(LATEST)/bin/pytest
+
+clean: ## Remove the environments and caches, not your runs.
+	rm -rf $(VENV) $(LATEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# The same versions, but for Flower and what Flower brings along.
+$(LATEST)/.ready: $(VENV)/.ready
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/pip install --quiet --disable-pip-version-check --upgrade "flwr[simulation]>=1.40" \
+		$$(grep -E '^(torch|torchvision|ray|numpy)==' constraints.txt) --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,70 @@
+"""Fixtures that several tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedmr_flwr import config
+from fedmr_flwr.config import Settings
+from fedmr_flwr.engines.in_process import InProcessGrid
+
+CONF = Path(__file__).parent.parent / "conf"
+
+# A small federation on real digits: a round takes a tenth of a second.
+TOY = [
+    "rounds=3",
+    "clients=6",
+    "clients-per-round=3",
+    "training.local-epochs=1",
+    "partition.name=dirichlet",
+    "partition.alpha=1.0",
+    "device=cpu",
+    "engine=in-process",
+]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Callable[..., Settings]:
+    """Return a function that makes the settings of a toy run: toy("rounds=2", run="a")."""
+
+    def make(*overrides: str, run: str = "run") -> Settings:
+        return config.load(CONF / "quickstart.yaml", [*TOY, f"run-dir={tmp_path / run}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def grid_of() -> Callable[..., Grid]:
+    """Return a function that makes a Grid whose clients answer training messages with `reply(message, client)`."""
+
+    def make(reply: Callable[[Message, int], RecordDict], clients: int = 5, numbered: bool = True) -> Grid:
+        app = ClientApp()
+
+        @app.train()
+        def train(message: Message, context) -> Message:
+            return Message(reply(message, context.node_config["partition-id"]), reply_to=message)
+
+        if numbered:
+
+            @app.query()
+            def query(message: Message, context) -> Message:
+                number = MetricRecord({"client": context.node_config["partition-id"]})
+                return Message(RecordDict({"metrics": number}), reply_to=message)
+
+        return InProcessGrid(app, clients)
+
+    return make
+
+
+@pytest.fixture
+def answer() -> Callable[..., RecordDict]:
+    """Return a function that makes the content of a good reply."""
+
+    def make(arrays: ArrayRecord, examples: float = 10, **metrics: float) -> RecordDict:
+        return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": examples, **metrics})})
+
+    return make
