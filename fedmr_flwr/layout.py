@@ -133,9 +133,8 @@ class Layout:
         Raises:
             ValueError: a tensor is missing, extra, or of another shape or type.
         """
-        if list(arrays) != [entry.name for entry in self.entries]:
-            odd = sorted(set(arrays) ^ {entry.name for entry in self.entries})
-            raise ValueError(f"the tensors differ from the layout's: {', '.join(odd) or 'another order'}")
+        if odd := sorted(set(arrays) ^ {entry.name for entry in self.entries}):
+            raise ValueError(f"the tensors {', '.join(odd)} are missing or extra")
         packed = Packed(np.empty(self.size, np.float32), np.empty(self.counters, np.int64))
         for entry in self.entries:
             array = arrays[entry.name]

@@ -27,6 +27,12 @@ TOY = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _task() -> None:
+    """Give the process Flower's task identity, without which no message can be made."""
+    InProcessGrid(ClientApp(), 1)
+
+
 @pytest.fixture
 def toy(tmp_path: Path) -> Callable[..., Settings]:
     """Return a function that makes the settings of a toy run: toy("rounds=2", run="a")."""

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord
+
+from fedmr_flwr import FedAvg
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.layout import Layout
+from fedmr_flwr.records import Codec
+from fedmr_flwr.roster import RosterGrid
+
+LAYOUT = Layout.of({"w": np.zeros(2, np.float32), "n": np.zeros(1, np.int64)})
+CODEC = Codec(LAYOUT)
+START = CODEC.encode([np.zeros(2, np.float32)], [np.zeros(1, np.int64)])
+
+
+def one_round(grid_of, answer, weighting):
+    """Client c returns [c, 10 c] and the counter c after training on 1, 2 or 3 examples."""
+
+    def reply(message, client):
+        floats, ints = np.array([client, 10 * client], np.float32), np.array([client])
+        return answer(CODEC.encode([floats], [ints]), examples=client + 1, loss=client)
+
+    grid = RosterGrid(grid_of(reply, clients=3), clients=3)
+    strategy = FedAvg(clients_per_round=3, layout=LAYOUT, weighting=weighting)
+    replies = grid.send_and_receive(strategy.configure_train(1, START, ConfigRecord(), grid))
+    arrays, metrics = strategy.aggregate_train(1, replies)
+    return CODEC.decode(arrays), metrics
+
+
+def test_the_average_is_weighted_by_examples(grid_of, answer):
+    model, metrics = one_round(grid_of, answer, "examples")
+    np.testing.assert_allclose(model.floats, [8 / 6, 80 / 6], rtol=1e-6)  # (0*1 + 1*2 + 2*3) / 6
+    assert metrics["loss"] == pytest.approx(8 / 6)
+
+
+def test_or_uniform(grid_of, answer):
+    model, _ = one_round(grid_of, answer, "uniform")
+    assert model.floats.tolist() == [1, 10]
+
+
+def test_integers_are_not_averaged_the_largest_counts(grid_of, answer):
+    model, _ = one_round(grid_of, answer, "examples")
+    assert model.ints.tolist() == [2]
+    assert model.ints.dtype == np.int64
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(ConfigError, match=r"unknown key 'strategy.weigting'; did you mean 'strategy.weighting'\?"):
+        FedAvg(weigting="uniform")
+    with pytest.raises(ConfigError, match=r"strategy.weighting = 'size'"):
+        FedAvg(weighting="size")
+
+
+def test_flowers_own_loop_runs_it_with_per_tensor_records(grid_of, answer):
+    start = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "n": Array(np.zeros((), np.int64))})
+
+    def reply(message, client):
+        tensors = {name: array.numpy() for name, array in message.content["arrays"].items()}
+        return answer(ArrayRecord({name: Array(np.asarray(value + 1)) for name, value in tensors.items()}))
+
+    result = FedAvg(clients_per_round=2).start(grid_of(reply, clients=4, numbered=False), start, num_rounds=3)
+    assert result.arrays["w"].numpy().tolist() == [3, 3]
+    assert result.arrays["n"].numpy() == 3

@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmr_flwr import FedAvg, FedMR
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.layout import Layout
+from fedmr_flwr.records import Codec
+from fedmr_flwr.roster import RosterGrid
+
+ARRAYS = {
+    "conv.weight": np.zeros((2, 2), np.float32),
+    "conv.bias": np.zeros(2, np.float32),
+    "bn.weight": np.zeros(3, np.float32),
+    "bn.count": np.zeros((), np.int64),
+    "out.weight": np.zeros(4, np.float32),
+}
+LAYOUT = Layout.of(ARRAYS)
+CODEC = Codec(LAYOUT)
+K = 5
+
+
+def model(value):
+    return CODEC.encode([np.full(LAYOUT.size, value, np.float32)], [np.full(LAYOUT.counters, int(value))])
+
+
+def decode(messages):
+    return [CODEC.decode(message.content["arrays"]) for message in messages]
+
+
+class Federation:
+    """Clients that return a model filled with a number of their own: 100 * round + client."""
+
+    def __init__(self, grid_of, answer, clients=8, silent=(), **options):
+        self.sent, self.silent = [], set(silent)
+        self.answer = answer
+        self.grid = RosterGrid(grid_of(self.reply, clients), clients)
+        self.strategy = FedMR(clients_per_round=K, layout=LAYOUT, **options)
+        self.arrays = model(0)
+
+    def reply(self, message, client):
+        server_round = message.content["config"]["server-round"]
+        if (server_round, client) in self.silent:
+            raise RuntimeError("silent")
+        return self.answer(model(100 * server_round + client), loss=1.0)
+
+    def round(self, number):
+        messages = self.strategy.configure_train(number, self.arrays, ConfigRecord(), self.grid)
+        self.sent.append(decode(messages))
+        replies = self.grid.send_and_receive(messages)
+        self.trained = [CODEC.decode(reply.content["arrays"]) for reply in replies if reply.has_content()]
+        self.arrays, self.metrics = self.strategy.aggregate_train(number, replies)
+        return self.sent[-1]
+
+
+def test_the_first_round_sends_the_initial_model_to_everyone(grid_of, answer):
+    federation = Federation(grid_of, answer)
+    assert all((sent.floats == 0).all() for sent in federation.round(1))
+
+
+@pytest.mark.parametrize("unit", ["tensor", "layer"])
+def test_after_it_the_trained_models_are_recombined_unit_by_unit(grid_of, answer, unit):
+    federation = Federation(grid_of, answer, unit=unit)
+    federation.round(1)
+    values = sorted(trained.floats[0] for trained in federation.trained)
+    mixed = federation.round(2)
+    orders = set()
+    for part in LAYOUT.units(unit):
+        columns = [
+            np.concatenate([*(m.floats[c] for c in part.floats), *(m.ints[c] for c in part.ints)]) for m in mixed
+        ]
+        assert all((column == column[0]).all() for column in columns), "a unit comes from one slot"
+        assert sorted(column[0] for column in columns) == values, "each slot gives the unit once"
+        orders.add(tuple(column[0] for column in columns))
+    assert len(orders) > 1, "the units are shuffled independently"
+
+
+def test_the_global_model_is_the_uniform_mean_and_integers_are_not_averaged(grid_of, answer):
+    federation = Federation(grid_of, answer)
+    federation.round(1)
+    global_model = CODEC.decode(federation.arrays)
+    values = [trained.floats[0] for trained in federation.trained]
+    np.testing.assert_allclose(global_model.floats, np.mean(values))
+    assert global_model.ints.tolist() == [max(values)]
+
+
+def test_recombination_does_not_change_the_mean(grid_of, answer):
+    federation = Federation(grid_of, answer)
+    federation.round(1)
+    before = CODEC.decode(federation.arrays).floats
+    mixed = federation.round(2)
+    np.testing.assert_allclose(np.mean([sent.floats for sent in mixed], axis=0), before, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_first_stage_averages_exactly_that_many_times(grid_of, answer, stage):
+    federation = Federation(grid_of, answer, first_stage_rounds=stage)
+    for number in range(1, 6):
+        before = CODEC.decode(federation.arrays).floats
+        sent = federation.round(number)
+        averaged = all((row.floats == before).all() for row in sent)
+        assert averaged == (number <= stage + 1), number  # round 1 sends the initial model in any case
+
+
+def test_with_a_first_stage_of_all_rounds_it_is_uniform_fedavg_bit_for_bit(grid_of, answer):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(10, 8, LAYOUT.size)).astype(np.float32)
+
+    def reply(message, client):
+        old = CODEC.decode(message.content["arrays"])
+        step = noise[message.content["config"]["server-round"], client]
+        return answer(CODEC.encode([old.floats * np.float32(0.9) + step], [old.ints + 1]), examples=client + 1)
+
+    finals = []
+    for strategy in (
+        FedMR(clients_per_round=K, layout=LAYOUT, first_stage_rounds=6),
+        FedAvg(clients_per_round=K, layout=LAYOUT, weighting="uniform"),
+    ):
+        grid, arrays = RosterGrid(grid_of(reply, 8), 8), model(0)
+        for number in range(1, 7):
+            replies = grid.send_and_receive(strategy.configure_train(number, arrays, ConfigRecord(), grid))
+            arrays, _ = strategy.aggregate_train(number, replies)
+        finals.append(arrays["floats"].data)
+    assert finals[0] == finals[1]
+
+
+def test_a_slot_without_a_good_reply_keeps_the_model_it_was_sent(grid_of, answer):
+    federation = Federation(grid_of, answer, silent=[(2, client) for client in range(4)])
+    federation.round(1)
+    sent = federation.round(2)
+    state = federation.strategy.state()["population.floats"]
+    kept = [slot for slot in range(K) if (state[slot] == sent[slot].floats).all()]
+    assert len(kept) == K - len(federation.trained) > 0
+    np.testing.assert_allclose(CODEC.decode(federation.arrays).floats, state.mean(0), rtol=1e-6)
+
+
+def test_the_pairing_of_slots_and_clients_is_random_in_every_round(grid_of, answer):
+    grid = RosterGrid(grid_of(lambda message, client: RecordDict(), 8), 8)
+    strategy = FedMR(clients_per_round=K, layout=LAYOUT)
+    order = grid.get_node_ids()
+    drawn = []
+    for number in range(1, 200):
+        messages = strategy.configure_train(number, model(0), ConfigRecord(), grid)
+        drawn.append([order.index(message.metadata.dst_node_id) for message in messages])
+        assert len(set(drawn[-1])) == K
+    first = np.bincount([row[0] for row in drawn], minlength=8)
+    assert first.min() > 10, "slot 0 goes to every client in turn"
+    assert any(row != sorted(row) for row in drawn)
+
+
+@settings(max_examples=20, deadline=None)
+@given(values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=6), seed=st.integers(0, 1000))
+def test_similarity_is_reported(values, seed):
+    from fedmr_flwr.layout import Packed
+
+    strategy = FedMR(layout=LAYOUT)
+    rng = np.random.default_rng(seed)
+    rows = [(rng.normal(size=LAYOUT.size) + value).astype(np.float32) for value in values]
+    strategy._population = [Packed(row, np.zeros(1, np.int64)) for row in rows]
+    assert -1.001 <= strategy.diagnostics()["similarity"] <= 1.001
+
+
+def test_options_are_checked():
+    with pytest.raises(ConfigError, match="strategy.unit = 'blocks': Input should be 'layer' or 'tensor'"):
+        FedMR(unit="blocks")
+    with pytest.raises(ConfigError, match="first_stage_rounds = -1: Input should be greater"):
+        FedMR(first_stage_rounds=-1)
+
+
+def test_as_a_library_with_plain_state_dict_records(grid_of, answer):
+    start = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
+
+    def reply(message, client):
+        tensors = {name: array.numpy() + 1 + client for name, array in message.content["arrays"].items()}
+        return answer(ArrayRecord({name: Array(np.asarray(value)) for name, value in tensors.items()}))
+
+    strategy = FedMR(clients_per_round=3, unit="layer")
+    result = strategy.start(grid_of(reply, clients=3, numbered=False), start, num_rounds=2)
+    assert list(result.arrays) == list(ARRAYS)
+    # Every slot is trained by each client's +1..+3 twice in some order, so the mean is 2 * 2 whatever was dealt.
+    np.testing.assert_allclose(result.arrays["conv.weight"].numpy(), 4)
+    assert result.arrays["bn.count"].numpy().dtype == np.int64

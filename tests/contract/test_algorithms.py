@@ -1,0 +1,105 @@
+"""What every registered algorithm keeps; adding an algorithm adds its rows here by itself."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord
+
+from fedmr_flwr.algorithms import ALGORITHMS
+from fedmr_flwr.layout import Layout
+from fedmr_flwr.records import Codec
+from fedmr_flwr.roster import RosterGrid
+
+LAYOUT = Layout.of({"a.w": np.zeros(5, np.float32), "b.w": np.zeros(3, np.float32), "b.n": np.zeros(1, np.int64)})
+CODEC = Codec(LAYOUT)
+K, CLIENTS, ROUNDS = 4, 7, 4
+
+pytestmark = pytest.mark.parametrize("name", sorted(ALGORITHMS))
+
+
+def start_model():
+    rng = np.random.default_rng(1)
+    return CODEC.encode([rng.normal(size=LAYOUT.size).astype(np.float32)], [np.zeros(1, np.int64)])
+
+
+@pytest.fixture
+def federate(grid_of, answer):
+    """Run a few rounds; return the final model, the messages of each round and the strategy."""
+
+    def run(name, silent=(), shuffle=False):
+        def reply(message, client):
+            server_round = message.content["config"]["server-round"]
+            if (server_round, client) in silent:
+                raise RuntimeError("silent")
+            old = CODEC.decode(message.content["arrays"])
+            step = np.random.default_rng([server_round, client]).normal(size=LAYOUT.size).astype(np.float32)
+            return answer(CODEC.encode([old.floats - step], [old.ints + 1]), examples=client + 1, loss=0.5)
+
+        inner = grid_of(reply, CLIENTS)
+        if shuffle:
+            honest = inner.send_and_receive
+            inner.send_and_receive = lambda messages, timeout=None: honest(messages)[::-1]
+        grid = RosterGrid(inner, CLIENTS)
+        strategy = ALGORITHMS[name](clients_per_round=K, seed=3, layout=LAYOUT)
+        arrays, rounds = start_model(), []
+        for number in range(1, ROUNDS + 1):
+            before = {key: array.data for key, array in arrays.items()}
+            messages = strategy.configure_train(number, arrays, ConfigRecord({"x": 1}), grid)
+            replies = grid.send_and_receive(messages)
+            received = [reply.content["arrays"]["floats"].data for reply in replies if reply.has_content()]
+            combined, metrics = strategy.aggregate_train(number, replies)
+            assert {key: array.data for key, array in arrays.items()} == before, "the global model is not changed"
+            after = [reply.content["arrays"]["floats"].data for reply in replies if reply.has_content()]
+            assert after == received, "replies are not changed"
+            rounds.append((messages, metrics))
+            arrays = combined
+        return arrays, rounds, strategy
+
+    return run
+
+
+def test_one_fresh_message_per_slot(federate, name):
+    _, rounds, _ = federate(name)
+    for number, (messages, metrics) in enumerate(rounds, 1):
+        assert isinstance(messages, list)
+        assert len(messages) == K
+        assert len({message.metadata.dst_node_id for message in messages}) == K
+        assert len({id(message.content) for message in messages}) == K
+        assert all(message.content["config"]["server-round"] == number for message in messages)
+        assert all(message.content["config"]["x"] == 1 for message in messages)
+        assert metrics["loss"] == pytest.approx(0.5)
+
+
+def test_a_seed_repeats_whatever_the_order_of_replies(federate, name):
+    first, second = federate(name)[0], federate(name, shuffle=True)[0]
+    assert [array.data for array in first.values()] == [array.data for array in second.values()]
+
+
+def test_missing_slots_are_survived(federate, name):
+    silent = {(2, client) for client in range(K - 1)}  # at least one of the K drawn answers
+    arrays, _, _ = federate(name, silent=silent)
+    assert np.isfinite(CODEC.decode(arrays).floats).all()
+
+
+def test_a_round_without_any_reply_gives_no_model(grid_of, name):
+    def reply(message, client):
+        raise RuntimeError("silent")
+
+    grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
+    strategy = ALGORITHMS[name](clients_per_round=K, layout=LAYOUT)
+    replies = grid.send_and_receive(strategy.configure_train(1, start_model(), ConfigRecord(), grid))
+    assert strategy.aggregate_train(1, replies) == (None, None)
+
+
+def test_nothing_is_drawn_from_a_global_generator(federate, name):
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    federate(name)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert before == after
+
+
+def test_the_state_is_arrays_by_name(federate, name):
+    _, _, strategy = federate(name)
+    assert all(isinstance(array, np.ndarray) for array in strategy.state().values())

@@ -1,0 +1,41 @@
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+
+MODEL = ArrayRecord({"floats": Array(np.zeros(3, np.float32))})
+
+
+def messages(grid):
+    return [Message(RecordDict({"arrays": MODEL}), node, "train") for node in grid.get_node_ids()]
+
+
+def test_every_message_gets_its_reply(grid_of, answer):
+    grid = grid_of(lambda message, client: answer(MODEL, loss=client), clients=4)
+    sent = messages(grid)
+    replies = grid.send_and_receive(sent, timeout=1)
+    assert [reply.metadata.reply_to_message_id for reply in replies] == [m.metadata.message_id for m in sent]
+    assert len({reply.metadata.message_id for reply in replies}) == 4
+    assert sorted(reply.content["metrics"]["loss"] for reply in replies) == [0, 1, 2, 3]
+
+
+def test_node_identifiers_say_nothing_about_the_clients(grid_of, answer):
+    a, b = (grid_of(lambda message, client: answer(MODEL), clients=3) for _ in range(2))
+    assert not set(a.get_node_ids()) & set(b.get_node_ids())
+
+
+def test_what_a_client_raises_is_an_error_reply(grid_of):
+    def reply(message, client):
+        if client == 1:
+            raise MemoryError("too large")
+        return RecordDict()
+
+    grid = grid_of(reply, clients=3)
+    replies = grid.send_and_receive(messages(grid))
+    errors = [reply.error for reply in replies if reply.has_error()]
+    assert [(error.code, error.reason) for error in errors] == [(2, "MemoryError: too large")]
+
+
+def test_a_reply_is_pulled_once(grid_of, answer):
+    grid = grid_of(lambda message, client: answer(MODEL), clients=1)
+    identifiers = grid.push_messages(messages(grid))
+    assert len(grid.pull_messages(identifiers)) == 1
+    assert grid.pull_messages(identifiers) == []

@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedmr_flwr.errors import RunFolderError
+from fedmr_flwr.runs import folder
+from fedmr_flwr.runs.folder import RunFolder
+
+
+def test_a_run_without_a_folder_gets_a_new_one_under_runs(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = toy("run-dir=null")
+    first = folder.choose(settings)
+    assert first.run_dir.parent == tmp_path / "runs"
+    assert first.run_dir.name.endswith("digits-fedmr")
+    RunFolder.create(first)
+    assert folder.choose(settings).run_dir != first.run_dir
+    assert folder.choose(first) == first
+
+
+def test_a_folder_is_created_once(toy):
+    settings = toy()
+    RunFolder.create(settings)
+    with pytest.raises(RunFolderError, match=r"already holds a run; name another folder with run-dir=FOLDER"):
+        RunFolder.create(settings)
+
+
+def test_a_folder_with_other_things_is_refused_and_left_alone(toy):
+    settings = toy()
+    settings.run_dir.mkdir()
+    (settings.run_dir / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="is not empty; name another"):
+        RunFolder.create(settings)
+    assert [path.name for path in settings.run_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(toy):
+    settings = toy()
+    settings.run_dir.write_text("a file")
+    with pytest.raises(RunFolderError):
+        RunFolder.create(settings)
+    assert settings.run_dir.read_text() == "a file"
+
+
+def test_the_manifest_gathers_facts(toy):
+    out = RunFolder.create(toy("seed=4"))
+    out.note(more=1)
+    manifest = json.loads(out.manifest.read_text())
+    assert (manifest["status"], manifest["seed"], manifest["more"]) == ("running", 4, 1)
+    assert {"python", "flwr", "torch", "fedmr-flwr"} <= set(manifest["versions"])
+    out.fail(RuntimeError("no luck"))
+    assert out.read_manifest()["error"] == "RuntimeError: no luck"
+
+
+def test_only_whole_lines_of_the_metrics_are_read(toy):
+    out = RunFolder.create(toy())
+    assert out.read_rows() == []
+    out.add_row({"round": 1})
+    with out.metrics.open("a") as file:
+        file.write('{"round": 2')
+    assert out.read_rows() == [{"round": 1}]
+
+
+def test_the_model_is_written_whole_with_its_hash(toy):
+    import hashlib
+
+    out = RunFolder.create(toy())
+    tensors = {"a": np.arange(3, dtype=np.float32), "n": np.array(2, np.int64)}
+    digest = out.save_model(tensors)
+    back = load_file(out.model)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor, strict=True)
+    assert digest == hashlib.sha256(out.model.read_bytes()).hexdigest()
+    assert not list(out.path.glob("*.tmp"))

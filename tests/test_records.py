@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmr_flwr.errors import RecordError
+from fedmr_flwr.layout import Layout
+from fedmr_flwr.records import Codec, fault, join, view
+
+ARRAYS = {
+    "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a.count": np.array(7, np.int64),
+    "b": np.array([0.5], np.float16),
+}
+LAYOUT = Layout.of(ARRAYS)
+
+
+@given(st.lists(st.integers(0, 5), max_size=5))
+def test_join_is_flowers_own_array_of_the_concatenation(lengths):
+    pieces = [np.arange(length, dtype=np.float32) for length in lengths]
+    whole = np.concatenate([*pieces, np.empty(0, np.float32)])
+    joined = join(pieces, np.float32)
+    np.testing.assert_array_equal(joined.numpy(), whole, strict=True)
+    assert (joined.dtype, joined.shape, joined.stype) == (Array(whole).dtype, Array(whole).shape, Array(whole).stype)
+    np.testing.assert_array_equal(view(joined), whole, strict=True)
+
+
+@pytest.mark.parametrize("array", [*ARRAYS.values(), np.zeros((2, 0)), np.asfortranarray(np.ones((2, 3)))])
+def test_view_reads_what_flower_wrote_without_a_copy(array):
+    record = Array(array)
+    values = view(record)
+    np.testing.assert_array_equal(values, array, strict=True)
+    assert not values.flags.writeable
+    assert not values.flags.owndata
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda a: Array(a.dtype, a.shape, a.stype, a.data[:-1]),
+        lambda a: Array(a.dtype, a.shape, a.stype, b""),
+        lambda a: Array(a.dtype, a.shape, a.stype, b"\x80\x04pickle"),
+        lambda a: Array(a.dtype, (3, 2), a.stype, a.data),
+        lambda a: Array("float64", a.shape, a.stype, a.data),
+        lambda a: Array(a.dtype, a.shape, a.stype, a.data.replace(b"<f4", b"|O8")),
+        lambda a: Array(a.dtype, a.shape, a.stype, a.data.replace(b"<f4", b">f4")),
+    ],
+    ids=["short", "empty", "pickle", "shape", "dtype", "object", "byte order"],
+)
+def test_a_damaged_array_is_refused(broken):
+    with pytest.raises(RecordError, match="an array is damaged"):
+        view(broken(Array(ARRAYS["a.weight"])))
+
+
+@given(st.binary(max_size=200), st.integers(0, 130))
+def test_no_bytes_whatsoever_do_anything_but_raise_record_error(noise, keep):
+    good = Array(ARRAYS["a.weight"]).data
+    data = good[:keep] + noise
+    try:
+        values = view(Array("float32", (2, 3), "numpy.ndarray", data))
+    except RecordError:
+        return
+    assert (values.dtype, values.shape) == (np.float32, (2, 3))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_codec_gives_back_the_model(packed):
+    codec, model = Codec(LAYOUT, packed), LAYOUT.pack(ARRAYS)
+    record = codec.encode([model.floats[:2], model.floats[2:]], [model.ints])
+    back = codec.decode(record)
+    np.testing.assert_array_equal(back.floats, model.floats, strict=True)
+    np.testing.assert_array_equal(back.ints, model.ints, strict=True)
+    assert set(record) == ({"floats", "ints"} if packed else set(ARRAYS))
+
+
+def test_a_codec_inferred_from_per_tensor_records_speaks_them():
+    record = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
+    codec = Codec.infer(record)
+    assert codec.layout == LAYOUT
+    model = codec.decode(record)
+    again = codec.encode([model.floats], [model.ints])
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(again[name].numpy(), array, strict=True)
+
+
+def test_a_packed_model_without_integers_is_one_array():
+    codec = Codec(Layout.of({"a": np.ones(3, np.float32)}))
+    record = codec.encode([np.ones(3, np.float32)], [])
+    assert list(record) == ["floats"]
+    assert codec.decode(record).ints.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (ArrayRecord({"floats": Array(np.zeros(6, np.float32)), "ints": Array(np.zeros(1, np.int64))}), "6 \\+ 1"),
+        (ArrayRecord({"floats": Array(np.zeros(7, np.float32))}), "7 \\+ 0"),
+        (ArrayRecord({"floats": Array(np.zeros(7)), "ints": Array(np.zeros(1, np.int64))}), "float64"),
+        (ArrayRecord({"floats": Array(np.zeros(7, np.float32)), "more": Array(np.zeros(1))}), "unknown arrays more"),
+    ],
+)
+def test_decode_refuses_another_model(record, message):
+    with pytest.raises(RecordError, match=message):
+        Codec(LAYOUT).decode(record)
+
+
+def message_and_reply(change):
+    model = LAYOUT.pack(ARRAYS)
+    arrays = Codec(LAYOUT).encode([model.floats], [model.ints])
+    sent = Message(RecordDict({"arrays": arrays}), 1, "train")
+    content = RecordDict(
+        {"arrays": ArrayRecord(dict(arrays)), "metrics": MetricRecord({"num-examples": 5, "loss": 0.1})}
+    )
+    changed = change(content)
+    return sent, Message(content if changed is None else changed, reply_to=sent)
+
+
+def floats(values):
+    def change(content):
+        content["arrays"]["floats"] = Array(np.asarray(values))
+
+    return change
+
+
+def metrics(**values):
+    def change(content):
+        content["metrics"] = MetricRecord({name.replace("_", "-"): value for name, value in values.items()})
+
+    return change
+
+
+GOOD = np.zeros(7, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "reason"),
+    [
+        (floats(np.where(np.arange(7) == 3, np.nan, GOOD).astype(np.float32)), "not-finite", "'floats' holds NaN"),
+        (floats(np.where(np.arange(7) == 3, -np.inf, GOOD).astype(np.float32)), "not-finite", "'floats' holds NaN"),
+        (floats(np.zeros(8, np.float32)), "malformed", r"'floats' is float32\[8\], not float32\[7\]"),
+        (floats(np.zeros(7)), "malformed", r"'floats' is float64\[7\], not float32\[7\]"),
+        (metrics(num_examples=0), "no-examples", "0 examples"),
+        (metrics(num_examples=-4), "no-examples", "-4 examples"),
+        (metrics(num_examples=float("nan")), "malformed", "no number 'num-examples'"),
+        (metrics(num_examples=[1]), "malformed", "no number 'num-examples'"),
+        (metrics(loss=1.0), "malformed", "no number 'num-examples'"),
+        (lambda content: content["arrays"].pop("ints") and None, "malformed", r"\['ints'\] are missing or extra"),
+        (lambda content: content.pop("arrays") and None, "malformed", "no 'arrays'"),
+        (lambda content: content.pop("metrics") and None, "malformed", "no number"),
+        (lambda content: RecordDict(), "malformed", "no number"),
+    ],
+)
+def test_what_is_wrong_with_a_reply_is_named(change, kind, reason):
+    import re
+
+    sent, reply = message_and_reply(change)
+    found = fault(reply, sent)
+    assert found is not None
+    assert found[0] == kind
+    assert re.search(reason, found[1])
+
+
+def test_a_good_reply_has_no_fault():
+    sent, reply = message_and_reply(lambda content: None)
+    assert fault(reply, sent) is None
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, "client-error"), (3, "expired"), (5, "node-lost"), (77, "other")])
+def test_flowers_errors_have_names(code, kind):
+    sent, _ = message_and_reply(lambda content: None)
+    assert fault(Message(Error(code, "it\nbroke"), reply_to=sent), sent) == (kind, "it broke")

@@ -1,0 +1,181 @@
+"""Whole runs on real digits with the in-process engine."""
+
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from fedmr_flwr import client, engines, models, server
+from fedmr_flwr.errors import ConfigError, DeviceError, FederationError, PartitionError, RunFolderError
+from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs.display import Display
+from fedmr_flwr.training import layout_of
+
+
+def run(settings):
+    with Display(settings.rounds, Console(file=io.StringIO())) as display:
+        return server.run(settings, engines.grid_of(settings), display)
+
+
+def test_a_run_writes_everything_it_promises(toy):
+    settings = toy("evaluate-every=2", "checkpoint-every=2", "strategy.unit=tensor")
+    out = run(settings)
+    assert sorted(path.name for path in out.path.iterdir()) == [
+        "checkpoints",
+        "clients.png",
+        "config.yaml",
+        "curves.png",
+        "manifest.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "partition.npz",
+    ]
+    rows = [json.loads(line) for line in out.metrics.read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert ["test-accuracy" in row for row in rows] == [False, True, True]
+    for row in rows:
+        assert {"round", "seconds", "train-loss", "replies", "failures", "similarity"} <= set(row)
+        assert (row["replies"], row["failures"]) == (3, 0)
+        assert 0 < row["similarity"] <= 1
+    assert 0 <= rows[-1]["test-accuracy"] <= 1
+
+    manifest = out.read_manifest()
+    assert manifest["status"] == "completed"
+    assert manifest["strategy"]["unit"] == "tensor"
+    assert manifest["model-sha256"] == hashlib.sha256(out.model.read_bytes()).hexdigest()
+    resolved = yaml.safe_load((out.path / "config.yaml").read_text())
+    assert resolved["training"]["momentum"] == 0.5
+    assert resolved["run-dir"] == str(out.path)
+
+
+def test_the_saved_model_is_the_mean_of_the_population(toy):
+    out = run(toy("checkpoint-every=1"))
+    model = models.build("cnn", (1, 8, 8), 10)
+    layout = layout_of(model)
+    saved = layout.pack(load_file(out.model))
+    last = checkpoint.load(max(out.checkpoints.iterdir()))
+    assert last.round == 3
+    np.testing.assert_array_equal(saved.floats, last.model.floats)
+    population = last.state["population.floats"]
+    assert population.shape == (3, layout.size)
+    assert len({row.tobytes() for row in population}) == 3, "K different models"
+    np.testing.assert_allclose(saved.floats, population.astype(np.float64).mean(0), rtol=1e-6)
+
+
+def test_the_same_configuration_gives_the_same_model_and_another_seed_another(toy):
+    hashes = [
+        run(toy(f"seed={seed}", run=name)).read_manifest()["model-sha256"]
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_how_often_one_evaluates_does_not_change_the_model(toy):
+    a = run(toy("evaluate-every=1", run="a")).read_manifest()["model-sha256"]
+    b = run(toy("evaluate-every=3", "checkpoint-every=1", run="b")).read_manifest()["model-sha256"]
+    assert a == b
+
+
+def test_fedavg_and_fedmr_draw_the_same_clients(toy, monkeypatch):
+    drawn = {}
+    for name in ("fedavg", "fedmr"):
+        fit = client.fit
+        monkeypatch.setattr(
+            client, "fit", lambda *a, fit=fit, name=name: drawn.setdefault(name, []).append(len(a[2])) or fit(*a)
+        )
+        run(toy(f"strategy.name={name}", run=name))
+        monkeypatch.undo()
+    assert drawn["fedavg"] == drawn["fedmr"]
+
+
+@pytest.mark.slow
+def test_fedmr_learns_the_digits(toy):
+    out = run(toy("rounds=40", "clients=20", "clients-per-round=5", "training.local-epochs=5", "partition.alpha=0.3"))
+    best = max(row["test-accuracy"] for row in out.read_rows())
+    assert best > 0.85
+
+
+def test_a_failed_client_leaves_its_slot_and_is_named_in_the_metrics(toy, monkeypatch):
+    fit, calls = client.fit, []
+
+    def sometimes(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("out of memory")
+        return fit(*arguments)
+
+    monkeypatch.setattr(client, "fit", sometimes)
+    rows = run(toy()).read_rows()
+    assert [row["failures"] for row in rows] == [0, 1, 0]
+    assert [row["replies"] for row in rows] == [3, 2, 3]
+    (failed,) = rows[1]["failed"]
+    assert (failed["kind"], failed["reason"]) == ("client-error", "RuntimeError: out of memory")
+    assert 0 <= failed["client"] < 6
+
+
+def test_a_diverged_client_is_refused_as_not_finite(toy):
+    with pytest.raises(FederationError, match=r"round 1: no client gave a good reply \(client \d: not-finite"):
+        run(toy("training.lr=1e30", "rounds=1"))
+
+
+def test_a_round_in_which_nobody_answers_ends_the_run(toy, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no data\nhere")
+
+    monkeypatch.setattr(client, "fit", broken)
+    settings = toy()
+    with pytest.raises(FederationError, match=r"round 1: .*client \d: client-error: RuntimeError: no data here"):
+        run(settings)
+    manifest = json.loads((settings.run_dir / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "no data here" in manifest["error"]
+    assert not (settings.run_dir / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("data.name=none", ConfigError),
+        ("model.name=none", ConfigError),
+        ("partition.name=none", ConfigError),
+        ("strategy.name=none", ConfigError),
+        ("strategy.unti=tensor", ConfigError),
+        ("clients=200", PartitionError),
+        ("device=cuda:99", DeviceError),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_written(toy, override, error):
+    settings = toy(override)
+    with pytest.raises(error) as caught:
+        run(settings)
+    assert "\n" not in str(caught.value)
+    assert not settings.run_dir.exists()
+
+
+def test_an_unknown_engine_is_refused(toy):
+    with pytest.raises(ConfigError, match="'spark' is not known; choose one of ray, in-process"):
+        engines.grid_of(toy("engine=spark"))
+
+
+def test_a_used_folder_is_refused_and_nothing_in_it_changes(toy):
+    out = run(toy("rounds=1"))
+    before = {path.name: path.read_bytes() for path in out.path.iterdir() if path.is_file()}
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        run(toy("rounds=1", "seed=9"))
+    assert before == {path.name: path.read_bytes() for path in out.path.iterdir() if path.is_file()}
+
+
+def test_a_client_with_another_model_than_the_server_says_so(toy, monkeypatch):
+    real = server.train_config
+    monkeypatch.setattr(
+        server,
+        "train_config",
+        lambda settings, layout: type(real(settings, layout))({**real(settings, layout), "layout": "another"}),
+    )
+    with pytest.raises(FederationError, match="builds another model 'cnn' than the server"):
+        run(toy())
