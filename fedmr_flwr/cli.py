@@ -12,6 +12,8 @@ from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.display import Display, table
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -62,9 +64,10 @@ def main() -> None:
     except FedmrError as error:
         print(f"fedmr: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("fedmr: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # Typer ends so after Ctrl-C, without a word
+            print("fedmr: interrupted", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from fedmr_flwr.server import Federation
 _CONTROL_PORT = "FLWR_LOCAL_CONTROL_API_PORT"
 _HTTP_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 _START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
 # `flwr list` starts a process of several seconds of CPU time, so it is asked rarely.
 _STATUS_SECONDS = 20.0
 _FAILED = "Simulation failed with exception: "
@@ -150,12 +151,15 @@ class _SuperLink:
             time.sleep(0.3)
 
     def stop(self) -> None:
-        """End the SuperLink and what it started, by its process id."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=15)
-        with suppress(ProcessLookupError):  # its own process group, so nothing else is touched
+        """End the SuperLink and what it started: its process id is that of a process group of their own."""
+        with suppress(ProcessLookupError):
+            # The simulation among them shuts Ray down when it is asked to end, but not when it is killed.
+            os.killpg(self.process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + _STOP_SECONDS
+            while time.monotonic() < deadline:
+                self.process.poll()
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.1)
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 

@@ -1,0 +1,176 @@
+"""The real thing: Flower's SuperLink, its simulation with Ray, and this project's commands as a user types them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+TINY = ["rounds=4", "training.local-epochs=1"]
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def env():
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}
+    return clean | {"PATH": f"{BIN}{os.pathsep}{clean['PATH']}", "TMPDIR": "/tmp"}
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """The final model of the in-process engine, to which every other way in must be equal."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    command = [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, f"run-dir={out}", "--engine", "in-process"]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return manifest(out)["model-sha256"]
+
+
+def manifest(out):
+    return json.loads((out / "manifest.json").read_text())
+
+
+def processes():
+    """The command lines of Flower's and Ray's processes on this machine."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if any(name in line for name in ("flower-superlink", "flower-superexec", "flwr-simulation", "raylet")):
+            found.add((entry.name, line))
+    return found
+
+
+def nothing_left(before, seconds=20):
+    """Wait until no process remains that was not there before."""
+    deadline = time.monotonic() + seconds
+    while (left := processes() - before) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return not left, left
+
+
+def test_fedmr_run_trains_in_flowers_simulation_to_the_same_model(tmp_path, env, reference):
+    before = processes()
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "run-dir=run"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    assert lines[0] == lines[-1] == f"run folder: {out}"
+    assert [line.split("  ")[0] for line in lines if line.startswith("round ")] == [
+        f"round {n}/4" for n in range(1, 5)
+    ]
+    assert manifest(out)["status"] == "completed"
+    assert manifest(out)["model-sha256"] == reference
+    for name in ("model.safetensors", "curves.png", "clients.png", "flower.log", "metrics.jsonl"):
+        assert (out / name).stat().st_size > 0
+    assert nothing_left(before) == (True, set())
+
+
+def test_plain_flwr_run_with_one_actor_gives_the_same_model(tmp_path, env, reference):
+    out = tmp_path / "run"
+    with local_superlink(tmp_path, env) as env:
+        overrides = f"{' '.join(TINY)} run-dir={out}"
+        run_id = flwr(
+            env, "run", str(ROOT), "local",
+            "--run-config", f"conf='conf/quickstart.yaml' set='{overrides}'",
+            "--federation-config",
+            "num-supernodes=20 client-resources-num-cpus=1 client-resources-num-gpus=0.0 init-args-num-cpus=1",
+        )["run-id"]  # fmt: skip
+        assert wait_for_end(env, run_id)[0] == "finished:completed"
+    assert manifest(out)["model-sha256"] == reference
+
+
+def test_a_federation_of_another_size_fails_with_one_line(tmp_path, env):
+    with local_superlink(tmp_path, env) as env:
+        run_id = flwr(
+            env, "run", str(ROOT), "local",
+            "--run-config", f"set='rounds=1 run-dir={tmp_path / 'run'}'",
+            "--federation-config", "num-supernodes=30 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
+        )["run-id"]  # fmt: skip
+        status, details = wait_for_end(env, run_id)
+    assert status == "finished:failed"
+    assert "the configuration has 20 clients, but 30 nodes are connected" in details
+    assert "num-supernodes=20" in details
+
+
+def test_a_run_that_fails_in_flower_ends_fedmr_run_with_one_line(tmp_path, env):
+    before = processes()
+    done = subprocess.run(
+        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "training.lr=1e30", "run-dir=run"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("fedmr: error: round 1: no client gave a good reply (client ")
+    assert "not-finite" in done.stderr
+    assert manifest(tmp_path / "run")["status"] == "failed"
+    assert nothing_left(before) == (True, set())
+
+
+def test_ctrl_c_stops_flower_and_marks_the_run(tmp_path, env):
+    before = processes()
+    process = subprocess.Popen(
+        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", "rounds=100000", "run-dir=run"],
+        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 180
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=90)
+    assert (process.returncode, err) == (130, "fedmr: interrupted\n")
+    assert manifest(tmp_path / "run")["status"] == "failed"
+    assert nothing_left(before) == (True, set())
+
+
+class local_superlink:
+    """A local SuperLink as `flwr run` starts one, with the variables that the README names; stopped by its pid."""
+
+    def __init__(self, folder, env):
+        self.folder, self.env = folder, env
+
+    def __enter__(self):
+        from fedmr_flwr.engines.ray import _SuperLink
+
+        for name in [name for name in os.environ if name.startswith(("FLWR_", "RAY_"))]:
+            self.env.pop(name, None)
+        home = self.folder / "flower"
+        home.mkdir()
+        self.flower = _SuperLink(home)
+        self.flower.wait_until_ready()
+        return self.flower.env
+
+    def __exit__(self, *_):
+        self.flower.stop()
+        shutil.rmtree(self.folder / "flower", ignore_errors=True)
+
+
+def flwr(env, *arguments):
+    done = subprocess.run(
+        [BIN / "flwr", *arguments, "--format", "json"],
+        env=env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def wait_for_end(env, run_id, seconds=240):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        (run,) = flwr(env, "list", "local", "--run-id", run_id)["runs"]
+        if run["status"].startswith("finished"):
+            return run["status"], run.get("status-details")
+        time.sleep(3)
+    raise TimeoutError

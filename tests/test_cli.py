@@ -1,0 +1,133 @@
+"""The command line: what it prints and how it ends."""
+
+import socket
+import sys
+
+import pytest
+import yaml
+
+from fedmr_flwr import cli
+
+TINY = [
+    "rounds=2",
+    "clients=6",
+    "clients-per-round=2",
+    "training.local-epochs=1",
+    "partition.name=iid",
+    "device=cpu",
+]
+
+
+@pytest.fixture
+def fedmr(monkeypatch, capfd, tmp_path):
+    """Run the command in a folder of its own; return exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    conf = tmp_path / "run.yaml"
+    conf.write_text("data: {name: digits}\n")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedmr", *arguments])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_a_run_prints_its_folder_first_and_last_and_a_table(fedmr, tmp_path):
+    status, out, _ = fedmr("run", "run.yaml", *TINY, "strategy.first-stage-rounds=1", "--engine", "in-process")
+    assert status == 0
+    lines = [line for line in out.splitlines() if line.strip()]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert lines[0] == lines[-1] == f"run folder: {folder}"
+    assert any(line.startswith("round 2/2  accuracy ") for line in lines)
+    assert any("test accuracy" in line for line in lines)
+    assert any("best test accuracy" in line for line in lines)
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["engine"] == "in-process"
+    assert resolved["strategy"] == {"name": "fedmr", "first-stage-rounds": 1}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["roundz=3"], ["run.yaml", "unknown key 'roundz'", "did you mean 'rounds'?"]),
+        (["rounds=many"], ["rounds = 'many'", "valid integer"]),
+        (["clients-per-round=7"], ["clients-per-round is 7", "only 6 clients", "lower clients-per-round"]),
+        (["partition.alpha=0"], ["partition.alpha = 0", "greater than 0"]),
+        (["training.local-epochs=0"], ["training.local-epochs = 0", "greater than or equal to 1"]),
+        (["data.name=fashion-mnist", "data-dir=nowhere"], ["nowhere", "train-images-idx3-ubyte", "data-dir=FOLDER"]),
+        (["strategy.unit=blocks"], ["strategy.unit = 'blocks'", "'layer' or 'tensor'"]),
+        (["device=cuda:7"], ["device is cuda:7", "device=auto or device=cpu"]),
+        (["engine=spark"], ["'spark' is not known", "ray, in-process"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status_and_writes_nothing(fedmr, tmp_path, monkeypatch, overrides, words):
+    from torchvision.datasets import FashionMNIST
+
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(FashionMNIST, "download", no_network)
+    status, out, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out", *overrides)
+    assert status == 1
+    assert err.startswith("fedmr: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_data_file_is_named(fedmr, tmp_path):
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{part}-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x63short")
+    status, _, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "data.name=fashion-mnist", "data-dir=.")
+    assert status == 1
+    assert "train-images-idx3-ubyte states 99 bytes of data but holds 5; replace it" in err
+
+
+def test_a_used_run_folder_is_refused(fedmr, tmp_path):
+    arguments = ["run", "run.yaml", *TINY, "rounds=1", "engine=in-process", "run-dir=out"]
+    assert fedmr(*arguments)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    status, _, err = fedmr(*arguments)
+    assert status == 1
+    assert "out already holds a run; name another folder with run-dir=FOLDER" in err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_a_missing_configuration_is_named(fedmr):
+    status, _, err = fedmr("run", "none.yaml")
+    assert status == 1
+    assert err == "fedmr: error: cannot read the configuration none.yaml: No such file or directory\n"
+
+
+def test_an_occupied_port_is_named_with_the_variable(fedmr, tmp_path, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", str(port))
+        status, _, err = fedmr("run", "run.yaml", *TINY, "run-dir=out")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert f"port {port} of FLWR_LOCAL_SUPERLINK_HTTP_API_PORT cannot be used" in err
+    assert "unset the variable" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_says_so(fedmr, tmp_path, monkeypatch):
+    from fedmr_flwr import client
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "fit", interrupt)
+    status, _, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out")
+    assert (status, err) == (130, "fedmr: interrupted\n")
+    assert '"status": "failed"' in (tmp_path / "out" / "manifest.json").read_text()
