@@ -1,5 +1,6 @@
 """The command line: `fedmr run`."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,6 +60,7 @@ def run(
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and status 1."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `kill` stops Flower too
     try:
         app()
     except FedmrError as error:

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedmr_flwr import config
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import EngineError
@@ -26,7 +27,7 @@ from fedmr_flwr.server import Federation
 _CONTROL_PORT = "FLWR_LOCAL_CONTROL_API_PORT"
 _HTTP_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 _START_SECONDS = 60.0
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = 10.0
 # `flwr list` starts a process of several seconds of CPU time, so it is asked rarely.
 _STATUS_SECONDS = 20.0
 _FAILED = "Simulation failed with exception: "
@@ -151,17 +152,19 @@ class _SuperLink:
             time.sleep(0.3)
 
     def stop(self) -> None:
-        """End the SuperLink and what it started: its process id is that of a process group of their own."""
-        with suppress(ProcessLookupError):
-            # The simulation among them shuts Ray down when it is asked to end, but not when it is killed.
-            os.killpg(self.process.pid, signal.SIGTERM)
-            deadline = time.monotonic() + _STOP_SECONDS
-            while time.monotonic() < deadline:
-                self.process.poll()
-                os.killpg(self.process.pid, 0)
-                time.sleep(0.1)
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        """End the SuperLink, by its process id, and whatever it started."""
+        try:
+            superlink = psutil.Process(self.process.pid)
+            # Ray's processes leave the family when the simulation is killed, so note them first.
+            family = [superlink, *superlink.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        self.process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=_STOP_SECONDS)
 
     def _status(self, run_id: str) -> tuple[str, str]:
         (entry,) = self._flwr("list", "local", "--run-id", run_id)["runs"]
