@@ -144,6 +144,16 @@ class Layout:
             (packed.ints if entry.integer else packed.floats)[entry.columns] = array.reshape(-1)
         return packed
 
+    def check(self, packed: Packed) -> None:
+        """Insist on vectors of this layout's lengths.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if packed.floats.shape != (self.size,) or packed.ints.shape != (self.counters,):
+            found = f"{packed.floats.size} + {packed.ints.size}"
+            raise ValueError(f"the vectors hold {found} values, not {self.size} + {self.counters}")
+
     def unpack(self, packed: Packed) -> dict[str, NDArray[np.generic]]:
         """Return a model's tensors by name, as views where the type allows it.
 
@@ -153,9 +163,7 @@ class Layout:
         Raises:
             ValueError: the vectors are not of this layout's lengths.
         """
-        if packed.floats.shape != (self.size,) or packed.ints.shape != (self.counters,):
-            found = f"{packed.floats.size} + {packed.ints.size}"
-            raise ValueError(f"the vectors hold {found} values, not {self.size} + {self.counters}")
+        self.check(packed)
         return {
             entry.name: (packed.ints if entry.integer else packed.floats)[entry.columns]
             .astype(entry.dtype, copy=False)

@@ -53,21 +53,28 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Floats:
 def similarity(rows: Rows) -> float:
     """Return the mean cosine similarity over all pairs of models.
 
+    With unit vectors u_i, the sum of all K(K-1) ordered cosines is |u_1 + ... + u_K|^2 - K, so the pairs
+    need not be visited one by one.
+
     Args:
-        rows: K vectors [P], K >= 1.
+        rows: K vectors [P], K >= 1; a zero vector counts as orthogonal to all others.
 
     Returns:
         The mean of the K(K-1)/2 cosines, in [-1, 1]; 1 for a single model.
     """
-    if len(rows) == 1:
+    count = len(rows)
+    if count == 1:
         return 1.0
-    gram = np.zeros((len(rows), len(rows)))
+    squares = np.array([sum(float(row[part] @ row[part]) for part in _blocks(len(row))) for row in rows])
+    scales = np.divide(1, np.sqrt(squares), out=np.zeros(count), where=squares > 0).astype(np.float32)
+    scaled = np.empty(_BLOCK, np.float32)
+    of_sum = 0.0
     for block in _blocks(len(rows[0])):
-        part = np.stack([row[block] for row in rows])
-        gram += part @ part.T
-    norms = np.sqrt(np.maximum(np.diag(gram), np.finfo(np.float64).tiny))
-    cosines = gram / np.outer(norms, norms)
-    return float(cosines[np.triu_indices(len(rows), k=1)].mean())
+        total = np.zeros(block.stop - block.start, np.float32)
+        for row, scale in zip(rows, scales, strict=True):
+            total += np.multiply(row[block], scale, out=scaled[: len(total)])
+        of_sum += float(total @ total)
+    return (of_sum - np.count_nonzero(squares)) / (count * (count - 1))
 
 
 def deal(units: int, slots: int, rng: np.random.Generator) -> Sources:

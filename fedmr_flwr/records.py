@@ -9,10 +9,11 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from numpy.typing import DTypeLike, NDArray
 
 from fedmr_flwr.errors import RecordError
@@ -43,13 +44,17 @@ def join(pieces: Sequence[NDArray[Any]], dtype: DTypeLike) -> Array:
         dtype: the type of the result.
     """
     length = sum(len(piece) for piece in pieces)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header,
-        {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (length,)},
-    )
-    data = b"".join([header.getvalue(), *(piece.data.cast("B") for piece in pieces if len(piece))])
+    data = b"".join([_head(np.dtype(dtype), length), *(piece.data.cast("B") for piece in pieces if len(piece))])
     return Array(np.dtype(dtype).name, (length,), "numpy.ndarray", data)
+
+
+@lru_cache(maxsize=64)
+def _head(dtype: np.dtype[Any], length: int) -> bytes:
+    """Return how the .npy file of a vector begins."""
+    file = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, facts)
+    return file.getvalue()
 
 
 def view(array: Array) -> NDArray[Any]:
@@ -132,7 +137,7 @@ class Codec:
                 raise ValueError(f"unknown arrays {', '.join(sorted(arrays))}")
             if floats.dtype != np.float32 or ints.dtype != np.int64:
                 raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, not float32 and int64")
-            self.layout.unpack(Packed(floats, ints))
+            self.layout.check(Packed(floats, ints))
         except ValueError as error:
             raise RecordError(f"the model does not fit: {error}") from None
         return Packed(floats, ints)
@@ -171,20 +176,20 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
     if not reply.has_content():
         return _KINDS.get(reply.error.code, "other"), " ".join(str(reply.error.reason).split())
     try:
-        metrics = reply.content.metric_records.get(METRICS)
-        examples = metrics.get(EXAMPLES) if metrics is not None else None
+        metrics, arrays = reply.content.get(METRICS), reply.content.get(ARRAYS)
+        examples = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
         if not isinstance(examples, int | float) or not np.isfinite(examples):
             return "malformed", f"the reply has no number '{EXAMPLES}' in its '{METRICS}'"
         if examples <= 0:
             return "no-examples", f"the client trained on {examples} examples"
-        return _model_fault(reply.content.array_records.get(ARRAYS), sent.content.array_records[ARRAYS])
+        if not isinstance(arrays, ArrayRecord):
+            return "malformed", f"the reply has no '{ARRAYS}'"
+        return _model_fault(arrays, sent.content.array_records[ARRAYS])
     except RecordError as error:
         return "malformed", str(error)
 
 
-def _model_fault(record: ArrayRecord | None, sent: ArrayRecord) -> tuple[str, str] | None:
-    if record is None:
-        return "malformed", f"the reply has no '{ARRAYS}'"
+def _model_fault(record: ArrayRecord, sent: ArrayRecord) -> tuple[str, str] | None:
     if set(record) != set(sent):
         return "malformed", f"the arrays {sorted(set(record) ^ set(sent))} are missing or extra"
     for name, array in record.items():
@@ -192,7 +197,15 @@ def _model_fault(record: ArrayRecord | None, sent: ArrayRecord) -> tuple[str, st
         if (array.dtype, tuple(array.shape)) != (sent[name].dtype, tuple(sent[name].shape)):
             expected = f"{sent[name].dtype}{list(sent[name].shape)}"
             return "malformed", f"'{name}' is {array.dtype}{list(array.shape)}, not {expected}"
-        # The extremes are NaN or infinite if any value is; no temporary array is made.
-        if values.dtype.kind == "f" and values.size and not np.isfinite([values.min(), values.max()]).all():
+        if values.dtype.kind == "f" and not _finite(values):
             return "not-finite", f"'{name}' holds NaN or infinite values"
     return None
+
+
+def _finite(values: NDArray[Any]) -> bool:
+    """Tell whether all values are finite, reading them once and making no temporary array."""
+    flat = values.reshape(-1)
+    if np.isfinite(np.vdot(flat, flat)):
+        return True
+    # The square of large but finite values overflows, so look again.
+    return bool(np.isfinite([flat.min(), flat.max()]).all())

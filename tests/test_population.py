@@ -132,4 +132,6 @@ def test_similarity_is_the_mean_over_pairs():
     rows = np.array([[1, 0], [0, 2], [3, 3]], np.float32)
     np.testing.assert_allclose(similarity(rows), (0 + 2**-0.5 + 2**-0.5) / 3, rtol=1e-6)
     assert similarity(rows[:1]) == 1
-    np.testing.assert_allclose(similarity(np.repeat(rows[2:], 4, axis=0)), 1)
+    np.testing.assert_allclose(similarity(np.repeat(rows[2:], 4, axis=0)), 1, rtol=1e-6)
+    opposite = np.array([[1, 2], [-1, -2], [0, 0]], np.float32)
+    np.testing.assert_allclose(similarity(opposite), -1 / 3, rtol=1e-6)  # nothing is like the zero vector

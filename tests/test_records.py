@@ -166,6 +166,11 @@ def test_a_good_reply_has_no_fault():
     assert fault(reply, sent) is None
 
 
+def test_values_whose_squares_overflow_are_still_finite():
+    sent, reply = message_and_reply(floats(np.full(7, 3e38, np.float32)))
+    assert fault(reply, sent) is None
+
+
 @pytest.mark.parametrize(("code", "kind"), [(2, "client-error"), (3, "expired"), (5, "node-lost"), (77, "other")])
 def test_flowers_errors_have_names(code, kind):
     sent, _ = message_and_reply(lambda content: None)

@@ -117,6 +117,7 @@ class Algorithm(Strategy):
         """Sort the replies by slot and combine them; (None, None) if not one is good."""
         answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
         trained = [self._read(answers.get(message.metadata.message_id)) for message in self._sent]
+        self._sent = []  # K models that nobody needs any more
         if not any(trained):
             return None, None
         arrays = self.combine(server_round, trained)
@@ -136,12 +137,10 @@ class Algorithm(Strategy):
         if reply is None or not reply.has_content():
             return None
         try:
-            model = self.codec.decode(reply.content.array_records[ARRAYS])
-            metrics = {
-                name: float(value)
-                for name, value in reply.content.metric_records[METRICS].items()
-                if isinstance(value, int | float)
-            }
+            arrays, numbers = reply.content[ARRAYS], reply.content[METRICS]
+            assert isinstance(arrays, ArrayRecord) and isinstance(numbers, MetricRecord)
+            model = self.codec.decode(arrays)
+            metrics = {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
             return Trained(model, metrics.pop(EXAMPLES), metrics)
         except (RecordError, KeyError):
             return None

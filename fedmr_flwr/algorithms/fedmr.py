@@ -10,6 +10,7 @@ docs/decisions.md.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +71,7 @@ class FedMR(Algorithm):
             reply.model if reply else self.codec.decode(dealt)
             for reply, dealt in zip(trained, self._dealt, strict=True)
         ]
+        self._dealt = ()
         floats = mean([model.floats for model in self._population])
         ints = np.max([model.ints for model in self._population], axis=0)
         return self.codec.encode([floats], [ints])
@@ -87,13 +89,18 @@ class FedMR(Algorithm):
             "population.ints": np.stack([model.ints for model in self._population]),
         }
 
-    def _recombined(self, server_round: int, population: list[Packed]) -> list[ArrayRecord]:
-        """Shuffle each unit across the population, straight into the outgoing records."""
+    @cached_property
+    def _units(self) -> tuple[int, list[tuple[slice, int]], list[tuple[slice, int]]]:
+        """How many units there are, and from left to right which columns are whose: floats, then ints."""
         layout = self.codec.layout
         units = layout.units(self.options.unit)
-        sources = deal(len(units), len(population), stream(self.seed, "recombine", server_round))
         float_runs = in_order([unit.floats for unit in units], layout.size)
-        int_runs = in_order([unit.ints for unit in units], layout.counters)
+        return len(units), float_runs, in_order([unit.ints for unit in units], layout.counters)
+
+    def _recombined(self, server_round: int, population: list[Packed]) -> list[ArrayRecord]:
+        """Shuffle each unit across the population, straight into the outgoing records."""
+        units, float_runs, int_runs = self._units
+        sources = deal(units, len(population), stream(self.seed, "recombine", server_round))
         floats = [model.floats for model in population]
         ints = [model.ints for model in population]
         return [

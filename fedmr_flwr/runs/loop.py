@@ -43,25 +43,7 @@ def run(
         FederationError: in some round no client gave a good reply.
     """
     for number in range(1, settings.rounds + 1):
-        start = time.perf_counter()
-        messages = strategy.configure_train(number, arrays, train_config, grid)
-        replies = grid.send_and_receive(messages, timeout=TIMEOUT)
-        combined, metrics = strategy.aggregate_train(number, replies)
-        exchange = grid.exchange
-        if combined is None:
-            first = exchange.failures[0] if exchange.failures else None
-            why = f"client {first.client}: {first.kind}: {first.reason}" if first else "no message was sent"
-            raise FederationError(f"round {number}: no client gave a good reply ({why})")
-        arrays = combined
-        row: dict[str, Any] = {
-            "round": number,
-            "seconds": round(time.perf_counter() - start, 4),
-            **(metrics or {}),
-            "replies": exchange.replies,
-            "failures": len(exchange.failures),
-        }
-        if exchange.failures:
-            row["failed"] = [vars(failure) for failure in exchange.failures]
+        arrays, row = _train_round(number, strategy, grid, arrays, train_config)
         if number % settings.evaluate_every == 0 or number == settings.rounds:
             start = time.perf_counter()
             score = evaluate(arrays)
@@ -72,3 +54,31 @@ def run(
             }
         report(row, arrays)
     return arrays
+
+
+def _train_round(
+    number: int, strategy: Strategy, grid: RosterGrid, arrays: ArrayRecord, train_config: ConfigRecord
+) -> tuple[ArrayRecord, dict[str, Any]]:
+    """Train one round; return the new global model and the round's metrics.
+
+    A function of its own, so that the messages of one round are gone before those of the next are made.
+    """
+    start = time.perf_counter()
+    messages = strategy.configure_train(number, arrays, train_config, grid)
+    replies = grid.send_and_receive(messages, timeout=TIMEOUT)
+    combined, metrics = strategy.aggregate_train(number, replies)
+    exchange = grid.exchange
+    if combined is None:
+        first = exchange.failures[0] if exchange.failures else None
+        why = f"client {first.client}: {first.kind}: {first.reason}" if first else "no message was sent"
+        raise FederationError(f"round {number}: no client gave a good reply ({why})")
+    row: dict[str, Any] = {
+        "round": number,
+        "seconds": round(time.perf_counter() - start, 4),
+        **(metrics or {}),
+        "replies": exchange.replies,
+        "failures": len(exchange.failures),
+    }
+    if exchange.failures:
+        row["failed"] = [vars(failure) for failure in exchange.failures]
+    return combined, row
