@@ -9,6 +9,7 @@ in pages of 4 KiB, which takes longer than to fill it.
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -102,7 +103,7 @@ def measure(layout: Layout, slots: int) -> tuple[dict[str, float], float]:
     units = [unit.floats for unit in layout.units("layer")]
     parts: dict[str, Callable[[], object]] = {
         "copy": population.copy,
-        "recombine": lambda: recombine(population, units, server.rng),
+        "recombine": partial(recombine, population, units, server.rng),
         "check": server.check,
         "combine": server.combine,
         "deal": server.deal,

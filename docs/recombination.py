@@ -1,0 +1,45 @@
+"""Draw docs/recombination.png: a population before and after recombination.
+
+    .venv/bin/python docs/recombination.py
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedmr_flwr.population import deal
+from fedmr_flwr.randomness import stream
+
+LAYERS = ("conv1", "conv2", "hidden", "classifier")
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52")
+
+
+def draw(axes: Axes, sources: np.ndarray, title: str, below: str) -> None:
+    """Draw one column of boxes per model; the colour tells which model a layer was trained in."""
+    for layer, row in enumerate(sources):
+        for slot, source in enumerate(row):
+            axes.barh(-layer, 0.86, 0.78, left=slot - 0.43, color=COLOURS[source])
+            axes.text(slot, -layer, str(source + 1), ha="center", va="center", color="white", fontsize=11)
+    axes.set_title(title, fontsize=12)
+    axes.set_xticks(range(len(COLOURS)), [f"{below} {slot + 1}" for slot in range(len(COLOURS))])
+    axes.set_yticks([-layer for layer in range(len(LAYERS))], LAYERS)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def main() -> None:
+    """Draw the picture."""
+    before = np.tile(np.arange(len(COLOURS)), (len(LAYERS), 1))
+    after = deal(len(LAYERS), len(COLOURS), stream(4, "figure"))
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw(left, before, "the K models that came back", "model")
+    draw(right, after, "the K models of the next round", "model")
+    figure.savefig(Path(__file__).with_suffix(".png"), dpi=130)
+
+
+if __name__ == "__main__":
+    main()
