@@ -1,6 +1,6 @@
 """Draw docs/recombination.png: a population before and after recombination.
 
-    .venv/bin/python docs/recombination.py
+.venv/bin/python docs/recombination.py
 """
 
 from pathlib import Path

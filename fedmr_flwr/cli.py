@@ -11,7 +11,7 @@ from rich.console import Console
 from fedmr_flwr import config
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.runs import folder
-from fedmr_flwr.runs.display import Display, table
+from fedmr_flwr.runs.display import Display, quiet, table
 
 _INTERRUPTED = 130
 
@@ -60,7 +60,9 @@ def run(
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and status 1."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `kill` stops Flower too
+    for name in (signal.SIGTERM, signal.SIGHUP):  # so that `kill` and a closed terminal stop Flower too
+        signal.signal(name, signal.default_int_handler)
+    quiet()
     try:
         app()
     except FedmrError as error:

@@ -80,7 +80,7 @@ class _Job:
         self.config = message.content.config_records[CONFIG]
         self.settings = _settings(str(self.config[SETTINGS]))
         self.client = _number(context)
-        self.device = pick_device(self.settings.device)
+        self.device = _device(self.settings)
         self.dataset = datasets.load(self.settings.data.name, self.settings.data_dir)
         self.examples = self._examples()
         self.model, self.codec = _network(
@@ -95,7 +95,8 @@ class _Job:
 
     def _examples(self) -> Examples:
         assert self.settings.run_dir is not None
-        indices = torch.from_numpy(_partition(RunFolder(self.settings.run_dir).partition)[self.client])
+        path = RunFolder(self.settings.run_dir).partition
+        indices = torch.from_numpy(_partition(path, path.stat().st_mtime_ns)[self.client])
         train = self.dataset.train
         return Examples(train.images[indices], train.labels[indices])
 
@@ -104,13 +105,19 @@ def _number(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
+def _device(settings: Settings) -> torch.device:
+    # Ray shows each client only the card it gave it, under the number 0.
+    hidden = settings.engine == "ray" and settings.device.startswith("cuda")
+    return pick_device("cuda" if hidden else settings.device)
+
+
 @lru_cache(maxsize=4)
 def _settings(text: str) -> Settings:
     return Settings.model_validate(json.loads(text))
 
 
 @lru_cache(maxsize=2)
-def _partition(path: Path) -> list[partitions.Indices]:
+def _partition(path: Path, changed: int) -> list[partitions.Indices]:
     return partitions.read(path)
 
 

@@ -1,13 +1,23 @@
 """The configuration of a run: typed, unknown keys refused, YAML files with `key=value` overrides."""
 
 import difflib
+import re
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fedmr_flwr.errors import ConfigError
 
@@ -31,6 +41,14 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `rounds: yes`, which would count as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false mean nothing here")
+        return value
 
 
 class Data(Section):
@@ -103,7 +121,7 @@ class Settings(Section):
     clients: int = Field(100, ge=1)
     clients_per_round: int = Field(10, ge=1)
     seed: int = Field(0, ge=0)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = "auto"
     engine: str = "ray"
     client_cpus: int = Field(1, ge=1)
     client_gpus: float = Field(0.0, ge=0)
@@ -116,6 +134,13 @@ class Settings(Section):
     model: Model = Model()
     training: Training = Training()
     strategy: Strategy = Strategy()
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, name: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+            raise ValueError("choose auto, cpu, cuda or cuda:N")
+        return name
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Settings":
@@ -144,7 +169,7 @@ def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
     """
     try:
-        values = yaml.safe_load(conf.read_text(encoding="utf-8"))
+        values = yaml.load(conf.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {conf}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -195,14 +220,23 @@ def to_yaml(settings: Settings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for at, key in enumerate(keys) if key in keys[:at]]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:
     """Put the strategy's name before its options, and drop the file's options if it names another."""
     ordered = sorted(overrides, key=lambda override: not override.startswith("strategy.name="))
+    names = [override.partition("=")[2] for override in ordered if override.startswith("strategy.name=")]
     section = values.get("strategy")
-    if ordered and isinstance(section, dict):
-        key, _, name = ordered[0].partition("=")
-        if key == "strategy.name" and name != section.get("name"):
-            values["strategy"] = {}
+    if names and isinstance(section, dict) and names[-1] != section.get("name", Strategy().name):
+        values["strategy"] = {}
     return ordered
 
 
@@ -218,9 +252,11 @@ def _set(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"'{override}': '{part}' is a single value, it has no keys of its own")
         values = inner
     try:
-        values[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        values[last] = text
+        value = text
+    # YAML takes "#1" for a comment, that is for nothing.
+    values[last] = text if value is None and text not in ("", "null", "~") else value
 
 
 def _keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
@@ -240,5 +276,7 @@ def _describe(problem: Any, known: list[str], prefix: str) -> str:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key '{key}'; {hint}"
+    if problem["type"] == "model_type":
+        return f"{key} = {problem['input']!r}: it has keys of its own; write {key}.name={problem['input']}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key} = {problem['input']!r}: {message}" if problem["loc"] else message

@@ -65,8 +65,8 @@ def similarity(rows: Rows) -> float:
     count = len(rows)
     if count == 1:
         return 1.0
-    squares = np.array([sum(float(row[part] @ row[part]) for part in _blocks(len(row))) for row in rows])
-    scales = np.divide(1, np.sqrt(squares), out=np.zeros(count), where=squares > 0).astype(np.float32)
+    norms = np.array([_norm(row) for row in rows])
+    scales = np.divide(1, norms, out=np.zeros(count), where=norms > 0).astype(np.float32)
     scaled = np.empty(_BLOCK, np.float32)
     of_sum = 0.0
     for block in _blocks(len(rows[0])):
@@ -74,7 +74,7 @@ def similarity(rows: Rows) -> float:
         for row, scale in zip(rows, scales, strict=True):
             total += np.multiply(row[block], scale, out=scaled[: len(total)])
         of_sum += float(total @ total)
-    return (of_sum - np.count_nonzero(squares)) / (count * (count - 1))
+    return float(np.clip((of_sum - np.count_nonzero(norms)) / (count * (count - 1)), -1, 1))
 
 
 def deal(units: int, slots: int, rng: np.random.Generator) -> Sources:
@@ -152,6 +152,12 @@ def recombine(rows: Rows, units: Sequence[Columns], rng: np.random.Generator) ->
         for (part, _), piece in zip(runs, pieces(rows, runs, sources[:, slot]), strict=True):
             row[part] = piece
     return out
+
+
+def _norm(row: NDArray[Any]) -> float:
+    """Return a vector's length; in double precision where the squares overflow float32."""
+    square = sum(float(np.vdot(row[part], row[part])) for part in _blocks(len(row)))
+    return float(np.sqrt(square)) if np.isfinite(square) else float(np.linalg.norm(row.astype(np.float64)))
 
 
 def _blocks(width: int) -> Iterator[slice]:

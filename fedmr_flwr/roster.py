@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 CLIENT = "client"
 # Flower's error code for what it has no code for.
 _UNKNOWN = 0
+_QUERY_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -41,28 +42,32 @@ class RosterGrid(Grid):
 
     Args:
         grid: the Grid that carries the messages.
-        clients: how many clients to wait for; they must be numbered 0..clients-1. None takes the nodes that
-            are there, numbered as they say or, if their ClientApp answers no query, by node identifier.
-        patience: seconds to wait for the nodes.
+        clients: how many clients there are; they are waited for and asked for their numbers, which must be
+            0..clients-1. None takes the nodes that are there at any time, in the order of their identifiers.
+        at_least: how many nodes to wait for if `clients` is None.
+        patience: seconds to wait for nodes.
 
     Attributes:
-        exchange: the account of the latest training exchange.
+        exchange: the account of the latest exchange of training messages.
+
+    Raises:
+        FederationError: the clients do not come, or are not the ones that should.
     """
 
-    def __init__(self, grid: Grid, clients: int | None = None, patience: float = 120.0) -> None:
+    def __init__(self, grid: Grid, clients: int | None = None, *, at_least: int = 1, patience: float = 120.0) -> None:
         self._grid = grid
+        self._at_least = at_least
+        self._patience = patience
         self.exchange = Exchange(0, ())
-        nodes = _wait_for_nodes(grid, clients or 1, patience)
-        numbers = self._ask_numbers(nodes)
-        if clients is None:
-            # Clients that do not say their number keep the order of their node identifiers.
-            self._clients = {node: numbers.get(node, at) for at, node in enumerate(sorted(nodes))}
-        else:
-            self._clients = _check_numbers(numbers, nodes, clients)
+        self._numbered = clients is not None
+        self._clients = {} if clients is None else self._ask_numbers(clients)
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes in the order of their clients' numbers."""
-        return sorted(self._clients, key=lambda node: (self._clients[node], node))
+        if not self._numbered:
+            nodes = sorted(_wait_for_nodes(self._grid, self._at_least, self._patience))
+            self._clients = {node: at for at, node in enumerate(nodes)}
+        return sorted(self._clients, key=lambda node: self._clients[node])
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies, in the order of the messages.
@@ -73,6 +78,9 @@ class RosterGrid(Grid):
 
         Returns:
             At most one reply per message; a message without one is counted in `exchange`.
+
+        Raises:
+            FederationError: training messages were sent, and not one came back with a good reply.
         """
         sent = list(messages)
         answers: dict[str, list[Message]] = {}
@@ -94,18 +102,37 @@ class RosterGrid(Grid):
             failures.append(Failure(client, "unasked", "a reply to a message that was not sent"))
         for failure in failures:
             _log.warning("client %s: %s: %s", failure.client, failure.kind, failure.reason)
-        self.exchange = Exchange(sum(reply.has_content() for reply in replies), tuple(failures))
+        if any(message.metadata.message_type == MessageType.TRAIN for message in sent):
+            self.exchange = Exchange(sum(reply.has_content() for reply in replies), tuple(failures))
+            if not self.exchange.replies:
+                first = failures[0]
+                raise FederationError(
+                    f"no client gave a good reply (client {first.client}: {first.kind}: {first.reason})"
+                )
         return replies
 
-    def _ask_numbers(self, nodes: list[int]) -> dict[int, int]:
-        """Ask every node for its client's number."""
+    def _ask_numbers(self, clients: int) -> dict[int, int]:
+        """Wait for all clients, ask each for its number and insist on 0..clients-1."""
+        nodes = _wait_for_nodes(self._grid, clients, self._patience)
         queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-        numbers = {}
-        for reply in self._grid.send_and_receive(queries, timeout=600):
-            metrics = reply.content.metric_records.get(METRICS) if reply.has_content() else None
-            number = metrics.get(CLIENT) if metrics is not None else None
+        numbers, refusals = {}, []
+        for reply in self._grid.send_and_receive(queries, timeout=_QUERY_SECONDS):
+            if not reply.has_content():
+                refusals.append(" ".join(str(reply.error.reason).split()))
+                continue
+            metrics = reply.content.get(METRICS)
+            number = metrics.get(CLIENT) if isinstance(metrics, MetricRecord) else None
             if isinstance(number, int):
                 numbers[reply.metadata.src_node_id] = number
+        if len(nodes) != clients:
+            raise FederationError(
+                f"the configuration has {clients} clients, but {len(nodes)} nodes are connected; set clients, "
+                f"or in a simulation --federation-config 'num-supernodes={clients}'"
+            )
+        if sorted(numbers.values()) != list(range(clients)):
+            found = len(set(numbers.values()) & set(range(clients)))
+            why = f"one said: {refusals[0]}" if refusals else "each must have a partition-id of its own"
+            raise FederationError(f"only {found} of the {clients} clients 0 to {clients - 1} answered; {why}")
         return numbers
 
     # The rest is the wrapped Grid's.
@@ -173,14 +200,3 @@ def _wait_for_nodes(grid: Grid, count: int, patience: float) -> list[int]:
         if len(nodes) < count:
             time.sleep(0.05)
     return nodes
-
-
-def _check_numbers(numbers: dict[int, int], nodes: list[int], clients: int) -> dict[int, int]:
-    """Insist on one node for each client."""
-    if sorted(numbers.values()) != list(range(clients)):
-        raise FederationError(
-            f"the configuration has {clients} clients, but {len(nodes)} nodes are connected, of which "
-            f"{len(set(numbers.values()) & set(range(clients)))} are clients 0 to {clients - 1}; "
-            f"in a simulation set --federation-config 'num-supernodes={clients}'"
-        )
-    return numbers

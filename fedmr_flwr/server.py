@@ -13,12 +13,12 @@ from fedmr_flwr import algorithms, config, engines, models
 from fedmr_flwr.client import train_config
 from fedmr_flwr.config import Settings
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.errors import FedmrError
+from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.records import Codec
 from fedmr_flwr.roster import RosterGrid
 from fedmr_flwr.runs import checkpoint, folder, loop, plots
 from fedmr_flwr.runs.checkpoint import Checkpoint
-from fedmr_flwr.runs.display import Display
+from fedmr_flwr.runs.display import Display, quiet
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training import Score, evaluate, layout_of, pack, pick_device, place, unpack
 
@@ -31,27 +31,38 @@ def main(grid: Grid, context: Context) -> None:
     conf = Path(str(context.run_config["conf"])).expanduser()
     if not conf.is_absolute():
         conf = Path(__file__).parent.parent / conf  # the files of conf/ travel with the app
-    settings = folder.choose(config.load(conf, shlex.split(str(context.run_config["set"]))))
+    settings = folder.choose(config.load(conf, _words(str(context.run_config["set"]))))
+    assert settings.run_dir is not None
+    # `fedmr run` has made the folder already and hands over the configuration that lies in it.
+    out = RunFolder(settings.run_dir)
+    prepared = conf == out.config and out.status == "starting"
+    quiet()
     console = Console(width=120)
-    console.print(f"run folder: {settings.run_dir}", soft_wrap=True, highlight=False)
+    path = f"run folder: {settings.run_dir}"
+    console.print(path, soft_wrap=True, highlight=False, markup=False)
     with Display(settings.rounds, console) as display:
-        run(settings, engines.grid_of(settings, grid), display)
-    console.print(f"run folder: {settings.run_dir}", soft_wrap=True, highlight=False)
+        run(settings, engines.grid_of(settings, grid), display, out if prepared else None)
+    console.print(path, soft_wrap=True, highlight=False, markup=False)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"set = {text!r}: {error}; write key=value key=value") from None
 
 
 class Federation:
     """Everything a run needs on the server, checked before anything is written.
 
     Args:
-        settings: the run, with its folder.
+        settings: the run.
 
     Raises:
         FedmrError: something in the configuration or the data is wrong.
     """
 
     def __init__(self, settings: Settings) -> None:
-        assert settings.run_dir is not None
-        folder.check_free(settings.run_dir)
         self.settings = settings
         self.device = pick_device(settings.device)
         self.dataset = datasets.load(settings.data.name, settings.data_dir)
@@ -61,7 +72,6 @@ class Federation:
         initial = pack(model, self.layout)
         self.arrays = self.codec.encode([initial.floats], [initial.ints])
         self.model = model
-        place(model, self.device)
         self.strategy = algorithms.create(settings, self.layout)
         labels = self.dataset.train.labels.numpy()
         self.parts = partitions.split(labels, settings.clients, settings.partition, settings.seed)
@@ -69,6 +79,7 @@ class Federation:
 
     def score(self, arrays: ArrayRecord) -> Score:
         """Score a global model on the test set."""
+        place(self.model, self.device)
         unpack(self.codec.decode(arrays), self.layout, self.model)
         return evaluate(self.model, self.dataset, self.dataset.test, self.device)
 
@@ -87,13 +98,14 @@ class Federation:
         return f"{self.settings.data.name}, {self.settings.clients} clients, {partition.name}{alpha}"
 
 
-def run(settings: Settings, grid: Grid, display: Display) -> RunFolder:
+def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | None = None) -> RunFolder:
     """Run a federation from start to end and write its results.
 
     Args:
         settings: what to run, with its folder.
         grid: carries the messages.
         display: shows the rounds.
+        prepared: the run's folder, if it is made already.
 
     Returns:
         The run folder, complete.
@@ -101,9 +113,13 @@ def run(settings: Settings, grid: Grid, display: Display) -> RunFolder:
     Raises:
         FedmrError: the configuration, the data or the federation is at fault.
     """
-    federation = Federation(settings)
-    out = RunFolder.create(settings)
+    out = prepared
     try:
+        if out is None:
+            assert settings.run_dir is not None
+            folder.check_free(settings.run_dir)
+        federation = Federation(settings)
+        out = out or RunFolder.create(settings)
         arrays = _train(federation, grid, out, display)
         tensors = federation.layout.unpack(federation.codec.decode(arrays))
         digest = out.save_model(tensors)
@@ -111,7 +127,8 @@ def run(settings: Settings, grid: Grid, display: Display) -> RunFolder:
         plots.curves(rows, federation.title(), out.curves)
         out.note(status="completed", rounds=len(rows), **{"model-sha256": digest})
     except (Exception, KeyboardInterrupt) as error:
-        out.fail(error)
+        if out is not None:
+            out.fail(error)
         raise
     return out
 
@@ -120,8 +137,9 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
     """Write down what is known beforehand, then go through the rounds."""
     settings = federation.settings
     out.note(
+        status="running",
         device=str(federation.device),
-        model={"parameters": federation.layout.size, "tensors": len(federation.layout.entries)},
+        model={"name": settings.model.name, "parameters": models.parameter_count(federation.model)},
         strategy={"name": settings.strategy.name, **federation.strategy.options.model_dump(by_alias=True)},
         **{
             "data-sha256": federation.dataset.digest(),
@@ -146,6 +164,3 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
         federation.score,
         report,
     )
-
-
-__all__ = ["Federation", "FedmrError", "app", "run"]

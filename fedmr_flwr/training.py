@@ -135,8 +135,9 @@ def pick_device(name: str) -> torch.device:
     device = torch.device("cuda" if name == "auto" else name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
-        found = f"only {count} CUDA devices are" if count else "no CUDA device is"
-        raise DeviceError(f"device is {name} but {found} available here; use device=auto or device=cpu")
+        raise DeviceError(
+            f"device is {name} but the number of CUDA devices here is {count}; use device=auto or device=cpu"
+        )
     return device
 
 

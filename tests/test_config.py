@@ -36,6 +36,8 @@ def test_naming_another_strategy_drops_the_options_of_the_files(load, order):
     overrides = ["strategy.name=fedavg", "strategy.weighting=uniform"][::order]
     assert load(text, *overrides).strategy.model_extra == {"weighting": "uniform"}
     assert load(text, "strategy.name=fedmr").strategy.model_extra == {"unit": "tensor"}
+    assert load(text, "strategy.name=fedavg", "strategy.name=fedmr").strategy.model_extra == {"unit": "tensor"}
+    assert load("strategy: {unit: tensor}", "strategy.name=fedmr").strategy.model_extra == {"unit": "tensor"}
 
 
 @pytest.mark.parametrize(
@@ -51,9 +53,13 @@ def test_naming_another_strategy_drops_the_options_of_the_files(load, order):
         ("", ["partition.alpha=-0.1"], r"partition.alpha = -0.1: "),
         ("", ["partition.alpha=.nan"], r"partition.alpha = nan: "),
         ("", ["training.local-epochs=0"], r"training.local-epochs = 0: Input should be greater than or equal to 1"),
-        ("", ["device=gpu"], r"device = 'gpu': "),
+        ("", ["device=gpu"], r"device = 'gpu': choose auto, cpu, cuda or cuda:N"),
         ("", ["device=cuda"], r"client-gpus is 0, so Ray hides the GPU.*client-gpus"),
         ("", ["rounds"], r"'rounds' is no override; write key=value"),
+        ("", ["rounds=yes"], r"rounds = True: true and false mean nothing here"),
+        ("", ["training.lr=true"], r"training.lr = True: "),
+        ("", ["data=digits"], r"data = 'digits': it has keys of its own; write data.name=digits"),
+        ("rounds: 1\nrounds: 2", [], r"the key 'rounds' stands twice"),
         ("rounds: 1", ["rounds.x=1"], r"'rounds.x=1': 'rounds' is a single value"),
         ("- a list", [], r"must hold 'key: value' lines"),
         ("a: [", [], r"is not valid YAML"),
@@ -63,6 +69,11 @@ def test_a_mistake_is_one_line_that_names_the_thing(load, text, overrides, messa
     with pytest.raises(ConfigError, match=message) as caught:
         load(text, *overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_yaml_would_take_for_a_comment(load):
+    assert load("", "run-dir=#1").run_dir.name == "#1"
+    assert load("", "run-dir=null").run_dir is None
 
 
 def test_a_missing_file_is_named(tmp_path):

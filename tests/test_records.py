@@ -143,6 +143,7 @@ GOOD = np.zeros(7, np.float32)
         (metrics(num_examples=0), "no-examples", "0 examples"),
         (metrics(num_examples=-4), "no-examples", "-4 examples"),
         (metrics(num_examples=float("nan")), "malformed", "no number 'num-examples'"),
+        (metrics(num_examples=2**64), "malformed", "no number 'num-examples'"),
         (metrics(num_examples=[1]), "malformed", "no number 'num-examples'"),
         (metrics(loss=1.0), "malformed", "no number 'num-examples'"),
         (lambda content: content["arrays"].pop("ints") and None, "malformed", r"\['ints'\] are missing or extra"),

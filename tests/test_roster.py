@@ -61,8 +61,30 @@ def test_every_kind_of_bad_reply_is_named_and_becomes_an_error(grid_of, answer, 
 def test_clients_that_answer_no_query_keep_the_order_of_their_nodes(grid_of, answer):
     inner = grid_of(lambda message, client: answer(MODEL), clients=4, numbered=False)
     assert RosterGrid(inner).get_node_ids() == sorted(inner.get_node_ids())
-    with pytest.raises(FederationError, match="4 clients, but 4 nodes are connected, of which 0 are clients 0 to 3"):
+    with pytest.raises(
+        FederationError, match="only 0 of the 4 clients 0 to 3 answered; one said: ValueError"
+    ):
         RosterGrid(inner, clients=4)
+
+
+def test_without_numbers_the_nodes_may_come_one_by_one(grid_of, answer, monkeypatch):
+    inner = grid_of(lambda message, client: answer(MODEL), clients=5, numbered=False)
+    nodes, looks = inner.get_node_ids(), []
+    monkeypatch.setattr(inner, "get_node_ids", lambda: looks.append(1) or nodes[: len(looks)])
+    grid = RosterGrid(inner, at_least=3)
+    assert len(grid.get_node_ids()) == 3
+    assert len(grid.get_node_ids()) == 4, "one more has come meanwhile"
+
+
+def test_if_not_one_reply_is_good_the_exchange_is_an_error(grid_of):
+    def reply(message, client):
+        raise RuntimeError("no data")
+
+    grid = RosterGrid(grid_of(reply, clients=3), clients=3)
+    with pytest.raises(
+        FederationError, match=r"no client gave a good reply \(client 0: client-error: Runtime"
+    ):
+        grid.send_and_receive(train_messages(grid))
 
 
 @pytest.mark.parametrize("nodes", [2, 7])

@@ -81,6 +81,45 @@ def test_how_often_one_evaluates_does_not_change_the_model(toy):
     assert a == b
 
 
+def test_clients_train_with_the_threads_they_are_given_and_in_another_order_every_round(toy, monkeypatch):
+    import torch
+
+    fit, threads, orders = client.fit, [], []
+
+    def look(model, images, labels, training, rng):
+        threads.append(torch.get_num_threads())
+        result = fit(model, images, labels, training, rng)
+        orders.append(rng.integers(2**62))
+        return result
+
+    monkeypatch.setattr(client, "fit", look)
+    before = torch.get_num_threads()
+    run(toy("clients-per-round=6", "client-cpus=1", run="a"))
+    assert set(threads) == {1}
+    assert torch.get_num_threads() == before
+    assert len(set(orders)) == 18, "every client and round has a stream of its own"
+    threads.clear()
+    run(toy("rounds=1", "client-cpus=2", run="b"))
+    assert set(threads) == {2}
+
+
+def test_a_client_scores_a_model_on_its_own_data(toy):
+    from flwr.app import Message, RecordDict
+
+    settings = toy("partition.name=iid")
+    out = run(settings)
+    federation = server.Federation(settings)
+    grid = engines.grid_of(settings)
+    config = client.train_config(settings, federation.layout)
+    packed = federation.layout.pack(load_file(out.model))
+    arrays = federation.codec.encode([packed.floats], [packed.ints])
+    content = RecordDict({"arrays": arrays, "config": config})
+    replies = grid.send_and_receive([Message(content, node, "evaluate") for node in grid.get_node_ids()])
+    metrics = [reply.content["metrics"] for reply in replies]
+    assert [m["num-examples"] for m in metrics] == [len(part) for part in federation.parts]
+    assert all(0 <= m["accuracy"] <= 1 and m["loss"] > 0 for m in metrics)
+
+
 def test_fedavg_and_fedmr_draw_the_same_clients(toy, monkeypatch):
     drawn = {}
     for name in ("fedavg", "fedmr"):
@@ -145,6 +184,8 @@ def test_a_round_in_which_nobody_answers_ends_the_run(toy, monkeypatch):
         ("partition.name=none", ConfigError),
         ("strategy.name=none", ConfigError),
         ("strategy.unti=tensor", ConfigError),
+        ("strategy.seed=3", ConfigError),
+        ("strategy.layout=1", ConfigError),
         ("clients=200", PartitionError),
         ("device=cuda:99", DeviceError),
     ],

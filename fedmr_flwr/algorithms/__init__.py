@@ -3,7 +3,7 @@
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.algorithms.fedmr import FedMR
-from fedmr_flwr.config import Settings
+from fedmr_flwr.config import Settings, checked
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.layout import Layout
 
@@ -24,9 +24,8 @@ def create(settings: Settings, layout: Layout) -> Algorithm:
     name = settings.strategy.name
     if name not in ALGORITHMS:
         raise ConfigError(f"strategy.name: '{name}' is not known; choose one of {', '.join(sorted(ALGORITHMS))}")
-    return ALGORITHMS[name](
-        clients_per_round=settings.clients_per_round,
-        seed=settings.seed,
-        layout=layout,
-        **(settings.strategy.model_extra or {}),
+    kind = ALGORITHMS[name]
+    options = checked(kind.Options, settings.strategy.model_extra or {}, f"strategy {name}", "strategy.")
+    return kind(
+        clients_per_round=settings.clients_per_round, seed=settings.seed, layout=layout, **options.model_dump()
     )

@@ -60,6 +60,8 @@ class Algorithm(Strategy):
     def __init__(
         self, *, clients_per_round: int = 10, seed: int = 0, layout: Layout | None = None, **options: Any
     ) -> None:
+        if clients_per_round < 1:
+            raise ConfigError(f"clients-per-round is {clients_per_round}; it must be at least 1")
         self.clients_per_round = clients_per_round
         self.seed = seed
         self.options: Any = checked(self.Options, options, type(self).__name__, "strategy.")
@@ -159,7 +161,9 @@ class Algorithm(Strategy):
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run the strategy on a grid, as Flower's `Strategy.start`, with stable clients and checked replies."""
-        return super().start(grid if isinstance(grid, RosterGrid) else RosterGrid(grid), *args, **kwargs)
+        if not isinstance(grid, RosterGrid):
+            grid = RosterGrid(grid, at_least=self.clients_per_round)
+        return super().start(grid, *args, **kwargs)
 
 
 def _mean_metrics(trained: Sequence[Trained]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterable
+from copy import copy
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -80,11 +81,18 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message) -> Message:
+        identifier = str(uuid4())
+        # Records of the client's own, so that one who changes them changes nobody else's; the bytes are shared.
+        own = copy(message)
+        own.content = RecordDict(
+            {name: type(record)(dict(record)) for name, record in message.content.items()}  # type: ignore[arg-type]
+        )
         try:
-            reply = self._app(message, self._contexts[message.metadata.dst_node_id])
+            reply = self._app(own, self._contexts[message.metadata.dst_node_id])
+            reply.metadata.__dict__["_message_id"] = identifier
         except Exception as error:  # as under Flower, whatever a client raises is that client's failure
             reply = Message(Error(_CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
-        reply.metadata.__dict__["_message_id"] = str(uuid4())
+            reply.metadata.__dict__["_message_id"] = identifier
         return reply
 
 

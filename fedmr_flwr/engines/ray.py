@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,13 +12,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from fedmr_flwr import config
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.runs.display import Display
@@ -26,6 +26,7 @@ from fedmr_flwr.server import Federation
 
 _CONTROL_PORT = "FLWR_LOCAL_CONTROL_API_PORT"
 _HTTP_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
+_PORTS = (_CONTROL_PORT, _HTTP_PORT)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 # `flwr list` starts a process of several seconds of CPU time, so it is asked rarely.
@@ -49,23 +50,23 @@ def run(settings: Settings, display: Display) -> RunFolder:
     Raises:
         FedmrError: the configuration, the data or the federation is at fault, or Flower failed.
     """
-    assert settings.run_dir is not None
     home = Path(tempfile.mkdtemp(prefix="fedmr-flower-"))
-    folder = RunFolder(settings.run_dir)
+    out = None
     try:
         with _superlink(home) as flower:
-            Federation(settings)  # finds what is wrong while the SuperLink starts
+            Federation(settings)  # finds what is wrong while the SuperLink starts, before anything is written
+            out = RunFolder.create(settings)
             flower.wait_until_ready()
-            flower.follow(flower.submit(settings), folder, display)
-    except KeyboardInterrupt:
-        if folder.path.exists():
-            folder.note(status="failed", error="interrupted")
+            flower.follow(flower.submit(settings, out), out, display)
+    except BaseException as error:
+        if out is not None:
+            out.fail(error)
         raise
     finally:
-        if folder.path.exists() and (home / "flower.log").exists():
-            shutil.copy(home / "flower.log", folder.path)
+        if out is not None:
+            shutil.copy(home / "flower.log", out.path)
         shutil.rmtree(home, ignore_errors=True)
-    return folder
+    return out
 
 
 class _SuperLink:
@@ -85,8 +86,10 @@ class _SuperLink:
             # Flower starts its parts by name.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
-        for port in (_CONTROL_PORT, _HTTP_PORT):
-            self.env[port] = _port(port)
+        self.env |= _ports()
+        self.env["NO_PROXY"] = self.env["no_proxy"] = ",".join(
+            filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1", "localhost"])
+        )
         command = [
             "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
             "--control-api-address", f"127.0.0.1:{self.env[_CONTROL_PORT]}",
@@ -106,19 +109,19 @@ class _SuperLink:
     def wait_until_ready(self) -> None:
         """Wait until the SuperLink answers."""
         deadline = time.monotonic() + _START_SECONDS
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while time.monotonic() < deadline:
             self._check_alive()
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.env[_HTTP_PORT]}/health", timeout=1).close()
+                direct.open(f"http://127.0.0.1:{self.env[_HTTP_PORT]}/health", timeout=1).close()
                 return
             except OSError:
                 time.sleep(0.2)
         raise EngineError(f"Flower's SuperLink did not answer in {_START_SECONDS:.0f} s: {self._last_words()}")
 
-    def submit(self, settings: Settings) -> str:
-        """Hand the app and the settings over with `flwr run`; return the run's identifier."""
-        conf = self.home / "config.yaml"
-        conf.write_text(config.to_yaml(settings), encoding="utf-8")
+    def submit(self, settings: Settings, out: RunFolder) -> str:
+        """Hand the app and the run's configuration over with `flwr run`; return the run's identifier."""
+        (self.home / "run.toml").write_text(f"conf = {json.dumps(str(out.config))}\n", encoding="utf-8")
         resources = {
             "num-supernodes": settings.clients,
             "client-resources-num-cpus": settings.client_cpus,
@@ -126,19 +129,19 @@ class _SuperLink:
         }
         answer = self._flwr(
             "run", str(app_folder()), "local",
-            "--run-config", f"conf='{conf}'",
+            "--run-config", str(self.home / "run.toml"),
             "--federation-config", " ".join(f"{name}={value}" for name, value in resources.items()),
         )  # fmt: skip
         return str(answer["run-id"])
 
-    def follow(self, run_id: str, folder: RunFolder, display: Display) -> None:
+    def follow(self, run_id: str, out: RunFolder, display: Display) -> None:
         """Show the rounds as they are written, until Flower says that the run has ended."""
         shown, asked = 0, time.monotonic()
         while True:
-            rows = folder.read_rows()
+            rows = out.read_rows()
             for row in rows[shown:]:
                 display.show(row)
-            ended = folder.read_manifest().get("status", "running") != "running"
+            ended = out.status not in ("starting", "running")
             if len(rows) > shown:
                 shown, asked = len(rows), time.monotonic()
             if ended or time.monotonic() - asked > _STATUS_SECONDS:
@@ -148,24 +151,32 @@ class _SuperLink:
                 if status == "finished:completed":
                     return
                 if status.startswith("finished"):
-                    reason = folder.read_manifest().get("error") or details.removeprefix(_FAILED)
+                    reason = out.read_manifest().get("error") or details.removeprefix(_FAILED)
                     raise EngineError(reason or f"Flower ended the run as {status}: {self._last_words()}")
             time.sleep(0.3)
 
     def stop(self) -> None:
         """End the SuperLink, by its process id, and whatever it started."""
-        try:
-            superlink = psutil.Process(self.process.pid)
-            # Ray's processes leave the family when the simulation is killed, so note them first.
-            family = [superlink, *superlink.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
+        family = self._family()
         self.process.terminate()
         _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+        self.process.wait()
+
+    def _family(self) -> list[psutil.Process]:
+        """Find the SuperLink and its descendants by the folder that only they were given.
+
+        Not by parents: Ray's processes leave theirs when the simulation is killed.
+        """
+        family = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == str(self.home):
+                    family.append(process)
+        return family
 
     def _status(self, run_id: str) -> tuple[str, str]:
         (entry,) = self._flwr("list", "local", "--run-id", run_id)["runs"]
@@ -202,7 +213,9 @@ def _superlink(home: Path) -> Iterator[_SuperLink]:
     try:
         yield flower
     finally:
+        patience = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave Ray behind
         flower.stop()
+        signal.signal(signal.SIGINT, patience)
 
 
 def app_folder() -> Path:
@@ -211,19 +224,24 @@ def app_folder() -> Path:
     return package / "app" if (package / "app").exists() else package.parent
 
 
-def _port(variable: str) -> str:
-    """Return the port that the environment asks for, or a free one.
+def _ports() -> dict[str, str]:
+    """Return two ports: those that the environment asks for, or free ones.
 
     Raises:
-        EngineError: the one asked for is taken.
+        EngineError: one asked for is taken.
     """
+    with ExitStack() as probes:  # both stay open until both are known, so that they differ
+        return {variable: _port(variable, probes.enter_context(socket.socket())) for variable in _PORTS}
+
+
+def _port(variable: str, probe: socket.socket) -> str:
     wanted = os.environ.get(variable)
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", int(wanted or 0)))
-        except (OSError, ValueError, OverflowError):
-            raise EngineError(
-                f"port {wanted} of {variable} cannot be used, perhaps another program listens there; "
-                "name a free port or unset the variable"
-            ) from None
-        return str(probe.getsockname()[1])
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what has just ended counts as free
+    try:
+        probe.bind(("127.0.0.1", int(wanted or 0)))
+    except (OSError, ValueError, OverflowError):
+        raise EngineError(
+            f"port {wanted} of {variable} cannot be used, perhaps another program listens there; "
+            "name a free port or unset the variable"
+        ) from None
+    return str(probe.getsockname()[1])

@@ -42,5 +42,5 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
         elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             module.reset_parameters()  # ones and zeros: nothing is drawn
-        elif any(True for _ in module.parameters(recurse=False)):
+        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             raise TypeError(f"no initial weights are known for {type(module).__name__}")

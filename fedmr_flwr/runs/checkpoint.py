@@ -61,7 +61,7 @@ def load(path: Path) -> Checkpoint:
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             completed = int(file.metadata()["round"])
+        model = Packed(tensors.pop("model.floats"), tensors.pop("model.ints"))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"cannot read the checkpoint {path}: {error}") from None
-    model = Packed(tensors.pop("model.floats"), tensors.pop("model.ints"))
     return Checkpoint(completed, model, {name.removeprefix("state."): value for name, value in tensors.items()})

@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress bar or a line per round, and a table at the end."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,17 @@ class Display:
         if self._console.is_terminal:
             self._bar.update(self._task, completed=row["round"], numbers=describe(self._latest))
         else:
-            self._console.print(f"round {row['round']}/{self._rounds}  {describe(row)}", highlight=False)
+            self._say(f"round {row['round']}/{self._rounds}  {describe(row)}")
+        for failed in row.get("failed", ()):
+            self._say(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def quiet() -> None:
+    """Keep this project's warnings out of the standard error: `Display` shows them."""
+    logging.getLogger("fedmr_flwr").addHandler(logging.NullHandler())
 
 
 def describe(row: Mapping[str, Any]) -> str:

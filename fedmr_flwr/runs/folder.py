@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -23,7 +24,7 @@ def choose(settings: Settings) -> Settings:
     """Give a run its folder, if the configuration names none: a new one under runs/ of the working directory."""
     if settings.run_dir is not None:
         return settings
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.data.name}-{settings.strategy.name}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.data.name}-{settings.strategy.name}-seed{settings.seed}"
     base = Path("runs").absolute()
     candidates = (base / (name if attempt == 1 else f"{name}-{attempt}") for attempt in range(1, 1000))
     return settings.model_copy(update={"run_dir": next(path for path in candidates if not path.exists())})
@@ -63,6 +64,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.curves = path / "curves.png"
         self.clients = path / "clients.png"
+        self.config = path / "config.yaml"
 
     @classmethod
     def create(cls, settings: Settings) -> "RunFolder":
@@ -80,12 +82,12 @@ class RunFolder:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             # Mode "x" lets one of two servers that start at the same moment win.
-            with (folder.path / "config.yaml").open("x", encoding="utf-8") as file:
+            with folder.config.open("x", encoding="utf-8") as file:
                 file.write(config.to_yaml(settings))
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder {folder.path}: {error.strerror}") from None
         versions = {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
-        folder.note(status="running", engine=settings.engine, seed=settings.seed, versions=versions)
+        folder.note(status="starting", engine=settings.engine, seed=settings.seed, versions=versions)
         return folder
 
     def note(self, **facts: Any) -> None:
@@ -102,15 +104,23 @@ class RunFolder:
         except FileNotFoundError:
             return {}
 
+    @property
+    def status(self) -> str:
+        """starting, running, completed or failed; empty if nothing was run here."""
+        return str(self.read_manifest().get("status", ""))
+
     def fail(self, error: BaseException) -> None:
-        """Write down in the manifest that the run failed, and why."""
-        reason = str(error) if isinstance(error, FedmrError) else f"{type(error).__name__}: {error}"
-        self.note(status="failed", error=reason)
+        """Write down in the manifest that the run failed, and why, unless it says already how the run ended."""
+        if self.status in ("starting", "running"):
+            reason = str(error) if isinstance(error, FedmrError) else f"{type(error).__name__}: {error}"
+            self.note(status="failed", error=reason.removesuffix(": "))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """Append one round to the metrics."""
+        """Append one round to the metrics; a number that is not finite becomes null, as JSON has no such thing."""
+        odd = {name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+        plain = {name: None if name in odd else value for name, value in row.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(plain, allow_nan=False) + "\n")
 
     def read_rows(self) -> list[dict[str, Any]]:
         """Return the metrics of all rounds written so far."""

@@ -65,13 +65,14 @@ def _train_round(
     """
     start = time.perf_counter()
     messages = strategy.configure_train(number, arrays, train_config, grid)
-    replies = grid.send_and_receive(messages, timeout=TIMEOUT)
+    try:
+        replies = grid.send_and_receive(messages, timeout=TIMEOUT)
+    except FederationError as error:
+        raise FederationError(f"round {number}: {error}") from None
     combined, metrics = strategy.aggregate_train(number, replies)
-    exchange = grid.exchange
     if combined is None:
-        first = exchange.failures[0] if exchange.failures else None
-        why = f"client {first.client}: {first.kind}: {first.reason}" if first else "no message was sent"
-        raise FederationError(f"round {number}: no client gave a good reply ({why})")
+        raise FederationError(f"round {number}: the strategy made no model of {len(replies)} replies")
+    exchange = grid.exchange
     row: dict[str, Any] = {
         "round": number,
         "seconds": round(time.perf_counter() - start, 4),

@@ -1,11 +1,13 @@
 """The pictures of a run."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -57,17 +59,17 @@ def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
     figure = Figure(figsize=(min(24.0, max(8.0, 0.13 * number + 2)), 4.5), layout="constrained")
     axes = figure.subplots()
     colours = colormaps["tab10" if classes <= 10 else "turbo"](np.linspace(0, 1, max(classes, 10)))
-    bottom = np.zeros(number)
-    for label in range(classes):
-        axes.bar(
-            np.arange(number),
-            counts[:, label],
-            bottom=bottom,
-            width=0.9,
-            color=colours[label],
-            label=str(label),
+    # One collection per class: a bar object per client and class takes minutes for a thousand clients.
+    left, right = np.arange(number) - 0.45, np.arange(number) + 0.45
+    tops = np.vstack([np.zeros(number), np.cumsum(counts, axis=1).T])
+    for label, (low, high) in enumerate(pairwise(tops)):
+        corners = np.stack([[left, right, right, left], [low, low, high, high]]).T
+        axes.add_collection(
+            PolyCollection(
+                list(corners), facecolor=colours[label], edgecolor="none", antialiased=False, label=str(label)
+            )
         )
-        bottom += counts[:, label]
+    axes.set_ylim(0, 1.05 * tops[-1].max())
     axes.set_xlim(-0.7, number - 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=25, integer=True))
     axes.set_xlabel("client")

@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fedmr_flwr import FedAvg, FedMR
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import ConfigError, FederationError
 from fedmr_flwr.layout import Layout
 from fedmr_flwr.records import Codec
 from fedmr_flwr.roster import RosterGrid
@@ -150,16 +148,30 @@ def test_the_pairing_of_slots_and_clients_is_random_in_every_round(grid_of, answ
     assert any(row != sorted(row) for row in drawn)
 
 
-@settings(max_examples=20, deadline=None)
-@given(values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=6), seed=st.integers(0, 1000))
-def test_similarity_is_reported(values, seed):
-    from fedmr_flwr.layout import Packed
+def test_similarity_of_the_population_is_reported(grid_of, answer):
+    federation = Federation(grid_of, answer)
+    federation.round(1)
+    assert federation.metrics["similarity"] == pytest.approx(1), "models of one direction"
 
-    strategy = FedMR(layout=LAYOUT)
-    rng = np.random.default_rng(seed)
-    rows = [(rng.normal(size=LAYOUT.size) + value).astype(np.float32) for value in values]
-    strategy._population = [Packed(row, np.zeros(1, np.int64)) for row in rows]
-    assert -1.001 <= strategy.diagnostics()["similarity"] <= 1.001
+    def reply(message, client):  # clients 0..7 return vectors at angles of 0, 10, 20 ... degrees
+        floats = np.zeros(LAYOUT.size, np.float32)
+        floats[:2] = np.cos(np.radians(10 * client)), np.sin(np.radians(10 * client))
+        return answer(CODEC.encode([floats], [np.zeros(1, np.int64)]))
+
+    grid = RosterGrid(grid_of(reply, 3), 3)
+    strategy = FedMR(clients_per_round=3, layout=LAYOUT)
+    replies = grid.send_and_receive(strategy.configure_train(1, model(0), ConfigRecord(), grid))
+    _, metrics = strategy.aggregate_train(1, replies)
+    expected = np.mean([np.cos(np.radians(10)), np.cos(np.radians(10)), np.cos(np.radians(20))])
+    assert metrics["similarity"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_round_shuffles_anew():
+    strategy = FedMR(clients_per_round=K, layout=LAYOUT)
+    strategy._codec = CODEC
+    strategy._population = [CODEC.decode(model(slot)) for slot in range(K)]
+    rounds = [tuple(record["floats"].data for record in strategy.models(number, model(0))) for number in range(2, 6)]
+    assert len(set(rounds)) == 4
 
 
 def test_options_are_checked():
@@ -167,6 +179,18 @@ def test_options_are_checked():
         FedMR(unit="blocks")
     with pytest.raises(ConfigError, match="first_stage_rounds = -1: Input should be greater"):
         FedMR(first_stage_rounds=-1)
+    with pytest.raises(ConfigError, match="clients-per-round is 0; it must be at least 1"):
+        FedMR(clients_per_round=0)
+
+
+def test_as_a_library_it_stops_if_nobody_answers(grid_of):
+    start = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
+
+    def reply(message, client):
+        raise RuntimeError("no data")
+
+    with pytest.raises(FederationError, match="no client gave a good reply"):
+        FedMR(clients_per_round=3).start(grid_of(reply, clients=3, numbered=False), start, num_rounds=2)
 
 
 def test_as_a_library_with_plain_state_dict_records(grid_of, answer):

@@ -83,14 +83,55 @@ def test_missing_slots_are_survived(federate, name):
     assert np.isfinite(CODEC.decode(arrays).floats).all()
 
 
-def test_a_round_without_any_reply_gives_no_model(grid_of, name):
-    def reply(message, client):
-        raise RuntimeError("silent")
+@pytest.fixture
+def exchange(grid_of, answer, name):
+    """One round up to the replies; each client returns a model that is filled with its own number."""
 
-    grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
-    strategy = ALGORITHMS[name](clients_per_round=K, layout=LAYOUT)
-    replies = grid.send_and_receive(strategy.configure_train(1, start_model(), ConfigRecord(), grid))
-    assert strategy.aggregate_train(1, replies) == (None, None)
+    def reply(message, client):
+        model = CODEC.encode([np.full(LAYOUT.size, client, np.float32)], [np.zeros(1, np.int64)])
+        return answer(model, examples=client + 1, loss=client)
+
+    def make():
+        grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
+        strategy = ALGORITHMS[name](clients_per_round=K, seed=3, layout=LAYOUT)
+        return strategy, grid.send_and_receive(strategy.configure_train(1, start_model(), ConfigRecord(), grid))
+
+    return make
+
+
+def state_of(strategy, arrays):
+    return arrays["floats"].data, {key: array.tobytes() for key, array in strategy.state().items()}
+
+
+def test_replies_are_matched_to_slots_in_whatever_order_they_come(exchange, name):
+    results = []
+    for order in (slice(None), slice(None, None, -1)):
+        strategy, replies = exchange()
+        arrays, _ = strategy.aggregate_train(1, replies[order])
+        results.append(state_of(strategy, arrays))
+    assert results[0] == results[1]
+
+
+def test_a_reply_that_never_came_leaves_the_others_in_their_slots(exchange, name):
+    whole, replies = exchange()
+    whole.aggregate_train(1, replies)
+    part, replies = exchange()
+    arrays, metrics = part.aggregate_train(1, replies[1:])
+    assert np.isfinite(CODEC.decode(arrays).floats).all()
+    assert 0 <= metrics["loss"] < CLIENTS
+    for key, array in part.state().items():
+        np.testing.assert_array_equal(array[1:], whole.state()[key][1:])
+
+
+def test_a_round_without_any_reply_gives_no_model(exchange, name):
+    strategy, _ = exchange()
+    assert strategy.aggregate_train(1, []) == (None, None)
+
+
+def test_every_round_draws_other_clients(federate, name):
+    _, rounds, _ = federate(name)
+    drawn = [tuple(message.metadata.dst_node_id for message in messages) for messages, _ in rounds]
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_nothing_is_drawn_from_a_global_generator(federate, name):

@@ -1,5 +1,8 @@
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedmr_flwr.engines.in_process import InProcessGrid
 
 MODEL = ArrayRecord({"floats": Array(np.zeros(3, np.float32))})
 
@@ -32,6 +35,25 @@ def test_what_a_client_raises_is_an_error_reply(grid_of):
     replies = grid.send_and_receive(messages(grid))
     errors = [reply.error for reply in replies if reply.has_error()]
     assert [(error.code, error.reason) for error in errors] == [(2, "MemoryError: too large")]
+
+
+def test_a_client_that_returns_nothing_is_an_error_reply(grid_of):
+    app = ClientApp()
+    app.train()(lambda message, context: None)
+    (reply,) = (grid := InProcessGrid(app, 1)).send_and_receive(messages(grid))
+    assert reply.has_error()
+
+
+def test_a_client_that_changes_its_message_changes_nobody_elses(grid_of, answer):
+    def reply(message, client):
+        value = message.content["arrays"]["floats"].numpy()[0] + 1
+        message.content["arrays"]["floats"] = Array(np.full(3, value, np.float32))
+        return answer(message.content["arrays"])
+
+    grid = grid_of(reply, clients=3)
+    replies = grid.send_and_receive(messages(grid))
+    assert [reply.content["arrays"]["floats"].numpy()[0] for reply in replies] == [1, 1, 1]
+    assert MODEL["floats"].numpy()[0] == 0
 
 
 def test_a_reply_is_pulled_once(grid_of, answer):

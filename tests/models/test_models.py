@@ -53,6 +53,13 @@ def test_a_module_without_known_weights_is_refused():
         initialise(torch.nn.Bilinear(2, 2, 2), torch.Generator())
 
 
+def test_a_buffer_without_known_values_is_refused():
+    module = torch.nn.Module()
+    module.register_buffer("scale", torch.ones(1))
+    with pytest.raises(TypeError, match="Module"):
+        initialise(module, torch.Generator())
+
+
 def test_an_unknown_model_and_an_unfit_shape_are_refused():
     with pytest.raises(ConfigError, match="'resnet' is not known; choose one of cnn"):
         models.build("resnet", (1, 28, 28), 10)

@@ -14,7 +14,7 @@ def test_a_run_without_a_folder_gets_a_new_one_under_runs(toy, tmp_path, monkeyp
     settings = toy("run-dir=null")
     first = folder.choose(settings)
     assert first.run_dir.parent == tmp_path / "runs"
-    assert first.run_dir.name.endswith("digits-fedmr")
+    assert first.run_dir.name.endswith("digits-fedmr-seed0")
     RunFolder.create(first)
     assert folder.choose(settings).run_dir != first.run_dir
     assert folder.choose(first) == first
@@ -48,10 +48,25 @@ def test_the_manifest_gathers_facts(toy):
     out = RunFolder.create(toy("seed=4"))
     out.note(more=1)
     manifest = json.loads(out.manifest.read_text())
-    assert (manifest["status"], manifest["seed"], manifest["more"]) == ("running", 4, 1)
+    assert (manifest["status"], manifest["seed"], manifest["more"]) == ("starting", 4, 1)
     assert {"python", "flwr", "torch", "fedmr-flwr"} <= set(manifest["versions"])
     out.fail(RuntimeError("no luck"))
     assert out.read_manifest()["error"] == "RuntimeError: no luck"
+    out.fail(RuntimeError("and worse"))
+    assert out.read_manifest()["error"] == "RuntimeError: no luck", "the first error is the cause"
+
+
+def test_a_run_that_has_ended_is_not_called_failed(toy):
+    out = RunFolder.create(toy())
+    out.note(status="completed")
+    out.fail(KeyboardInterrupt())
+    assert out.status == "completed"
+
+
+def test_numbers_that_json_does_not_know_become_null(toy):
+    out = RunFolder.create(toy())
+    out.add_row({"round": 1, "train-loss": float("nan"), "similarity": 0.5})
+    assert out.read_rows() == [{"round": 1, "train-loss": None, "similarity": 0.5}]
 
 
 def test_only_whole_lines_of_the_metrics_are_read(toy):
