@@ -61,9 +61,7 @@ def test_every_kind_of_bad_reply_is_named_and_becomes_an_error(grid_of, answer, 
 def test_clients_that_answer_no_query_keep_the_order_of_their_nodes(grid_of, answer):
     inner = grid_of(lambda message, client: answer(MODEL), clients=4, numbered=False)
     assert RosterGrid(inner).get_node_ids() == sorted(inner.get_node_ids())
-    with pytest.raises(
-        FederationError, match="only 0 of the 4 clients 0 to 3 answered; one said: ValueError"
-    ):
+    with pytest.raises(FederationError, match="only 0 of the 4 clients 0 to 3 answered; one said: ValueError"):
         RosterGrid(inner, clients=4)
 
 
@@ -81,9 +79,7 @@ def test_if_not_one_reply_is_good_the_exchange_is_an_error(grid_of):
         raise RuntimeError("no data")
 
     grid = RosterGrid(grid_of(reply, clients=3), clients=3)
-    with pytest.raises(
-        FederationError, match=r"no client gave a good reply \(client 0: client-error: Runtime"
-    ):
+    with pytest.raises(FederationError, match=r"no client gave a good reply \(client 0: client-error: Runtime"):
         grid.send_and_receive(train_messages(grid))
 
 

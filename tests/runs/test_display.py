@@ -14,12 +14,13 @@ ROWS = [
         "failures": 1,
         "test-loss": 0.7,
         "test-accuracy": 0.5,
+        "failed": [{"client": 4, "kind": "not-finite", "reason": "'floats' holds [NaN]"}],
     },
 ]
 
 
 def shown(terminal):
-    console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
+    console = Console(file=io.StringIO(), width=100 if terminal else 30, force_terminal=terminal)
     with Display(2, console) as display:
         for row in ROWS:
             display.show(row)
@@ -30,6 +31,7 @@ def test_without_a_terminal_there_is_a_line_per_round():
     assert shown(terminal=False).splitlines() == [
         "round 1/2  train loss 2.0000  1.50 s/round",
         "round 2/2  accuracy 0.5000  loss 0.7000  train loss 1.0000  0.50 s/round  1 failed",
+        "  client 4: not-finite: 'floats' holds [NaN]",
     ]
 
 
