@@ -179,7 +179,7 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
     if not reply.has_content():
         return _KINDS.get(reply.error.code, "other"), " ".join(str(reply.error.reason).split())
     try:
-        metrics, arrays = reply.content.get(METRICS), reply.content.get(ARRAYS)
+        metrics, arrays, expected = reply.content.get(METRICS), reply.content.get(ARRAYS), sent.content[ARRAYS]
         examples = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
         if not isinstance(examples, int | float) or not abs(examples) < _MANY:
             return "malformed", f"the reply has no number '{EXAMPLES}' in its '{METRICS}'"
@@ -187,7 +187,8 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
             return "no-examples", f"the client trained on {examples} examples"
         if not isinstance(arrays, ArrayRecord):
             return "malformed", f"the reply has no '{ARRAYS}'"
-        return _model_fault(arrays, sent.content.array_records[ARRAYS])
+        assert isinstance(expected, ArrayRecord)
+        return _model_fault(arrays, expected)
     except RecordError as error:
         return "malformed", str(error)
 

@@ -172,9 +172,7 @@ def _problem(sent: Message, found: list[Message]) -> tuple[str, str] | None:
         return "no-reply", "no reply came in time"
     if len(found) > 1:
         return "duplicate", f"{len(found)} replies came to one message"
-    if not found[0].has_content() or (
-        sent.metadata.message_type == MessageType.TRAIN and ARRAYS in sent.content.array_records
-    ):
+    if not found[0].has_content() or (sent.metadata.message_type == MessageType.TRAIN and ARRAYS in sent.content):
         return fault(found[0], sent)
     return None
 
