@@ -1,0 +1,47 @@
+"""Draw docs/fashion_mnist.png and print the table of the README from the run folders of several runs.
+
+Its arguments are the folders of the runs that the README names:
+
+    .venv/bin/python docs/fashion_mnist.py RUN [RUN …]
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+import yaml
+from matplotlib.figure import Figure
+
+from fedmr_flwr.runs.folder import RunFolder
+
+
+def main(runs: Annotated[list[Path], typer.Argument(help="Run folders.")]) -> None:
+    """Draw a line for every run; print last, best and mean of the last five evaluations."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    lines = []
+    for path in runs:
+        folder = RunFolder(path)
+        settings = yaml.safe_load(folder.config.read_text())
+        name, seed = settings["strategy"]["name"], settings["seed"]
+        rows = [row for row in folder.read_rows() if "test-accuracy" in row]
+        rounds, accuracy = ([row[key] for row in rows] for key in ("round", "test-accuracy"))
+        colour = {"fedmr": "#c44e52", "fedavg": "#4c72b0"}[name]
+        style = ("-", "--", ":")[seed % 3]
+        axes.plot(rounds, 100 * np.array(accuracy), color=colour, linestyle=style, label=f"{name}, seed {seed}")
+        numbers = (100 * value for value in (accuracy[-1], max(accuracy), np.mean(accuracy[-5:])))
+        cells = " | ".join(f"{number:.1f}" for number in numbers)
+        lines.append(f"| {json.loads(folder.manifest.read_text())['strategy']['name']} | {seed} | {cells} |")
+    axes.set_xlabel("round")
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    axes.set_title("Fashion-MNIST, 100 clients, Dirichlet α = 0.1, 10 clients a round", fontsize=11)
+    figure.savefig(Path(__file__).with_suffix(".png"), dpi=120)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    typer.run(main)
