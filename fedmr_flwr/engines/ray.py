@@ -29,8 +29,10 @@ _HTTP_PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 _PORTS = (_CONTROL_PORT, _HTTP_PORT)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
-# `flwr list` starts a process of several seconds of CPU time, so it is asked rarely.
-_STATUS_SECONDS = 20.0
+# Between looks whether the simulation is still there; the first comes after it has had time to appear.
+_LOOK_SECONDS = 15.0
+# `flwr list` may fail on a busy machine; that must not end a long run.
+_ATTEMPTS = 3
 _FAILED = "Simulation failed with exception: "
 
 
@@ -136,23 +138,26 @@ class _SuperLink:
 
     def follow(self, run_id: str, out: RunFolder, display: Display) -> None:
         """Show the rounds as they are written, until Flower says that the run has ended."""
-        shown, asked = 0, time.monotonic()
+        shown, looked, gone = 0, time.monotonic(), False
         while True:
             rows = out.read_rows()
             for row in rows[shown:]:
                 display.show(row)
+            shown = len(rows)
             ended = out.status not in ("starting", "running")
-            if len(rows) > shown:
-                shown, asked = len(rows), time.monotonic()
-            if ended or time.monotonic() - asked > _STATUS_SECONDS:
+            if not ended and time.monotonic() - looked > _LOOK_SECONDS:
+                looked = time.monotonic()
                 self._check_alive()
-                asked = time.monotonic()
+                gone = not self._simulating()
+            if ended or gone:
                 status, details = self._status(run_id)
                 if status == "finished:completed":
                     return
                 if status.startswith("finished"):
                     reason = out.read_manifest().get("error") or details.removeprefix(_FAILED)
                     raise EngineError(reason or f"Flower ended the run as {status}: {self._last_words()}")
+            if gone:
+                raise EngineError("Flower's simulation is gone, perhaps killed for want of memory; see flower.log")
             time.sleep(0.3)
 
     def stop(self) -> None:
@@ -178,8 +183,22 @@ class _SuperLink:
                     family.append(process)
         return family
 
+    def _simulating(self) -> bool:
+        """Tell whether the simulation's process is there: cheaper than `flwr list`, which takes seconds."""
+        for process in self._family():
+            with suppress(psutil.Error):
+                if any("flwr-simulation" in argument for argument in process.cmdline()):
+                    return True
+        return False
+
     def _status(self, run_id: str) -> tuple[str, str]:
-        (entry,) = self._flwr("list", "local", "--run-id", run_id)["runs"]
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                (entry,) = self._flwr("list", "local", "--run-id", run_id)["runs"]
+                break
+            except EngineError:
+                if attempt == _ATTEMPTS:
+                    raise
         return str(entry["status"]), str(entry.get("status-details") or "")
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:

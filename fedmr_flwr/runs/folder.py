@@ -128,7 +128,8 @@ class RunFolder:
             return []
         # Only whole lines: the server may be writing the last one.
         whole = self.metrics.read_text(encoding="utf-8").rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
+        rows = [json.loads(line) for line in whole.splitlines()]
+        return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
     def save_model(self, tensors: Mapping[str, NDArray[Any]]) -> str:
         """Write the global model.

@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +24,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def env():
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}
-    return clean | {"PATH": f"{BIN}{os.pathsep}{clean['PATH']}", "TMPDIR": "/tmp"}
+    return clean | {"PATH": f"{BIN}{os.pathsep}{clean['PATH']}", "FEDMR_TEST": uuid4().hex}
 
 
 @pytest.fixture(scope="session")
@@ -37,29 +40,23 @@ def manifest(out):
     return json.loads((out / "manifest.json").read_text())
 
 
-def processes():
-    """The command lines of Flower's and Ray's processes on this machine."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if any(name in line for name in ("flower-superlink", "flower-superexec", "flwr-simulation", "raylet")):
-            found.add((entry.name, line))
+def family(env):
+    """The processes that a test started, and theirs: they all inherit its mark."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get("FEDMR_TEST") == env["FEDMR_TEST"]:
+                found.append(process)
     return found
 
 
-def nothing_left(before, seconds=20):
-    """Wait until no process remains that was not there before."""
-    deadline = time.monotonic() + seconds
-    while (left := processes() - before) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return not left, left
+def left(env, seconds=20):
+    """Wait for the test's processes to end; return the command lines of those that do not."""
+    _, alive = psutil.wait_procs(family(env), timeout=seconds)
+    return [" ".join(process.cmdline()) for process in alive]
 
 
 def test_fedmr_run_trains_in_flowers_simulation_to_the_same_model(tmp_path, env, reference):
-    before = processes()
     out = tmp_path / "run"
     done = subprocess.run(
         [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "run-dir=run"],
@@ -75,7 +72,7 @@ def test_fedmr_run_trains_in_flowers_simulation_to_the_same_model(tmp_path, env,
     assert manifest(out)["model-sha256"] == reference
     for name in ("model.safetensors", "curves.png", "clients.png", "flower.log", "metrics.jsonl"):
         assert (out / name).stat().st_size > 0
-    assert nothing_left(before) == (True, set())
+    assert left(env) == []
 
 
 def test_plain_flwr_run_with_one_actor_gives_the_same_model(tmp_path, env, reference):
@@ -106,7 +103,6 @@ def test_a_federation_of_another_size_fails_with_one_line(tmp_path, env):
 
 
 def test_a_run_that_fails_in_flower_ends_fedmr_run_with_one_line(tmp_path, env):
-    before = processes()
     done = subprocess.run(
         [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "training.lr=1e30", "run-dir=run"],
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
@@ -116,23 +112,42 @@ def test_a_run_that_fails_in_flower_ends_fedmr_run_with_one_line(tmp_path, env):
     assert done.stderr.startswith("fedmr: error: round 1: no client gave a good reply (client ")
     assert "not-finite" in done.stderr
     assert manifest(tmp_path / "run")["status"] == "failed"
-    assert nothing_left(before) == (True, set())
+    assert left(env) == []
 
 
 def test_ctrl_c_stops_flower_and_marks_the_run(tmp_path, env):
-    before = processes()
     process = subprocess.Popen(
         [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", "rounds=100000", "run-dir=run"],
         cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 180
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.5)
+    wait_for_metrics(tmp_path / "run")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=90)
     assert (process.returncode, err) == (130, "fedmr: interrupted\n")
     assert manifest(tmp_path / "run")["status"] == "failed"
-    assert nothing_left(before) == (True, set())
+    assert left(env) == []
+
+
+def test_a_simulation_that_is_killed_ends_fedmr_run_with_one_line(tmp_path, env):
+    process = subprocess.Popen(
+        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", "rounds=100000", "run-dir=run"],
+        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_metrics(tmp_path / "run")
+    (simulation,) = (p for p in family(env) if any(word.endswith("/flwr-simulation") for word in p.cmdline()))
+    simulation.kill()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.count("\n") == 1
+    assert err.startswith("fedmr: error: ")
+    assert manifest(tmp_path / "run")["status"] == "failed"
+    assert left(env) == []
+
+
+def wait_for_metrics(out, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 class local_superlink:
