@@ -1,8 +1,11 @@
 """Fixtures that several tests share."""
 
+import gzip
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -74,3 +77,28 @@ def answer() -> Callable[..., RecordDict]:
         return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": examples, **metrics})})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_fashion_mnist() -> Callable[..., dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Return a function that writes a small Fashion-MNIST in its true format: write(folder, packed=True)."""
+
+    def write_idx(path: Path, array: np.ndarray, packed: bool) -> None:
+        content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+        if packed:
+            path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
+        else:
+            path.write_bytes(content)
+
+    def write(folder: Path, packed: bool, seed: int = 0, train: int = 40, test: int = 20):
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(seed)
+        arrays = {}
+        for part, count in {"train": train, "t10k": test}.items():
+            images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            arrays[part] = images, rng.integers(0, 10, count, dtype=np.uint8)
+            write_idx(folder / f"{part}-images-idx3-ubyte", images, packed)
+            write_idx(folder / f"{part}-labels-idx1-ubyte", arrays[part][1], packed)
+        return arrays
+
+    return write

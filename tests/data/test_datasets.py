@@ -1,6 +1,4 @@
-import gzip
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +7,6 @@ import torch
 
 from fedmr_flwr.data import datasets
 from fedmr_flwr.errors import ConfigError, DataError
-
-FILES = {"train": 40, "t10k": 20}
-
-
-def write_idx(path, array, packed):
-    content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-    if packed:
-        path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
-    else:
-        path.write_bytes(content)
-
-
-def fashion_files(folder, packed, seed=0):
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for part, count in FILES.items():
-        arrays[part] = (
-            rng.integers(0, 256, (count, 28, 28), dtype=np.uint8),
-            rng.integers(0, 10, count, dtype=np.uint8),
-        )
-        write_idx(folder / f"{part}-images-idx3-ubyte", arrays[part][0], packed)
-        write_idx(folder / f"{part}-labels-idx1-ubyte", arrays[part][1], packed)
-    return arrays
 
 
 def test_digits_are_real_and_split_without_overlap():
@@ -53,17 +27,17 @@ def test_normalised_training_images_have_mean_zero_and_variance_one():
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzipped"])
 @pytest.mark.parametrize("inner", ["", "fashion-mnist", "FashionMNIST/raw"])
-def test_fashion_mnist_is_read_from_its_idx_files(tmp_path, packed, inner):
-    arrays = fashion_files(tmp_path / inner, packed)
+def test_fashion_mnist_is_read_from_its_idx_files(write_fashion_mnist, tmp_path, packed, inner):
+    arrays = write_fashion_mnist(tmp_path / inner, packed)
     data = datasets.load("fashion-mnist", tmp_path)
     for examples, part in ((data.train, "train"), (data.test, "t10k")):
         np.testing.assert_array_equal(examples.images[:, 0].numpy(), arrays[part][0])
         np.testing.assert_array_equal(examples.labels.numpy(), arrays[part][1])
 
 
-def test_the_digest_tells_data_apart(tmp_path):
+def test_the_digest_tells_data_apart(write_fashion_mnist, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        fashion_files(tmp_path / name, packed=False, seed=seed)
+        write_fashion_mnist(tmp_path / name, packed=False, seed=seed)
     a, b, c = (datasets.load("fashion-mnist", tmp_path / name).digest() for name in "abc")
     assert a == b != c
 
@@ -80,17 +54,18 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "html"])
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzipped"])
-def test_a_damaged_file_is_named_with_the_remedy(tmp_path, how, packed):
-    fashion_files(tmp_path, packed)
+def test_a_damaged_file_is_named_with_the_remedy(write_fashion_mnist, tmp_path, how, packed):
+    write_fashion_mnist(tmp_path, packed)
     path = tmp_path / f"train-images-idx3-ubyte{'.gz' if packed else ''}"
     damage(path, how)
     with pytest.raises(DataError, match=f"{path.name}.*undamaged copy"):
         datasets.load("fashion-mnist", tmp_path)
 
 
-def test_files_of_different_sets_are_refused(tmp_path):
-    fashion_files(tmp_path, packed=False)
-    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(7, np.uint8), packed=False)
+def test_files_of_different_sets_are_refused(write_fashion_mnist, tmp_path):
+    write_fashion_mnist(tmp_path, packed=False)
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    labels.write_bytes(b"\0\0\x08\x01\0\0\0\x07" + bytes(7))
     with pytest.raises(DataError, match="train files .* do not belong together"):
         datasets.load("fashion-mnist", tmp_path)
 
