@@ -35,7 +35,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 # The same versions, but for Flower and what Flower brings along.
-$(LATEST)/.ready: $(VENV)/.ready
+$(LATEST)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LATEST)
 	$(LATEST)/bin/pip install --quiet --disable-pip-version-check --upgrade "flwr[simulation]>=1.40" \
 		$$(grep -E '^(torch|torchvision|ray|numpy)==' constraints.txt) --editable ".[dev]"
