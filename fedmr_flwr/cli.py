@@ -61,7 +61,8 @@ def run(
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and status 1."""
     for name in (signal.SIGTERM, signal.SIGHUP):  # so that `kill` and a closed terminal stop Flower too
-        signal.signal(name, signal.default_int_handler)
+        if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(name, signal.default_int_handler)
     quiet()
     try:
         app()

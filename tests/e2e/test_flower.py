@@ -24,7 +24,10 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def env():
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}
-    return clean | {"PATH": f"{BIN}{os.pathsep}{clean['PATH']}", "FEDMR_TEST": uuid4().hex}
+    marked = clean | {"PATH": f"{BIN}{os.pathsep}{clean['PATH']}", "FEDMR_TEST": uuid4().hex}
+    yield marked
+    for process in family(marked):
+        process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -116,11 +119,7 @@ def test_a_run_that_fails_in_flower_ends_fedmr_run_with_one_line(tmp_path, env):
 
 
 def test_ctrl_c_stops_flower_and_marks_the_run(tmp_path, env):
-    process = subprocess.Popen(
-        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", "rounds=100000", "run-dir=run"],
-        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for_metrics(tmp_path / "run")
+    process = start_endless_run(tmp_path, env)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=90)
     assert (process.returncode, err) == (130, "fedmr: interrupted\n")
@@ -129,11 +128,7 @@ def test_ctrl_c_stops_flower_and_marks_the_run(tmp_path, env):
 
 
 def test_a_simulation_that_is_killed_ends_fedmr_run_with_one_line(tmp_path, env):
-    process = subprocess.Popen(
-        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", "rounds=100000", "run-dir=run"],
-        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for_metrics(tmp_path / "run")
+    process = start_endless_run(tmp_path, env)
     (simulation,) = (p for p in family(env) if any(word.endswith("/flwr-simulation") for word in p.cmdline()))
     simulation.kill()
     _, err = process.communicate(timeout=120)
@@ -144,10 +139,18 @@ def test_a_simulation_that_is_killed_ends_fedmr_run_with_one_line(tmp_path, env)
     assert left(env) == []
 
 
-def wait_for_metrics(out, seconds=180):
+def start_endless_run(folder, env, seconds=180):
+    """Start `fedmr run` and wait for its first round."""
+    process = subprocess.Popen(
+        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", "rounds=100000", "run-dir=run"],
+        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Where the tests run in the background, SIGINT is ignored, and ignoring is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + seconds
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    while not (folder / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.5)
+    return process
 
 
 class local_superlink:
