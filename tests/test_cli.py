@@ -121,6 +121,16 @@ def test_an_occupied_port_is_named_with_the_variable(fedmr, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("override", ["client-cpus=4096", "client-gpus=512"])
+def test_more_than_the_machine_has_is_refused(fedmr, tmp_path, override):
+    status, _, err = fedmr("run", "run.yaml", *TINY, "run-dir=out", override)
+    key = override.partition("=")[0]
+    assert status == 1
+    assert err.startswith(f"fedmr: error: {key} is ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupted_run_says_so(fedmr, tmp_path, monkeypatch):
     from fedmr_flwr import client
 

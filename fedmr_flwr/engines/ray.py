@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import EngineError
@@ -52,6 +53,7 @@ def run(settings: Settings, display: Display) -> RunFolder:
     Raises:
         FedmrError: the configuration, the data or the federation is at fault, or Flower failed.
     """
+    _check_resources(settings)
     home = Path(tempfile.mkdtemp(prefix="fedmr-flower-"))
     out = None
     try:
@@ -154,8 +156,8 @@ class _SuperLink:
                 if status == "finished:completed":
                     return
                 if status.startswith("finished"):
-                    reason = out.read_manifest().get("error") or details.removeprefix(_FAILED)
-                    raise EngineError(reason or f"Flower ended the run as {status}: {self._last_words()}")
+                    reason = out.read_manifest().get("error")
+                    raise EngineError(reason or f"{details.removeprefix(_FAILED) or status}; see flower.log")
             if gone:
                 raise EngineError("Flower's simulation is gone, perhaps killed for want of memory; see flower.log")
             time.sleep(0.3)
@@ -241,6 +243,22 @@ def app_folder() -> Path:
     """Return the folder of the Flower app: the repository, or the copy of its thin files in the package."""
     package = Path(__file__).parent.parent
     return package / "app" if (package / "app").exists() else package.parent
+
+
+def _check_resources(settings: Settings) -> None:
+    """Refuse what Ray could never place here: it would start no client at all.
+
+    Raises:
+        EngineError: a client reserves more than this machine has.
+    """
+    for key, wanted, there, what in (
+        ("client-cpus", settings.client_cpus, os.cpu_count() or 1, "CPU cores"),
+        ("client-gpus", settings.client_gpus, torch.cuda.device_count(), "CUDA devices"),
+    ):
+        if wanted > there:
+            raise EngineError(
+                f"{key} is {wanted:g} but the number of {what} here is {there}; set {key}={there} or less"
+            )
 
 
 def _ports() -> dict[str, str]:
