@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
@@ -28,7 +28,7 @@ ROUND = "server-round"
 # The head of an .npy file as NumPy writes it for plain numbers. NumPy's own reader evaluates the text as a
 # Python literal, which bytes from the network can make fail in many ways.
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>[<>|][fiub]\d+)', "
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<>|][fiub]\d+)', "
     rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
     re.DOTALL,
 )
@@ -63,20 +63,27 @@ def view(array: Array) -> NDArray[Any]:
     Raises:
         RecordError: the bytes are not an array of numbers of the stated type and shape.
     """
-    header = _HEADER.match(array.data)
-    if header is None or header.end() != 10 + int.from_bytes(header["length"], "little"):
-        raise RecordError("an array is damaged: it does not begin as NumPy arrays do")
     try:
-        dtype = np.dtype(header["dtype"].decode())
-        shape = tuple(int(size) for size in header["shape"].replace(b",", b" ").split())
-        if not dtype.isnative:
-            raise ValueError(f"type {dtype} is no number of this machine")
+        start = 10 + int.from_bytes(array.data[8:10], "little")
+        dtype, shape, order = _parsed(array.data[:start])
         if (dtype.name, shape) != (array.dtype, tuple(array.shape)):
             raise ValueError(f"it states {array.dtype}{list(array.shape)} but holds {dtype.name}{list(shape)}")
-        values = np.frombuffer(array.data, dtype, offset=header.end())
-        return values.reshape(shape, order="F" if header["fortran"] == b"True" else "C")
+        return np.frombuffer(array.data, dtype, offset=start).reshape(shape, order=order)
     except (ValueError, TypeError) as error:
         raise RecordError(f"an array is damaged: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _parsed(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"]]:
+    """Return the type, shape and order that the head of an .npy file states."""
+    header = _HEADER.fullmatch(head)
+    if header is None:
+        raise ValueError("it does not begin as NumPy arrays do")
+    dtype = np.dtype(header["dtype"].decode())
+    shape = tuple(int(size) for size in header["shape"].replace(b",", b" ").split())
+    if not dtype.isnative:
+        raise ValueError(f"type {dtype} is no number of this machine")
+    return dtype, shape, "F" if header["fortran"] == b"True" else "C"
 
 
 class Codec:
@@ -111,10 +118,11 @@ class Codec:
             ints: vectors whose concatenation is the model's [Q] ints.
         """
         if self.packed:
-            arrays = {FLOATS: join(floats, np.float32)}
+            record = ArrayRecord()
+            record[FLOATS] = join(floats, np.float32)
             if self.layout.counters:
-                arrays[INTS] = join(ints, np.int64)
-            return ArrayRecord(arrays)
+                record[INTS] = join(ints, np.int64)
+            return record
         whole = Packed(
             np.concatenate([*floats, np.empty(0, np.float32)]), np.concatenate([*ints, np.empty(0, np.int64)])
         )
