@@ -23,6 +23,7 @@ from fedmr_flwr.layout import Layout
 from fedmr_flwr.population import recombine
 from fedmr_flwr.records import Codec, fault
 from fedmr_flwr.training import layout_of
+from fedmr_flwr.units import units
 
 REPEATS = 15
 
@@ -112,7 +113,7 @@ def measure(layout: Layout, slots: int) -> tuple[dict[str, float], float]:
     """Return the best seconds of each part, and the peak memory as a multiple of the population."""
     server = Server(layout, slots)
     population = np.stack([server.rng.standard_normal(layout.size, np.float32) for _ in range(slots)])
-    units = [unit.floats for unit in layout.units("layer")]
+    units = [unit.floats for unit in units(layout, "layer")]
     parts: dict[str, Callable[[], object]] = {
         "copy": population.copy,
         "recombine": partial(recombine, population, units, server.rng),

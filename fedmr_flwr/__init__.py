@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from fedmr_flwr import models
     from fedmr_flwr.algorithms.fedavg import FedAvg
     from fedmr_flwr.algorithms.fedmr import FedMR
+    from fedmr_flwr.algorithms.indep import Indep
 
-__all__ = ["FedAvg", "FedMR", "models"]
+__all__ = ["FedAvg", "FedMR", "Indep", "models"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""Where each tensor of a model lies in two flat vectors, and which of them move together."""
+"""Where each tensor of a model lies in two flat vectors."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_flwr.errors import ConfigError
-
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Columns = tuple[slice, ...]
+
+_STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 
 
 class Packed(NamedTuple):
@@ -38,12 +38,14 @@ class Entry:
         shape: its shape.
         dtype: its NumPy type.
         columns: where its values lie in `Packed.floats`, or in `Packed.ints` if the type is an integer.
+        buffer: whether it is computed rather than trained, as BatchNorm's statistics are.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     columns: slice
+    buffer: bool = False
 
     @property
     def integer(self) -> bool:
@@ -52,47 +54,30 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Tensors that recombination moves together.
-
-    Attributes:
-        name: the tensor's key or the module's path.
-        keys: the tensors' keys.
-        floats: their column ranges in `Packed.floats`.
-        ints: their column ranges in `Packed.ints`.
-    """
-
-    name: str
-    keys: tuple[str, ...]
-    floats: Columns
-    ints: Columns
-
-
-def module_of(key: str) -> str:
-    """Return the path of the module that owns a state_dict key; the model itself is named "model"."""
-    return key.rpartition(".")[0] or "model"
-
-
-# What recombination moves as one piece: a name -> the group that a state_dict key belongs to.
-UNITS: dict[str, Callable[[str], str]] = {"tensor": lambda key: key, "layer": module_of}
-
-
-@dataclass(frozen=True)
 class Layout:
     """Names, shapes, types and places of a model's tensors.
 
     Attributes:
         entries: one per tensor, in the order of the state_dict.
+        blocks: the module paths that the model names as its blocks.
     """
 
     entries: tuple[Entry, ...]
+    blocks: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[np.generic]]) -> "Layout":
+    def of(
+        cls,
+        arrays: Mapping[str, NDArray[np.generic]],
+        buffers: Collection[str] | None = None,
+        blocks: Collection[str] = (),
+    ) -> "Layout":
         """Lay out a model.
 
         Args:
             arrays: its state_dict as NumPy arrays.
+            buffers: the keys of its buffers; None takes PyTorch's names of normalisation statistics.
+            blocks: the module paths that it names as its blocks.
 
         Raises:
             TypeError: a tensor's type does not fit into float32 or int64 without loss.
@@ -105,8 +90,9 @@ class Layout:
                 ints, columns = ints + array.size, slice(ints, ints + array.size)
             else:
                 raise TypeError(f"tensor '{name}' is {array.dtype}: only float32, float16 and integers travel")
-            entries.append(Entry(name, tuple(array.shape), array.dtype.name, columns))
-        return cls(tuple(entries))
+            buffer = name.rpartition(".")[2] in _STATISTICS if buffers is None else name in buffers
+            entries.append(Entry(name, tuple(array.shape), array.dtype.name, columns, buffer))
+        return cls(tuple(entries), tuple(blocks))
 
     @cached_property
     def size(self) -> int:
@@ -170,41 +156,3 @@ class Layout:
             .reshape(entry.shape)
             for entry in self.entries
         }
-
-    def units(self, kind: str) -> tuple[Unit, ...]:
-        """Group the tensors into units of recombination.
-
-        Args:
-            kind: "tensor" (every key for itself) or "layer" (all keys of one module together).
-
-        Returns:
-            The units in the order of the state_dict; together they cover every column once.
-
-        Raises:
-            ConfigError: there is no such kind.
-        """
-        if kind not in UNITS:
-            raise ConfigError(f"strategy.unit: '{kind}' is not known; choose one of {', '.join(sorted(UNITS))}")
-        groups: dict[str, list[Entry]] = {}
-        for entry in self.entries:
-            groups.setdefault(UNITS[kind](entry.name), []).append(entry)
-        return tuple(
-            Unit(
-                name,
-                tuple(entry.name for entry in entries),
-                _ranges([entry.columns for entry in entries if not entry.integer]),
-                _ranges([entry.columns for entry in entries if entry.integer]),
-            )
-            for name, entries in groups.items()
-        )
-
-
-def _ranges(columns: Sequence[slice]) -> Columns:
-    """Join column ranges that touch."""
-    joined: list[slice] = []
-    for part in columns:
-        if joined and joined[-1].stop == part.start:
-            joined[-1] = slice(joined[-1].start, part.stop)
-        else:
-            joined.append(part)
-    return tuple(joined)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_flwr.layout import Columns, Floats
+from fedmr_flwr.layout import Columns, Floats, Packed
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
 Sources = NDArray[np.int64]
@@ -77,6 +77,46 @@ def similarity(rows: Rows) -> float:
             total += np.multiply(row[block], scale, out=scaled[: len(total)])
         of_sum += float(total @ total)
     return float(np.clip((of_sum - np.count_nonzero(norms)) / (count * (count - 1)), -1, 1))
+
+
+def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[float]:
+    """Return how far the models lie from their center, unit by unit.
+
+    Args:
+        rows: K vectors [P].
+        center: [P], for instance their mean.
+        units: the column ranges of each unit.
+
+    Returns:
+        For each unit the root of the mean square of (row - center) over its values and all rows: a standard
+        deviation across models, in the units of the weights; 0 for a unit without values.
+    """
+    scratch = np.empty(_BLOCK, np.float32)
+
+    def square(part: slice) -> float:
+        total = 0.0
+        for row in rows:
+            off = np.subtract(row[part], center[part], out=scratch[: part.stop - part.start])
+            total += float(np.vdot(off, off))
+        return total
+
+    deviations = []
+    for unit in units:
+        values = len(rows) * sum(part.stop - part.start for part in unit)
+        squares = sum(square(block) for part in unit for block in _blocks(part.stop, part.start))
+        deviations.append(float(np.sqrt(squares / values)) if values else 0.0)
+    return deviations
+
+
+def average(models: Sequence[Packed], weights: Sequence[float] | None = None) -> Packed:
+    """Average models; integers, such as BatchNorm's counters, are not averaged: the largest counts.
+
+    Args:
+        models: K models of one layout, K >= 1.
+        weights: K numbers >= 0, not all zero; None weighs all the same.
+    """
+    floats = mean([model.floats for model in models], weights)
+    return Packed(floats, np.max([model.ints for model in models], axis=0))
 
 
 def deal(units: int, slots: int, rng: np.random.Generator) -> Sources:
@@ -162,5 +202,5 @@ def _norm(row: NDArray[Any]) -> float:
     return float(np.sqrt(square)) if np.isfinite(square) else float(np.linalg.norm(row.astype(np.float64)))
 
 
-def _blocks(width: int) -> Iterator[slice]:
-    return (slice(start, min(start + _BLOCK, width)) for start in range(0, width, _BLOCK))
+def _blocks(stop: int, start: int = 0) -> Iterator[slice]:
+    return (slice(at, min(at + _BLOCK, stop)) for at in range(start, stop, _BLOCK))

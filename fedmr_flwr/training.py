@@ -154,7 +154,9 @@ def threads(count: int) -> Iterator[None]:
 
 def layout_of(model: nn.Module) -> Layout:
     """Return where a model's tensors lie in its packed form."""
-    return Layout.of({name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()})
+    arrays = {name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()}
+    buffers = {name for name, _ in model.named_buffers()}
+    return Layout.of(arrays, buffers, getattr(model, "blocks", ()))
 
 
 def pack(model: nn.Module, layout: Layout) -> Packed:

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.layout import Layout, Packed
 
 ARRAYS = {
@@ -32,33 +31,14 @@ def test_unpack_gives_back_names_shapes_types_and_values():
         np.testing.assert_array_equal(back[name], array, strict=True)
 
 
-def test_unit_tensor_is_one_key_and_unit_layer_is_one_module():
-    layout = Layout.of(ARRAYS)
-    tensors = layout.units("tensor")
-    assert [unit.name for unit in tensors] == list(ARRAYS)
-    layers = {unit.name: unit for unit in layout.units("layer")}
-    assert list(layers) == ["conv", "bn", "model"]
-    assert layers["conv"].floats == (slice(0, 6),)
-    assert layers["bn"].floats == (slice(6, 8),)
-    assert layers["bn"].ints == (slice(0, 1),)
-    assert layers["bn"].keys == ("bn.weight", "bn.running_mean", "bn.num_batches_tracked")
-    assert layers["model"].keys == ("scale",)
-
-
-@pytest.mark.parametrize("kind", ["tensor", "layer"])
-def test_units_cover_every_column_once(kind):
-    layout = Layout.of(ARRAYS)
-    for width, parts in (
-        (layout.size, [part for unit in layout.units(kind) for part in unit.floats]),
-        (layout.counters, [part for unit in layout.units(kind) for part in unit.ints]),
-    ):
-        columns = [column for part in parts for column in range(part.start, part.stop)]
-        assert sorted(columns) == list(range(width))
-
-
-def test_an_unknown_unit_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="'blocks' is not known; choose one of layer, tensor"):
-        Layout.of(ARRAYS).units("blocks")
+def test_buffers_are_the_ones_named_or_else_pytorchs_statistics():
+    by_name = Layout.of(ARRAYS, buffers={"scale"})
+    assert [entry.name for entry in by_name.entries if entry.buffer] == ["scale"]
+    by_suffix = Layout.of(ARRAYS)
+    assert [entry.name for entry in by_suffix.entries if entry.buffer] == [
+        "bn.running_mean",
+        "bn.num_batches_tracked",
+    ]
 
 
 @pytest.mark.parametrize(

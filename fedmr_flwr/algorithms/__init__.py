@@ -3,12 +3,13 @@
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.algorithms.fedmr import FedMR
+from fedmr_flwr.algorithms.indep import Indep
 from fedmr_flwr.config import Settings, checked
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.layout import Layout
 
 # Add one line to add one.
-ALGORITHMS: dict[str, type[Algorithm]] = {"fedavg": FedAvg, "fedmr": FedMR}
+ALGORITHMS: dict[str, type[Algorithm]] = {"fedavg": FedAvg, "fedmr": FedMR, "indep": Indep}
 
 
 def create(settings: Settings, layout: Layout) -> Algorithm:

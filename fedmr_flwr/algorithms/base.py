@@ -1,7 +1,7 @@
 """What every algorithm of this project shares: drawing clients, one fresh message per slot, replies by slot."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,17 +39,21 @@ class Trained:
 
 
 class Algorithm(Strategy):
-    """A Flower strategy whose server sends one model to each of K clients a round.
+    """A Flower strategy whose server sends one of its K models to each of M clients a round.
 
-    Slot i of a round goes to the i-th drawn client, and clients are drawn in random order, so the pairing of
-    slots and clients is random. A subclass says which models to send and what to make of the trained ones.
+    The i-th slot of a round goes to the i-th drawn client, and clients are drawn in random order, so the pairing
+    of slots and clients is random. A subclass says which models to send and what to make of the trained ones.
 
     Args:
-        clients_per_round: K, the clients drawn in a round.
+        clients_per_round: M, the clients drawn in a round.
         seed: the seed of the run.
         layout: of the models, if they travel packed; None for records with one array per tensor, such as
             `ArrayRecord(model.state_dict())`, from which the layout is then taken.
         **options: what `Options` of the algorithm names.
+
+    Attributes:
+        trained_slots: the slots that were sent out in the latest round, in the order of the messages.
+        diagnosis: what `diagnostics` said after the latest round.
 
     Raises:
         ConfigError: an option is unknown or its value wrong.
@@ -66,11 +70,13 @@ class Algorithm(Strategy):
         self.seed = seed
         self.options: Any = checked(self.Options, options, type(self).__name__, "strategy.")
         self._codec = None if layout is None else Codec(layout)
+        self.trained_slots: list[int] = []
+        self.diagnosis: dict[str, Any] = {}
         self._sent: list[Message] = []
 
     @abstractmethod
     def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
-        """Return the model of every slot of this round.
+        """Return the model of every slot.
 
         Args:
             server_round: 1 for the first.
@@ -85,6 +91,11 @@ class Algorithm(Strategy):
             server_round: 1 for the first.
             trained: by slot; None where no good reply came. At least one is there.
         """
+
+    @property
+    def slots(self) -> int:
+        """K, the number of models: one for each client of a round."""
+        return self.clients_per_round
 
     @property
     def codec(self) -> Codec:
@@ -107,32 +118,48 @@ class Algorithm(Strategy):
         rng = stream(self.seed, "select", server_round)
         drawn = rng.choice(len(nodes), self.clients_per_round, replace=False)
         settings = ConfigRecord({**config, ROUND: server_round})
+        models = self.models(server_round, arrays)
+        self.trained_slots = self._draw_slots(server_round)
         self._sent = [
-            Message(RecordDict({ARRAYS: model, CONFIG: settings}), nodes[client], MessageType.TRAIN)
-            for client, model in zip(drawn, self.models(server_round, arrays), strict=True)
+            Message(RecordDict({ARRAYS: models[slot], CONFIG: settings}), nodes[client], MessageType.TRAIN)
+            for client, slot in zip(drawn, self.trained_slots, strict=True)
         ]
         return self._sent
+
+    def _draw_slots(self, server_round: int) -> list[int]:
+        """Draw which slots are trained, where there are more of them than clients in a round."""
+        if self.slots == self.clients_per_round:
+            return list(range(self.slots))
+        rng = stream(self.seed, "slots", server_round)
+        return sorted(rng.choice(self.slots, self.clients_per_round, replace=False).tolist())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Sort the replies by slot and combine them; (None, None) if not one is good."""
         answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
-        trained = [self._read(answers.get(message.metadata.message_id)) for message in self._sent]
-        self._sent = []  # K models that nobody needs any more
+        trained: list[Trained | None] = [None] * self.slots
+        for slot, message in zip(self.trained_slots, self._sent, strict=True):
+            trained[slot] = self._read(answers.get(message.metadata.message_id))
+        self._sent = []  # M models that nobody needs any more
         if not any(trained):
             return None, None
         arrays = self.combine(server_round, trained)
-        metrics = _mean_metrics([reply for reply in trained if reply])
-        return arrays, MetricRecord({**metrics, **self.diagnostics()})
+        self.diagnosis = self.diagnostics()
+        numbers = {name: value for name, value in self.diagnosis.items() if isinstance(value, float)}
+        return arrays, MetricRecord({**_mean_metrics([reply for reply in trained if reply]), **numbers})
 
-    def diagnostics(self) -> dict[str, float]:
-        """Return numbers about the server's state after a round, by name."""
+    def diagnostics(self) -> dict[str, Any]:
+        """Return what is worth knowing of the server's state after a round, by name, as JSON has it."""
         return {}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what the server must keep between rounds, besides the global model, by name."""
         return {}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what an earlier `state` returned."""
+        assert not state
 
     def _read(self, reply: Message | None) -> Trained | None:
         """Decode a reply; None if there is none or it is bad."""

@@ -7,12 +7,11 @@ AISTATS 2017, algorithm 1.
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from flwr.app import ArrayRecord
 
 from fedmr_flwr.algorithms.base import Algorithm, Trained
 from fedmr_flwr.config import Section
-from fedmr_flwr.population import mean
+from fedmr_flwr.population import average
 
 
 class FedAvgOptions(Section):
@@ -45,6 +44,5 @@ class FedAvg(Algorithm):
         """Average the models that came back; integers are not averaged, the largest counts."""
         good = [reply for reply in trained if reply]
         weights = [reply.examples for reply in good] if self.options.weighting == "examples" else None
-        floats = mean([reply.model.floats for reply in good], weights)
-        ints = np.max([reply.model.ints for reply in good], axis=0)
-        return self.codec.encode([floats], [ints])
+        model = average([reply.model for reply in good], weights)
+        return self.codec.encode([model.floats], [model.ints])

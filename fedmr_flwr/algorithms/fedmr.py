@@ -2,7 +2,7 @@
 
 Before each round the server deals: in the first stage every slot gets the mean of the population; after
 that each unit of recombination (a layer, by default) is permuted across the slots, independently of the
-others. The global model, the one evaluated and saved, is the uniform mean of the population.
+others. The global model, the one evaluated and saved, is the mean of the population.
 
 Source: Hu et al., "Is Aggregation the Only Choice? Federated Learning via Layer-wise Model Recombination",
 KDD 2024 (arXiv 2305.10730); where the paper and its published code differ or are silent, see
@@ -11,99 +11,91 @@ docs/decisions.md.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord
-from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config import Section
+from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions
+from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.layout import Packed
-from fedmr_flwr.population import deal, in_order, mean, pieces, similarity
-from fedmr_flwr.randomness import stream
+from fedmr_flwr.population import Sources
+from fedmr_flwr.recombination import Buffers, Recombination, shuffled
+from fedmr_flwr.units import Unit, grouping
 
 
-class FedMROptions(Section):
+class FedMROptions(MultiModelOptions):
     """Options of FedMR.
 
     Attributes:
-        unit: what recombination moves as one piece: "layer" (all tensors of a module together) or "tensor"
-            (every state_dict key for itself, as in the published code).
+        unit: what recombination moves as one piece; see `fedmr_flwr.units.units`.
         first_stage_rounds: rounds after which the population is averaged rather than recombined.
+        buffers: whether buffers, such as BatchNorm's statistics, "move" with their unit or are the "average".
+        log_recombination: whether to write down for every round which slot each unit came from.
     """
 
-    unit: Literal["layer", "tensor"] = "layer"
+    unit: str | tuple[str, ...] = "layer"
     first_stage_rounds: int = Field(0, ge=0)
+    buffers: Buffers = "move"
+    log_recombination: bool = False
+
+    @field_validator("unit")
+    @classmethod
+    def _is_a_unit(cls, unit: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        try:
+            grouping(unit)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return unit
 
 
-class FedMR(Algorithm):
+class FedMR(MultiModel):
     """Federated learning by layer-wise model recombination.
 
     Args:
-        clients_per_round: K, the clients drawn in a round and the models in the population.
+        clients_per_round: M, the clients drawn in a round.
         seed: the seed of the run.
         layout: of the models, if they travel packed.
-        unit: "layer" or "tensor".
+        population: K, the number of models, at least M; M if not given.
+        weighting: of the global model, "uniform" or "examples".
+        evaluate_slots: whether to score every slot's model.
+        unit: "layer", "tensor", "block", "block:DEPTH", "fraction:P" or a list of regular expressions.
         first_stage_rounds: rounds of averaging before recombination begins.
+        buffers: "move" or "average".
+        log_recombination: whether the diagnostics hold the map of what went where.
     """
 
     Options = FedMROptions
 
-    # The model of each slot: as its client returned it, or as it was sent where no good reply came.
-    _population: list[Packed] | None = None
-    _dealt: Sequence[ArrayRecord] = ()
-
-    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
-        """Deal the population: K copies of the mean in the first stage, recombined models after it."""
-        # The population was last trained in round server_round - 1; after the first `first_stage_rounds`
-        # rounds it is averaged, and its mean is the global model.
-        if self._population is None or server_round - 1 <= self.options.first_stage_rounds:
-            self._dealt = [arrays] * self.clients_per_round
-        else:
-            self._dealt = self._recombined(server_round, self._population)
-        return self._dealt
-
-    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
-        """Take the trained models into the population and return its uniform mean."""
-        self._population = [
-            reply.model if reply else self.codec.decode(dealt)
-            for reply, dealt in zip(trained, self._dealt, strict=True)
-        ]
-        self._dealt = ()
-        floats = mean([model.floats for model in self._population])
-        ints = np.max([model.ints for model in self._population], axis=0)
-        return self.codec.encode([floats], [ints])
-
-    def diagnostics(self) -> dict[str, float]:
-        """Return the mean cosine similarity over all pairs of the population."""
-        assert self._population is not None
-        return {"similarity": similarity([model.floats for model in self._population])}
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return the population: [K, P] floats and [K, Q] ints."""
-        assert self._population is not None
-        return {
-            "population.floats": np.stack([model.floats for model in self._population]),
-            "population.ints": np.stack([model.ints for model in self._population]),
-        }
+    _sources: Sources | None = None
 
     @cached_property
-    def _units(self) -> tuple[int, list[tuple[slice, int]], list[tuple[slice, int]]]:
-        """How many units there are, and from left to right which columns are whose: floats, then ints."""
-        layout = self.codec.layout
-        units = layout.units(self.options.unit)
-        float_runs = in_order([unit.floats for unit in units], layout.size)
-        return len(units), float_runs, in_order([unit.ints for unit in units], layout.counters)
+    def recombination(self) -> Recombination:
+        """The shuffling of this model's units; known once the model is."""
+        try:
+            return Recombination(self.codec.layout, self.options.unit, self.options.buffers)
+        except ConfigError as error:
+            raise ConfigError(f"strategy.unit: {error}") from None
 
-    def _recombined(self, server_round: int, population: list[Packed]) -> list[ArrayRecord]:
-        """Shuffle each unit across the population, straight into the outgoing records."""
-        units, float_runs, int_runs = self._units
-        sources = deal(units, len(population), stream(self.seed, "recombine", server_round))
-        floats = [model.floats for model in population]
-        ints = [model.ints for model in population]
-        return [
-            self.codec.encode(pieces(floats, float_runs, source), pieces(ints, int_runs, source))
-            for source in sources.T
-        ]
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units of recombination."""
+        return self.recombination.units
+
+    def deal(self, server_round: int, population: list[Packed], arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+        """Give every slot the mean in the first stage, and a recombined model after it."""
+        self._sources = shuffled(
+            self.seed, server_round, self.options.first_stage_rounds, len(self.units), len(population)
+        )
+        if self._sources is None:
+            return [arrays] * len(population)
+        parts = self.recombination.deal(population, self.codec.decode(arrays), self._sources)
+        # The parts are joined while they are serialised: no recombined model is ever put together before.
+        return [self.codec.encode(floats, ints) for floats, ints in parts]
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Return what `MultiModel` does and, if asked for, the slot that each unit of each slot came from."""
+        diagnosis = super().diagnostics()
+        if self.options.log_recombination and self._sources is not None:
+            diagnosis["recombination"] = self._sources.tolist()
+        return diagnosis

@@ -8,7 +8,13 @@ from torch import nn
 
 
 class Classifier(nn.Module):
-    """A network in two parts, so that algorithms can look at or replace the representation between them."""
+    """A network in two parts, so that algorithms can look at or replace the representation between them.
+
+    Attributes:
+        blocks: paths of the modules that recombination by `block` moves as one, for instance residual blocks.
+    """
+
+    blocks: tuple[str, ...] = ()
 
     @abstractmethod
     def features(self, images: torch.Tensor) -> torch.Tensor:

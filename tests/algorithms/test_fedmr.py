@@ -7,6 +7,7 @@ from fedmr_flwr.errors import ConfigError, FederationError
 from fedmr_flwr.layout import Layout
 from fedmr_flwr.records import Codec
 from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.units import units
 
 ARRAYS = {
     "conv.weight": np.zeros((2, 2), np.float32),
@@ -65,7 +66,7 @@ def test_after_it_the_trained_models_are_recombined_unit_by_unit(grid_of, answer
     values = sorted(trained.floats[0] for trained in federation.trained)
     mixed = federation.round(2)
     orders = set()
-    for part in LAYOUT.units(unit):
+    for part in units(LAYOUT, unit):
         columns = [
             np.concatenate([*(m.floats[c] for c in part.floats), *(m.ints[c] for c in part.ints)]) for m in mixed
         ]
@@ -128,10 +129,12 @@ def test_a_slot_without_a_good_reply_keeps_the_model_it_was_sent(grid_of, answer
     federation = Federation(grid_of, answer, silent=[(2, client) for client in range(4)])
     federation.round(1)
     sent = federation.round(2)
-    state = federation.strategy.state()["population.floats"]
-    kept = [slot for slot in range(K) if (state[slot] == sent[slot].floats).all()]
+    state = federation.strategy.population
+    kept = [slot for slot in range(K) if (state[slot].floats == sent[slot].floats).all()]
     assert len(kept) == K - len(federation.trained) > 0
-    np.testing.assert_allclose(CODEC.decode(federation.arrays).floats, state.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        CODEC.decode(federation.arrays).floats, np.mean([m.floats for m in state], axis=0), rtol=1e-6
+    )
 
 
 def test_the_pairing_of_slots_and_clients_is_random_in_every_round(grid_of, answer):
@@ -169,13 +172,15 @@ def test_similarity_of_the_population_is_reported(grid_of, answer):
 def test_every_round_shuffles_anew():
     strategy = FedMR(clients_per_round=K, layout=LAYOUT)
     strategy._codec = CODEC
-    strategy._population = [CODEC.decode(model(slot)) for slot in range(K)]
+    strategy.population = [CODEC.decode(model(slot)) for slot in range(K)]
     rounds = [tuple(record["floats"].data for record in strategy.models(number, model(0))) for number in range(2, 6)]
     assert len(set(rounds)) == 4
 
 
 def test_options_are_checked():
-    with pytest.raises(ConfigError, match="strategy.unit = 'blocks': Input should be 'layer' or 'tensor'"):
+    with pytest.raises(
+        ConfigError, match="strategy.unit = 'blocks': 'blocks' is no unit; choose one of tensor, layer"
+    ):
         FedMR(unit="blocks")
     with pytest.raises(ConfigError, match="first_stage_rounds = -1: Input should be greater"):
         FedMR(first_stage_rounds=-1)
