@@ -93,8 +93,8 @@ class Server:
         self.arrays = arrays
         self.sent = []
 
-    def similarity(self) -> None:
-        """Measure how alike the models are."""
+    def diagnose(self) -> None:
+        """Measure how alike the models are, and how far apart in each unit."""
         FedMR.diagnostics(self.strategy)
 
     def deal(self) -> None:
@@ -113,13 +113,13 @@ def measure(layout: Layout, slots: int) -> tuple[dict[str, float], float]:
     """Return the best seconds of each part, and the peak memory as a multiple of the population."""
     server = Server(layout, slots)
     population = np.stack([server.rng.standard_normal(layout.size, np.float32) for _ in range(slots)])
-    units = [unit.floats for unit in units(layout, "layer")]
+    columns = [unit.floats for unit in units(layout, "layer")]
     parts: dict[str, Callable[[], object]] = {
         "copy": population.copy,
-        "recombine": partial(recombine, population, units, server.rng),
+        "recombine": partial(recombine, population, columns, server.rng),
         "check": server.check,
         "combine": server.combine,
-        "similarity": server.similarity,
+        "diagnose": server.diagnose,
         "deal": server.deal,
     }
     best = dict.fromkeys(parts, np.inf)
@@ -155,7 +155,7 @@ def main() -> None:
         "recombine, matrix to matrix": lambda best: best["recombine"],
         "check the replies": lambda best: best["check"],
         "unpack, mean": lambda best: best["combine"],
-        "similarity, for the metrics": lambda best: best["similarity"],
+        "similarity and spread, for the metrics": lambda best: best["diagnose"],
         "deal: recombine, pack, make messages": lambda best: best["deal"],
     }
     for name, value in rows.items():
@@ -168,8 +168,8 @@ def main() -> None:
         "the same with the checks / copy": lambda best: (
             (best["check"] + best["combine"] + best["deal"]) / best["copy"]
         ),
-        "the same with similarity / copy": lambda best: sum(
-            best[part] / best["copy"] for part in ("check", "combine", "similarity", "deal")
+        "the same with similarity and spread / copy": lambda best: sum(
+            best[part] / best["copy"] for part in ("check", "combine", "diagnose", "deal")
         ),
     }
     for name, value in ratios.items():

@@ -1,4 +1,4 @@
-"""The command line: `fedmr run`."""
+"""The command line: `fedmr run`, `resume`, `plot` and `units`."""
 
 import signal
 import sys
@@ -9,11 +9,17 @@ import typer
 from rich.console import Console
 
 from fedmr_flwr import config
-from fedmr_flwr.errors import FedmrError
+from fedmr_flwr.config import Settings
+from fedmr_flwr.errors import ConfigError, FedmrError, RunFolderError
 from fedmr_flwr.runs import folder
-from fedmr_flwr.runs.display import Display, quiet, table
+from fedmr_flwr.runs.display import Display, quiet, table, unit_table
+from fedmr_flwr.runs.folder import RunFolder
 
 _INTERRUPTED = 130
+
+Conf = Annotated[Path, typer.Argument(help="A configuration file, such as conf/quickstart.yaml.")]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, nested keys with dots: training.lr=0.1")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,17 +30,10 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep `run` a command of its own while it is the only one."""
-
-
 @app.command()
 def run(
-    conf: Annotated[Path, typer.Argument(help="A configuration file, such as conf/quickstart.yaml.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, nested keys with dots: training.lr=0.1")
-    ] = None,
+    conf: Conf,
+    overrides: Overrides = None,
     engine: Annotated[str | None, typer.Option(help="ray or in-process; short for engine=NAME.")] = None,
 ) -> None:
     """Train a federation and write its run folder."""
@@ -42,20 +41,78 @@ def run(
     settings = folder.choose(config.load(conf, [*(overrides or []), *extra]))
     assert settings.run_dir is not None
     folder.check_free(settings.run_dir)
-    console = Console()
+    _run(settings)
+
+
+@app.command()
+def resume(
+    run_folder: Folder,
+    engine: Annotated[str | None, typer.Option(help="ray or in-process, if another than the run began with.")] = None,
+) -> None:
+    """Go on with a run that was stopped, from its latest checkpoint to the same result."""
+    out = RunFolder.open(run_folder.absolute())
+    extra = [f"engine={engine}"] if engine else []
+    settings = config.load(out.config, extra).model_copy(update={"run_dir": out.path})
+    if out.status == "completed":
+        _print(f"{out.path} is complete: all {settings.rounds} rounds are done")
+        return
+    with out.locked():  # so that nothing is touched while a server is using it
+        before = out.read_manifest().get("versions", {})
+        for name, now in folder.versions().items():
+            if before.get(name, now) != now:
+                _print(f"{name} was {before[name]} and is {now}: the result may differ in its last digits")
+        out.note(status="starting", error=None)
+    _run(settings, out)
+
+
+@app.command()
+def plot(run_folder: Folder) -> None:
+    """Draw a run's pictures: accuracy and loss, similarity and spread, the lineage of the slots."""
+    from fedmr_flwr.runs import plots
+
+    drawn = plots.draw(RunFolder.open(run_folder.absolute()))
+    if not drawn:
+        raise RunFolderError(f"{run_folder} holds no finished round yet, so there is nothing to draw")
+    for path in drawn:
+        _print(str(path))
+
+
+@app.command()
+def units(conf: Conf, overrides: Overrides = None) -> None:
+    """Print the units of recombination of a configuration's model."""
+    from fedmr_flwr import algorithms, models
+    from fedmr_flwr.algorithms.fedmr import FedMR
+    from fedmr_flwr.data import datasets
+    from fedmr_flwr.training import layout_of
+
+    settings = config.load(conf, overrides or [])
+    dataset = datasets.load(settings.data.name, settings.data_dir)
+    layout = layout_of(models.build(settings.model.name, dataset.input_shape, dataset.classes))
+    strategy = algorithms.create(settings, layout)
+    if not isinstance(strategy, FedMR):
+        raise ConfigError(f"{settings.strategy.name} does not recombine; choose strategy.name=fedmr")
+    Console().print(unit_table(strategy.units, layout, strategy.options.unit))
+
+
+def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
+    """Run or go on with a federation and show what becomes of it."""
     path = f"run folder: {settings.run_dir}"
-    console.print(path, soft_wrap=True, highlight=False, markup=False)
-    with Display(settings.rounds, console) as display:
+    _print(path)
+    with Display(settings.rounds, Console()) as display:
         if settings.engine == "ray":
             from fedmr_flwr.engines import ray
 
-            done = ray.run(settings, display)
+            done = ray.run(settings, display, prepared)
         else:
             from fedmr_flwr import engines, server
 
-            done = server.run(settings, engines.grid_of(settings), display)
-    console.print(table(done.read_rows()))
-    console.print(path, soft_wrap=True, highlight=False, markup=False)
+            done = server.run(settings, engines.grid_of(settings), display, prepared)
+    Console().print(table(done.read_rows()))
+    _print(path)
+
+
+def _print(line: str) -> None:
+    Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> None:

@@ -115,6 +115,10 @@ class Settings(Section):
         run_dir: folder of this run; made under runs/ if not given.
         evaluate_every: rounds between evaluations of the global model; the last round is always evaluated.
         checkpoint_every: rounds between checkpoints.
+        round_timeout: seconds to wait for the replies of a round.
+        min_good_replies: a round with fewer good replies is bad: nothing changes in it.
+        max_bad_rounds: bad rounds in a row that are put up with; one more ends the run.
+        guard: refuse replies whose update is more than this many times as long as the round's median.
     """
 
     rounds: int = Field(100, ge=1)
@@ -129,6 +133,10 @@ class Settings(Section):
     run_dir: AbsolutePath | None = None
     evaluate_every: int = Field(1, ge=1)
     checkpoint_every: int = Field(10, ge=1)
+    round_timeout: float = Field(3600.0, gt=0)
+    min_good_replies: int = Field(1, ge=1)
+    max_bad_rounds: int = Field(0, ge=0)
+    guard: float | None = Field(None, gt=1)
     data: Data = Data()
     partition: Partition = Partition()
     model: Model = Model()
@@ -148,6 +156,11 @@ class Settings(Section):
             raise ValueError(
                 f"clients-per-round is {self.clients_per_round} but there are only {self.clients} clients; "
                 "lower clients-per-round or raise clients"
+            )
+        if self.min_good_replies > self.clients_per_round:
+            raise ValueError(
+                f"min-good-replies is {self.min_good_replies}, more than the {self.clients_per_round} clients of a "
+                "round; lower min-good-replies or raise clients-per-round"
             )
         if self.engine == "ray" and self.device.startswith("cuda") and self.client_gpus == 0:
             raise ValueError(

@@ -29,6 +29,10 @@ class FederationError(FedmrError):
     """The federation does not fit the configuration, or stopped answering."""
 
 
+class BadRoundError(FederationError):
+    """Too few clients gave a good reply in a round."""
+
+
 class EngineError(FedmrError):
     """The engine could not be started or failed while it ran."""
 

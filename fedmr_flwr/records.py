@@ -63,12 +63,23 @@ def view(array: Array) -> NDArray[Any]:
     Raises:
         RecordError: the bytes are not an array of numbers of the stated type and shape.
     """
+    values = read(array.data)
+    if (values.dtype.name, values.shape) != (array.dtype, tuple(array.shape)):
+        found = f"{values.dtype.name}{list(values.shape)}"
+        raise RecordError(f"an array is damaged: it states {array.dtype}{list(array.shape)} but holds {found}")
+    return values
+
+
+def read(data: bytes) -> NDArray[Any]:
+    """Return what an .npy file holds as a read-only view of its bytes.
+
+    Raises:
+        RecordError: the bytes are not an array of numbers.
+    """
     try:
-        start = 10 + int.from_bytes(array.data[8:10], "little")
-        dtype, shape, order = _parsed(array.data[:start])
-        if (dtype.name, shape) != (array.dtype, tuple(array.shape)):
-            raise ValueError(f"it states {array.dtype}{list(array.shape)} but holds {dtype.name}{list(shape)}")
-        return np.frombuffer(array.data, dtype, offset=start).reshape(shape, order=order)
+        start = 10 + int.from_bytes(data[8:10], "little")
+        dtype, shape, order = _parsed(data[:start])
+        return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
     except (ValueError, TypeError) as error:
         raise RecordError(f"an array is damaged: {error}") from None
 
@@ -158,7 +169,7 @@ class Failure:
     Attributes:
         client: the client's number, -1 if it is not known.
         kind: one of client-error, expired, node-lost, no-reply, duplicate, unasked, malformed, not-finite,
-            no-examples, other.
+            no-examples, outlier, other.
         reason: one line.
     """
 
@@ -221,3 +232,34 @@ def _finite(values: NDArray[Any]) -> bool:
         return True
     # The square of large but finite values overflows, so look again.
     return bool(np.isfinite([flat.min(), flat.max()]).all())
+
+
+def outliers(exchanges: Sequence[tuple[Message, Message]], limit: float) -> list[tuple[int, str]]:
+    """Find the trained models that moved much further than most.
+
+    Args:
+        exchanges: good replies, each with the message that it answers.
+        limit: how many times the median length of an update is still accepted.
+
+    Returns:
+        (index of the exchange, reason) for each of them. Fewer than half of the clients can fool it.
+    """
+    lengths = [_update_length(reply, sent) for reply, sent in exchanges]
+    median = float(np.median(lengths)) if lengths else 0.0
+    return [
+        (at, f"its update is {length / median:.1f} times as long as the round's median, more than guard = {limit:g}")
+        for at, length in enumerate(lengths)
+        if 0 < limit * median < length
+    ]
+
+
+def _update_length(reply: Message, sent: Message) -> float:
+    """Return the length of what a client added to its model, over all its floats."""
+    after, before = reply.content.array_records[ARRAYS], sent.content.array_records[ARRAYS]
+    squares = 0.0
+    for name, array in after.items():
+        values = view(array)
+        if values.dtype.kind == "f":
+            off = np.subtract(values, view(before[name]), dtype=np.float64).reshape(-1)
+            squares += float(np.vdot(off, off))
+    return float(np.sqrt(squares))

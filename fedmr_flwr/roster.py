@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,8 +10,8 @@ from flwr.app import Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedmr_flwr.errors import FederationError
-from fedmr_flwr.records import ARRAYS, METRICS, Failure, fault
+from fedmr_flwr.errors import BadRoundError, FederationError
+from fedmr_flwr.records import ARRAYS, METRICS, Failure, fault, outliers
 
 _log = logging.getLogger(__name__)
 # Under this key a client answers a query with its number.
@@ -27,10 +28,17 @@ class Exchange:
     Attributes:
         replies: number of good replies.
         failures: what went wrong, in the order of the messages.
+        clients: the number of the client that each message went to.
     """
 
-    replies: int
-    failures: tuple[Failure, ...]
+    replies: int = 0
+    failures: tuple[Failure, ...] = ()
+    clients: tuple[int, ...] = ()
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """How many failures there were of each kind."""
+        return dict(sorted(Counter(failure.kind for failure in self.failures).items()))
 
 
 class RosterGrid(Grid):
@@ -46,6 +54,9 @@ class RosterGrid(Grid):
             0..clients-1. None takes the nodes that are there at any time, in the order of their identifiers.
         at_least: how many nodes to wait for if `clients` is None.
         patience: seconds to wait for nodes.
+        min_good_replies: with fewer good replies to training messages the exchange is an error.
+        guard: refuse a trained model whose update is more than `guard` times as long as the round's median,
+            as "outlier"; None refuses none.
 
     Attributes:
         exchange: the account of the latest exchange of training messages.
@@ -54,11 +65,22 @@ class RosterGrid(Grid):
         FederationError: the clients do not come, or are not the ones that should.
     """
 
-    def __init__(self, grid: Grid, clients: int | None = None, *, at_least: int = 1, patience: float = 120.0) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int | None = None,
+        *,
+        at_least: int = 1,
+        patience: float = 120.0,
+        min_good_replies: int = 1,
+        guard: float | None = None,
+    ) -> None:
         self._grid = grid
         self._at_least = at_least
         self._patience = patience
-        self.exchange = Exchange(0, ())
+        self._min_good_replies = min_good_replies
+        self._guard = guard
+        self.exchange = Exchange()
         self._numbered = clients is not None
         self._clients = {} if clients is None else self._ask_numbers(clients)
 
@@ -80,36 +102,53 @@ class RosterGrid(Grid):
             At most one reply per message; a message without one is counted in `exchange`.
 
         Raises:
-            FederationError: training messages were sent, and not one came back with a good reply.
+            BadRoundError: training messages were sent, and fewer than `min_good_replies` came back with a good
+                reply.
         """
         sent = list(messages)
         answers: dict[str, list[Message]] = {}
         for reply in self._grid.send_and_receive(sent, timeout=timeout):
             answers.setdefault(reply.metadata.reply_to_message_id, []).append(reply)
 
-        replies: list[Message] = []
-        failures: list[Failure] = []
-        for message in sent:
-            found = answers.pop(message.metadata.message_id, [])
-            problem = _problem(message, found)
-            if problem is None:
-                replies.append(found[0])
-                continue
-            failures.append(Failure(self._clients.get(message.metadata.dst_node_id, -1), *problem))
-            replies.extend(_as_error(reply, message, problem) for reply in found[:1])
-        for stray in (reply for group in answers.values() for reply in group):
-            client = self._clients.get(stray.metadata.src_node_id, -1)
-            failures.append(Failure(client, "unasked", "a reply to a message that was not sent"))
+        found = [answers.pop(message.metadata.message_id, []) for message in sent]
+        problems = [_problem(message, group) for message, group in zip(sent, found, strict=True)]
+        if self._guard is not None:
+            good = [at for at, message in enumerate(sent) if not problems[at] and _asks_for_model(message)]
+            for at, reason in outliers([(found[at][0], sent[at]) for at in good], self._guard):
+                problems[good[at]] = "outlier", reason
+        failures = [
+            Failure(self._number(message.metadata.dst_node_id), *problem)
+            for message, problem in zip(sent, problems, strict=True)
+            if problem
+        ]
+        failures += [
+            Failure(self._number(stray.metadata.src_node_id), "unasked", "a reply to a message that was not sent")
+            for group in answers.values()
+            for stray in group
+        ]
         for failure in failures:
             _log.warning("client %s: %s: %s", failure.client, failure.kind, failure.reason)
         if any(message.metadata.message_type == MessageType.TRAIN for message in sent):
-            self.exchange = Exchange(sum(reply.has_content() for reply in replies), tuple(failures))
-            if not self.exchange.replies:
-                first = failures[0]
-                raise FederationError(
-                    f"no client gave a good reply (client {first.client}: {first.kind}: {first.reason})"
-                )
-        return replies
+            clients = tuple(self._number(message.metadata.dst_node_id) for message in sent)
+            self.exchange = Exchange(problems.count(None), tuple(failures), clients)
+            self._insist_on_good_replies()
+        return [
+            _as_error(group[0], message, problem) if problem else group[0]
+            for message, group, problem in zip(sent, found, problems, strict=True)
+            if group
+        ]
+
+    def _insist_on_good_replies(self) -> None:
+        count, failures = self.exchange.replies, self.exchange.failures
+        if count < self._min_good_replies:
+            who = f"{count} of {len(self.exchange.clients)} clients" if count else "no client"
+            fewer = f", fewer than min-good-replies = {self._min_good_replies}" if count else ""
+            first = f" (client {failures[0].client}: {failures[0].kind}: {failures[0].reason})" if failures else ""
+            raise BadRoundError(f"{who} gave a good reply{fewer}{first}")
+
+    def _number(self, node: int) -> int:
+        """Return a client's number, -1 for a stranger."""
+        return self._clients.get(node, -1)
 
     def _ask_numbers(self, clients: int) -> dict[int, int]:
         """Wait for all clients, ask each for its number and insist on 0..clients-1."""
@@ -172,9 +211,13 @@ def _problem(sent: Message, found: list[Message]) -> tuple[str, str] | None:
         return "no-reply", "no reply came in time"
     if len(found) > 1:
         return "duplicate", f"{len(found)} replies came to one message"
-    if not found[0].has_content() or (sent.metadata.message_type == MessageType.TRAIN and ARRAYS in sent.content):
+    if not found[0].has_content() or _asks_for_model(sent):
         return fault(found[0], sent)
     return None
+
+
+def _asks_for_model(message: Message) -> bool:
+    return message.metadata.message_type == MessageType.TRAIN and ARRAYS in message.content
 
 
 def _as_error(reply: Message, sent: Message, problem: tuple[str, str]) -> Message:

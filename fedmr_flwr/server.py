@@ -1,7 +1,7 @@
 """The server's side: a run from its settings to its results."""
 
 import shlex
-from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,22 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedmr_flwr import algorithms, config, engines, models
+from fedmr_flwr.algorithms.multi_model import MultiModel
+from fedmr_flwr.algorithms.state import restore, state_of
 from fedmr_flwr.client import train_config
 from fedmr_flwr.config import Settings
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import ConfigError, RunFolderError
+from fedmr_flwr.layout import Packed
 from fedmr_flwr.records import Codec
 from fedmr_flwr.roster import RosterGrid
 from fedmr_flwr.runs import checkpoint, folder, loop, plots
 from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.display import Display, quiet
+from fedmr_flwr.runs.files import writing
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training import Score, evaluate, layout_of, pack, pick_device, place, unpack
+from fedmr_flwr.units import describe
 
 app = ServerApp()
 
@@ -33,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
         conf = Path(__file__).parent.parent / conf  # the files of conf/ travel with the app
     settings = folder.choose(config.load(conf, _words(str(context.run_config["set"]))))
     assert settings.run_dir is not None
-    # `fedmr run` has made the folder already and hands over the configuration that lies in it.
+    # `fedmr run` and `fedmr resume` have prepared the folder and hand over the configuration that lies in it.
     out = RunFolder(settings.run_dir)
     prepared = conf == out.config and out.status == "starting"
     quiet()
@@ -77,19 +82,27 @@ class Federation:
         self.parts = partitions.split(labels, settings.clients, settings.partition, settings.seed)
         self.counts = partitions.class_counts(labels, self.parts, self.dataset.classes)
 
-    def score(self, arrays: ArrayRecord) -> Score:
-        """Score a global model on the test set."""
+    def evaluate(self, arrays: ArrayRecord) -> dict[str, Any]:
+        """Score a global model and, if the strategy asks for it, the model of every slot on the test set."""
+        score = self._score(self.codec.decode(arrays))
+        numbers: dict[str, Any] = {"test-loss": score.loss, "test-accuracy": score.accuracy}
+        strategy = self.strategy
+        if isinstance(strategy, MultiModel) and strategy.options.evaluate_slots and strategy.population:
+            numbers["slot-accuracies"] = [self._score(model).accuracy for model in strategy.population]
+        return numbers
+
+    def _score(self, model: Packed) -> Score:
         place(self.model, self.device)
-        unpack(self.codec.decode(arrays), self.layout, self.model)
+        unpack(model, self.layout, self.model)
         return evaluate(self.model, self.dataset, self.dataset.test, self.device)
 
     def title(self) -> str:
         """Say in one line what is run."""
         settings = self.settings
-        options = "".join(
-            f", {name.replace('_', '-')} {value}" for name, value in self.strategy.options.model_dump().items()
-        )
-        return f"{settings.strategy.name}{options} · {self.division()} · seed {settings.seed}"
+        options = self.strategy.options
+        changed = options.model_dump(by_alias=True, include=options.model_fields_set | {"unit"})
+        described = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
+        return f"{settings.strategy.name}{described} · {self.division()} · seed {settings.seed}"
 
     def division(self) -> str:
         """Say in one line whose data it is."""
@@ -98,14 +111,18 @@ class Federation:
         return f"{self.settings.data.name}, {self.settings.clients} clients, {partition.name}{alpha}"
 
 
+def _plain(value: Any) -> str:
+    return describe(value) if isinstance(value, tuple) else str(value)
+
+
 def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | None = None) -> RunFolder:
-    """Run a federation from start to end and write its results.
+    """Run a federation from start to end, or go on from its latest checkpoint, and write its results.
 
     Args:
         settings: what to run, with its folder.
         grid: carries the messages.
         display: shows the rounds.
-        prepared: the run's folder, if it is made already.
+        prepared: the run's folder, if it is made already, perhaps by an earlier server that was stopped.
 
     Returns:
         The run folder, complete.
@@ -113,54 +130,98 @@ def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | 
     Raises:
         FedmrError: the configuration, the data or the federation is at fault.
     """
-    out = prepared
-    try:
-        if out is None:
-            assert settings.run_dir is not None
-            folder.check_free(settings.run_dir)
-        federation = Federation(settings)
-        out = out or RunFolder.create(settings)
-        arrays = _train(federation, grid, out, display)
-        tensors = federation.layout.unpack(federation.codec.decode(arrays))
-        digest = out.save_model(tensors)
-        rows = out.read_rows()
-        plots.curves(rows, federation.title(), out.curves)
-        out.note(status="completed", rounds=len(rows), **{"model-sha256": digest})
-    except (Exception, KeyboardInterrupt) as error:
-        if out is not None:
-            out.fail(error)
-        raise
+    with ExitStack() as stack:
+        if prepared is not None:
+            stack.enter_context(prepared.locked())
+        out = prepared
+        try:
+            if out is None:
+                assert settings.run_dir is not None
+                folder.check_free(settings.run_dir)
+            federation = Federation(settings)
+            if out is None:
+                out = RunFolder.create(settings)
+                stack.enter_context(out.locked())
+            arrays = _train(federation, grid, out, display)
+            digest = out.save_model(federation.layout.unpack(federation.codec.decode(arrays)))
+            with writing(out.path):
+                plots.draw(out)
+            out.note(status="completed", rounds=len(out.read_rows()), **{"model-sha256": digest})
+        except (Exception, KeyboardInterrupt) as error:
+            if out is not None:
+                out.fail(error)
+            raise
     return out
 
 
 def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display) -> ArrayRecord:
-    """Write down what is known beforehand, then go through the rounds."""
-    settings = federation.settings
-    out.note(
-        status="running",
-        device=str(federation.device),
-        model={"name": settings.model.name, "parameters": models.parameter_count(federation.model)},
-        strategy={"name": settings.strategy.name, **federation.strategy.options.model_dump(by_alias=True)},
-        **{
-            "data-sha256": federation.dataset.digest(),
-            "partition-sha256": partitions.save(federation.parts, out.partition),
-        },
-    )
-    plots.clients(federation.counts, federation.division(), out.clients)
+    """Write down what is known beforehand, then go through the rounds that are left."""
+    settings, strategy = federation.settings, federation.strategy
+    _describe(federation, out)
+    completed, arrays = _resume(federation, out, display)
+    out.note(status="running")
 
-    def report(row: Mapping[str, Any], arrays: ArrayRecord) -> None:
+    def report(row: loop.Row, arrays: ArrayRecord) -> None:
         out.add_row(row)
-        if row["round"] % settings.checkpoint_every == 0 or row["round"] == settings.rounds:
-            state = federation.strategy.state()
-            checkpoint.save(out.checkpoints, Checkpoint(row["round"], federation.codec.decode(arrays), state))
+        # In a bad round nothing changed: what is saved is the state that the round began with.
+        done = row["round"] - bool(row.get("bad"))
+        if row.get("bad") or done % settings.checkpoint_every == 0 or done == settings.rounds:
+            out.flush_rows()
+            state = state_of(strategy)
+            checkpoint.save(out.checkpoints, Checkpoint(done, federation.codec.decode(arrays), state))
         display.show(row)
 
     return loop.run(
         settings,
-        federation.strategy,
-        RosterGrid(grid, settings.clients),
-        federation.arrays,
+        strategy,
+        RosterGrid(grid, settings.clients, min_good_replies=settings.min_good_replies, guard=settings.guard),
+        arrays,
         train_config(settings, federation.layout),
-        federation.score,
+        federation.evaluate,
         report,
+        completed,
     )
+
+
+def _describe(federation: Federation, out: RunFolder) -> None:
+    """Write down what is known before the first round; a run that goes on must find the same.
+
+    Raises:
+        RunFolderError: it goes on with other data or another division of it.
+    """
+    settings, strategy = federation.settings, federation.strategy
+    hashes = {
+        "data-sha256": federation.dataset.digest(),
+        "partition-sha256": partitions.save(federation.parts, out.partition),
+    }
+    before = out.read_manifest()
+    for name, digest in hashes.items():
+        if before.get(name, digest) != digest:
+            what = "data" if name.startswith("data") else "partition"
+            raise RunFolderError(
+                f"{out.path} was run on other {what} (its {name} is {before[name][:12]}); restore it"
+            )
+    out.note(
+        title=federation.title(),
+        device=str(federation.device),
+        model={"name": settings.model.name, "parameters": models.parameter_count(federation.model)},
+        strategy={"name": settings.strategy.name, **strategy.options.model_dump(by_alias=True)},
+        units=[unit.name for unit in strategy.units] if isinstance(strategy, MultiModel) else [],
+        **hashes,
+    )
+    if not out.clients.exists():
+        with writing(out.clients):
+            plots.clients(federation.counts, federation.title(), out.clients)
+
+
+def _resume(federation: Federation, out: RunFolder, display: Display) -> tuple[int, ArrayRecord]:
+    """Take up the latest checkpoint, if there is one; return the rounds that are done, and the global model."""
+    found, problems = checkpoint.latest(out.checkpoints)
+    out.forget_rows_after(found.round if found else 0)
+    if found is None:
+        return 0, federation.arrays
+    restore(federation.strategy, found.state)
+    resumed = {"after-round": found.round, "problems": problems, "versions": folder.versions()}
+    out.note(engine=federation.settings.engine, resumed=[*out.read_manifest().get("resumed", []), resumed])
+    display.show_resumed(resumed)
+    return found.round, federation.codec.encode([found.model.floats], [found.model.ints])

@@ -129,7 +129,10 @@ def save(parts: Sequence[Indices], path: Path) -> str:
     """
     edges = np.cumsum([len(part) for part in parts])
     indices = np.concatenate(list(parts))
-    np.savez(path, edges=edges, indices=indices)
+    aside = path.with_suffix(".tmp")  # clients may be reading the file
+    with aside.open("wb") as file:
+        np.savez(file, edges=edges, indices=indices)
+    aside.replace(path)
     return hashlib.sha256(edges.tobytes() + indices.tobytes()).hexdigest()
 
 

@@ -37,8 +37,8 @@ _ATTEMPTS = 3
 _FAILED = "Simulation failed with exception: "
 
 
-def run(settings: Settings, display: Display) -> RunFolder:
-    """Run a federation in Flower's simulation.
+def run(settings: Settings, display: Display, prepared: RunFolder | None = None) -> RunFolder:
+    """Run a federation in Flower's simulation, or go on with one.
 
     A SuperLink is started for this run alone, with a FLWR_HOME and free ports of its own, and stopped at the
     end. Its log is kept in the run folder as flower.log.
@@ -46,6 +46,7 @@ def run(settings: Settings, display: Display) -> RunFolder:
     Args:
         settings: what to run, with its folder.
         display: shows the rounds.
+        prepared: the run's folder, if it is made already, perhaps by an earlier server that was stopped.
 
     Returns:
         The run folder, complete.
@@ -55,11 +56,11 @@ def run(settings: Settings, display: Display) -> RunFolder:
     """
     _check_resources(settings)
     home = Path(tempfile.mkdtemp(prefix="fedmr-flower-"))
-    out = None
+    out = prepared
     try:
         with _superlink(home) as flower:
             Federation(settings)  # finds what is wrong while the SuperLink starts, before anything is written
-            out = RunFolder.create(settings)
+            out = out or RunFolder.create(settings)
             flower.wait_until_ready()
             flower.follow(flower.submit(settings, out), out, display)
     except BaseException as error:
@@ -125,7 +126,10 @@ class _SuperLink:
 
     def submit(self, settings: Settings, out: RunFolder) -> str:
         """Hand the app and the run's configuration over with `flwr run`; return the run's identifier."""
-        (self.home / "run.toml").write_text(f"conf = {json.dumps(str(out.config))}\n", encoding="utf-8")
+        # What a run that goes on may have changed since its configuration was written.
+        changed = shlex.join([f"engine={settings.engine}", f"run-dir={out.path}"])
+        text = f"conf = {json.dumps(str(out.config))}\nset = {json.dumps(changed)}\n"
+        (self.home / "run.toml").write_text(text, encoding="utf-8")
         resources = {
             "num-supernodes": settings.clients,
             "client-resources-num-cpus": settings.client_cpus,
@@ -140,12 +144,15 @@ class _SuperLink:
 
     def follow(self, run_id: str, out: RunFolder, display: Display) -> None:
         """Show the rounds as they are written, until Flower says that the run has ended."""
-        shown, looked, gone = 0, time.monotonic(), False
+        shown: int | None = None
+        looked, gone = time.monotonic(), False
         while True:
-            rows = out.read_rows()
-            for row in rows[shown:]:
-                display.show(row)
-            shown = len(rows)
+            if shown is None and out.status in ("running", "completed"):  # until then old rows may be there
+                shown = _rounds_before(out, display)
+            for row in out.read_rows() if shown is not None else ():
+                if shown is not None and row["round"] > shown:
+                    display.show(row)
+                    shown = row["round"]
             ended = out.status not in ("starting", "running")
             if not ended and time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
@@ -237,6 +244,15 @@ def _superlink(home: Path) -> Iterator[_SuperLink]:
         patience = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave Ray behind
         flower.stop()
         signal.signal(signal.SIGINT, patience)
+
+
+def _rounds_before(out: RunFolder, display: Display) -> int:
+    """Return how many rounds earlier servers have done, and say so if there were any."""
+    resumed = out.read_manifest().get("resumed")
+    if not resumed:
+        return 0
+    display.show_resumed(resumed[-1])
+    return int(resumed[-1]["after-round"])
 
 
 def app_folder() -> Path:

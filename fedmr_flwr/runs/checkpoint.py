@@ -1,16 +1,19 @@
-"""Checkpoints: the server's whole state after a round, in one safetensors file."""
+"""Checkpoints: the server's whole state after a round, as tensors and a note that vouches for them."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load as read_tensors
 
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.layout import Packed
-from fedmr_flwr.runs.folder import write_tensors
+from fedmr_flwr.runs.files import write_aside, write_tensors, writing
 
 # How many checkpoints of a run are kept.
 KEPT = 2
@@ -34,34 +37,79 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint and remove all but the latest few.
 
+    First the tensors, then the note with their hash: a checkpoint without its note does not count.
+
     Args:
         folder: of the run's checkpoints; made if missing.
         checkpoint: what to write.
 
     Returns:
-        The file.
-    """
-    folder.mkdir(exist_ok=True)
-    path = folder / f"round-{checkpoint.round:06d}.safetensors"
-    tensors: dict[str, NDArray[Any]] = {f"state.{name}": array for name, array in checkpoint.state.items()}
-    tensors |= {"model.floats": checkpoint.model.floats, "model.ints": checkpoint.model.ints}
-    write_tensors(path, tensors, {"round": str(checkpoint.round)})
-    for old in sorted(folder.glob("round-*.safetensors"))[:-KEPT]:
-        old.unlink()
-    return path
-
-
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+        The note, round-N.json; the tensors lie beside it.
 
     Raises:
-        RunFolderError: the file is missing or damaged.
+        RunFolderError: the disk refuses it; the checkpoints before it are untouched.
+    """
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    note = folder / f"round-{checkpoint.round:06d}.json"
+    tensors: dict[str, NDArray[Any]] = {f"state.{name}": array for name, array in checkpoint.state.items()}
+    tensors |= {"model.floats": checkpoint.model.floats, "model.ints": checkpoint.model.ints}
+    digest = write_tensors(_tensors(note), tensors)
+    write_aside(note, json.dumps({"round": checkpoint.round, "sha256": digest}).encode())
+    for old in _notes(folder)[:-KEPT]:
+        old.unlink()  # the note first: what is left of a checkpoint after it does not count
+        _tensors(old).unlink(missing_ok=True)
+    return note
+
+
+def load(note: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        note: what `save` returned.
+
+    Raises:
+        RunFolderError: it is missing or damaged.
     """
     try:
-        with safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            completed = int(file.metadata()["round"])
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        content = _tensors(note).read_bytes()
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise ValueError("its checksum is wrong")
+        tensors = read_tensors(content)
         model = Packed(tensors.pop("model.floats"), tensors.pop("model.ints"))
+        completed = int(facts["round"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"cannot read the checkpoint {path}: {error}") from None
+        raise RunFolderError(f"the checkpoint {note.with_suffix('')} is damaged: {error}") from None
     return Checkpoint(completed, model, {name.removeprefix("state."): value for name, value in tensors.items()})
+
+
+def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Read the newest checkpoint that is not damaged.
+
+    Args:
+        folder: of the run's checkpoints.
+
+    Returns:
+        The checkpoint, None if not one was written; and what is wrong with newer ones, a line each.
+
+    Raises:
+        RunFolderError: there are checkpoints, and all of them are damaged.
+    """
+    problems: list[str] = []
+    for note in reversed(_notes(folder)):
+        try:
+            return load(note), problems
+        except RunFolderError as error:
+            problems.append(str(error))
+    if problems:
+        raise RunFolderError(f"no checkpoint in {folder} can be read: {problems[0]}; start the run anew")
+    return None, []
+
+
+def _notes(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round-*.json"))
+
+
+def _tensors(note: Path) -> Path:
+    return note.with_suffix(".safetensors")

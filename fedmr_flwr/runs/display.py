@@ -7,6 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from fedmr_flwr.layout import Layout
+from fedmr_flwr.units import Spec, Unit
+from fedmr_flwr.units import describe as describe_unit
 
 # Rows of the closing table.
 _ROWS = 12
@@ -55,11 +60,23 @@ class Display:
         if self._console.is_terminal:
             self._bar.update(self._task, completed=row["round"], numbers=describe(self._latest))
         else:
-            self._say(f"round {row['round']}/{self._rounds}  {describe(row)}")
+            self.say(f"round {row['round']}/{self._rounds}  {describe(row)}")
         for failed in row.get("failed", ()):
-            self._say(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
+            self.say(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
 
-    def _say(self, line: str) -> None:
+    def show_resumed(self, resumed: Mapping[str, Any]) -> None:
+        """Say from where a run goes on.
+
+        Args:
+            resumed: the entry of the manifest.
+        """
+        for problem in resumed["problems"]:
+            self.say(f"{problem}; the one before it is used")
+        self.say(f"going on after round {resumed['after-round']}")
+        self._bar.update(self._task, completed=resumed["after-round"])
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -74,6 +91,8 @@ def describe(row: Mapping[str, Any]) -> str:
     if "train-loss" in row:
         parts.append(f"train loss {row['train-loss']:.4f}")
     parts.append(f"{row['seconds']:.2f} s/round")
+    if row.get("bad"):
+        parts.append("too few good replies, nothing changed")
     if row["failures"]:
         parts.append(f"{row['failures']} failed")
     return "  ".join(parts)
@@ -100,4 +119,26 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['seconds']:.2f}",
             str(row["failures"]),
         )
+    return out
+
+
+def unit_table(units: Sequence[Unit], layout: Layout, spec: Spec) -> Table:
+    """Lay out the units of recombination: their keys, sizes and shares of the parameters.
+
+    Args:
+        units: of the layout.
+        layout: of the model.
+        spec: how the configuration names them.
+    """
+    tensors = f"{len(layout.entries)} tensors, {layout.size:,} values"
+    out = Table(caption=f"unit {describe_unit(spec)}: {len(units)} units, {tensors}")
+    out.add_column("unit", overflow="fold")
+    out.add_column("tensors", justify="right")
+    out.add_column("values", justify="right")
+    out.add_column("share", justify="right")
+    out.add_column("keys", overflow="fold")
+    for unit in units:
+        share = f"{100 * unit.size / max(layout.size, 1):.2f} %"
+        # Text, because a pattern such as [a-z] would be taken for markup.
+        out.add_row(Text(unit.name), str(len(unit.keys)), f"{unit.size:,}", share, Text(", ".join(unit.keys)))
     return out

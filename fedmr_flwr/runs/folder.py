@@ -1,12 +1,14 @@
 """The run folder: everything that one run writes, in files that people and programs can read."""
 
-import hashlib
+import fcntl
 import json
 import math
 import os
 import platform
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from fedmr_flwr import config
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import FedmrError, RunFolderError
+from fedmr_flwr.runs.files import write_aside, write_tensors, writing
 
 _VERSIONS = ("fedmr-flwr", "flwr", "ray", "torch", "numpy")
 
@@ -49,7 +52,7 @@ class RunFolder:
     """One run on disk.
 
     Files: config.yaml (resolved), manifest.json (versions, hashes, status), metrics.jsonl (an object per
-    round), partition.npz, checkpoints/, model.safetensors (the global model), curves.png, clients.png.
+    round), partition.npz, checkpoints/, model.safetensors (the global model), and pictures.
 
     Args:
         path: an existing run folder.
@@ -65,6 +68,7 @@ class RunFolder:
         self.curves = path / "curves.png"
         self.clients = path / "clients.png"
         self.config = path / "config.yaml"
+        self._lock = path / ".lock"
 
     @classmethod
     def create(cls, settings: Settings) -> "RunFolder":
@@ -86,16 +90,50 @@ class RunFolder:
                 file.write(config.to_yaml(settings))
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder {folder.path}: {error.strerror}") from None
-        versions = {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
-        folder.note(status="starting", engine=settings.engine, seed=settings.seed, versions=versions)
+        folder.note(status="starting", engine=settings.engine, seed=settings.seed, versions=versions())
         return folder
 
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Return the folder of an earlier run.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise RunFolderError(f"{path} is no run folder: it holds no config.yaml")
+        return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other servers out of the folder inside the block; the lock ends with the process that holds it.
+
+        Raises:
+            RunFolderError: another server is using the folder.
+        """
+        try:
+            file = self._lock.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunFolderError(f"cannot write the run folder {self.path}: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise RunFolderError(
+                    f"{self.path} is in use by {file.read() or 'another process'}; wait for it to end or stop it"
+                ) from None
+            with writing(self._lock):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+            yield
+
     def note(self, **facts: Any) -> None:
-        """Add facts to the manifest."""
-        manifest = self.read_manifest() | facts
-        aside = self.manifest.with_suffix(".tmp")
-        aside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        aside.replace(self.manifest)
+        """Add facts to the manifest; None takes one away."""
+        manifest = {name: fact for name, fact in (self.read_manifest() | facts).items() if fact is not None}
+        write_aside(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
 
     def read_manifest(self) -> dict[str, Any]:
         """Return the manifest's facts; empty if there is none yet."""
@@ -113,23 +151,40 @@ class RunFolder:
         """Write down in the manifest that the run failed, and why, unless it says already how the run ended."""
         if self.status in ("starting", "running"):
             reason = str(error) if isinstance(error, FedmrError) else f"{type(error).__name__}: {error}"
-            self.note(status="failed", error=reason.removesuffix(": "))
+            with suppress(RunFolderError):  # a full disk may be the very reason
+                self.note(status="failed", error=reason.removesuffix(": "))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Append one round to the metrics; a number that is not finite becomes null, as JSON has no such thing."""
         odd = {name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
         plain = {name: None if name in odd else value for name, value in row.items()}
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain, allow_nan=False) + "\n")
+        line = json.dumps(plain, allow_nan=False) + "\n"
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def flush_rows(self) -> None:
+        """Make the metrics outlive a power cut, as the checkpoints do."""
+        with writing(self.metrics), self.metrics.open("a") as file:
+            os.fsync(file.fileno())
+
+    def forget_rows_after(self, completed: int) -> None:
+        """Drop the metrics of rounds that are to be done again, and a line that was cut off."""
+        rows = [row for row in self._read_lines() if row["round"] <= completed]
+        if self.metrics.exists():
+            write_aside(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def read_rows(self) -> list[dict[str, Any]]:
         """Return the metrics of all rounds written so far."""
+        return [
+            {name: math.nan if value is None else value for name, value in row.items()} for row in self._read_lines()
+        ]
+
+    def _read_lines(self) -> list[dict[str, Any]]:
         if not self.metrics.exists():
             return []
         # Only whole lines: the server may be writing the last one.
         whole = self.metrics.read_text(encoding="utf-8").rpartition("\n")[0]
-        rows = [json.loads(line) for line in whole.splitlines()]
-        return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+        return [json.loads(line) for line in whole.splitlines()]
 
     def save_model(self, tensors: Mapping[str, NDArray[Any]]) -> str:
         """Write the global model.
@@ -143,19 +198,6 @@ class RunFolder:
         return write_tensors(self.model, tensors)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> str:
-    """Write tensors to a safetensors file: aside, flushed to the disk, then renamed.
-
-    Returns:
-        The SHA-256 of the file.
-    """
-    from safetensors.numpy import save
-
-    content = save(dict(tensors), dict(metadata or {}) or None)
-    aside = path.with_suffix(".tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    return hashlib.sha256(content).hexdigest()
+def versions() -> dict[str, str]:
+    """Return the versions of what a run's result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}

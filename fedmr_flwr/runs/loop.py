@@ -7,13 +7,12 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
 
+from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.config import Settings
-from fedmr_flwr.errors import FederationError
+from fedmr_flwr.errors import BadRoundError, FederationError
 from fedmr_flwr.roster import RosterGrid
-from fedmr_flwr.training import Score
 
-# Seconds to wait for the replies of a round.
-TIMEOUT = 3600.0
+Row = dict[str, Any]
 
 
 def run(
@@ -22,64 +21,75 @@ def run(
     grid: RosterGrid,
     arrays: ArrayRecord,
     train_config: ConfigRecord,
-    evaluate: Callable[[ArrayRecord], Score],
-    report: Callable[[Mapping[str, Any], ArrayRecord], None],
+    evaluate: Callable[[ArrayRecord], Mapping[str, Any]],
+    report: Callable[[Row, ArrayRecord], None],
+    completed: int = 0,
 ) -> ArrayRecord:
     """Train for all rounds.
 
     Args:
-        settings: rounds and how often to evaluate.
+        settings: rounds, patience, and how often to evaluate.
         strategy: which models to send and what to make of those that come back.
         grid: carries the messages and accounts for them.
-        arrays: the initial global model.
+        arrays: the global model after the rounds that are completed.
         train_config: sent with every model.
-        evaluate: scores a global model.
-        report: called after each round with its row of metrics and the global model.
+        evaluate: scores a global model: numbers by name.
+        report: called after each round with its row of metrics and the global model. A row with "bad" tells of
+            a round with too few good replies, in which neither the strategy nor the model changed.
+        completed: rounds that are done already.
 
     Returns:
         The final global model.
 
     Raises:
-        FederationError: in some round no client gave a good reply.
+        FederationError: more than `settings.max_bad_rounds` rounds in a row were bad.
     """
-    for number in range(1, settings.rounds + 1):
-        arrays, row = _train_round(number, strategy, grid, arrays, train_config)
+    bad_rounds = 0
+    for number in range(completed + 1, settings.rounds + 1):
+        start = time.perf_counter()
+        problem = None
+        try:
+            arrays, row = _train_round(number, strategy, grid, arrays, train_config, settings.round_timeout)
+            bad_rounds = 0
+        except BadRoundError as error:
+            problem, bad_rounds, row = error, bad_rounds + 1, {"bad": True}
+        row = {"round": number, "seconds": round(time.perf_counter() - start, 4), **row, **_account(grid)}
         if number % settings.evaluate_every == 0 or number == settings.rounds:
             start = time.perf_counter()
-            score = evaluate(arrays)
-            row |= {
-                "test-loss": score.loss,
-                "test-accuracy": score.accuracy,
-                "evaluation-seconds": round(time.perf_counter() - start, 4),
-            }
+            row |= evaluate(arrays)
+            row["evaluation-seconds"] = round(time.perf_counter() - start, 4)
         report(row, arrays)
+        if problem and bad_rounds > settings.max_bad_rounds:
+            after = f"; {bad_rounds} bad rounds in a row" if bad_rounds > 1 else ""
+            raise FederationError(f"round {number}: {problem}{after}")
     return arrays
 
 
 def _train_round(
-    number: int, strategy: Strategy, grid: RosterGrid, arrays: ArrayRecord, train_config: ConfigRecord
-) -> tuple[ArrayRecord, dict[str, Any]]:
+    number: int,
+    strategy: Strategy,
+    grid: RosterGrid,
+    arrays: ArrayRecord,
+    train_config: ConfigRecord,
+    timeout: float,
+) -> tuple[ArrayRecord, Row]:
     """Train one round; return the new global model and the round's metrics.
 
     A function of its own, so that the messages of one round are gone before those of the next are made.
     """
-    start = time.perf_counter()
     messages = strategy.configure_train(number, arrays, train_config, grid)
-    try:
-        replies = grid.send_and_receive(messages, timeout=TIMEOUT)
-    except FederationError as error:
-        raise FederationError(f"round {number}: {error}") from None
+    replies = grid.send_and_receive(messages, timeout=timeout)
     combined, metrics = strategy.aggregate_train(number, replies)
     if combined is None:
         raise FederationError(f"round {number}: the strategy made no model of {len(replies)} replies")
+    more = strategy.diagnosis if isinstance(strategy, Algorithm) else {}
+    return combined, {**(metrics or {}), **more}
+
+
+def _account(grid: RosterGrid) -> Row:
+    """Say how the round's exchange went."""
     exchange = grid.exchange
-    row: dict[str, Any] = {
-        "round": number,
-        "seconds": round(time.perf_counter() - start, 4),
-        **(metrics or {}),
-        "replies": exchange.replies,
-        "failures": len(exchange.failures),
-    }
+    row: Row = {"clients": exchange.clients, "replies": exchange.replies, "failures": len(exchange.failures)}
     if exchange.failures:
-        row["failed"] = [vars(failure) for failure in exchange.failures]
-    return combined, row
+        row |= {"failures-by-kind": exchange.by_kind, "failed": [vars(failure) for failure in exchange.failures]}
+    return row

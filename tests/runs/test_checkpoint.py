@@ -1,33 +1,116 @@
+import json
+
 import numpy as np
 import pytest
 
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.layout import Packed
-from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs import checkpoint, files
 from fedmr_flwr.runs.checkpoint import Checkpoint
 
 
 def at(number):
     model = Packed(np.full(3, number, np.float32), np.array([number]))
-    return Checkpoint(number, model, {"population.floats": np.full((2, 3), number, np.float32)})
+    return Checkpoint(number, model, {"0.floats": np.full((2, 3), number, np.float32)})
 
 
-def test_a_checkpoint_reads_back_and_the_last_few_are_kept(tmp_path):
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "checkpoints"
+
+
+def test_a_checkpoint_reads_back_and_the_last_few_are_kept(folder):
     for number in (9, 10, 11, 100):
-        path = checkpoint.save(tmp_path / "checkpoints", at(number))
-    names = sorted(file.name for file in path.parent.iterdir())
-    assert names == ["round-000011.safetensors", "round-000100.safetensors"]
-    back = checkpoint.load(path)
+        note = checkpoint.save(folder, at(number))
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == [f"round-{n:06d}.{suffix}" for n in (11, 100) for suffix in ("json", "safetensors")]
+    back = checkpoint.load(note)
     assert back.round == 100
-    np.testing.assert_array_equal(back.model.floats, at(100).model.floats)
-    np.testing.assert_array_equal(back.model.ints, at(100).model.ints)
-    assert list(back.state) == ["population.floats"]
-    np.testing.assert_array_equal(back.state["population.floats"], at(100).state["population.floats"])
+    np.testing.assert_array_equal(back.model.floats, at(100).model.floats, strict=True)
+    np.testing.assert_array_equal(back.model.ints, at(100).model.ints, strict=True)
+    assert list(back.state) == ["0.floats"]
+    np.testing.assert_array_equal(back.state["0.floats"], at(100).state["0.floats"], strict=True)
+    assert checkpoint.latest(folder)[0].round == 100
 
 
-def test_a_damaged_or_missing_checkpoint_is_named(tmp_path):
-    path = checkpoint.save(tmp_path / "checkpoints", at(1))
+def test_without_a_checkpoint_there_is_none(folder):
+    assert checkpoint.latest(folder) == (None, [])
+
+
+def short(path):
     path.write_bytes(path.read_bytes()[:-2])
-    for broken in (path, tmp_path / "none.safetensors"):
-        with pytest.raises(RunFolderError, match=f"cannot read the checkpoint .*{broken.name}"):
-            checkpoint.load(broken)
+
+
+def one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def gone(path):
+    path.unlink()
+
+
+def other(path):
+    path.write_text("[1]")
+
+
+@pytest.mark.parametrize("damage", [short, one_bit, empty, gone])
+def test_of_a_damaged_checkpoint_the_one_before_is_used_and_the_damage_reported(folder, damage):
+    checkpoint.save(folder, at(1))
+    note = checkpoint.save(folder, at(2))
+    damage(note.with_suffix(".safetensors"))
+    found, problems = checkpoint.latest(folder)
+    assert found.round == 1
+    assert len(problems) == 1
+    assert "round-000002 is damaged: " in problems[0]
+
+
+@pytest.mark.parametrize("damage", [short, empty, other])
+def test_a_damaged_note_is_a_damaged_checkpoint(folder, damage):
+    checkpoint.save(folder, at(1))
+    damage(checkpoint.save(folder, at(2)))
+    found, problems = checkpoint.latest(folder)
+    assert (found.round, len(problems)) == (1, 1)
+
+
+def test_if_all_are_damaged_it_is_an_error_not_a_new_beginning(folder):
+    for number in (1, 2):
+        one_bit(checkpoint.save(folder, at(number)).with_suffix(".safetensors"))
+    with pytest.raises(RunFolderError, match="no checkpoint in .* can be read: .*checksum"):
+        checkpoint.latest(folder)
+
+
+@pytest.mark.parametrize("fails_at", range(1, 5))
+def test_whenever_writing_stops_the_checkpoint_before_is_intact(folder, monkeypatch, fails_at):
+    """Stop at each of the four steps: tensors flushed, folder flushed, note flushed, folder flushed."""
+    checkpoint.save(folder, at(1))
+    steps = []
+
+    def stop(descriptor):
+        steps.append(descriptor)
+        if len(steps) == fails_at:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", stop)
+        with pytest.raises(RunFolderError, match="cannot write .*round-000002.*: No space left on device; make room"):
+            checkpoint.save(folder, at(2))
+    found, problems = checkpoint.latest(folder)
+    assert found.round == (2 if fails_at == 4 else 1), "the note is in place only in the last step"
+    assert problems == []
+    assert not list(folder.glob("*.tmp"))
+    checkpoint.save(folder, at(2))
+    assert checkpoint.latest(folder)[0].round == 2
+
+
+def test_the_note_vouches_for_the_tensors(folder):
+    note = checkpoint.save(folder, at(3))
+    facts = json.loads(note.read_text())
+    import hashlib
+
+    assert facts == {"round": 3, "sha256": hashlib.sha256(note.with_suffix(".safetensors").read_bytes()).hexdigest()}
