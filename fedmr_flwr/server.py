@@ -78,6 +78,7 @@ class Federation:
         self.arrays = self.codec.encode([initial.floats], [initial.ints])
         self.model = model
         self.strategy = algorithms.create(settings, self.layout)
+        self.units = self.strategy.units if isinstance(self.strategy, MultiModel) else ()
         labels = self.dataset.train.labels.numpy()
         self.parts = partitions.split(labels, settings.clients, settings.partition, settings.seed)
         self.counts = partitions.class_counts(labels, self.parts, self.dataset.classes)
@@ -206,7 +207,7 @@ def _describe(federation: Federation, out: RunFolder) -> None:
         device=str(federation.device),
         model={"name": settings.model.name, "parameters": models.parameter_count(federation.model)},
         strategy={"name": settings.strategy.name, **strategy.options.model_dump(by_alias=True)},
-        units=[unit.name for unit in strategy.units] if isinstance(strategy, MultiModel) else [],
+        units=[unit.name for unit in federation.units],
         **hashes,
     )
     if not out.clients.exists():

@@ -61,7 +61,12 @@ def test_a_run_prints_its_folder_first_and_last_and_a_table(fedmr, tmp_path):
         (["partition.alpha=0"], ["partition.alpha = 0", "greater than 0"]),
         (["training.local-epochs=0"], ["training.local-epochs = 0", "greater than or equal to 1"]),
         (["data.name=fashion-mnist", "data-dir=nowhere"], ["nowhere", "train-images-idx3-ubyte", "data-dir=FOLDER"]),
-        (["strategy.unit=blocks"], ["strategy.unit = 'blocks'", "'layer' or 'tensor'"]),
+        (["strategy.unit=blocks"], ["strategy.unit = 'blocks'", "choose one of tensor, layer, block"]),
+        (["strategy.unit=[conv, nothing]"], ["strategy.unit: no pattern matches 'hidden.0.weight'"]),
+        (["strategy.population=1"], ["strategy.population is 1, less than the 2 clients of a round"]),
+        (["min-good-replies=3"], ["min-good-replies is 3, more than the 2 clients of a round"]),
+        (["round-timeout=0"], ["round-timeout = 0", "greater than 0"]),
+        (["guard=1"], ["guard = 1", "greater than 1"]),
         (["device=cuda:7"], ["device is cuda:7", "device=auto or device=cpu"]),
         (["engine=spark"], ["'spark' is not known", "ray, in-process"]),
     ],
@@ -81,6 +86,38 @@ def test_a_mistake_is_one_line_and_a_status_and_writes_nothing(fedmr, tmp_path, 
     for word in words:
         assert word in err
     assert not (tmp_path / "out").exists()
+
+
+def test_units_prints_a_table_of_units_with_keys_sizes_and_shares(fedmr):
+    status, out, _ = fedmr("units", "run.yaml", "strategy.unit=block")
+    assert status == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows[0] == ["conv1", "2", "160", "1.17 %", "conv1.weight, conv1.bias"]  # 16 * 9 + 16 of 13,706
+    assert [row[0] for row in rows] == ["conv1", "conv2", "hidden", "classifier"]
+    assert sum(int(row[2].replace(",", "")) for row in rows) == 13706
+    assert "unit block: 4 units, 8 tensors, 13,706 values" in out
+    status, out, _ = fedmr("units", "run.yaml", "strategy.unit=[conv, '[a-z]']")
+    assert status == 0
+    assert "[a-z]" in out
+    status, _, err = fedmr("units", "run.yaml", "strategy.name=fedavg")
+    assert (status, err) == (1, "fedmr: error: fedavg does not recombine; choose strategy.name=fedmr\n")
+
+
+def test_plot_draws_what_the_rounds_allow(fedmr, tmp_path):
+    assert fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out")[0] == 0
+    pictures = [tmp_path / "out" / name for name in ("curves.png", "diversity.png", "lineage.png")]
+    for picture in pictures:
+        picture.unlink()
+    status, out, _ = fedmr("plot", "out")
+    assert status == 0
+    assert out.split() == [str(picture) for picture in pictures]
+    assert all(picture.stat().st_size > 0 for picture in pictures)
+    (tmp_path / "out" / "metrics.jsonl").unlink()
+    status, _, err = fedmr("plot", "out")
+    assert (status, err) == (1, "fedmr: error: out holds no finished round yet, so there is nothing to draw\n")
+    status, _, err = fedmr("plot", "nowhere")
+    assert status == 1
+    assert "nowhere is no run folder: it holds no config.yaml" in err
 
 
 def test_a_truncated_data_file_is_named(fedmr, tmp_path):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
-from fedmr_flwr.errors import FederationError
+from fedmr_flwr.errors import BadRoundError, FederationError
+from fedmr_flwr.records import view
 from fedmr_flwr.roster import RosterGrid
 
 MODEL = ArrayRecord({"floats": Array(np.zeros(3, np.float32))})
@@ -106,3 +107,89 @@ def test_the_rest_is_the_wrapped_grids(grid_of, answer):
     (reply,) = grid.pull_messages([identifier])
     assert reply.metadata.group_id == "3"
     assert reply.has_content()
+
+
+@pytest.mark.parametrize(("least", "good"), [(2, 2), (3, 2)])
+def test_with_fewer_good_replies_than_asked_for_the_exchange_is_an_error(grid_of, answer, least, good):
+    def reply(message, client):
+        if client >= good:
+            raise RuntimeError("no data")
+        return answer(MODEL)
+
+    grid = RosterGrid(grid_of(reply, clients=4), clients=4, min_good_replies=least)
+    if least <= good:
+        assert sum(reply.has_content() for reply in grid.send_and_receive(train_messages(grid))) == good
+        return
+    with pytest.raises(
+        BadRoundError, match=r"2 of 4 clients .*fewer than min-good-replies = 3 \(client 2: client-err"
+    ):
+        grid.send_and_receive(train_messages(grid))
+    assert grid.exchange.by_kind == {"client-error": 2}, "the account is kept"
+
+
+def test_the_account_says_which_client_got_each_message(grid_of, answer):
+    grid = RosterGrid(grid_of(lambda message, client: answer(MODEL), clients=5), clients=5)
+    nodes = grid.get_node_ids()
+    grid.send_and_receive([Message(RecordDict({"arrays": MODEL}), nodes[at], "train") for at in (3, 0, 4)])
+    assert grid.exchange.clients == (3, 0, 4)
+
+
+def lengths(updates):
+    """Clients whose updates have the given lengths, each in a direction of its own."""
+
+    def reply(message, client):
+        step = np.zeros(3, np.float32)
+        step[client % 3] = updates[client]
+        return RecordDict(
+            {
+                "arrays": ArrayRecord({"floats": Array(view(message.content["arrays"]["floats"]) + step)}),
+                "metrics": MetricRecord({"num-examples": 1}),
+            }
+        )
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("updates", "guard", "refused"),
+    [
+        ([1, 2, 3, 10, 11], 3.5, [4]),  # the median is 3; 10 is 3.33 times as long, 11 is 3.67 times
+        ([1, 2, 3, 10, 11], None, []),
+        ([1, 2, 3, 10, 11], 2.0, [3, 4]),
+        ([0, 0, 0, 5, 5], 2.0, []),  # with a median of zero there is nothing to compare with
+        ([1, 1, 1, 3e38, -3e38], 2.0, [3, 4]),  # squares overflow float32
+        ([7], 2.0, []),
+    ],
+)
+def test_an_update_far_longer_than_the_median_is_refused(grid_of, updates, guard, refused):
+    count = len(updates)
+    grid = RosterGrid(grid_of(lengths(updates), clients=count), clients=count, guard=guard)
+    start = ArrayRecord({"floats": Array(np.zeros(3, np.float32))})
+    messages = [Message(RecordDict({"arrays": start}), node, "train") for node in grid.get_node_ids()]
+    replies = grid.send_and_receive(messages)
+    assert [at for at, reply in enumerate(replies) if not reply.has_content()] == refused
+    assert [(failure.client, failure.kind) for failure in grid.exchange.failures] == [(c, "outlier") for c in refused]
+
+
+def test_the_guard_says_by_how_much(grid_of):
+    grid = RosterGrid(grid_of(lengths([1, 2, 3, 10, 11]), clients=5), clients=5, guard=3.5)
+    grid.send_and_receive(train_messages(grid))
+    assert grid.exchange.failures[0].reason == (
+        "its update is 3.7 times as long as the round's median, more than guard = 3.5"
+    )
+
+
+def test_time_out_and_messages_go_to_the_wrapped_grid(grid_of, answer, monkeypatch):
+    inner = grid_of(lambda message, client: answer(MODEL), clients=2)
+    grid = RosterGrid(inner, clients=2)
+    waited = []
+    honest = inner.send_and_receive
+    monkeypatch.setattr(
+        inner, "send_and_receive", lambda messages, timeout=None: waited.append(timeout) or honest(messages)[:1]
+    )
+    replies = grid.send_and_receive(train_messages(grid), timeout=7.5)
+    assert waited == [7.5]
+    assert len(replies) == 1
+    assert [(f.client, f.kind, f.reason) for f in grid.exchange.failures] == [
+        (1, "no-reply", "no reply came in time")
+    ]

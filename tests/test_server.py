@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from safetensors.numpy import load_file
@@ -26,10 +27,13 @@ def test_a_run_writes_everything_it_promises(toy):
     settings = toy("evaluate-every=2", "checkpoint-every=2", "strategy.unit=tensor")
     out = run(settings)
     assert sorted(path.name for path in out.path.iterdir()) == [
+        ".lock",
         "checkpoints",
         "clients.png",
         "config.yaml",
         "curves.png",
+        "diversity.png",
+        "lineage.png",
         "manifest.json",
         "metrics.jsonl",
         "model.safetensors",
@@ -40,6 +44,10 @@ def test_a_run_writes_everything_it_promises(toy):
     assert ["test-accuracy" in row for row in rows] == [False, True, True]
     for row in rows:
         assert {"round", "seconds", "train-loss", "replies", "failures", "similarity"} <= set(row)
+        assert len(row["spread"]) == len(out.read_manifest()["units"]) == 8
+        assert all(value > 0 for value in row["spread"])
+        assert row["slots"] == [0, 1, 2]
+        assert len(set(row["clients"])) == 3
         assert (row["replies"], row["failures"]) == (3, 0)
         assert 0 < row["similarity"] <= 1
     assert 0 <= rows[-1]["test-accuracy"] <= 1
@@ -58,10 +66,10 @@ def test_the_saved_model_is_the_mean_of_the_population(toy):
     model = models.build("cnn", (1, 8, 8), 10)
     layout = layout_of(model)
     saved = layout.pack(load_file(out.model))
-    last = checkpoint.load(max(out.checkpoints.iterdir()))
+    last = checkpoint.load(max(out.checkpoints.glob("*.json")))
     assert last.round == 3
     np.testing.assert_array_equal(saved.floats, last.model.floats)
-    population = last.state["population.floats"]
+    population = np.stack([last.state[f"{slot}.floats"] for slot in range(3)])
     assert population.shape == (3, layout.size)
     assert len({row.tobytes() for row in population}) == 3, "K different models"
     np.testing.assert_allclose(saved.floats, population.astype(np.float64).mean(0), rtol=1e-6)
@@ -152,9 +160,64 @@ def test_a_failed_client_leaves_its_slot_and_is_named_in_the_metrics(toy, monkey
     rows = run(toy()).read_rows()
     assert [row["failures"] for row in rows] == [0, 1, 0]
     assert [row["replies"] for row in rows] == [3, 2, 3]
+    assert rows[1]["failures-by-kind"] == {"client-error": 1}
+    assert "failures-by-kind" not in rows[0]
     (failed,) = rows[1]["failed"]
+    assert rows[1]["clients"].index(failed["client"]) == 1, "the second to be trained in the round"
     assert (failed["kind"], failed["reason"]) == ("client-error", "RuntimeError: out of memory")
     assert 0 <= failed["client"] < 6
+
+
+def test_more_models_than_clients_in_a_round_and_their_accuracies(toy):
+    settings = toy("strategy.population=5", "strategy.evaluate-slots=true", "evaluate-every=2", "rounds=4")
+    rows = run(settings).read_rows()
+    assert all(len(row["slots"]) == 3 == len(row["clients"]) for row in rows)
+    assert len({tuple(row["slots"]) for row in rows}) > 1, "other slots in other rounds"
+    assert [len(row.get("slot-accuracies", [])) for row in rows] == [0, 5, 0, 5]
+    assert all(0 <= accuracy <= 1 for accuracy in rows[1]["slot-accuracies"])
+
+
+def test_the_recombination_map_is_written_if_asked_for(toy):
+    rows = run(toy("strategy.log-recombination=true", "strategy.first-stage-rounds=1")).read_rows()
+    assert ["recombination" in row for row in rows] == [False, False, True]
+    assert all(sorted(sources) == [0, 1, 2] for sources in rows[2]["recombination"])
+    assert len(rows[2]["recombination"]) == 4, "one permutation for each layer"
+
+
+def poisoned_client(monkeypatch, client_of_all=3):
+    """Let one client return its model with a large random step instead of a trained one."""
+    train = client.fit
+
+    def fit(model, images, labels, training, rng):
+        done = train(model, images, labels, training, rng)
+        if len(labels) == sizes[client_of_all]:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    step = torch.from_numpy(np.sign(rng.standard_normal(parameter.shape)).astype(np.float32))
+                    parameter += 0.5 * step
+        return done
+
+    sizes = {}
+    monkeypatch.setattr(client, "fit", fit)
+    return sizes
+
+
+def test_one_poisoned_client_of_ten_ruins_an_unguarded_run_and_not_a_guarded_one(toy, monkeypatch):
+    common = (
+        "rounds=12", "clients=10", "clients-per-round=10", "partition.alpha=1.0", "training.local-epochs=2",
+        "evaluate-every=12", f"strategy.unit={unit}",
+    )  # fmt: skip
+    honest = run(toy(*common, run="honest")).read_rows()[-1]
+    sizes = poisoned_client(monkeypatch)
+    sizes |= dict(enumerate(map(len, server.Federation(toy(*common)).parts)))
+    assert list(sizes.values()).count(sizes[3]) == 1, "the client is known by the number of its examples"
+    unguarded = run(toy(*common, run="unguarded")).read_rows()[-1]
+    guarded = run(toy(*common, "guard=5", run="guarded")).read_rows()
+    assert honest["test-accuracy"] > 0.7
+    assert unguarded["test-accuracy"] < 0.4
+    assert guarded[-1]["test-accuracy"] > honest["test-accuracy"] - 0.1
+    assert [row["failures-by-kind"] for row in guarded] == [{"outlier": 1}] * 12
+    assert {failed["client"] for row in guarded for failed in row["failed"]} == {3}
 
 
 def test_a_diverged_client_is_refused_as_not_finite(toy):

@@ -156,9 +156,7 @@ class RunFolder:
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Append one round to the metrics; a number that is not finite becomes null, as JSON has no such thing."""
-        odd = {name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-        plain = {name: None if name in odd else value for name, value in row.items()}
-        line = json.dumps(plain, allow_nan=False) + "\n"
+        line = json.dumps(_without_nan(row), allow_nan=False) + "\n"
         with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(line)
 
@@ -175,9 +173,7 @@ class RunFolder:
 
     def read_rows(self) -> list[dict[str, Any]]:
         """Return the metrics of all rounds written so far."""
-        return [
-            {name: math.nan if value is None else value for name, value in row.items()} for row in self._read_lines()
-        ]
+        return [_with_nan(row) for row in self._read_lines()]
 
     def _read_lines(self) -> list[dict[str, Any]]:
         if not self.metrics.exists():
@@ -201,3 +197,19 @@ class RunFolder:
 def versions() -> dict[str, str]:
     """Return the versions of what a run's result depends on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    if isinstance(value, dict):
+        return {name: _with_nan(inner) for name, inner in value.items()}
+    return [_with_nan(inner) for inner in value] if isinstance(value, list) else value
