@@ -1,23 +1,74 @@
 """The pictures of a run."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from fedmr_flwr import config
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.runs.lineage import STRATEGIES, History, Run, history, trace
 
-def curves(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+# Ten colours that colour-blind readers tell apart: Petroff 2021, arXiv 2107.02270.
+_COLOURS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadb"),
+)
+_MOST_NAMED_LINES = 12
+_MOST_NUMBERED_SLOTS = 20
+
+Metrics = Sequence[Mapping[str, Any]]
+
+
+def draw(folder: RunFolder) -> list[Path]:
+    """Draw every picture that the rounds of a run allow, complete or not.
+
+    Args:
+        folder: of the run, with its configuration.
+
+    Returns:
+        The pictures: curves.png, and for an algorithm with a population diversity.png and lineage.png.
+
+    Raises:
+        ConfigError: the folder's configuration cannot be read.
+    """
+    rows, manifest = folder.read_rows(), folder.read_manifest()
+    strategy, units = manifest.get("strategy", {}), manifest.get("units", [])
+    title = manifest.get("title", strategy.get("name", ""))
+    drawn = []
+    if any("test-accuracy" in row or "train-loss" in row for row in rows):
+        curves(rows, title, folder.curves)
+        drawn.append(folder.curves)
+    if units and any("spread" in row for row in rows):
+        drawn.append(folder.path / "diversity.png")
+        diversity(rows, units, title, drawn[-1])
+    if units and strategy.get("name") in STRATEGIES and any("slots" in row for row in rows):
+        settings = config.load(folder.config)
+        slots = strategy.get("population") or settings.clients_per_round
+        first_stage = strategy.get("first-stage-rounds", 0)
+        run = Run(strategy["name"], settings.seed, first_stage, len(units), slots, settings.clients)
+        drawn.append(folder.path / "lineage.png")
+        lineage(history(rows, run), units, title, drawn[-1])
+    return drawn
+
+
+def curves(rows: Metrics, title: str, path: Path) -> None:
     """Draw test accuracy and loss over the rounds.
 
     Args:
-        rows: the metrics of all rounds.
+        rows: the metrics of all rounds; with "slot-accuracies" their range is drawn, too.
         title: what was run.
         path: the picture.
     """
@@ -25,10 +76,16 @@ def curves(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     rounds = [row["round"] for row in scored]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    mark = "o" if len(scored) <= 30 else ""
-    left.plot(rounds, [100 * row["test-accuracy"] for row in scored], marker=mark, markersize=4)
+    left.plot(rounds, [100 * row["test-accuracy"] for row in scored], **_marks(scored), label="global model")
+    by_slot = {row["round"]: 100 * np.array(row["slot-accuracies"]) for row in rows if "slot-accuracies" in row}
+    if by_slot:
+        ends = np.array([[of.min(), of.max()] for of in by_slot.values()])
+        _band(left, list(by_slot), ends, color="C0", label="slots, lowest to highest")
+        left.legend(frameon=False)
+    if not scored:
+        left.text(0.5, 0.5, "not evaluated yet", ha="center", transform=left.transAxes)
     left.set_ylabel("test accuracy (%)")
-    right.plot(rounds, [row["test-loss"] for row in scored], marker=mark, markersize=4, label="test")
+    right.plot(rounds, [row["test-loss"] for row in scored], **_marks(scored), label="test")
     trained = [row for row in rows if "train-loss" in row]
     right.plot(
         [row["round"] for row in trained],
@@ -39,12 +96,8 @@ def curves(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     )
     right.set_ylabel("cross-entropy")
     right.legend(frameon=False)
-    for axes in (left, right):
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=120)
+    _over_rounds(left, right)
+    _save(figure, title, path)
 
 
 def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
@@ -84,4 +137,160 @@ def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
         frameon=False,
         ncols=-(-classes // 20),
     )
+    figure.savefig(path, dpi=120)
+
+
+def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> None:
+    """Draw how alike the models of a population are, as a whole and unit by unit.
+
+    Args:
+        rows: the metrics of all rounds; those with "similarity" and "spread" are drawn, at least one.
+        units: the names of the units, in the order of "spread".
+        title: what was run.
+        path: the picture.
+    """
+    good = [row for row in rows if "spread" in row]
+    rounds = [row["round"] for row in good]
+    spreads = np.array([row["spread"] for row in good], np.float64)
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(rounds, [row["similarity"] for row in good], **_marks(good))
+    left.set_ylabel("cosine similarity, mean over pairs of models")
+    named = len(units) <= _MOST_NAMED_LINES
+    # The bright end of the gradient would be lost on white.
+    colours = _colours(len(units)) if named else colormaps["viridis"](np.linspace(0, 0.93, len(units)))
+    for unit, (name, colour) in enumerate(zip(units, colours, strict=True)):
+        style = "-" if unit < len(_COLOURS) or not named else "--"
+        width = 1.5 if named else 0.9
+        right.plot(rounds, spreads[:, unit], style, color=colour, linewidth=width, label=_short(name), **_marks(good))
+    right.set_ylabel("spread: standard deviation across models")
+    _scale(right, spreads)
+    if named:
+        figure.legend(title="unit", loc="outside right center", frameon=False)
+    else:
+        gradient = ScalarMappable(Normalize(0, len(units) - 1), ListedColormap(colours))
+        at = np.linspace(0, len(units) - 1, 5).round().astype(int)
+        bar = figure.colorbar(gradient, ax=right, label="unit, in the order of the network")
+        bar.set_ticks(list(at), labels=[_short(units[unit]) for unit in at])
+    _over_rounds(left, right)
+    _save(figure, title, path)
+
+
+def lineage(past: History, units: Sequence[str], title: str, path: Path, most_units: int = 10) -> None:
+    """Draw where the units of slot 0's model have been, and how many clients have trained a unit and a model.
+
+    Args:
+        past: the lineage, with at least one step.
+        units: the names of the units.
+        title: what was run.
+        path: the picture.
+        most_units: of more units, so many are followed, evenly chosen.
+    """
+    figure = Figure(figsize=(14, min(9.0, max(5.0, 0.55 * past.run.slots + 2))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    chosen = np.linspace(0, len(units) - 1, min(len(units), most_units)).round().astype(int)
+    _trace(left, past, chosen, [_short(units[unit], 22) for unit in chosen])
+    heading = "unit" if len(chosen) == len(units) else f"unit ({len(chosen)} of {len(units)})"
+    _legend_below(figure, left, heading, "outside lower left", 4)
+    for counts, name, colour, width, style in (
+        (past.by_unit, "one unit of a slot's model", _COLOURS[0], 3, "-"),
+        (past.by_model, "any unit of a slot's model", _COLOURS[2], 1.5, "--"),
+    ):
+        _band(right, past.rounds, counts[:, [0, 2]], color=colour)
+        line = {"color": colour, "linewidth": width, "linestyle": style}
+        right.plot(past.rounds, counts[:, 1], **line, **_marks(past.rounds), label=name)
+    _legend_below(figure, right, "clients that have trained (mean, fewest to most)", "outside lower right", 1)
+    right.set_ylabel(f"distinct clients, of {past.run.clients}")
+    right.set_ylim(0, 1.05 * min(past.run.clients, 1.5 * past.by_model[:, 2].max()))
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _over_rounds(left, right)
+    _save(figure, title, path)
+
+
+def _trace(axes: Axes, past: History, chosen: NDArray[np.int64], names: Sequence[str]) -> None:
+    """Draw one line per chosen unit through the slots of the latest steps."""
+    slots, paths = past.run.slots, trace(past.steps, past.run.units)[:, chosen]
+    first = int(np.argmax(paths[:, 0] >= 0))
+    steps, paths = past.steps[first:], paths[first:]
+    rounds = [step.round for step in steps]
+    trained = np.array([[slot in step.trained for slot in path] for step, path in zip(steps, paths, strict=True)])
+    # Beside each other within the slot, below the client's number.
+    offsets = np.linspace(-0.15, 0.4, len(chosen)) if len(chosen) > 1 else np.zeros(1)
+    for at, (name, colour) in enumerate(zip(names, _colours(len(chosen)), strict=True)):
+        axes.plot(rounds, paths[:, at] + offsets[at], color=colour, label=name)
+        faces = np.where(trained[:, at], colour, "white")
+        axes.scatter(rounds, paths[:, at] + offsets[at], 16, faces, edgecolors=colour, zorder=3)
+    numbered = slots <= _MOST_NUMBERED_SLOTS
+    if numbered:
+        for step, path in zip(steps, paths, strict=True):
+            for slot in sorted(set(path.tolist()) & set(step.trained)):
+                _note(axes, step.round, slot - 0.33, str(step.trained[slot]))
+        for slot in range(0, slots, 2):
+            axes.axhspan(slot - 0.5, slot + 0.5, color="0.95", zorder=0)
+    middle = slots / 2 - 0.5
+    for gap in sorted(set(range(rounds[0], rounds[-1])) - set(rounds)):
+        _note(axes, gap, middle, "bad round: nothing changed", rotation=90)
+    if steps[0].sources is None:
+        origin = "the initial model" if first == 0 and past.begins else "the mean of all slots"
+        axes.axvline(rounds[0] - 0.5, color="0.3", linestyle=":")
+        _note(axes, rounds[0] - 0.7, middle, origin, rotation=90)
+    axes.set_xlim(rounds[0] - 1, rounds[-1] + 0.5)
+    axes.set_ylim(slots - 0.5, -0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
+    axes.set_ylabel("slot")
+    what = "number: the client; hollow: not trained" if numbered else "hollow: not trained"
+    axes.set_title(f"where the units of slot 0's model were trained ({what})", fontsize=10)
+
+
+def _note(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    """Write small text that lines do not hide."""
+    halo = [withStroke(linewidth=2.5, foreground="white")]
+    axes.text(x, y, text, fontsize=8, ha="center", va="center", zorder=4, path_effects=halo, **style)
+
+
+def _legend_below(
+    figure: Figure, axes: Axes, title: str, place: Literal["outside lower left", "outside lower right"], columns: int
+) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc=place, title=title, ncols=columns, frameon=False, fontsize="small")
+
+
+def _band(axes: Axes, rounds: Sequence[int] | NDArray[np.int64], ends: NDArray[np.float64], **style: Any) -> None:
+    """Fill from the lowest to the highest, [R, 2]; the edge shows a band of one round."""
+    axes.fill_between(rounds, ends[:, 0], ends[:, 1], alpha=0.2, linewidth=1, **style)
+
+
+def _marks(points: Sequence[Any] | NDArray[Any]) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 4} if len(points) <= 30 else {}
+
+
+def _colours(number: int) -> list[str]:
+    return [_COLOURS[at % len(_COLOURS)] for at in range(number)]
+
+
+def _short(name: str, length: int = 28) -> str:
+    return name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
+
+
+def _scale(axes: Axes, values: NDArray[np.float64]) -> None:
+    """Make the y-axis logarithmic for values of different magnitude; zeros lie on its foot."""
+    positive = values[values > 0]
+    if not positive.size or positive.max() <= 20 * positive.min():
+        axes.set_ylim(bottom=0)
+    elif (values == 0).any():
+        axes.set_yscale("symlog", linthresh=positive.min(), linscale=0.3)
+        axes.set_ylim(bottom=-0.2 * positive.min())
+    else:
+        axes.set_yscale("log")
+
+
+def _over_rounds(*panels: Axes) -> None:
+    for axes in panels:
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+
+
+def _save(figure: Figure, title: str, path: Path) -> None:
+    figure.suptitle(textwrap.fill(title, int(12 * figure.get_figwidth())), fontsize=11)
     figure.savefig(path, dpi=120)

@@ -20,6 +20,7 @@ ROOMS = [
     "records",
     "roster",
     "algorithms",
+    "classic",
     "runs",
     "client",
     "engines.in_process",
@@ -41,6 +42,7 @@ ALLOWED = {
     "training": {"numpy", "torch"},
     "records": {"flwr", "numpy"},
     "roster": {"flwr"},
+    "classic": {"flwr", "numpy"},
 }
 
 

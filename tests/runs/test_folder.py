@@ -66,7 +66,8 @@ def test_a_run_that_has_ended_is_not_called_failed(toy):
 def test_numbers_that_json_does_not_know_become_null(toy):
     out = RunFolder.create(toy())
     out.add_row({"round": 1, "train-loss": float("nan"), "similarity": 0.5, "spread": [float("inf"), 1.0]})
-    assert json.loads(out.metrics.read_text()) == {"round": 1, "train-loss": None, "similarity": 0.5}
+    written = json.loads(out.metrics.read_text())
+    assert written == {"round": 1, "train-loss": None, "similarity": 0.5, "spread": [None, 1.0]}
     assert np.isnan(out.read_rows()[0]["train-loss"]), "and a number again for who shows it"
     assert np.isnan(out.read_rows()[0]["spread"][0])
 
