@@ -1,33 +1,15 @@
 """The real thing: Flower's SuperLink, its simulation with Ray, and this project's commands as a user types them."""
 
-import json
-import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
-from contextlib import suppress
-from pathlib import Path
-from uuid import uuid4
 
-import psutil
 import pytest
+from tools import BIN, ROOT, family, flwr, left, local_superlink, manifest, wait_for_end
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 TINY = ["rounds=4", "training.local-epochs=1"]
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-def env():
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}
-    marked = clean | {"PATH": f"{BIN}{os.pathsep}{clean['PATH']}", "FEDMR_TEST": uuid4().hex}
-    yield marked
-    for process in family(marked):
-        process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -37,26 +19,6 @@ def reference(tmp_path_factory):
     command = [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, f"run-dir={out}", "--engine", "in-process"]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     return manifest(out)["model-sha256"]
-
-
-def manifest(out):
-    return json.loads((out / "manifest.json").read_text())
-
-
-def family(env):
-    """The processes that a test started, and theirs: they all inherit its mark."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get("FEDMR_TEST") == env["FEDMR_TEST"]:
-                found.append(process)
-    return found
-
-
-def left(env, seconds=20):
-    """Wait for the test's processes to end; return the command lines of those that do not."""
-    _, alive = psutil.wait_procs(family(env), timeout=seconds)
-    return [" ".join(process.cmdline()) for process in alive]
 
 
 def test_fedmr_run_trains_in_flowers_simulation_to_the_same_model(tmp_path, env, reference):
@@ -151,44 +113,3 @@ def start_endless_run(folder, env, seconds=180):
     while not (folder / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.5)
     return process
-
-
-class local_superlink:
-    """A local SuperLink as `flwr run` starts one, with the variables that the README names; stopped by its pid."""
-
-    def __init__(self, folder, env):
-        self.folder, self.env = folder, env
-
-    def __enter__(self):
-        from fedmr_flwr.engines.ray import _SuperLink
-
-        for name in [name for name in os.environ if name.startswith(("FLWR_", "RAY_"))]:
-            self.env.pop(name, None)
-        home = self.folder / "flower"
-        home.mkdir()
-        self.flower = _SuperLink(home)
-        self.flower.wait_until_ready()
-        return self.flower.env
-
-    def __exit__(self, *_):
-        self.flower.stop()
-        shutil.rmtree(self.folder / "flower", ignore_errors=True)
-
-
-def flwr(env, *arguments):
-    done = subprocess.run(
-        [BIN / "flwr", *arguments, "--format", "json"],
-        env=env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout[done.stdout.index("{") :])
-
-
-def wait_for_end(env, run_id, seconds=240):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        (run,) = flwr(env, "list", "local", "--run-id", run_id)["runs"]
-        if run["status"].startswith("finished"):
-            return run["status"], run.get("status-details")
-        time.sleep(3)
-    raise TimeoutError

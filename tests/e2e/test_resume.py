@@ -1,0 +1,105 @@
+"""A run in Flower's simulation that is killed, and one that changes its engine on the way."""
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+from tools import BIN, ROOT, family, left
+
+from fedmr_flwr.runs.folder import RunFolder
+
+SETTINGS = ["rounds=30", "training.local-epochs=1", "checkpoint-every=3", "run-dir=run"]
+
+pytestmark = pytest.mark.e2e
+
+
+def start(folder, env, *arguments):
+    return subprocess.Popen(
+        [BIN / "fedmr", *arguments], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_rounds(out, count, seconds=120):
+    deadline = time.monotonic() + seconds
+    while len(out.read_rows()) < count:
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.01)
+
+
+def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(tmp_path, env):
+    rng = random.Random(1)
+    whole = RunFolder(tmp_path / "whole" / "run")
+    whole.path.parent.mkdir()
+    subprocess.run(
+        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *SETTINGS, "--engine", "in-process"],
+        cwd=whole.path.parent, env=env, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+
+    out = RunFolder(tmp_path / "run")
+    # The machine goes down: every process at once, in the middle of a round.
+    first = start(tmp_path, env, "run", ROOT / "conf/quickstart.yaml", *SETTINGS)
+    wait_for_rounds(out, 5)
+    time.sleep(rng.uniform(0, 0.3))
+    for process in family(env):
+        process.kill()
+    first.communicate()
+    before = len(out.read_rows())
+    assert before < 30
+    assert out.status == "running", "nobody was there to say that it failed"
+
+    # The server's process alone is killed.
+    second = start(tmp_path, env, "resume", "run")
+    wait_for_rounds(out, before + 4)
+    busy = subprocess.run(
+        [BIN / "fedmr", "resume", "run"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    (simulation,) = (p for p in family(env) if any(word.endswith("/flwr-simulation") for word in p.cmdline()))
+    simulation.send_signal(signal.SIGKILL)
+    said, error = second.communicate(timeout=120)
+    assert busy.returncode == 1
+    assert f"in use by process {simulation.pid} on " in busy.stderr
+    assert "going on after round " in said
+    assert f"round {before - before % 3 + 1}/30" in said
+    assert "round 1/30" not in said, "only what is new is shown"
+    assert second.returncode == 1
+    assert error.count("\n") == 1
+    assert len(out.read_rows()) < 30
+
+    third = start(tmp_path, env, "resume", "run", "--engine", "in-process")
+    _, error = third.communicate(timeout=120)
+    assert (third.returncode, error) == (0, "")
+    assert [row["round"] for row in out.read_rows()] == list(range(1, 31))
+    assert out.read_manifest()["model-sha256"] == whole.read_manifest()["model-sha256"]
+    assert out.read_manifest()["engine"] == "in-process"
+    assert left(env) == []
+
+
+def test_begun_in_process_it_goes_on_under_ray(tmp_path, env):
+    settings = [*SETTINGS, "rounds=9"]
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    subprocess.run(
+        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process"],
+        cwd=tmp_path / "whole", env=env, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    first = start(tmp_path / "part", env, "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process")
+    out = RunFolder(tmp_path / "part" / "run")
+    wait_for_rounds(out, 4)
+    first.kill()
+    first.communicate()
+    assert len(out.read_rows()) < 9
+    done = subprocess.run(
+        [BIN / "fedmr", "resume", "run", "--engine", "ray"],
+        cwd=tmp_path / "part", env=env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    whole = RunFolder(tmp_path / "whole" / "run").read_manifest()["model-sha256"]
+    assert out.read_manifest()["model-sha256"] == whole

@@ -1,0 +1,76 @@
+"""What the end-to-end tests share: Flower's own commands, and processes that are found and stopped."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def manifest(out):
+    return json.loads((out / "manifest.json").read_text())
+
+
+def family(env):
+    """The processes that a test started, and theirs: they all inherit its mark."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get("FEDMR_TEST") == env["FEDMR_TEST"]:
+                found.append(process)
+    return found
+
+
+def left(env, seconds=20):
+    """Wait for the test's processes to end; return the command lines of those that do not."""
+    _, alive = psutil.wait_procs(family(env), timeout=seconds)
+    return [" ".join(process.cmdline()) for process in alive]
+
+
+class local_superlink:
+    """A local SuperLink as `flwr run` starts one, with the variables that the README names; stopped by its pid."""
+
+    def __init__(self, folder, env):
+        self.folder, self.env = folder, env
+
+    def __enter__(self):
+        from fedmr_flwr.engines.ray import _SuperLink
+
+        for name in [name for name in os.environ if name.startswith(("FLWR_", "RAY_"))]:
+            self.env.pop(name, None)
+        home = self.folder / "flower"
+        home.mkdir()
+        self.flower = _SuperLink(home)
+        self.flower.wait_until_ready()
+        return self.flower.env
+
+    def __exit__(self, *_):
+        self.flower.stop()
+        shutil.rmtree(self.folder / "flower", ignore_errors=True)
+
+
+def flwr(env, *arguments):
+    done = subprocess.run(
+        [BIN / "flwr", *arguments, "--format", "json"],
+        env=env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def wait_for_end(env, run_id, seconds=240):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        (run,) = flwr(env, "list", "local", "--run-id", run_id)["runs"]
+        if run["status"].startswith("finished"):
+            return run["status"], run.get("status-details")
+        time.sleep(3)
+    raise TimeoutError
