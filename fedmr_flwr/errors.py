@@ -33,6 +33,10 @@ class BadRoundError(FederationError):
     """Too few clients gave a good reply in a round."""
 
 
+class LostActorError(BadRoundError):
+    """A process of Flower's simulation died; Flower sends it clients all the same, and all of them fail."""
+
+
 class EngineError(FedmrError):
     """The engine could not be started or failed while it ran."""
 

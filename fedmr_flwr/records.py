@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -168,8 +169,8 @@ class Failure:
 
     Attributes:
         client: the client's number, -1 if it is not known.
-        kind: one of client-error, expired, node-lost, no-reply, duplicate, unasked, malformed, not-finite,
-            no-examples, outlier, other.
+        kind: one of client-error, actor-died, expired, node-lost, no-reply, duplicate, unasked, malformed,
+            not-finite, no-examples, outlier, other.
         reason: one line.
     """
 
@@ -180,6 +181,9 @@ class Failure:
 
 # No client has so many examples; the bound also refuses NaN, infinity and integers beyond any float.
 _MANY = 1e15
+
+# The longest reason, in characters: some hold a whole log.
+_REASON = 400
 
 # Flower's error codes (flwr.common.constant.ErrorCode) in words.
 _KINDS = {1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error"}
@@ -196,7 +200,10 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
         The kind and the reason of the failure, or None for a good reply.
     """
     if not reply.has_content():
-        return _KINDS.get(reply.error.code, "other"), " ".join(str(reply.error.reason).split())
+        reason = shorten(str(reply.error.reason), _REASON, placeholder=" …")
+        if "ActorDiedError" in reason:
+            return "actor-died", "the Ray process that trained it has died, perhaps for want of memory"
+        return _KINDS.get(reply.error.code, "other"), reason
     try:
         metrics, arrays, expected = reply.content.get(METRICS), reply.content.get(ARRAYS), sent.content[ARRAYS]
         examples = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None

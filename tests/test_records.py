@@ -176,3 +176,12 @@ def test_values_whose_squares_overflow_are_still_finite():
 def test_flowers_errors_have_names(code, kind):
     sent, _ = message_and_reply(lambda content: None)
     assert fault(Message(Error(code, "it\nbroke"), reply_to=sent), sent) == (kind, "it broke")
+
+
+def test_a_dead_process_of_ray_has_a_kind_of_its_own_and_long_reasons_are_cut():
+    sent, _ = message_and_reply(lambda content: None)
+    dead = Error(0, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly'>")
+    assert fault(Message(dead, reply_to=sent), sent)[0] == "actor-died"
+    _, reason = fault(Message(Error(2, "word " * 10_000), reply_to=sent), sent)
+    assert len(reason) <= 400
+    assert reason.endswith("word …")

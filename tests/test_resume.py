@@ -204,6 +204,28 @@ def test_after_too_many_bad_rounds_a_checkpoint_is_there_to_go_on_from(toy, monk
     assert rows[2]["test-accuracy"] == rows[1]["test-accuracy"], "in a bad round nothing changed"
 
 
+def test_when_a_process_of_ray_dies_the_run_stops_at_once_and_goes_on_to_the_same_model(toy, monkeypatch):
+    common = ("rounds=5", "max-bad-rounds=3", "checkpoint-every=100")
+    whole = run(toy(*common, run="whole"))
+    fit, calls = client.fit, []
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == 8:
+            raise RuntimeError("<class 'ray.exceptions.ActorDiedError'>: <'The actor died unexpectedly'>")
+        return fit(*arguments)
+
+    settings = toy(*common, run="part")
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "fit", dying)
+        with pytest.raises(FederationError, match=r"round 3: a Ray process has died .*`fedmr resume`"):
+            run(settings)
+    out = RunFolder(settings.run_dir)
+    assert out.read_rows()[-1]["failures-by-kind"] == {"actor-died": 1}
+    assert resume(out.path).exit_code == 0
+    assert digest(out) == digest(whole), "the round in which it died is done again, by all clients"
+
+
 def random_stops(out, rng, kills, seconds):
     """Start and SIGKILL a server at random moments; the last one ends by itself. Return when each was killed."""
     moments = []

@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.config import Settings
-from fedmr_flwr.errors import BadRoundError, FederationError
+from fedmr_flwr.errors import BadRoundError, FederationError, LostActorError
 from fedmr_flwr.roster import RosterGrid
 
 Row = dict[str, Any]
@@ -42,7 +42,8 @@ def run(
         The final global model.
 
     Raises:
-        FederationError: more than `settings.max_bad_rounds` rounds in a row were bad.
+        FederationError: more than `settings.max_bad_rounds` rounds in a row were bad, or a process of Flower's
+            simulation died.
     """
     bad_rounds = 0
     for number in range(completed + 1, settings.rounds + 1):
@@ -59,7 +60,7 @@ def run(
             row |= evaluate(arrays)
             row["evaluation-seconds"] = round(time.perf_counter() - start, 4)
         report(row, arrays)
-        if problem and bad_rounds > settings.max_bad_rounds:
+        if problem and (bad_rounds > settings.max_bad_rounds or isinstance(problem, LostActorError)):
             after = f"; {bad_rounds} bad rounds in a row" if bad_rounds > 1 else ""
             raise FederationError(f"round {number}: {problem}{after}")
     return arrays
@@ -79,6 +80,11 @@ def _train_round(
     """
     messages = strategy.configure_train(number, arrays, train_config, grid)
     replies = grid.send_and_receive(messages, timeout=timeout)
+    if lost := grid.exchange.by_kind.get("actor-died"):
+        raise LostActorError(
+            f"a Ray process has died with {lost} clients, perhaps for want of memory, and Flower starts no other; "
+            "go on with `fedmr resume`, which loses nothing"
+        )
     combined, metrics = strategy.aggregate_train(number, replies)
     if combined is None:
         raise FederationError(f"round {number}: the strategy made no model of {len(replies)} replies")
