@@ -101,7 +101,8 @@ class Federation:
         """Say in one line what is run."""
         settings = self.settings
         options = self.strategy.options
-        changed = options.model_dump(by_alias=True, include=options.model_fields_set | {"unit"})
+        changed = options.model_dump(by_alias=True, include={"unit"})
+        changed |= options.model_dump(by_alias=True, exclude_defaults=True)
         described = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
         return f"{settings.strategy.name}{described} · {self.division()} · seed {settings.seed}"
 

@@ -131,7 +131,8 @@ def unit_table(units: Sequence[Unit], layout: Layout, spec: Spec) -> Table:
         spec: how the configuration names them.
     """
     tensors = f"{len(layout.entries)} tensors, {layout.size:,} values"
-    out = Table(caption=f"unit {describe_unit(spec)}: {len(units)} units, {tensors}")
+    # Text, because a pattern such as [a-z] would be taken for markup.
+    out = Table(caption=Text(f"unit {describe_unit(spec)}: {len(units)} units, {tensors}"))
     out.add_column("unit", overflow="fold")
     out.add_column("tensors", justify="right")
     out.add_column("values", justify="right")
@@ -139,6 +140,5 @@ def unit_table(units: Sequence[Unit], layout: Layout, spec: Spec) -> Table:
     out.add_column("keys", overflow="fold")
     for unit in units:
         share = f"{100 * unit.size / max(layout.size, 1):.2f} %"
-        # Text, because a pattern such as [a-z] would be taken for markup.
         out.add_row(Text(unit.name), str(len(unit.keys)), f"{unit.size:,}", share, Text(", ".join(unit.keys)))
     return out

@@ -127,15 +127,11 @@ def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=25, integer=True))
     axes.set_xlabel("client")
     axes.set_ylabel("training examples")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(_plain(title), fontsize=11)
     handles, labels = axes.get_legend_handles_labels()
+    columns = -(-classes // 20)
     figure.legend(
-        handles[::-1],
-        labels[::-1],
-        title="class",
-        loc="outside right center",
-        frameon=False,
-        ncols=-(-classes // 20),
+        handles[::-1], labels[::-1], title="class", loc="outside right center", frameon=False, ncols=columns
     )
     figure.savefig(path, dpi=120)
 
@@ -269,7 +265,14 @@ def _colours(number: int) -> list[str]:
 
 
 def _short(name: str, length: int = 28) -> str:
-    return name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
+    """Return a unit's name, a path or a pattern, as a legend can show it; it leaves out what starts with "_"."""
+    cut = name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
+    return _plain(f" {cut}" if cut.startswith("_") else cut)
+
+
+def _plain(text: str) -> str:
+    """Keep Matplotlib from reading what is between two dollars as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _scale(axes: Axes, values: NDArray[np.float64]) -> None:
@@ -292,5 +295,5 @@ def _over_rounds(*panels: Axes) -> None:
 
 
 def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(textwrap.fill(title, int(12 * figure.get_figwidth())), fontsize=11)
+    figure.suptitle(_plain(textwrap.fill(title, int(12 * figure.get_figwidth()))), fontsize=11)
     figure.savefig(path, dpi=120)

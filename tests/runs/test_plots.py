@@ -138,6 +138,17 @@ def test_many_units_get_a_gradient_in_the_order_of_the_network(tmp_path, drawn):
     assert greens == sorted(greens)
 
 
+def test_names_with_underscores_and_dollars_are_shown_as_they_are(tmp_path, drawn, monkeypatch):
+    units, title = ["_stem", r"\.bias$|\.gain$"], r"unit [_stem, \.bias$|\.gain$]"
+    plots.clients(np.ones((2, 2), int), title, tmp_path / "clients.png")
+    plots.diversity(diverse([[1, 2]]), units, title, tmp_path / "diversity.png")
+    plots.lineage(history(monkeypatch), units, title, tmp_path / "lineage.png")
+    shown = [" _stem", r"\.bias\$|\.gain\$"]  # an escaped dollar is drawn as a dollar
+    for picture in ("diversity.png", "lineage.png"):
+        assert names(drawn[picture].legends[0]) == shown
+        assert drawn[picture].get_suptitle() == r"unit [_stem, \.bias\$|\.gain\$]"
+
+
 @pytest.mark.parametrize("number", [8, 12])
 def test_named_units_can_be_told_apart(tmp_path, drawn, number):
     plots.diversity(diverse([[1.0] * number]), [f"u{at}" for at in range(number)], "", tmp_path / "diversity.png")
@@ -213,8 +224,9 @@ def test_lineage_counts_the_clients_of_a_unit_and_of_a_model(tmp_path, drawn, mo
     assert right.get_ylim() == (0, pytest.approx(4.2))
 
 
-def test_a_trace_ends_at_the_mean(tmp_path, drawn, monkeypatch):
-    plots.lineage(history(monkeypatch, deals={4: None}), ["conv", "out"], "", tmp_path / "lineage.png")
+@pytest.mark.parametrize("keep", [15, 2])
+def test_a_trace_ends_at_the_mean(tmp_path, drawn, monkeypatch, keep):
+    plots.lineage(history(monkeypatch, deals={4: None}, keep=keep), ["conv", "out"], "", tmp_path / "lineage.png")
     left = drawn["lineage.png"].axes[0]
     assert slots_of(left) == {"conv": {4: 1, 5: 0}, "out": {4: 2, 5: 0}}
     notes = texts(left)
@@ -311,7 +323,7 @@ BAD = {"round": 1, "bad": True, "clients": [0, 1], "failures": 2}
         ([{"round": 1, "train-loss": 2.0, "clients": [0, 1]}], "fedavg", ["curves"]),
         ([each for each in FULL if each["round"] > 2], "fedmr", ["curves", "diversity", "lineage"]),
         (
-            [{"round": 1, "train-loss": 2.0, "similarity": 1.0, "spread": [0.0, 0.0]}],
+            FULL,
             "another",
             ["curves", "diversity"],
         ),
