@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -180,10 +179,11 @@ class Failure:
 
 
 # No client has so many examples; the bound also refuses NaN, infinity and integers beyond any float.
-_MANY = 1e15
+MOST_EXAMPLES = 1e15
 
-# The longest reason, in characters: some hold a whole log.
-_REASON = 400
+# The longest reason, in characters: some hold a whole log, with a terminal's colours.
+_REASON = 300
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 # Flower's error codes (flwr.common.constant.ErrorCode) in words.
 _KINDS = {1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error"}
@@ -200,14 +200,16 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
         The kind and the reason of the failure, or None for a good reply.
     """
     if not reply.has_content():
-        reason = shorten(str(reply.error.reason), _REASON, placeholder=" …")
+        reason = " ".join(_COLOURS.sub("", str(reply.error.reason)).split())
         if "ActorDiedError" in reason:
             return "actor-died", "the Ray process that trained it has died, perhaps for want of memory"
-        return _KINDS.get(reply.error.code, "other"), reason
+        # The end tells most: Ray and Flower put a whole traceback before the client's own exception.
+        cut = reason if len(reason) <= _REASON else f"… {reason[-_REASON:]}"
+        return _KINDS.get(reply.error.code, "other"), cut
     try:
         metrics, arrays, expected = reply.content.get(METRICS), reply.content.get(ARRAYS), sent.content[ARRAYS]
         examples = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
-        if not isinstance(examples, int | float) or not abs(examples) < _MANY:
+        if not isinstance(examples, int | float) or not abs(examples) < MOST_EXAMPLES:
             return "malformed", f"the reply has no number '{EXAMPLES}' in its '{METRICS}'"
         if examples <= 0:
             return "no-examples", f"the client trained on {examples} examples"

@@ -194,7 +194,7 @@ def _describe(federation: Federation, out: RunFolder) -> None:
     settings, strategy = federation.settings, federation.strategy
     hashes = {
         "data-sha256": federation.dataset.digest(),
-        "partition-sha256": partitions.save(federation.parts, out.partition),
+        "partition-sha256": partitions.digest(federation.parts),
     }
     before = out.read_manifest()
     for name, digest in hashes.items():
@@ -205,15 +205,16 @@ def _describe(federation: Federation, out: RunFolder) -> None:
             )
     out.note(
         title=federation.title(),
+        engine=settings.engine,
         device=str(federation.device),
         model={"name": settings.model.name, "parameters": models.parameter_count(federation.model)},
         strategy={"name": settings.strategy.name, **strategy.options.model_dump(by_alias=True)},
         units=[unit.name for unit in federation.units],
         **hashes,
     )
-    if not out.clients.exists():
-        with writing(out.clients):
-            plots.clients(federation.counts, federation.title(), out.clients)
+    with writing(out.partition):
+        partitions.save(federation.parts, out.partition)
+        plots.clients(federation.counts, federation.title(), out.clients)
 
 
 def _resume(federation: Federation, out: RunFolder, display: Display) -> tuple[int, ArrayRecord]:
@@ -224,6 +225,6 @@ def _resume(federation: Federation, out: RunFolder, display: Display) -> tuple[i
         return 0, federation.arrays
     restore(federation.strategy, found.state)
     resumed = {"after-round": found.round, "problems": problems, "versions": folder.versions()}
-    out.note(engine=federation.settings.engine, resumed=[*out.read_manifest().get("resumed", []), resumed])
+    out.note(resumed=[*out.read_manifest().get("resumed", []), resumed])
     display.show_resumed(resumed)
     return found.round, federation.codec.encode([found.model.floats], [found.model.ints])

@@ -147,7 +147,7 @@ class Algorithm(Strategy):
         arrays = self.combine(server_round, trained)
         self.diagnosis = self.diagnostics()
         numbers = {name: value for name, value in self.diagnosis.items() if isinstance(value, float)}
-        return arrays, MetricRecord({**_mean_metrics([reply for reply in trained if reply]), **numbers})
+        return arrays, MetricRecord({**mean_metrics([reply for reply in trained if reply]), **numbers})
 
     def diagnostics(self) -> dict[str, Any]:
         """Return what is worth knowing of the server's state after a round, by name, as JSON has it."""
@@ -193,8 +193,8 @@ class Algorithm(Strategy):
         return super().start(grid, *args, **kwargs)
 
 
-def _mean_metrics(trained: Sequence[Trained]) -> dict[str, float]:
-    """Average the clients' metrics, weighted by their examples."""
+def mean_metrics(trained: Sequence[Trained]) -> dict[str, float]:
+    """Average the metrics that all clients returned, weighted by their examples."""
     weights = np.array([reply.examples for reply in trained])
     names = sorted(set.intersection(*(set(reply.metrics) for reply in trained)))
     values = {name: np.array([reply.metrics[name] for reply in trained]) for name in names}

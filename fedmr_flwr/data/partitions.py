@@ -121,19 +121,23 @@ def class_counts(labels: Indices, parts: Sequence[Indices], classes: int) -> NDA
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
 
 
-def save(parts: Sequence[Indices], path: Path) -> str:
-    """Write a division to a file.
+def digest(parts: Sequence[Indices]) -> str:
+    """Return the SHA-256 of a division, equal for equal divisions."""
+    edges, indices = _flat(parts)
+    return hashlib.sha256(edges.tobytes() + indices.tobytes()).hexdigest()
 
-    Returns:
-        Its SHA-256, equal for equal divisions.
-    """
-    edges = np.cumsum([len(part) for part in parts])
-    indices = np.concatenate(list(parts))
+
+def save(parts: Sequence[Indices], path: Path) -> None:
+    """Write a division to a file."""
+    edges, indices = _flat(parts)
     aside = path.with_suffix(".tmp")  # clients may be reading the file
     with aside.open("wb") as file:
         np.savez(file, edges=edges, indices=indices)
     aside.replace(path)
-    return hashlib.sha256(edges.tobytes() + indices.tobytes()).hexdigest()
+
+
+def _flat(parts: Sequence[Indices]) -> tuple[Indices, Indices]:
+    return np.cumsum([len(part) for part in parts]), np.concatenate(list(parts))
 
 
 def read(path: Path) -> list[Indices]:

@@ -1,0 +1,44 @@
+"""The server: Flower's current template with another strategy."""
+
+import json
+import time
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fedmr_flwr import FedMR
+from plain_app.task import Net, load_data, test
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    if context.run_config["trouble"]:
+        wake_up(grid, context.run_config["clients-per-round"])
+    model = Net()
+    strategy = FedMR(clients_per_round=context.run_config["clients-per-round"])
+    result = strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(model.state_dict()),
+        num_rounds=context.run_config["num-server-rounds"],
+        timeout=10 if context.run_config["trouble"] else 3600,
+    )
+
+    model.load_state_dict(result.arrays.to_torch_state_dict())
+    _, accuracy = test(model, load_data(-1, 1))
+    found = {
+        "accuracy": accuracy,
+        "batches": int(model.norm.num_batches_tracked),
+        "counter": str(model.norm.num_batches_tracked.dtype),
+        "metrics": {number: dict(metrics) for number, metrics in result.train_metrics_clientapp.items()},
+    }
+    Path(context.run_config["out"]).write_text(json.dumps(found))
+
+
+def wake_up(grid, count):
+    """Let all clients start, however long that takes, so that only who is late on purpose is late."""
+    while len(nodes := list(grid.get_node_ids())) < count:
+        time.sleep(0.5)
+    grid.send_and_receive([Message(RecordDict(), node, MessageType.QUERY) for node in nodes])

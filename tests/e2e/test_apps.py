@@ -1,0 +1,72 @@
+"""Flower apps as its users write them, in Flower's simulation: all that they take from here is the strategy."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from tools import BIN, flwr, left, local_superlink, wait_for_end
+
+APPS = Path(__file__).parent / "apps"
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def run(tmp_path, env):
+    """Return a function that runs an app with six clients: what its server wrote, and what Flower logged."""
+
+    def run(app, config=""):
+        out = tmp_path / "out.json"
+        with local_superlink(tmp_path, env) as there:
+            run_id = flwr(
+                there, "run", str(APPS / app), "local",
+                "--run-config", f"out='{out}' {config}",
+                "--federation-config", "num-supernodes=6 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
+            )["run-id"]  # fmt: skip
+            status, details = wait_for_end(there, run_id)
+            log = subprocess.run(
+                [BIN / "flwr", "log", run_id, "local", "--show"],
+                env=there, capture_output=True, text=True, timeout=120, check=True,
+            ).stdout  # fmt: skip
+        assert status == "finished:completed", f"{details}\n{log}"
+        return json.loads(out.read_text()), log
+
+    yield run
+    assert left(env) == []
+
+
+def warnings(log):
+    """The client and the kind of every reply that did not count."""
+    return re.findall(r"^client (\S+): ([a-z-]+): .+$", log, re.MULTILINE)
+
+
+def test_an_app_of_flowers_classic_template_trains(run):
+    found, log = run("classic")
+    assert list(found["accuracies"]) == ["0", "1", "2", "3"]
+    assert found["accuracies"]["0"] < 0.4
+    assert found["accuracies"]["3"] > 0.8
+    assert "'similarity'" in log
+    assert "'train_loss'" in log
+    assert warnings(log) == []
+
+
+def test_an_app_of_flowers_current_template_trains(run):
+    found, log = run("plain")
+    assert found["accuracy"] > 0.8
+    assert [set(metrics) for metrics in found["metrics"].values()] == [{"similarity", "train_loss"}] * 3
+    # Each client has 239 images, so 7 batches of 32, three times in a round; FedMR neither averages nor loses any.
+    assert (found["batches"], found["counter"]) == (3 * 3 * 7, "torch.int64")
+    assert warnings(log) == []
+
+
+def test_such_an_app_goes_on_when_clients_fail_and_says_which(run):
+    found, log = run("plain", "trouble=true")
+    assert found["accuracy"] > 0.8
+    assert list(found["metrics"]) == ["1", "2", "3"]
+    failed = warnings(log)
+    assert sorted(kind for _, kind in failed) == ["client-error", "malformed", "no-reply", "not-finite"]
+    assert len({client for client, _ in failed}) == 4
+    assert "the disk is gone" in log
+    assert "'out.bias' is float32[11], not float32[10]" in log
