@@ -15,7 +15,7 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
-from fedmr_flwr.algorithms.base import Trained, mean_metrics
+from fedmr_flwr.algorithms.base import Trained, mean_metrics, plain_numbers
 from fedmr_flwr.errors import ConfigError, FederationError, RecordError
 from fedmr_flwr.layout import Layout, Packed
 from fedmr_flwr.population import average, similarity
@@ -249,8 +249,7 @@ class FedMR(Strategy):
         model = self._decode(result.parameters)
         if not np.isfinite(model.floats).all():
             raise RecordError("its model holds NaN or infinite values")
-        metrics = {name: float(value) for name, value in result.metrics.items() if isinstance(value, int | float)}
-        return Trained(model, examples, metrics)
+        return Trained(model, examples, plain_numbers(result.metrics))
 
 
 def _wait_for(count: int, client_manager: ClientManager) -> list[ClientProxy]:

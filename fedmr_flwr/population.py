@@ -91,20 +91,23 @@ def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[f
         For each unit the root of the mean square of (row - center) over its values and all rows: a standard
         deviation across models, in the units of the weights; 0 for a unit without values.
     """
-    scratch = np.empty(_BLOCK, np.float32)
 
-    def square(part: slice) -> float:
+    def squares(unit: Columns, dtype: type[np.floating[Any]]) -> float:
         total = 0.0
-        for row in rows:
-            off = np.subtract(row[part], center[part], out=scratch[: part.stop - part.start])
-            total += float(np.vdot(off, off))
+        for block in (block for part in unit for block in _blocks(part.stop, part.start)):
+            for row in rows:
+                off = np.subtract(row[block], center[block], dtype=dtype)
+                total += float(np.vdot(off, off))
         return total
 
     deviations = []
     for unit in units:
+        with np.errstate(over="ignore"):
+            total = squares(unit, np.float32)
+        if not np.isfinite(total):  # the squares of large but finite values overflow float32
+            total = squares(unit, np.float64)
         values = len(rows) * sum(part.stop - part.start for part in unit)
-        squares = sum(square(block) for part in unit for block in _blocks(part.stop, part.start))
-        deviations.append(float(np.sqrt(squares / values)) if values else 0.0)
+        deviations.append(float(np.sqrt(total / values)) if values else 0.0)
     return deviations
 
 

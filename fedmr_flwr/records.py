@@ -182,7 +182,7 @@ class Failure:
 MOST_EXAMPLES = 1e15
 
 # The longest reason, in characters: some hold a whole log, with a terminal's colours.
-_REASON = 300
+_LINE = 300
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 # Flower's error codes (flwr.common.constant.ErrorCode) in words.
@@ -200,12 +200,10 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
         The kind and the reason of the failure, or None for a good reply.
     """
     if not reply.has_content():
-        reason = " ".join(_COLOURS.sub("", str(reply.error.reason)).split())
+        reason = str(reply.error.reason)
         if "ActorDiedError" in reason:
             return "actor-died", "the Ray process that trained it has died, perhaps for want of memory"
-        # The end tells most: Ray and Flower put a whole traceback before the client's own exception.
-        cut = reason if len(reason) <= _REASON else f"… {reason[-_REASON:]}"
-        return _KINDS.get(reply.error.code, "other"), cut
+        return _KINDS.get(reply.error.code, "other"), _one_line(reason)
     try:
         metrics, arrays, expected = reply.content.get(METRICS), reply.content.get(ARRAYS), sent.content[ARRAYS]
         examples = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
@@ -218,12 +216,20 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
         assert isinstance(expected, ArrayRecord)
         return _model_fault(arrays, expected)
     except RecordError as error:
-        return "malformed", str(error)
+        return "malformed", _one_line(str(error))
+
+
+def _one_line(text: str) -> str:
+    """Return what a client said as one line of bounded length that cannot pass for another line of the log."""
+    plain = "".join(char if char.isprintable() else " " for char in _COLOURS.sub("", text))
+    line = " ".join(plain.split())
+    # The end tells most: Ray and Flower put a whole traceback before the client's own exception.
+    return line if len(line) <= _LINE else f"{line[: _LINE // 3]} … {line[-_LINE * 2 // 3 :]}"
 
 
 def _model_fault(record: ArrayRecord, sent: ArrayRecord) -> tuple[str, str] | None:
     if set(record) != set(sent):
-        return "malformed", f"the arrays {sorted(set(record) ^ set(sent))} are missing or extra"
+        return "malformed", _one_line(f"the arrays {sorted(set(record) ^ set(sent))} are missing or extra")
     for name, array in record.items():
         values = view(array)
         if (array.dtype, tuple(array.shape)) != (sent[name].dtype, tuple(sent[name].shape)):

@@ -169,7 +169,7 @@ class Algorithm(Strategy):
             arrays, numbers = reply.content[ARRAYS], reply.content[METRICS]
             assert isinstance(arrays, ArrayRecord) and isinstance(numbers, MetricRecord)
             model = self.codec.decode(arrays)
-            metrics = {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
+            metrics = plain_numbers(numbers)
             return Trained(model, metrics.pop(EXAMPLES), metrics)
         except (RecordError, KeyError):
             return None
@@ -193,9 +193,21 @@ class Algorithm(Strategy):
         return super().start(grid, *args, **kwargs)
 
 
+def plain_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return those metrics that are a single number; an integer of more than 64 bits is none."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+    }
+
+
 def mean_metrics(trained: Sequence[Trained]) -> dict[str, float]:
     """Average the metrics that all clients returned, weighted by their examples."""
     weights = np.array([reply.examples for reply in trained])
     names = sorted(set.intersection(*(set(reply.metrics) for reply in trained)))
-    values = {name: np.array([reply.metrics[name] for reply in trained]) for name in names}
-    return {name: float(value @ weights / weights.sum()) for name, value in values.items()}
+    with np.errstate(all="ignore"):  # a client may send any number, and it is the client's to say what it means
+        return {
+            name: float(np.array([reply.metrics[name] for reply in trained]) @ weights / weights.sum())
+            for name in names
+        }

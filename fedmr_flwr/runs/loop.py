@@ -14,6 +14,12 @@ from fedmr_flwr.roster import RosterGrid
 
 Row = dict[str, Any]
 
+# What these say is the server's to say: clients' metrics of such a name are left out.
+_RESERVED = {
+    "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "clients", "slots", "similarity",
+    "spread", "recombination", "test-loss", "test-accuracy", "slot-accuracies", "evaluation-seconds",
+}  # fmt: skip
+
 
 def run(
     settings: Settings,
@@ -89,7 +95,7 @@ def _train_round(
     if combined is None:
         raise FederationError(f"round {number}: the strategy made no model of {len(replies)} replies")
     more = strategy.diagnosis if isinstance(strategy, Algorithm) else {}
-    return combined, {**(metrics or {}), **more}
+    return combined, {name: value for name, value in (metrics or {}).items() if name not in _RESERVED} | more
 
 
 def _account(grid: RosterGrid) -> Row:

@@ -1,0 +1,204 @@
+"""Golden runs: what toy federations compute, bit for bit, round by round.
+
+A refactor leaves these hashes alone; a change of behaviour writes golden.json anew, in the same commit, with
+
+    python tests/contract/test_golden.py
+
+The clients of the toy federations only add and multiply float32 numbers one by one, which gives the same bits on
+every machine. Real training does not: PyTorch's kernels differ from one processor to the next, so its hashes are
+compared only where they were written, and its losses everywhere.
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from rich.console import Console
+
+from fedmr_flwr import FedAvg, FedMR, engines, server
+from fedmr_flwr.algorithms import Indep
+from fedmr_flwr.engines.in_process import InProcessGrid
+from fedmr_flwr.layout import Layout, Packed
+from fedmr_flwr.randomness import stream
+from fedmr_flwr.records import Codec
+from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs.display import Display
+
+GOLDEN = Path(__file__).with_name("golden.json")
+ANEW = "if the change is meant, write the file anew: python tests/contract/test_golden.py"
+WRITING = "WRITE_GOLDEN"
+ROUNDS, CLIENTS, M = 6, 12, 4
+
+
+def floats(*shape):
+    return np.zeros(shape, np.float32)
+
+
+def norm(path):
+    names = ("weight", "bias", "running_mean", "running_var")
+    return {f"{path}.{name}": floats(2) for name in names} | {f"{path}.num_batches_tracked": np.zeros((), np.int64)}
+
+
+LAYOUT = Layout.of(
+    {
+        "stem.0.conv.weight": floats(2, 1, 3, 3),
+        **norm("stem.0.bn"),
+        "blocks.0.conv.weight": floats(2, 2, 3, 3),
+        **norm("blocks.0.bn"),
+        "blocks.1.conv.weight": floats(2, 2, 3, 3),
+        **norm("blocks.1.bn"),
+        "head.weight": floats(3, 2),
+        "head.bias": floats(3),
+    },
+    blocks=("blocks.0", "blocks.1"),
+)
+CODEC = Codec(LAYOUT)
+
+# Name: strategy, its options, clients that never answer.
+CASES = {
+    "fedavg, by examples": (FedAvg, {"weighting": "examples"}, ()),
+    "fedavg, uniform": (FedAvg, {"weighting": "uniform"}, ()),
+    "indep": (Indep, {}, ()),
+    "fedmr, tensor": (FedMR, {"unit": "tensor"}, ()),
+    "fedmr, layer": (FedMR, {"unit": "layer"}, ()),
+    "fedmr, block": (FedMR, {"unit": "block"}, ()),
+    "fedmr, block:2": (FedMR, {"unit": "block:2"}, ()),
+    "fedmr, fraction:0.4": (FedMR, {"unit": "fraction:0.4"}, ()),
+    "fedmr, fraction:1": (FedMR, {"unit": "fraction:1"}, ()),
+    "fedmr, patterns": (FedMR, {"unit": ("bn", r"conv|bias", ".*")}, ()),
+    "fedmr, first stage of 2": (FedMR, {"first_stage_rounds": 2}, ()),
+    "fedmr, averaged buffers": (FedMR, {"buffers": "average"}, ()),
+    "fedmr, population of 7": (FedMR, {"population": 7}, ()),
+    "fedmr, population of 7, by examples": (FedMR, {"population": 7, "weighting": "examples"}, ()),
+    "fedmr, two clients fail": (FedMR, {}, (3, 8)),
+    "fedavg, two clients fail": (FedAvg, {}, (3, 8)),
+}
+
+
+def noise(purpose, *index):
+    """[P] float32: multiples of 1/64 between -4 and 4."""
+    whole = stream(7, purpose, *index).integers(-256, 257, LAYOUT.size)
+    return whole.astype(np.float32) * np.float32(2**-6)
+
+
+def federation(failing):
+    """A grid whose clients shrink their model and add noise of their own."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message, context):
+        number = MetricRecord({"client": context.node_config["partition-id"]})
+        return Message(RecordDict({"metrics": number}), reply_to=message)
+
+    @app.train()
+    def train(message, context):
+        client, number = context.node_config["partition-id"], message.content["config"]["server-round"]
+        if client in failing:
+            raise RuntimeError("no data")
+        old = CODEC.decode(message.content["arrays"])
+        new = old.floats * np.float32(0.875) + noise("golden", number, client)
+        arrays = CODEC.encode([new], [old.ints + (client % 3 + 1)])
+        metrics = MetricRecord({"num-examples": 5 + client, "loss": 1.0})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    return RosterGrid(InProcessGrid(app, CLIENTS), CLIENTS)
+
+
+def digest(model, state):
+    """SHA-256 of a global model and of what the strategy keeps besides."""
+    found = hashlib.sha256()
+    for name, array in [("floats", model.floats), ("ints", model.ints), *sorted(state.items())]:
+        found.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """The file; with WRITE_GOLDEN in the environment a new one, written when all tests are done."""
+    if WRITING not in os.environ:
+        yield json.loads(GOLDEN.read_text(encoding="utf-8"))
+        return
+    found = {"machine": machine(), "toy": {}, "real": {}}
+    yield found
+    GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def insist(expected, found, what):
+    assert len(found) == len(expected), f"{what}: {len(found)} rounds, not {len(expected)}"
+    differ = [number for number, pair in enumerate(zip(expected, found, strict=True), 1) if pair[0] != pair[1]]
+    assert not differ, f"{what}: differs from golden.json from round {differ[0]} on; {ANEW}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_toy_federation_computes_what_it_always_did(golden, case):
+    kind, options, failing = CASES[case]
+    strategy, grid = kind(clients_per_round=M, seed=11, layout=LAYOUT, **options), federation(failing)
+    arrays, found, failures = CODEC.encode([noise("start")], [np.zeros(LAYOUT.counters, np.int64)]), [], 0
+    for number in range(1, ROUNDS + 1):
+        replies = grid.send_and_receive(strategy.configure_train(number, arrays, ConfigRecord(), grid))
+        arrays, _ = strategy.aggregate_train(number, replies)
+        found.append(digest(CODEC.decode(arrays), strategy.state()))
+        failures += len(grid.exchange.failures)
+    assert bool(failures) == bool(failing), "the clients that fail are drawn"
+    assert len(set(found)) == ROUNDS
+    if WRITING in os.environ:
+        golden["toy"][case] = found
+    assert case in golden["toy"], f"golden.json does not know '{case}'; {ANEW}"
+    insist(golden["toy"][case], found, case)
+
+
+def test_the_file_holds_these_cases_all_different(golden):
+    assert set(golden["toy"]) == set(CASES), ANEW
+    finals = [hashes[-1] for hashes in golden["toy"].values()]
+    assert len(set(finals)) == len(finals), "each case computes something of its own"
+
+
+def machine():
+    """What the bits of PyTorch's results depend on."""
+    try:
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        facts = ""
+    found = [re.search(rf"^{name}\s*: (.*)$", facts, re.M) for name in ("model name", "cpu family", "model")]
+    processor = " ".join(match[1] for match in found if match) or platform.processor()
+    return {
+        "processor": processor,
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedmr"])
+def test_real_training_computes_what_it_always_did(golden, name, toy, monkeypatch):
+    monkeypatch.setattr(checkpoint, "KEPT", 3)
+    unit = ["strategy.unit=layer"] if name == "fedmr" else []
+    settings = toy(f"strategy.name={name}", *unit, "client-cpus=1", "checkpoint-every=1")
+    with Display(settings.rounds, Console(file=io.StringIO())) as display:
+        out = server.run(settings, engines.grid_of(settings), display)
+    rows = out.read_rows()
+    saved = [checkpoint.load(note) for note in sorted(out.checkpoints.glob("*.json"))]
+    hashes = [digest(Packed(*each.model), each.state) for each in saved]
+    losses = {loss: [row[loss] for row in rows] for loss in ("train-loss", "test-loss")}
+    if WRITING in os.environ:
+        golden["real"][name] = {"hashes": hashes, **losses}
+    assert name in golden["real"], f"golden.json does not know '{name}'; {ANEW}"
+    expected = golden["real"][name]
+    for loss, values in losses.items():
+        assert values == pytest.approx(expected[loss], rel=1e-3), f"{name}: the {loss} differs; {ANEW}"
+    if golden["machine"] == machine():
+        insist(expected["hashes"], hashes, f"{name}, real training")
+
+
+if __name__ == "__main__":
+    os.environ[WRITING] = "1"
+    raise SystemExit(pytest.main([__file__, "-q"]))
