@@ -53,15 +53,14 @@ def resume(
     out = RunFolder.open(run_folder.absolute())
     extra = [f"engine={engine}"] if engine else []
     settings = config.load(out.config, extra).model_copy(update={"run_dir": out.path})
-    if out.status == "completed":
+    manifest = out.read_manifest()
+    if out.status == "completed" and manifest.get("rounds", 0) >= settings.rounds:
         _print(f"{out.path} is complete: all {settings.rounds} rounds are done")
         return
-    with out.locked():  # so that nothing is touched while a server is using it
-        before = out.read_manifest().get("versions", {})
-        for name, now in folder.versions().items():
-            if before.get(name, now) != now:
-                _print(f"{name} was {before[name]} and is {now}: the result may differ in its last digits")
-        out.note(status="starting", error=None)
+    for name, now in folder.versions().items():
+        before = manifest.get("versions", {}).get(name, now)
+        if before != now:
+            _print(f"{name} was {before} and is {now}: the result may differ in its last digits")
     _run(settings, out)
 
 

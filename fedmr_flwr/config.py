@@ -268,8 +268,9 @@ def _set(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    # YAML takes "#1" for a comment, that is for nothing.
-    values[last] = text if value is None and text not in ("", "null", "~") else value
+    # Paths may hold " #" and ": ", which YAML takes for a comment and for a mapping.
+    plain = isinstance(value, str | dict) or (value is None and text not in ("", "null", "~"))
+    values[last] = text if plain and not text.startswith(('"', "'", "{")) else value
 
 
 def _keys(kind: type[Section], prefix: str = "") -> Iterator[str]:

@@ -22,7 +22,6 @@ from fedmr_flwr.roster import RosterGrid
 from fedmr_flwr.runs import checkpoint, folder, loop, plots
 from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.display import Display, quiet
-from fedmr_flwr.runs.files import writing
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training import Score, evaluate, layout_of, pack, pick_device, place, unpack
 from fedmr_flwr.units import describe
@@ -132,27 +131,30 @@ def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | 
     Raises:
         FedmrError: the configuration, the data or the federation is at fault.
     """
-    with ExitStack() as stack:
-        if prepared is not None:
-            stack.enter_context(prepared.locked())
-        out = prepared
+    out = None
+    with ExitStack() as lock:
         try:
-            if out is None:
+            if prepared is not None:
+                out = _locked(prepared, lock)
+                out.note(status="starting", error=None)
+            else:
                 assert settings.run_dir is not None
                 folder.check_free(settings.run_dir)
             federation = Federation(settings)
-            if out is None:
-                out = RunFolder.create(settings)
-                stack.enter_context(out.locked())
+            out = out or _locked(RunFolder.create(settings), lock)
             arrays = _train(federation, grid, out, display)
             digest = out.save_model(federation.layout.unpack(federation.codec.decode(arrays)))
-            with writing(out.path):
-                plots.draw(out)
+            plots.draw(out)
             out.note(status="completed", rounds=len(out.read_rows()), **{"model-sha256": digest})
         except (Exception, KeyboardInterrupt) as error:
             if out is not None:
                 out.fail(error)
             raise
+    return out
+
+
+def _locked(out: RunFolder, lock: ExitStack) -> RunFolder:
+    lock.enter_context(out.locked())
     return out
 
 
@@ -163,11 +165,11 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
     completed, arrays = _resume(federation, out, display)
     out.note(status="running")
 
-    def report(row: loop.Row, arrays: ArrayRecord) -> None:
+    def report(row: loop.Row, arrays: ArrayRecord, stops: bool) -> None:
         out.add_row(row)
-        # In a bad round nothing changed: what is saved is the state that the round began with.
-        done = row["round"] - bool(row.get("bad"))
-        if row.get("bad") or done % settings.checkpoint_every == 0 or done == settings.rounds:
+        # The round in which a run stops is bad, so nothing changed in it, and it is to be done again.
+        done = row["round"] - stops
+        if stops or done % settings.checkpoint_every == 0 or done == settings.rounds:
             out.flush_rows()
             state = state_of(strategy)
             checkpoint.save(out.checkpoints, Checkpoint(done, federation.codec.decode(arrays), state))
@@ -189,42 +191,47 @@ def _describe(federation: Federation, out: RunFolder) -> None:
     """Write down what is known before the first round; a run that goes on must find the same.
 
     Raises:
-        RunFolderError: it goes on with other data or another division of it.
+        RunFolderError: it goes on with another configuration, other data or another division of it.
     """
     settings, strategy = federation.settings, federation.strategy
-    hashes = {
+    facts = {
+        "clients": settings.clients,
+        "clients-per-round": settings.clients_per_round,
+        "seed": settings.seed,
+        "model": {"name": settings.model.name, "parameters": models.parameter_count(federation.model)},
+        "training": settings.training.model_dump(by_alias=True),
+        "strategy": {"name": settings.strategy.name, **strategy.options.model_dump(mode="json", by_alias=True)},
         "data-sha256": federation.dataset.digest(),
         "partition-sha256": partitions.digest(federation.parts),
     }
     before = out.read_manifest()
-    for name, digest in hashes.items():
-        if before.get(name, digest) != digest:
-            what = "data" if name.startswith("data") else "partition"
+    for name, fact in facts.items():
+        if before.get(name, fact) != fact:
             raise RunFolderError(
-                f"{out.path} was run on other {what} (its {name} is {before[name][:12]}); restore it"
+                f"{out.path} was begun with {name} = {before[name]}, and now it is {fact}; restore what it was, or "
+                "begin a new run"
             )
     out.note(
         title=federation.title(),
         engine=settings.engine,
         device=str(federation.device),
-        model={"name": settings.model.name, "parameters": models.parameter_count(federation.model)},
-        strategy={"name": settings.strategy.name, **strategy.options.model_dump(by_alias=True)},
         units=[unit.name for unit in federation.units],
-        **hashes,
+        **facts,
     )
-    with writing(out.partition):
-        partitions.save(federation.parts, out.partition)
-        plots.clients(federation.counts, federation.title(), out.clients)
+    partitions.save(federation.parts, out.partition)
+    plots.clients(federation.counts, federation.title(), out.clients)
 
 
 def _resume(federation: Federation, out: RunFolder, display: Display) -> tuple[int, ArrayRecord]:
     """Take up the latest checkpoint, if there is one; return the rounds that are done, and the global model."""
     found, problems = checkpoint.latest(out.checkpoints)
-    out.forget_rows_after(found.round if found else 0)
+    done = found.round if found else 0
+    checkpoint.forget_after(out.checkpoints, done)
+    out.forget_rows_after(done)
     if found is None:
         return 0, federation.arrays
     restore(federation.strategy, found.state)
-    resumed = {"after-round": found.round, "problems": problems, "versions": folder.versions()}
+    resumed = {"after-round": done, "problems": problems, "versions": folder.versions()}
     out.note(resumed=[*out.read_manifest().get("resumed", []), resumed])
     display.show_resumed(resumed)
-    return found.round, federation.codec.encode([found.model.floats], [found.model.ints])
+    return done, federation.codec.encode([found.model.floats], [found.model.ints])

@@ -49,7 +49,8 @@ def test_a_run_prints_its_folder_first_and_last_and_a_table(fedmr, tmp_path):
     assert any("best test accuracy" in line for line in lines)
     resolved = yaml.safe_load((folder / "config.yaml").read_text())
     assert resolved["engine"] == "in-process"
-    assert resolved["strategy"] == {"name": "fedmr", "first-stage-rounds": 1}
+    assert resolved["strategy"]["first-stage-rounds"] == 1
+    assert resolved["strategy"]["unit"] == "layer", "defaults are written out, too"
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,11 @@ def test_a_folder_that_yaml_would_take_for_a_comment(load):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the configuration .*nowhere.yaml: No such file"):
         config.load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", ["/data/my exp #3/run", "/data/a: b", "/data/{x}", "/data/ü [1]"])
+def test_a_path_is_taken_as_it_is_typed(path, tmp_path):
+    conf = tmp_path / "conf.yaml"
+    conf.write_text("rounds: 1")
+    assert str(config.load(conf, [f"run-dir={path}"]).run_dir) == path
+    assert str(config.load(conf, [f'run-dir="{path}"']).run_dir) == path, "quotes are YAML's"

@@ -15,8 +15,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fedmr_flwr import cli, client, engines, server
-from fedmr_flwr.errors import FederationError, RunFolderError
+from fedmr_flwr import cli, client, config, engines, server
+from fedmr_flwr.engines import ray
+from fedmr_flwr.errors import ConfigError, FederationError, RunFolderError
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.display import Display
 from fedmr_flwr.runs.folder import RunFolder
@@ -154,12 +155,106 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
         cli.resume(tmp_path)
 
 
-def test_other_data_or_another_partition_is_refused(toy, monkeypatch):
-    for name in ("data-sha256", "partition-sha256"):
-        out = stopped(toy("checkpoint-every=1", run=name), monkeypatch, fits=4)
-        out.note(**{name: "0" * 64})
-        with pytest.raises(RunFolderError, match=rf"was run on other .* \(its {name} is 000000000000\)"):
-            cli.resume(out.path)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data-sha256": "0" * 64}, "was begun with data-sha256 = 0000"),
+        ({"partition-sha256": "0" * 64}, "was begun with partition-sha256 = 0000"),
+        ("seed=9", "was begun with seed = 0, and now it is 9"),
+        ("clients-per-round=4", "was begun with clients-per-round = 3, and now it is 4"),
+        ("training.lr=0.5", "was begun with training = {'lr': 0.05"),
+        ("strategy.name=fedavg", "was begun with strategy = {'name': 'fedmr'"),
+        ("strategy.unit=tensor", "was begun with strategy = {'name': 'fedmr'"),
+    ],
+    ids=str,
+)
+def test_another_experiment_is_refused(toy, monkeypatch, change, said):
+    out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=4)
+    if isinstance(change, dict):
+        out.note(**change)
+    else:
+        settings = config.load(out.config, [change])
+        out.config.write_text(config.to_yaml(settings))
+    with pytest.raises(RunFolderError) as caught:
+        cli.resume(out.path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert out.read_manifest()["error"] == str(caught.value)
+
+
+def test_with_more_rounds_in_its_configuration_a_complete_run_goes_on(toy):
+    whole = run(toy("rounds=5", run="whole"))
+    out = run(toy("rounds=3", run="part"))
+    out.config.write_text(out.config.read_text().replace("rounds: 3", "rounds: 5", 1))
+    assert resume(out.path).exit_code == 0
+    assert digest(out) == digest(whole)
+
+
+def test_an_engine_that_is_not_known_changes_nothing(toy, monkeypatch):
+    out = stopped(toy(), monkeypatch, fits=4)
+    before = out.read_manifest()
+    with pytest.raises(ConfigError, match="'spark' is not known"):
+        cli.resume(out.path, engine="spark")
+    assert out.read_manifest() == before
+
+
+def test_who_finds_the_folder_in_use_does_not_call_the_other_run_a_failure(toy, monkeypatch):
+    settings = toy()
+    out = stopped(settings, monkeypatch, fits=4)
+    out.note(status="running", error=None)
+    with out.locked(), pytest.raises(RunFolderError, match="in use"):
+        run(settings, out)
+    assert out.status == "running"
+    assert "error" not in out.read_manifest()
+    with out.locked(launching=True), pytest.raises(RunFolderError, match="in use"):
+        ray.run(settings, None, out)
+    assert out.status == "running"
+
+
+@pytest.mark.parametrize("torn", [b'{"round": 2, "sec', b"\0\0\0\n", b"[]\n", b""])
+def test_metrics_torn_by_a_power_cut_do_not_keep_a_run_from_going_on(toy, monkeypatch, torn):
+    out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=7)
+    first = out.metrics.read_bytes().splitlines(keepends=True)[0] if torn else b""
+    out.metrics.write_bytes(first + torn)
+    assert resume(out.path).exit_code == 0
+    assert [row["round"] for row in out.read_rows()] == ([1, 3] if torn else [3])
+
+
+def test_a_damaged_manifest_and_an_empty_configuration_are_one_line(toy, monkeypatch):
+    out = stopped(toy(), monkeypatch, fits=4)
+    out.manifest.write_text("")
+    with pytest.raises(RunFolderError, match=r"manifest.json is damaged \(.*\); delete it"):
+        cli.resume(out.path)
+    out.config.write_text("")
+    with pytest.raises(RunFolderError, match=r"is no run folder: it holds no config.yaml, or an empty one"):
+        cli.resume(out.path)
+
+
+def test_a_bad_round_that_was_put_up_with_is_not_done_again(toy, monkeypatch):
+    """The clients are well again when the run goes on, but what was trained on top of the bad round counts."""
+    common = ("rounds=5", "max-bad-rounds=1", "checkpoint-every=2")
+    fit, calls = client.fit, []
+
+    def failing(*arguments, until=None):
+        calls.append(1)
+        if 4 <= len(calls) <= 6:
+            raise Stop("no data today")  # round 2
+        if until and len(calls) > until:
+            raise KeyboardInterrupt
+        return fit(*arguments)
+
+    monkeypatch.setattr(client, "fit", failing)
+    whole = run(toy(*common, run="whole"))
+    calls.clear()
+    settings = toy(*common, run="part")
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "fit", lambda *a: failing(*a, until=10))  # in round 4
+        with pytest.raises(KeyboardInterrupt):
+            run(settings)
+    out = RunFolder(settings.run_dir)
+    assert resume(out.path).exit_code == 0
+    assert [row.get("bad", False) for row in out.read_rows()] == [False, True, False, False, False]
+    assert digest(out) == digest(whole)
 
 
 def test_a_change_of_version_is_said(toy, monkeypatch):
@@ -204,8 +299,9 @@ def test_after_too_many_bad_rounds_a_checkpoint_is_there_to_go_on_from(toy, monk
     assert rows[2]["test-accuracy"] == rows[1]["test-accuracy"], "in a bad round nothing changed"
 
 
-def test_when_a_process_of_ray_dies_the_run_stops_at_once_and_goes_on_to_the_same_model(toy, monkeypatch):
-    common = ("rounds=5", "max-bad-rounds=3", "checkpoint-every=100")
+@pytest.mark.parametrize("least", [1, 3])
+def test_when_a_process_of_ray_dies_the_run_stops_at_once_and_goes_on_to_the_same_model(toy, monkeypatch, least):
+    common = ("rounds=5", "max-bad-rounds=3", "checkpoint-every=100", f"min-good-replies={least}")
     whole = run(toy(*common, run="whole"))
     fit, calls = client.fit, []
 
@@ -259,7 +355,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_model(toy):
 
 KILL_WHILE_SAVING = """
 import os, signal
-from fedmr_flwr.runs import files
+from fedmr_flwr import files
 flush, steps = os.fsync, []
 def stop(descriptor):
     steps.append(descriptor)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -30,12 +31,12 @@ def state_of(strategy: Strategy) -> dict[str, NDArray[Any]]:
         return strategy.state()
     if isinstance(strategy, _WITH_MOMENTS):
         return {
-            f"{moment}.{name}": values
+            f"{moment}.{name}": np.asarray(values)  # of a tensor without axes Flower makes a NumPy scalar
             for moment in _MOMENTS
             for name, values in (getattr(strategy, moment) or {}).items()
         }
     if isinstance(strategy, flower.FedAvgM):
-        return {f"{_MOMENTUM}.{at}": values for at, values in enumerate(strategy.momentum_vector or [])}
+        return {f"{_MOMENTUM}.{at}": np.asarray(values) for at, values in enumerate(strategy.momentum_vector or [])}
     return {}
 
 

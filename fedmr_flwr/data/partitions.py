@@ -1,6 +1,7 @@
 """The division of a training set among clients: labels -> one list of indices per client."""
 
 import hashlib
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr import config
 from fedmr_flwr.errors import ConfigError, PartitionError
+from fedmr_flwr.files import write_aside
 from fedmr_flwr.randomness import stream
 
 if TYPE_CHECKING:
@@ -128,12 +130,15 @@ def digest(parts: Sequence[Indices]) -> str:
 
 
 def save(parts: Sequence[Indices], path: Path) -> None:
-    """Write a division to a file."""
+    """Write a division to a file.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
     edges, indices = _flat(parts)
-    aside = path.with_suffix(".tmp")  # clients may be reading the file
-    with aside.open("wb") as file:
-        np.savez(file, edges=edges, indices=indices)
-    aside.replace(path)
+    file = io.BytesIO()
+    np.savez(file, edges=edges, indices=indices)
+    write_aside(path, file.getvalue())
 
 
 def _flat(parts: Sequence[Indices]) -> tuple[Indices, Indices]:

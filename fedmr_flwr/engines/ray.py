@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import psutil
 import torch
 
 from fedmr_flwr.config import Settings
-from fedmr_flwr.errors import EngineError
+from fedmr_flwr.errors import EngineError, RunFolderError
 from fedmr_flwr.runs.display import Display
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import Federation
@@ -55,23 +54,42 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
         FedmrError: the configuration, the data or the federation is at fault, or Flower failed.
     """
     _check_resources(settings)
-    home = Path(tempfile.mkdtemp(prefix="fedmr-flower-"))
-    out = prepared
-    try:
-        with _superlink(home) as flower:
-            Federation(settings)  # finds what is wrong while the SuperLink starts, before anything is written
-            out = out or RunFolder.create(settings)
-            flower.wait_until_ready()
-            flower.follow(flower.submit(settings, out), out, display)
-    except BaseException as error:
-        if out is not None:
-            out.fail(error)
-        raise
-    finally:
-        if out is not None:
-            shutil.copy(home / "flower.log", out.path)
-        shutil.rmtree(home, ignore_errors=True)
+    out = None
+    with ExitStack() as stack:
+        home = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmr-flower-", ignore_cleanup_errors=True))
+        )
+        if prepared is not None:
+            out = _launching(prepared, stack)
+        try:
+            with _superlink(home) as flower:
+                Federation(settings)  # finds what is wrong while the SuperLink starts, before anything is written
+                out = out or _launching(RunFolder.create(settings), stack)
+                flower.wait_until_ready()
+                flower.follow(flower.submit(settings, out), out, display)
+        except BaseException as error:
+            if out is not None:
+                with suppress(RunFolderError), out.locked():  # another's run that goes on there has not failed
+                    out.fail(error)
+            raise
+        finally:
+            if out is not None:
+                _keep_log(home / "flower.log", out.path / "flower.log")
     return out
+
+
+def _launching(out: RunFolder, stack: ExitStack) -> RunFolder:
+    """Let no other process start a server in the folder, and say that one is starting."""
+    stack.enter_context(out.locked(launching=True))
+    with out.locked():
+        out.note(status="starting", error=None)
+    return out
+
+
+def _keep_log(log: Path, kept: Path) -> None:
+    """Add Flower's log to what an earlier server left, if there is one and there is room."""
+    with suppress(OSError), kept.open("ab") as file:
+        file.write(log.read_bytes())
 
 
 class _SuperLink:
@@ -127,7 +145,7 @@ class _SuperLink:
     def submit(self, settings: Settings, out: RunFolder) -> str:
         """Hand the app and the run's configuration over with `flwr run`; return the run's identifier."""
         # What a run that goes on may have changed since its configuration was written.
-        changed = shlex.join([f"engine={settings.engine}", f"run-dir={out.path}"])
+        changed = shlex.join([f"engine={settings.engine}", f"run-dir={json.dumps(str(out.path))}"])
         text = f"conf = {json.dumps(str(out.config))}\nset = {json.dumps(changed)}\n"
         (self.home / "run.toml").write_text(text, encoding="utf-8")
         resources = {
@@ -144,15 +162,16 @@ class _SuperLink:
 
     def follow(self, run_id: str, out: RunFolder, display: Display) -> None:
         """Show the rounds as they are written, until Flower says that the run has ended."""
-        shown: int | None = None
-        looked, gone = time.monotonic(), False
+        before: int | None = None
+        seen, looked, gone = 0, time.monotonic(), False
         while True:
-            if shown is None and out.status in ("running", "completed"):  # until then old rows may be there
-                shown = _rounds_before(out, display)
-            for row in out.read_rows() if shown is not None else ():
-                if shown is not None and row["round"] > shown:
-                    display.show(row)
-                    shown = row["round"]
+            if before is None and out.status in ("running", "completed"):  # until then old rows may be there
+                before = _rounds_before(out, display)
+            if before is not None:
+                rows, seen = out.read_new_rows(seen)
+                for row in rows:
+                    if row["round"] > before:
+                        display.show(row)
             ended = out.status not in ("starting", "running")
             if not ended and time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as read_tensors
 
 from fedmr_flwr.errors import RunFolderError
+from fedmr_flwr.files import write_aside, write_tensors, writing
 from fedmr_flwr.layout import Packed
-from fedmr_flwr.runs.files import write_aside, write_tensors, writing
 
 # How many checkpoints of a run are kept.
 KEPT = 2
@@ -56,9 +56,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     tensors |= {"model.floats": checkpoint.model.floats, "model.ints": checkpoint.model.ints}
     digest = write_tensors(_tensors(note), tensors)
     write_aside(note, json.dumps({"round": checkpoint.round, "sha256": digest}).encode())
-    for old in _notes(folder)[:-KEPT]:
-        old.unlink()  # the note first: what is left of a checkpoint after it does not count
-        _tensors(old).unlink(missing_ok=True)
+    _keep(folder, _notes(folder)[-KEPT:])
     return note
 
 
@@ -84,6 +82,12 @@ def load(note: Path) -> Checkpoint:
     return Checkpoint(completed, model, {name.removeprefix("state."): value for name, value in tensors.items()})
 
 
+def forget_after(folder: Path, completed: int) -> None:
+    """Remove the checkpoints of later rounds, which are damaged, and what was left of unfinished ones."""
+    if folder.exists():
+        _keep(folder, [note for note in _notes(folder) if note.stem <= f"round-{completed:06d}"])
+
+
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Read the newest checkpoint that is not damaged.
 
@@ -105,6 +109,16 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     if problems:
         raise RunFolderError(f"no checkpoint in {folder} can be read: {problems[0]}; start the run anew")
     return None, []
+
+
+def _keep(folder: Path, notes: Sequence[Path]) -> None:
+    """Remove all files but these notes and their tensors."""
+    kept = {*notes, *map(_tensors, notes)}
+    with writing(folder):
+        # The notes first: what is left of a checkpoint without its note does not count.
+        for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".json"):
+            if path not in kept:
+                path.unlink()
 
 
 def _notes(folder: Path) -> list[Path]:

@@ -106,8 +106,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """
     scored = [row for row in rows if "test-accuracy" in row]
     every = max(1, -(-len(scored) // _ROWS))
-    best = max(scored, key=lambda row: row["test-accuracy"])
-    out = Table(caption=f"best test accuracy {best['test-accuracy']:.4f} in round {best['round']}")
+    out = Table(caption="no round was evaluated")
+    if scored:
+        best = max(scored, key=lambda row: row["test-accuracy"])
+        out.caption = f"best test accuracy {best['test-accuracy']:.4f} in round {best['round']}"
     for name in ("round", "test accuracy", "test loss", "train loss", "s/round", "failures"):
         out.add_column(name, justify="right")
     for row in scored[::-1][::every][::-1]:

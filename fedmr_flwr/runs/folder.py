@@ -8,7 +8,7 @@ import platform
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedmr_flwr import config
+from fedmr_flwr.algorithms import resolve
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import FedmrError, RunFolderError
-from fedmr_flwr.runs.files import write_aside, write_tensors, writing
+from fedmr_flwr.files import write_aside, write_new, write_tensors, writing
 
 _VERSIONS = ("fedmr-flwr", "flwr", "ray", "torch", "numpy")
 
@@ -44,8 +45,7 @@ def check_free(path: Path) -> None:
     except OSError as error:
         raise RunFolderError(f"cannot use the run folder {path}: {error.strerror}") from None
     if taken:
-        what = "already holds a run" if (path / "config.yaml").exists() else "is not empty"
-        raise RunFolderError(f"{path} {what}; name another folder with run-dir=FOLDER")
+        raise _taken(path)
 
 
 class RunFolder:
@@ -68,7 +68,6 @@ class RunFolder:
         self.curves = path / "curves.png"
         self.clients = path / "clients.png"
         self.config = path / "config.yaml"
-        self._lock = path / ".lock"
 
     @classmethod
     def create(cls, settings: Settings) -> "RunFolder":
@@ -85,9 +84,9 @@ class RunFolder:
         folder = cls(settings.run_dir)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            # Mode "x" lets one of two servers that start at the same moment win.
-            with folder.config.open("x", encoding="utf-8") as file:
-                file.write(config.to_yaml(settings))
+            write_new(folder.config, config.to_yaml(resolve(settings)).encode())
+        except FileExistsError:
+            raise _taken(folder.path) from None
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder {folder.path}: {error.strerror}") from None
         folder.note(status="starting", engine=settings.engine, seed=settings.seed, versions=versions())
@@ -101,30 +100,30 @@ class RunFolder:
             RunFolderError: there is none.
         """
         folder = cls(path)
-        if not folder.config.is_file():
-            raise RunFolderError(f"{path} is no run folder: it holds no config.yaml")
+        if not folder.config.is_file() or not folder.config.stat().st_size:
+            raise RunFolderError(f"{path} is no run folder: it holds no config.yaml, or an empty one")
         return folder
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, launching: bool = False) -> Iterator[None]:
         """Keep other servers out of the folder inside the block; the lock ends with the process that holds it.
 
+        Args:
+            launching: keep out others that are about to start a server, not the server itself.
+
         Raises:
-            RunFolderError: another server is using the folder.
+            RunFolderError: another process is using the folder, or it cannot be locked.
         """
-        try:
-            file = self._lock.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise RunFolderError(f"cannot write the run folder {self.path}: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise RunFolderError(
-                    f"{self.path} is in use by {file.read() or 'another process'}; wait for it to end or stop it"
-                ) from None
-            with writing(self._lock):
+        path = self.path / (".launching" if launching else ".lock")
+        with ExitStack() as stack:
+            with writing(path):
+                file = stack.enter_context(path.open("a+", encoding="utf-8"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.seek(0)
+                    who = file.read() or "another process"
+                    raise RunFolderError(f"{self.path} is in use by {who}; wait for it to end or stop it") from None
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 file.flush()
@@ -141,6 +140,8 @@ class RunFolder:
             return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
+        except ValueError as error:
+            raise RunFolderError(f"{self.manifest} is damaged ({error}); delete it to go on without it") from None
 
     @property
     def status(self) -> str:
@@ -148,7 +149,10 @@ class RunFolder:
         return str(self.read_manifest().get("status", ""))
 
     def fail(self, error: BaseException) -> None:
-        """Write down in the manifest that the run failed, and why, unless it says already how the run ended."""
+        """Write down in the manifest that the run failed, and why, unless it says already how the run ended.
+
+        For who holds the lock: another's run must not be called a failure.
+        """
         if self.status in ("starting", "running"):
             reason = str(error) if isinstance(error, FedmrError) else f"{type(error).__name__}: {error}"
             with suppress(RunFolderError):  # a full disk may be the very reason
@@ -175,12 +179,23 @@ class RunFolder:
         """Return the metrics of all rounds written so far."""
         return [_with_nan(row) for row in self._read_lines()]
 
+    def read_new_rows(self, seen: int) -> tuple[list[dict[str, Any]], int]:
+        """Return the rows that were written since, and how many bytes of the metrics are seen now.
+
+        Args:
+            seen: what the last call returned, 0 for all.
+        """
+        if not self.metrics.exists():
+            return [], 0
+        with self.metrics.open("rb") as file:
+            file.seek(seen)
+            content = file.read()
+        return [_with_nan(row) for row in _whole_rows(content)], seen + content.rfind(b"\n") + 1
+
     def _read_lines(self) -> list[dict[str, Any]]:
         if not self.metrics.exists():
             return []
-        # Only whole lines: the server may be writing the last one.
-        whole = self.metrics.read_text(encoding="utf-8").rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
+        return list(_whole_rows(self.metrics.read_bytes()))
 
     def save_model(self, tensors: Mapping[str, NDArray[Any]]) -> str:
         """Write the global model.
@@ -197,6 +212,23 @@ class RunFolder:
 def versions() -> dict[str, str]:
     """Return the versions of what a run's result depends on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
+
+
+def _whole_rows(content: bytes) -> Iterator[dict[str, Any]]:
+    """Read rows up to the first that is not whole: the server may be writing it, or a power cut has torn it."""
+    for line in content.splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return
+        if not line.endswith(b"\n") or not isinstance(row, dict):
+            return
+        yield row
+
+
+def _taken(path: Path) -> RunFolderError:
+    what = "already holds a run" if (path / "config.yaml").exists() else "is not empty"
+    return RunFolderError(f"{path} {what}; name another folder with run-dir=FOLDER")
 
 
 def _without_nan(value: Any) -> Any:

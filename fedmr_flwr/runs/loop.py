@@ -28,7 +28,7 @@ def run(
     arrays: ArrayRecord,
     train_config: ConfigRecord,
     evaluate: Callable[[ArrayRecord], Mapping[str, Any]],
-    report: Callable[[Row, ArrayRecord], None],
+    report: Callable[[Row, ArrayRecord, bool], None],
     completed: int = 0,
 ) -> ArrayRecord:
     """Train for all rounds.
@@ -40,8 +40,9 @@ def run(
         arrays: the global model after the rounds that are completed.
         train_config: sent with every model.
         evaluate: scores a global model: numbers by name.
-        report: called after each round with its row of metrics and the global model. A row with "bad" tells of
-            a round with too few good replies, in which neither the strategy nor the model changed.
+        report: called after each round with its row of metrics, the global model, and whether the run stops
+            here, before the rounds are done. A row with "bad" tells of a round with too few good replies, in
+            which neither the strategy nor the model changed.
         completed: rounds that are done already.
 
     Returns:
@@ -59,14 +60,15 @@ def run(
             arrays, row = _train_round(number, strategy, grid, arrays, train_config, settings.round_timeout)
             bad_rounds = 0
         except BadRoundError as error:
-            problem, bad_rounds, row = error, bad_rounds + 1, {"bad": True}
+            problem, bad_rounds, row = _lost_actor(grid) or error, bad_rounds + 1, {"bad": True}
         row = {"round": number, "seconds": round(time.perf_counter() - start, 4), **row, **_account(grid)}
         if number % settings.evaluate_every == 0 or number == settings.rounds:
             start = time.perf_counter()
             row |= evaluate(arrays)
             row["evaluation-seconds"] = round(time.perf_counter() - start, 4)
-        report(row, arrays)
-        if problem and (bad_rounds > settings.max_bad_rounds or isinstance(problem, LostActorError)):
+        stops = bad_rounds > settings.max_bad_rounds or isinstance(problem, LostActorError)
+        report(row, arrays, stops)
+        if stops:
             after = f"; {bad_rounds} bad rounds in a row" if bad_rounds > 1 else ""
             raise FederationError(f"round {number}: {problem}{after}")
     return arrays
@@ -86,16 +88,23 @@ def _train_round(
     """
     messages = strategy.configure_train(number, arrays, train_config, grid)
     replies = grid.send_and_receive(messages, timeout=timeout)
-    if lost := grid.exchange.by_kind.get("actor-died"):
-        raise LostActorError(
-            f"a Ray process has died with {lost} clients, perhaps for want of memory, and Flower starts no other; "
-            "go on with `fedmr resume`, which loses nothing"
-        )
+    if lost := _lost_actor(grid):
+        raise lost
     combined, metrics = strategy.aggregate_train(number, replies)
     if combined is None:
         raise FederationError(f"round {number}: the strategy made no model of {len(replies)} replies")
     more = strategy.diagnosis if isinstance(strategy, Algorithm) else {}
     return combined, {name: value for name, value in (metrics or {}).items() if name not in _RESERVED} | more
+
+
+def _lost_actor(grid: RosterGrid) -> LostActorError | None:
+    clients = grid.exchange.by_kind.get("actor-died")
+    if not clients:
+        return None
+    return LostActorError(
+        f"a Ray process has died with {clients} clients, perhaps for want of memory, and Flower starts no other; "
+        "go on with `fedmr resume`, which loses nothing"
+    )
 
 
 def _account(grid: RosterGrid) -> Row:

@@ -1,5 +1,6 @@
 """The pictures of a run."""
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fedmr_flwr import config
+from fedmr_flwr.files import write_aside
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.runs.lineage import STRATEGIES, History, Run, history, trace
 
@@ -43,6 +45,7 @@ def draw(folder: RunFolder) -> list[Path]:
 
     Raises:
         ConfigError: the folder's configuration cannot be read.
+        RunFolderError: a picture cannot be written.
     """
     rows, manifest = folder.read_rows(), folder.read_manifest()
     strategy, units = manifest.get("strategy", {}), manifest.get("units", [])
@@ -133,7 +136,7 @@ def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
     figure.legend(
         handles[::-1], labels[::-1], title="class", loc="outside right center", frameon=False, ncols=columns
     )
-    figure.savefig(path, dpi=120)
+    _write(figure, path)
 
 
 def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> None:
@@ -296,4 +299,10 @@ def _over_rounds(*panels: Axes) -> None:
 
 def _save(figure: Figure, title: str, path: Path) -> None:
     figure.suptitle(_plain(textwrap.fill(title, int(12 * figure.get_figwidth()))), fontsize=11)
-    figure.savefig(path, dpi=120)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    write_aside(path, content.getvalue())

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "fedmr_flwr"
 ROOMS = [
     "errors",
+    "files",
     "randomness",
     "layout",
     "population",
@@ -32,6 +33,7 @@ ROOMS = [
 # What a room may import from outside the standard library and this project, where the design limits it.
 ALLOWED = {
     "errors": set(),
+    "files": {"numpy", "safetensors"},
     "randomness": {"numpy"},
     "layout": {"numpy"},
     "population": {"numpy"},

@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from fedmr_flwr import files
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.layout import Packed
-from fedmr_flwr.runs import checkpoint, files
+from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.checkpoint import Checkpoint
 
 
@@ -114,3 +115,18 @@ def test_the_note_vouches_for_the_tensors(folder):
     import hashlib
 
     assert facts == {"round": 3, "sha256": hashlib.sha256(note.with_suffix(".safetensors").read_bytes()).hexdigest()}
+
+
+def test_what_no_note_vouches_for_does_not_pile_up(folder):
+    for number in (10, 13):
+        note = checkpoint.save(folder, at(number))
+    one_bit(note.with_suffix(".safetensors"))
+    (folder / "round-000014.safetensors").write_bytes(b"killed before the note")
+    (folder / "round-000015.safetensors.tmp").write_bytes(b"killed while writing")
+    found, _ = checkpoint.latest(folder)
+    checkpoint.forget_after(folder, found.round)
+    assert sorted(file.name for file in folder.iterdir()) == ["round-000010.json", "round-000010.safetensors"]
+    checkpoint.save(folder, at(20))
+    assert checkpoint.latest(folder)[0].round == 20
+    one_bit(folder / "round-000020.safetensors")
+    assert checkpoint.latest(folder)[0].round == 10, "the good one before it was kept"

@@ -48,3 +48,9 @@ def test_the_table_is_short_and_always_has_the_last_round():
     assert len(rounds) <= 12
     assert rounds[-1] == "97"
     assert made.caption == "best test accuracy 0.9700 in round 97"
+
+
+def test_a_run_without_an_evaluated_round_has_a_table_all_the_same():
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table([{"round": 1, "seconds": 0.1, "failures": 0}]))
+    assert "no round was evaluated" in console.file.getvalue()

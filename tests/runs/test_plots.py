@@ -6,6 +6,7 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from fedmr_flwr import config
+from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.runs import lineage, plots
 from fedmr_flwr.runs.folder import RunFolder
 
@@ -14,13 +15,13 @@ from fedmr_flwr.runs.folder import RunFolder
 def drawn(monkeypatch):
     """Return the figures that were saved, by file name."""
     figures = {}
-    save = plots.Figure.savefig
+    write = plots._write
 
-    def look(figure, path, **kwargs):
-        save(figure, path, **kwargs)
+    def look(figure, path):
+        write(figure, path)
         figures[path.name] = figure
 
-    monkeypatch.setattr(plots.Figure, "savefig", look)
+    monkeypatch.setattr(plots, "_write", look)
     return figures
 
 
@@ -340,3 +341,17 @@ def test_a_run_that_was_never_evaluated_has_curves(run_of, drawn):
     left, right = drawn["curves.png"].axes
     assert "not evaluated yet" in texts(left)
     assert lines(right)["training, mean over the round's clients"] == ([1], [2.0])
+
+
+def test_a_picture_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_path, monkeypatch):
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"the old one")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunFolderError, match="cannot write .*curves.png: No space left on device"):
+        plots.curves([{"round": 1, "test-accuracy": 0.5, "test-loss": 1.0}], "title", path)
+    assert path.read_bytes() == b"the old one"
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]

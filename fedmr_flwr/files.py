@@ -49,6 +49,22 @@ def write_aside(path: Path, content: bytes) -> None:
         _flush_folder(path.parent)
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file as `write_aside` does, but never over another one.
+
+    Raises:
+        FileExistsError: it is there already.
+        RunFolderError: it cannot be written.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    write_aside(aside, content)
+    try:
+        os.link(aside, path)  # of two processes at the same moment one wins
+    finally:
+        aside.unlink()
+    _flush_folder(path.parent)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> str:
     """Write tensors to a safetensors file, as `write_aside` does.
 

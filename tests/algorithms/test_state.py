@@ -1,0 +1,193 @@
+"""Flower's own strategies, stopped after a round and taken up from the disk, go on bit for bit."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+
+from fedmr_flwr.algorithms.state import restore, state_of
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.records import Codec
+from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs.checkpoint import Checkpoint
+
+ROUNDS, STOP, CLIENTS = 5, 3, 7
+# More than ten, so that "10" must not come before "2"; a name that looks like a moment's; a tensor without a shape.
+NAMES = [f"layer.{at}.weight" for at in range(11)] + ["m_t.v_t.weight"]
+ALL = {"fraction_train": 1.0, "fraction_evaluate": 0.0}
+MOMENTS = {"eta": 0.3, "tau": 0.01}
+
+STRATEGIES = {
+    "FedAdam": lambda: flower.FedAdam(**ALL, **MOMENTS, beta_1=0.8, beta_2=0.9),
+    "FedAdagrad": lambda: flower.FedAdagrad(**ALL, **MOMENTS),
+    "FedYogi": lambda: flower.FedYogi(**ALL, **MOMENTS, beta_1=0.8, beta_2=0.9),
+    "FedAvgM": lambda: flower.FedAvgM(**ALL, server_learning_rate=0.7, server_momentum=0.6),
+    "FedAvgM without momentum": lambda: flower.FedAvgM(**ALL, server_learning_rate=0.7),
+    "FedAvg": lambda: flower.FedAvg(**ALL),
+    "FedProx": lambda: flower.FedProx(**ALL, proximal_mu=0.1),
+    "FedMedian": lambda: flower.FedMedian(**ALL),
+    "FedTrimmedAvg": lambda: flower.FedTrimmedAvg(**ALL, beta=0.2),
+    "Krum": lambda: flower.Krum(**ALL, num_malicious_nodes=1),
+    "MultiKrum": lambda: flower.MultiKrum(**ALL, num_malicious_nodes=1, num_nodes_to_select=3),
+    "Bulyan": lambda: flower.Bulyan(**ALL, num_malicious_nodes=1),
+    "QFedAvg": lambda: flower.QFedAvg(client_learning_rate=0.1, q=0.2, **ALL),
+}
+every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+
+
+def start():
+    rng = np.random.default_rng(0)
+    shapes = [*[(2, 3)] * 10, (), (4,)]
+    return ArrayRecord(
+        {
+            name: Array(np.asarray(rng.normal(size=shape), np.float32))
+            for name, shape in zip(NAMES, shapes, strict=True)
+        }
+    )
+
+
+@pytest.fixture
+def federate(grid_of, answer):
+    """Run some rounds of a strategy; return the final model."""
+
+    def reply(message, client):
+        number = message.content["config"]["server-round"]
+        rng = np.random.default_rng([number, client])
+        arrays = {
+            name: Array(np.asarray(array.numpy() * 0.9 + rng.normal(size=array.shape), np.float32))
+            for name, array in message.content["arrays"].items()
+        }
+        return answer(ArrayRecord(arrays), examples=client + 1, train_loss=1.0 + client)
+
+    def run(strategy, rounds, arrays=None):
+        grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
+        order = grid.get_node_ids()
+        arrays = arrays or start()
+        for number in rounds:
+            messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+            # Flower draws from the global generator; all clients are drawn, and this undoes the order.
+            messages = sorted(messages, key=lambda message: order.index(message.metadata.dst_node_id))
+            assert len(messages) == CLIENTS
+            combined, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+            # Flower's FedAdam makes float64 of float32; a model keeps its types.
+            arrays = ArrayRecord(
+                {name: Array(np.asarray(array.numpy(), np.float32)) for name, array in combined.items()}
+            )
+        return arrays
+
+    return run
+
+
+def through_the_disk(folder, arrays, state):
+    """Save a model and a state, read them back."""
+    codec = Codec.infer(arrays)
+    saved = checkpoint.load(checkpoint.save(folder, Checkpoint(STOP, codec.decode(arrays), state)))
+    return codec.encode([saved.model.floats], [saved.model.ints]), saved.state
+
+
+def values(arrays):
+    return {name: (array.dtype, tuple(array.shape), array.data) for name, array in arrays.items()}
+
+
+@every_strategy
+def test_taken_up_from_the_disk_it_goes_on_bit_for_bit(federate, tmp_path, name):
+    whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
+    before = STRATEGIES[name]()
+    half = federate(before, range(1, STOP + 1))
+    arrays, state = through_the_disk(tmp_path, half, state_of(before))
+    assert values(arrays) == values(half)
+    after = STRATEGIES[name]()
+    restore(after, state)
+    rest = federate(after, range(STOP + 1, ROUNDS + 1), arrays)
+    assert values(rest) == values(whole)
+    assert values(whole) != values(half)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("FedAdam", "m_t."), ("FedAdam", "v_t."), ("FedAdagrad", "v_t."), ("FedYogi", "m_t."), ("FedYogi", "v_t."),
+        ("FedAvgM", "momentum_vector."),
+    ],
+)  # fmt: skip
+def test_with_a_part_of_its_state_lost_it_does_not(federate, name, lost):
+    whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
+    before, after = STRATEGIES[name](), STRATEGIES[name]()
+    half = federate(before, range(1, STOP + 1))
+    kept = {key: array for key, array in state_of(before).items() if not key.startswith(lost)}
+    assert len(kept) < len(state_of(before))
+    restore(after, kept)
+    assert values(federate(after, range(STOP + 1, ROUNDS + 1), half)) != values(whole)
+
+
+@every_strategy
+def test_the_empty_state_of_a_fresh_one_is_taken_up_too(federate, tmp_path, name):
+    assert state_of(STRATEGIES[name]()) == {}
+    whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
+    arrays, state = through_the_disk(tmp_path, start(), {})
+    used = STRATEGIES[name]()
+    federate(used, range(1, 3))
+    restore(used, state)
+    if isinstance(used, flower.FedAvgM | flower.FedAdam | flower.FedAdagrad | flower.FedYogi):
+        assert state_of(used) == {}, "what it held before is gone"
+    assert values(federate(used, range(1, ROUNDS + 1), arrays)) == values(whole)
+
+
+@pytest.mark.parametrize("name", ["FedAdam", "FedAdagrad", "FedYogi", "FedAvgM"])
+def test_the_state_is_restored_as_a_copy(federate, name):
+    before, after = STRATEGIES[name](), STRATEGIES[name]()
+    federate(before, range(1, STOP + 1))
+    state = state_of(before)
+    restore(after, state)
+    for key, array in state_of(after).items():
+        np.testing.assert_array_equal(array, state[key], strict=True)
+        assert not np.shares_memory(array, state[key])
+
+
+class Derived(flower.FedAdam):
+    """Keeps who knows what."""
+
+
+class Own(Strategy):
+    def configure_train(self, server_round, arrays, config, grid):
+        return []
+
+    def aggregate_train(self, server_round, replies):
+        return None, None
+
+    def configure_evaluate(self, server_round, arrays, config, grid):
+        return []
+
+    def aggregate_evaluate(self, server_round, replies):
+        return None
+
+    def summary(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (Derived, "Derived"),
+        (Own, "Own"),
+        (type("Mine", (flower.FedAvgM,), {}), "Mine"),
+        (type("Plain", (flower.FedAvg,), {}), "Plain"),
+        (lambda: flower.FedXgbBagging(), "FedXgbBagging"),
+        (
+            lambda: flower.DifferentialPrivacyServerSideAdaptiveClipping(flower.FedAvg(), 1.0, 100),
+            "DifferentialPrivacyServerSideAdaptiveClipping",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("state", [{}, {"m_t.w": np.zeros(2)}])
+def test_what_is_not_known_is_refused_in_one_line(make, name, state):
+    strategy = make()
+    state_of(strategy)
+    with pytest.raises(
+        ConfigError, match=f"^a run of {name} cannot be resumed, because .* deriving it from"
+    ) as caught:
+        restore(strategy, state)
+    assert "\n" not in str(caught.value)
