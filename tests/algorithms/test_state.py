@@ -1,5 +1,7 @@
 """Flower's own strategies, stopped after a round and taken up from the disk, go on bit for bit."""
 
+import gc
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
@@ -35,6 +37,14 @@ STRATEGIES = {
     "QFedAvg": lambda: flower.QFedAvg(client_learning_rate=0.1, q=0.2, **ALL),
 }
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects():
+    """Some of Flower's strategies collect garbage hundreds of times, which takes long with all of PyTorch loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def start():

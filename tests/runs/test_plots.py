@@ -274,6 +274,8 @@ def run_of(tmp_path):
     def make(rows, name="fedmr", title="what was run", **options):
         values = {"clients": 5, "clients-per-round": 2, "seed": 4, "strategy": {"name": name, **options}}
         values |= {"run-dir": str(tmp_path / "run")}
+        if name == "another":  # one that this project does not know
+            values |= {"strategy": {"name": "fedavg"}}
         folder = RunFolder.create(config.parse(values, "test"))
         manifest = {"strategy": {"name": name, **options}, "units": ["conv", "out"]}
         folder.note(**manifest, **({"title": title} if title else {}))
