@@ -200,16 +200,16 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
         The kind and the reason of the failure, or None for a good reply.
     """
     if not reply.has_content():
-        reason = str(reply.error.reason)
-        if "ActorDiedError" in reason:
+        kind, reason = _KINDS.get(reply.error.code, "other"), str(reply.error.reason)
+        if kind == "other" and "ActorDiedError" in reason:  # not an exception of the client's own
             return "actor-died", "the Ray process that trained it has died, perhaps for want of memory"
-        return _KINDS.get(reply.error.code, "other"), _one_line(reason)
+        return kind, _one_line(reason)
     try:
         metrics, arrays, expected = reply.content.get(METRICS), reply.content.get(ARRAYS), sent.content[ARRAYS]
         examples = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
         if not isinstance(examples, int | float) or not abs(examples) < MOST_EXAMPLES:
             return "malformed", f"the reply has no number '{EXAMPLES}' in its '{METRICS}'"
-        if examples <= 0:
+        if examples < 1:
             return "no-examples", f"the client trained on {examples} examples"
         if not isinstance(arrays, ArrayRecord):
             return "malformed", f"the reply has no '{ARRAYS}'"

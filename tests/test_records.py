@@ -142,6 +142,7 @@ GOOD = np.zeros(7, np.float32)
         (floats(np.zeros(7)), "malformed", r"'floats' is float64\[7\], not float32\[7\]"),
         (metrics(num_examples=0), "no-examples", "0 examples"),
         (metrics(num_examples=-4), "no-examples", "-4 examples"),
+        (metrics(num_examples=5e-324), "no-examples", "5e-324 examples"),
         (metrics(num_examples=float("nan")), "malformed", "no number 'num-examples'"),
         (metrics(num_examples=2**64), "malformed", "no number 'num-examples'"),
         (metrics(num_examples=[1]), "malformed", "no number 'num-examples'"),
@@ -182,6 +183,8 @@ def test_a_dead_process_of_ray_has_a_kind_of_its_own_and_long_reasons_are_cut():
     sent, _ = message_and_reply(lambda content: None)
     dead = Error(0, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly'>")
     assert fault(Message(dead, reply_to=sent), sent)[0] == "actor-died"
+    own = Error(2, "ValueError: ActorDiedError")
+    assert fault(Message(own, reply_to=sent), sent)[0] == "client-error", "a client cannot claim it"
     long = "\x1b[36mray::ClientAppActor.run()\x1b[39m\n" * 1000 + "ValueError: the disk\n is gone"
     _, reason = fault(Message(Error(2, long), reply_to=sent), sent)
     assert reason.startswith("ray::ClientAppActor.run() ray::")

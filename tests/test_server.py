@@ -202,6 +202,7 @@ def poisoned_client(monkeypatch, client_of_all=3):
     return sizes
 
 
+@pytest.mark.slow
 def test_one_poisoned_client_of_ten_ruins_an_unguarded_run_and_not_a_guarded_one(toy, monkeypatch):
     common = (
         "rounds=12", "clients=10", "clients-per-round=10", "partition.alpha=1.0", "training.local-epochs=2",

@@ -100,7 +100,8 @@ class Run:
         )
         return self.rows[-1]
 
-    def report(self, row, arrays):
+    def report(self, row, arrays, stops):
+        assert not stops
         self.rows.append(row)
         self.folder.add_row(row)
         self.display.show(row)
@@ -395,7 +396,7 @@ def judged(reply, sent):
     examples = metrics.get("num-examples") if isinstance(metrics, MetricRecord) else None
     if isinstance(examples, list | None) or not -1e15 < examples < 1e15:
         kinds.add("malformed")
-    elif examples <= 0:
+    elif examples < 1:
         kinds.add("no-examples")
     if not isinstance(arrays, ArrayRecord) or set(arrays) != set(expected):
         return {*kinds, "malformed"}, None
