@@ -13,6 +13,7 @@ from fedmr_flwr import config
 from fedmr_flwr.data.datasets import Dataset, Examples
 from fedmr_flwr.errors import DeviceError
 from fedmr_flwr.layout import Layout, Packed
+from fedmr_flwr.models.base import Dropout
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ def fit(
         images: [n, C, H, W] float32, n >= 1.
         labels: [n] int64.
         training: learning rate, momentum, epochs and batch size.
-        rng: draws the order of the examples.
+        rng: draws the order of the examples, and what dropout drops.
     """
     model.train()
+    _seed_dropout(model, images.device, rng)
     optimizer = torch.optim.SGD(model.parameters(), training.lr, training.momentum, fused=True)
     total = torch.zeros((), device=images.device)
     for _ in range(training.local_epochs):
@@ -57,6 +59,15 @@ def fit(
             optimizer.step()
             total += loss.detach() * len(batch)  # on the device: reading it here would wait for every step
     return Fit(len(labels), total.item() / (len(labels) * training.local_epochs))
+
+
+def _seed_dropout(model: nn.Module, device: torch.device, rng: np.random.Generator) -> None:
+    """Give a model's dropouts a generator of this client's own; without dropout nothing is drawn."""
+    dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
+    if dropouts:
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+        for dropout in dropouts:
+            dropout.generator = generator
 
 
 @dataclass(frozen=True)

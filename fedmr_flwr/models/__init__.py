@@ -1,5 +1,6 @@
 """Models by name. Every model has `features(x)` and `head(z)`, and `forward` is head of features."""
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -7,19 +8,37 @@ from torch import nn
 
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Classifier, initialise
+from fedmr_flwr.models.charlstm import CharLSTM
 from fedmr_flwr.models.cnn import cnn
+from fedmr_flwr.models.mlp import MLP
+from fedmr_flwr.models.mobilenet import MobileNetV2
+from fedmr_flwr.models.resnet import FedMRResNet, resnet18, resnet18_groupnorm, resnet20
+from fedmr_flwr.models.vgg import VGG
 from fedmr_flwr.randomness import stream
 
+Builder = Callable[[tuple[int, ...], int], Classifier]
+
 # A model is a function of the input shape and the number of classes; add one line to add one.
-MODELS: dict[str, Callable[[tuple[int, ...], int], Classifier]] = {"cnn": cnn}
+MODELS: dict[str, Builder] = {
+    "charlstm": CharLSTM,
+    "cnn": cnn,
+    "mlp": MLP,
+    "mobilenet-v2": MobileNetV2,
+    "resnet18": resnet18,
+    "resnet18-groupnorm": resnet18_groupnorm,
+    "resnet20": resnet20,
+    "resnet20-fedmr": FedMRResNet,
+    "vgg16": VGG,
+}
 
 
 def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0) -> Classifier:
     """Build a model with PyTorch's default initial weights, drawn from the run's own random stream.
 
     Args:
-        name: an entry of `MODELS`.
-        input_shape: [C, H, W] of one example.
+        name: an entry of `MODELS`, or "module:Class" for a model of one's own: it is called with the input
+            shape and the number of classes, and must derive from `Classifier`.
+        input_shape: of one example: [C, H, W] of an image, [T] of a text.
         classes: number of labels.
         seed: equal seeds give equal weights.
 
@@ -29,15 +48,32 @@ def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0) 
     Raises:
         ConfigError: there is no such model, or not for this input shape.
     """
-    if name not in MODELS:
-        raise ConfigError(f"model.name: '{name}' is not known; choose one of {', '.join(sorted(MODELS))}")
+    builder = _import(name) if ":" in name else MODELS.get(name)
+    if builder is None:
+        raise ConfigError(
+            f"model.name: '{name}' is not known; choose one of {', '.join(sorted(MODELS))}, or module:Class"
+        )
     # On the meta device the constructors draw nothing, so the global generator stays untouched.
     with torch.device("meta"):
-        model = MODELS[name](tuple(input_shape), classes)
+        model = builder(tuple(input_shape), classes)
+    if not isinstance(model, Classifier):
+        raise ConfigError(f"model.name: '{name}' must derive from fedmr_flwr.models.Classifier")
     model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(int(stream(seed, "model").integers(2**63)))
-    initialise(model, generator)
+    try:
+        initialise(model, generator)
+    except TypeError as error:
+        raise ConfigError(f"model.name: '{name}': {error}") from None
     return model
+
+
+def _import(name: str) -> Builder:
+    module, _, attribute = name.partition(":")
+    try:
+        builder: Builder = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"model.name: '{name}' cannot be imported: {error}; it must be on PYTHONPATH") from None
+    return builder
 
 
 def parameter_count(model: nn.Module) -> int:

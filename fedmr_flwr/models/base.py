@@ -29,24 +29,61 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
 
+class Dropout(nn.Module):
+    """Dropout whose randomness comes from a generator of its own, never from the global one.
+
+    Source: Srivastava et al., JMLR 2014; scaled in training, as in PyTorch.
+
+    Args:
+        p: the share of values that become zero.
+
+    Attributes:
+        generator: where the zeros are drawn from in training; on the device of the values.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Zero a random share of the values and scale the others, in training; nothing else."""
+        if not self.training:
+            return values
+        assert self.generator is not None, "local training gives every client a generator"
+        kept = torch.empty_like(values).bernoulli_(1 - self.p, generator=self.generator)
+        return values * kept / (1 - self.p)
+
+
 @torch.no_grad()
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Give a model PyTorch's default initial weights, drawn from `generator` instead of the global one.
 
     Args:
-        model: convolutions, linear layers and normalisations; its values are overwritten.
+        model: its values are overwritten. Convolutions, linear layers, normalisations, embeddings and LSTMs
+            are known; another module with values of its own needs a method `initialise(generator)`.
         generator: the only source of randomness.
 
     Raises:
-        TypeError: a module with parameters of its own is of another type.
+        TypeError: a module with values of its own is none of these.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if callable(own := getattr(module, "initialise", None)):
+            own(generator)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, generator=generator)
+        elif isinstance(module, nn.LSTM):
+            bound = 1 / math.sqrt(module.hidden_size)
+            for parameter in module.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
             module.reset_parameters()  # ones and zeros: nothing is drawn
         elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            raise TypeError(f"no initial weights are known for {type(module).__name__}")
+            raise TypeError(
+                f"no initial weights are known for {type(module).__name__}; give it a method initialise(generator)"
+            )

@@ -40,7 +40,7 @@ ALLOWED = {
     "units": set(),
     "recombination": {"numpy"},
     "config": {"pydantic", "yaml"},
-    "models": {"torch"},
+    "models": {"torch", "torchvision"},
     "training": {"numpy", "torch"},
     "records": {"flwr", "numpy"},
     "roster": {"flwr"},

@@ -91,21 +91,22 @@ def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(
 
 def test_begun_in_process_it_goes_on_under_ray(tmp_path, env):
     settings = [*SETTINGS, "rounds=9"]
-    for name in ("whole", "part"):
-        (tmp_path / name).mkdir()
+    part = tmp_path / "my part #2: a"  # YAML and shells would take this apart
+    for folder in (tmp_path / "whole", part):
+        folder.mkdir()
     subprocess.run(
         [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process"],
         cwd=tmp_path / "whole", env=env, check=True, capture_output=True, timeout=120,
     )  # fmt: skip
-    first = start(tmp_path / "part", env, "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process")
-    out = RunFolder(tmp_path / "part" / "run")
+    first = start(part, env, "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process")
+    out = RunFolder(part / "run")
     wait_for_rounds(out, 4)
     first.kill()
     first.communicate()
     assert len(out.read_rows()) < 9
     done = subprocess.run(
         [BIN / "fedmr", "resume", "run", "--engine", "ray"],
-        cwd=tmp_path / "part", env=env, capture_output=True, text=True, timeout=120, check=False,
+        cwd=part, env=env, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     whole = RunFolder(tmp_path / "whole" / "run").read_manifest()["model-sha256"]

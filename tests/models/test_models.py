@@ -1,22 +1,58 @@
+import numpy as np
 import pytest
 import torch
 
-from fedmr_flwr import models
+from fedmr_flwr import config, models
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.models.base import initialise
+from fedmr_flwr.models.base import Dropout, initialise
+from fedmr_flwr.models.resnet import BasicBlock, Bottleneck
+from fedmr_flwr.randomness import stream
+from fedmr_flwr.training import fit, layout_of
+from fedmr_flwr.units import units
 
-SHAPES = {"cnn": [(1, 28, 28), (1, 8, 8)]}
-CASES = [(name, shape) for name, shapes in SHAPES.items() for shape in shapes]
+COLOUR, GREY, TEXT = (3, 32, 32), (1, 28, 28), (80,)
+# Trainable values and keys of the state_dict, as published; see the models' sources.
+SIZES = {
+    ("cnn", (1, 8, 8), 10): (13_706, 8),
+    ("cnn", GREY, 10): (147_146, 8),
+    ("cnn", GREY, 62): (160_510, 8),
+    ("cnn", COLOUR, 10): (62_006, 10),
+    ("cnn", COLOUR, 20): (62_856, 10),
+    ("mlp", GREY, 10): (199_210, 6),
+    ("resnet20", COLOUR, 10): (269_722, 116),
+    ("resnet20-fedmr", COLOUR, 10): (219_482, 119),
+    ("resnet20-fedmr", COLOUR, 20): (222_052, 119),
+    ("resnet18", COLOUR, 10): (11_173_962, 122),
+    ("resnet18-groupnorm", COLOUR, 10): (11_173_962, 62),
+    ("mobilenet-v2", COLOUR, 10): (2_236_682, 314),
+    ("vgg16", COLOUR, 10): (33_646_666, 97),
+    ("vgg16", COLOUR, 20): (33_687_636, 97),
+    ("charlstm", TEXT, 80): (819_920, 11),
+}
+CASES = sorted({(name, shape) for name, shape, _ in SIZES})
+
+
+def inputs(shape, count=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    if shape == TEXT:
+        return torch.randint(0, 7, (count, *shape), generator=generator)
+    return torch.rand(count, *shape, generator=generator)
 
 
 def test_every_model_is_in_this_table():
-    assert set(SHAPES) == set(models.MODELS)
+    assert {name for name, _, _ in SIZES} == set(models.MODELS)
+
+
+@pytest.mark.parametrize(("case", "size"), SIZES.items(), ids=str)
+def test_sizes_are_the_published_ones(case, size):
+    model = models.build(*case)
+    assert (models.parameter_count(model), len(model.state_dict())) == size
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_forward_is_head_of_features(name, shape):
-    model = models.build(name, shape, 7)
-    images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    model = models.build(name, shape, 7).eval()
+    images = inputs(shape)
     logits = model(images)
     assert logits.shape == (3, 7)
     assert torch.equal(logits, model.head(model.features(images)))
@@ -28,14 +64,10 @@ def test_the_seed_decides_the_weights_and_nothing_global_is_drawn(name, shape):
     a, b, c = (models.build(name, shape, 10, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
-    assert not any(torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
-
-
-def test_the_authors_cnn_has_their_size():
-    model = models.build("cnn", (1, 28, 28), 10)
-    assert models.parameter_count(model) == 147_146
-    assert len(model.state_dict()) == 8
-    assert models.parameter_count(models.build("cnn", (1, 28, 28), 62)) == 160_510
+    drawn = [x for x in a.parameters() if x.std() > 0]  # not a normalisation's ones and zeros
+    assert len(drawn) >= 6
+    others = [y for y in c.parameters() if y.std() > 0]
+    assert not any(torch.equal(x, y) for x, y in zip(drawn, others, strict=True))
 
 
 def test_weights_are_pytorchs_default():
@@ -61,7 +93,128 @@ def test_a_buffer_without_known_values_is_refused():
 
 
 def test_an_unknown_model_and_an_unfit_shape_are_refused():
-    with pytest.raises(ConfigError, match="'resnet' is not known; choose one of cnn"):
+    with pytest.raises(ConfigError, match="'resnet' is not known; choose one of charlstm, cnn"):
         models.build("resnet", (1, 28, 28), 10)
     with pytest.raises(ConfigError, match=r"'cnn' is not defined for images of shape \[2, 9, 9\]"):
         models.build("cnn", (2, 9, 9), 10)
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_a_step_of_training_changes_every_parameter_that_is_used(name, shape):
+    model = models.build(name, shape, 7)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    labels = torch.tensor([0, 1, 2, 3])
+    training = config.Training(lr=0.5, local_epochs=1, batch_size=4)
+    fit(model, inputs(shape, 4), labels, training, np.random.default_rng(0))
+    same = {key for key, value in model.named_parameters() if torch.equal(value, before[key])}
+    # The published ResNet's last normalisation is there but never used.
+    unused = {"bn.weight", "bn.bias"} if name == "resnet20-fedmr" else set()
+    assert same - {key for key in same if key.startswith("embedding")} == unused
+
+
+def test_blocks_are_modules_of_the_model():
+    for name, shape in CASES:
+        model = models.build(name, shape, 10)
+        modules = dict(model.named_modules())
+        assert all(block in modules for block in model.blocks)
+        if name.startswith(("resnet", "mobilenet")):
+            found = units(layout_of(model), "block")
+            assert {unit.name for unit in found} > set(model.blocks)
+
+
+def test_the_shortcut_without_parameters_takes_every_second_pixel_and_adds_zero_channels():
+    block = BasicBlock(2, 4, 2, lambda channels: torch.nn.Identity(), project=False)
+    for convolution in (block.conv1, block.conv2):
+        torch.nn.init.zeros_(convolution.weight)
+    maps = torch.arange(32.0).reshape(1, 2, 4, 4)
+    out = block(maps)
+    assert torch.equal(out[:, :2], maps[:, :, ::2, ::2])
+    assert torch.equal(out[:, 2:], torch.zeros(1, 2, 2, 2))
+
+
+def test_a_bottleneck_is_activated_before_its_convolutions_and_not_after_the_sum():
+    block = Bottleneck(8, 2, 1, project=False)
+    torch.nn.init.zeros_(block.conv3.weight)
+    maps = -torch.rand(2, 8, 4, 4)
+    assert torch.equal(block(maps), maps), "the shortcut goes around everything"
+
+
+def test_dropout_is_the_clients_own_and_leaves_the_mean_alone():
+    dropout = Dropout(0.25).train()
+    values = torch.ones(200, 200)
+    with pytest.raises(AssertionError):
+        dropout(values)
+    dropout.generator = torch.Generator().manual_seed(1)
+    first = dropout(values)
+    assert first.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float((first == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    assert float(first.mean()) == pytest.approx(1, abs=0.01)
+    assert not torch.equal(first, dropout(values))
+    dropout.generator.manual_seed(1)
+    assert torch.equal(first, dropout(values))
+    assert torch.equal(dropout.eval()(values), values)
+
+
+def test_training_with_dropout_repeats_for_a_client_and_round_and_draws_nothing_global():
+    before = torch.get_rng_state()
+    finals = []
+    for seed in (1, 1, 2):
+        model = models.build("mobilenet-v2", COLOUR, 4)
+        training = config.Training(local_epochs=1, batch_size=4)
+        fit(model, inputs(COLOUR, 4), torch.tensor([0, 1, 2, 3]), training, stream(seed, "train", 1, 1))
+        finals.append(model.classifier.weight.detach().clone())
+    assert torch.equal(finals[0], finals[1])
+    assert not torch.equal(finals[0], finals[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_lstm_and_an_embedding_have_pytorchs_default_weights():
+    model = models.build("charlstm", TEXT, 80)
+    assert float(model.embedding.weight.detach().std()) == pytest.approx(1, rel=0.1)
+    for weights in model.lstm.parameters():
+        assert float(weights.detach().abs().max()) <= 1 / 16
+        assert float(weights.detach().std()) == pytest.approx(1 / 16 / 3**0.5, rel=0.1)
+
+
+OWN = """
+import torch
+from fedmr_flwr.models import Classifier
+
+class Tiny(Classifier):
+    def __init__(self, input_shape, classes):
+        super().__init__()
+        self.layer = torch.nn.Linear(input_shape[0], classes)
+    def features(self, images):
+        return images
+    def head(self, representations):
+        return self.layer(representations)
+
+class Odd(Tiny):
+    def __init__(self, input_shape, classes):
+        super().__init__(input_shape, classes)
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+class Mended(Odd):
+    def initialise(self, generator):
+        torch.nn.init.constant_(self.scale, 3)
+
+def plain(input_shape, classes):
+    return torch.nn.Linear(2, 2)
+"""
+
+
+def test_a_model_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = models.build("my_models:Tiny", (5,), 3)
+    assert model(torch.ones(2, 5)).shape == (2, 3)
+    assert models.build("my_models:Mended", (5,), 3).scale.item() == 3
+    for name, said in {
+        "my_models:Odd": "no initial weights are known for Odd; give it a method",
+        "my_models:plain": "must derive from fedmr_flwr.models.Classifier",
+        "my_models:Nothing": "cannot be imported: module 'my_models' has no attribute",
+        "nowhere:Model": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
+        ":Model": "cannot be imported",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            models.build(name, (5,), 3)

@@ -1,0 +1,32 @@
+"""A multilayer perceptron."""
+
+import math
+
+import torch
+from torch import nn
+
+from fedmr_flwr.models.base import Classifier
+
+
+class MLP(Classifier):
+    """Two hidden layers of 200, the "2NN" of McMahan et al., AISTATS 2017: 199,210 parameters on MNIST.
+
+    Args:
+        input_shape: of one example; flattened.
+        classes: number of labels.
+        hidden: width of the hidden layers.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int, hidden: int = 200) -> None:
+        super().__init__()
+        self.layer1 = nn.Linear(math.prod(input_shape), hidden)
+        self.layer2 = nn.Linear(hidden, hidden)
+        self.classifier = nn.Linear(hidden, classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Map [B, ...] examples to [B, hidden] representations."""
+        return torch.relu(self.layer2(torch.relu(self.layer1(images.flatten(1)))))
+
+    def head(self, representations: torch.Tensor) -> torch.Tensor:
+        """Map [B, hidden] representations to [B, classes] logits."""
+        return self.classifier(representations)  # type: ignore[no-any-return]
