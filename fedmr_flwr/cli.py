@@ -11,8 +11,9 @@ from rich.console import Console
 from fedmr_flwr import config
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import ConfigError, FedmrError, RunFolderError
+from fedmr_flwr.files import writing
 from fedmr_flwr.runs import folder
-from fedmr_flwr.runs.display import Display, quiet, table, unit_table
+from fedmr_flwr.runs.display import Display, partition_table, quiet, table, unit_table
 from fedmr_flwr.runs.folder import RunFolder
 
 _INTERRUPTED = 130
@@ -74,6 +75,31 @@ def plot(run_folder: Folder) -> None:
         raise RunFolderError(f"{run_folder} holds no finished round yet, so there is nothing to draw")
     for path in drawn:
         _print(str(path))
+
+
+@app.command()
+def partition(
+    conf: Conf,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="A new folder for partition.npz and clients.png.")] = Path("partition"),
+) -> None:
+    """Divide a configuration's data among its clients; print how, draw it and save it."""
+    from fedmr_flwr.data import datasets, partitions
+    from fedmr_flwr.runs import plots
+
+    settings = config.load(conf, overrides or [])
+    folder.check_free(out, "--out FOLDER")
+    dataset = datasets.load(settings.data.name, settings.data_dir)
+    labels = dataset.train.labels.numpy()
+    parts = partitions.split(labels, settings.clients, settings.partition, settings.seed)
+    counts = partitions.class_counts(labels, parts, dataset.classes)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    partitions.save(parts, out / "partition.npz")
+    plots.clients(counts, settings.division(), out / "clients.png")
+    Console().print(partition_table(counts, partitions.divergences(counts), settings.division()))
+    for name in ("partition.npz", "clients.png"):
+        _print(str(out / name))
 
 
 @app.command()

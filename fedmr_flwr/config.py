@@ -61,12 +61,14 @@ class Partition(Section):
     """How the training examples are divided among the clients.
 
     Attributes:
-        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`.
+        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, or file:PATH.
         alpha: the Dirichlet concentration; small is more heterogeneous.
+        shards_per_client: of `shards`: how many runs of equal labels a client gets.
     """
 
     name: str = "iid"
     alpha: float = Field(0.5, gt=0)
+    shards_per_client: int = Field(2, ge=1)
 
 
 class Model(Section):
@@ -168,6 +170,16 @@ class Settings(Section):
                 "set client-gpus (0.1 puts ten clients on one card)"
             )
         return self
+
+    def division(self) -> str:
+        """Say in a few words how which data is divided."""
+        partition = self.partition
+        detail = ""
+        if partition.name in ("dirichlet", "dirichlet-plain", "quantity"):
+            detail = f" α = {partition.alpha:g}"
+        elif partition.name == "shards":
+            detail = f" of {partition.shards_per_client}"
+        return f"{self.data.name}, {self.clients} clients, {partition.name}{detail}"
 
 
 def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:

@@ -103,13 +103,7 @@ class Federation:
         changed = options.model_dump(by_alias=True, include={"unit"})
         changed |= options.model_dump(by_alias=True, exclude_defaults=True)
         described = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
-        return f"{settings.strategy.name}{described} · {self.division()} · seed {settings.seed}"
-
-    def division(self) -> str:
-        """Say in one line whose data it is."""
-        partition = self.settings.partition
-        alpha = f" α = {partition.alpha:g}" if partition.name == "dirichlet" else ""
-        return f"{self.settings.data.name}, {self.settings.clients} clients, {partition.name}{alpha}"
+        return f"{settings.strategy.name}{described} · {settings.division()} · seed {settings.seed}"
 
 
 def _plain(value: Any) -> str:

@@ -104,6 +104,30 @@ def test_units_prints_a_table_of_units_with_keys_sizes_and_shares(fedmr):
     assert (status, err) == (1, "fedmr: error: fedavg does not recombine; choose strategy.name=fedmr\n")
 
 
+def test_partition_prints_draws_and_saves_what_a_run_can_use(fedmr, tmp_path):
+    settings = ["clients=6", "clients-per-round=2", "partition.name=shards", "partition.shards-per-client=1"]
+    status, out, _ = fedmr("partition", "run.yaml", *settings)
+    assert status == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "5", "fewest", "median", "most"]
+    assert sum(int(row[1].replace(",", "")) for row in rows[:6]) == 1438
+    assert all(int(row[2]) <= 3 for row in rows[:6])
+    assert "digits, 6 clients, shards of 1" in out
+    assert out.split()[-2:] == ["partition/partition.npz", "partition/clients.png"]
+    status, out, _ = fedmr("partition", "run.yaml", "clients=300", "--out", "many")
+    assert status == 0
+    assert len([line for line in out.splitlines() if line.startswith("│")]) == 3
+    status, _, err = fedmr("partition", "run.yaml")
+    assert (status, err) == (1, "fedmr: error: partition is not empty; name another folder with --out FOLDER\n")
+
+    saved = tmp_path / "partition" / "partition.npz"
+    status, _, err = fedmr(
+        "run", "run.yaml", *TINY, "rounds=1", "engine=in-process", "run-dir=out", f"partition.name=file:{saved}"
+    )
+    assert (status, err) == (0, "")
+    assert (tmp_path / "out" / "partition.npz").read_bytes() == saved.read_bytes()
+
+
 def test_plot_draws_what_the_rounds_allow(fedmr, tmp_path):
     assert fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out")[0] == 0
     pictures = [tmp_path / "out" / name for name in ("curves.png", "diversity.png", "lineage.png")]

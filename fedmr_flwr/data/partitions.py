@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import json
 import warnings
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,15 +38,19 @@ def split(labels: Indices, clients: int, partition: config.Partition, seed: int)
         seed: the seed of the run.
 
     Returns:
-        For each client the sorted indices of its examples; together they are 0..N-1, each once.
+        For each client the sorted indices of its examples; together they are 0..N-1, each once (of a file: each
+        at most once).
 
     Raises:
         ConfigError: there is no such partition.
-        PartitionError: there are too few examples, or no draw gave every client enough of them.
+        PartitionError: there are too few examples, no draw gave every client enough of them, or a file does
+            not fit.
     """
+    if partition.name.startswith("file:"):
+        return _from_file(Path(partition.name.removeprefix("file:")).expanduser(), len(labels), clients)
     if partition.name not in PARTITIONS:
         known = ", ".join(sorted(PARTITIONS))
-        raise ConfigError(f"partition.name: '{partition.name}' is not known; choose one of {known}")
+        raise ConfigError(f"partition.name: '{partition.name}' is not known; choose one of {known}, file:PATH")
     if clients > len(labels):
         raise PartitionError(f"{len(labels)} examples cannot be divided among {clients} clients; lower clients")
     parts = PARTITIONS[partition.name](labels, clients, partition, seed)
@@ -62,10 +68,22 @@ def _iid(labels: Indices, clients: int, _: config.Partition, seed: int) -> Seque
     return [_column(partitioner, client) for client in range(clients)]
 
 
-def _dirichlet(labels: Indices, clients: int, partition: config.Partition, seed: int) -> Sequence[Indices]:
-    """The authors' split: per class, shares ~ Dir(alpha); full clients get no more; everyone >= 10 examples.
+def _balanced_dirichlet(labels: Indices, clients: int, partition: config.Partition, seed: int) -> Sequence[Indices]:
+    """The authors' split: per class, shares ~ Dir(alpha); full clients get no more; everyone >= 10 examples."""
+    return _dirichlet(labels, clients, partition, seed, balanced=True)
 
-    Source: Hsu et al. 2019 for the Dirichlet split; facts of FedMR's published code for balancing and minimum.
+
+def _plain_dirichlet(labels: Indices, clients: int, partition: config.Partition, seed: int) -> Sequence[Indices]:
+    """Per class, shares ~ Dir(alpha); everyone >= 10 examples."""
+    return _dirichlet(labels, clients, partition, seed, balanced=False)
+
+
+def _dirichlet(
+    labels: Indices, clients: int, partition: config.Partition, seed: int, balanced: bool
+) -> Sequence[Indices]:
+    """Divide each class by a Dirichlet distribution.
+
+    Source: Hsu et al. 2019 for the Dirichlet split; FedMR's published code for balancing and minimum.
     """
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
@@ -81,7 +99,7 @@ def _dirichlet(labels: Indices, clients: int, partition: config.Partition, seed:
             partition_by="label",
             alpha=partition.alpha,
             min_partition_size=MIN_EXAMPLES,
-            self_balancing=True,
+            self_balancing=balanced,
             shuffle=False,
             seed=int(stream(seed, "partition", draw).integers(2**31)),
         )
@@ -101,6 +119,66 @@ def _dirichlet(labels: Indices, clients: int, partition: config.Partition, seed:
     )
 
 
+def _shards(labels: Indices, clients: int, partition: config.Partition, seed: int) -> Sequence[Indices]:
+    """Sorted by label and cut into shards of equal size, of which every client gets the same number at random.
+
+    Source: McMahan et al., AISTATS 2017, section 3.
+    """
+    each, rng = partition.shards_per_client, stream(seed, "partition")
+    if each * clients > len(labels):
+        raise PartitionError(
+            f"{len(labels)} examples cannot be cut into {each} shards for each of {clients} clients; lower "
+            "partition.shards-per-client or clients"
+        )
+    order = rng.permutation(len(labels))
+    shards = np.array_split(order[np.argsort(labels[order], kind="stable")], each * clients)
+    dealt = rng.permutation(len(shards)).reshape(clients, each)
+    return [np.concatenate([shards[shard] for shard in mine]) for mine in dealt]
+
+
+def _quantity(labels: Indices, clients: int, partition: config.Partition, seed: int) -> Sequence[Indices]:
+    """Shuffled examples in unequal shares ~ Dir(alpha), at least 10 for everyone.
+
+    Source: Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, quantity skew.
+    """
+    spare = len(labels) - clients * MIN_EXAMPLES
+    if spare < 0:
+        raise PartitionError(
+            f"{len(labels)} examples cannot give each of {clients} clients at least {MIN_EXAMPLES}; lower clients"
+        )
+    rng = stream(seed, "partition")
+    shares = np.cumsum(rng.dirichlet(np.full(clients, partition.alpha)))[:-1]
+    edges = np.floor(shares * spare).astype(np.int64) + MIN_EXAMPLES * np.arange(1, clients)
+    return np.split(rng.permutation(len(labels)), edges)
+
+
+def _from_file(path: Path, examples: int, clients: int) -> list[Indices]:
+    """Read a division from what `save` wrote, or from the JSON of FedMR's published code."""
+    parts = [np.sort(part) for part in (_read_json(path) if path.suffix == ".json" else read(path))]
+    if len(parts) != clients:
+        raise PartitionError(f"{path} divides among {len(parts)} clients; set clients={len(parts)}")
+    every = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    if not all(map(len, parts)) or every.min() < 0 or every.max() >= examples or len(np.unique(every)) != len(every):
+        raise PartitionError(
+            f"{path} does not fit {examples} examples: each client must have one at least, and each example one "
+            "client at most; use the data set that it was made for"
+        )
+    return parts
+
+
+def _read_json(path: Path) -> Iterator[Indices]:
+    try:
+        train = json.loads(path.read_text(encoding="utf-8"))["train_data"]
+        return iter(
+            [np.array([int(index) for index in train[str(client)]], np.int64) for client in range(len(train))]
+        )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise PartitionError(
+            f"cannot read the partition {path}: {type(error).__name__} {error}; it must hold "
+            '{"train_data": {"0": [indices], ...}}'
+        ) from None
+
+
 def _column(partitioner: "Partitioner", client: int) -> Indices:
     """Return a client's indices; through Arrow, because a column read item by item takes a hundred times longer."""
     table = partitioner.load_partition(client).with_format("arrow")[:]
@@ -110,7 +188,10 @@ def _column(partitioner: "Partitioner", client: int) -> Indices:
 # A partition is a function of the labels; add one line to add one.
 PARTITIONS: dict[str, Callable[[Indices, int, config.Partition, int], Sequence[Indices]]] = {
     "iid": _iid,
-    "dirichlet": _dirichlet,
+    "dirichlet": _balanced_dirichlet,
+    "dirichlet-plain": _plain_dirichlet,
+    "shards": _shards,
+    "quantity": _quantity,
 }
 
 
@@ -121,6 +202,28 @@ def class_counts(labels: Indices, parts: Sequence[Indices], classes: int) -> NDA
         [clients, classes].
     """
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
+
+
+def divergences(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Measure how far each client's labels are from those of all clients together.
+
+    Args:
+        counts: [clients, classes].
+
+    Returns:
+        [clients], the Jensen-Shannon distance (the root of the divergence, base 2) between the client's
+        distribution of labels and the global one: 0 if they are equal, 1 if they have no label in common.
+    """
+    own = counts / counts.sum(1, keepdims=True)
+    whole = counts.sum(0) / counts.sum()
+    middle = (own + whole) / 2
+
+    def entropies(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        logarithms = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
+        return np.asarray(-(shares * logarithms).sum(-1))
+
+    squares = entropies(middle) - (entropies(own) + entropies(whole)) / 2
+    return np.asarray(np.sqrt(np.clip(squares, 0, 1)))
 
 
 def digest(parts: Sequence[Indices]) -> str:
@@ -152,7 +255,8 @@ def read(path: Path) -> list[Indices]:
         PartitionError: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because NumPy leaves a damaged file open.
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             return np.split(file["indices"], file["edges"][:-1])
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, TypeError, IndexError, zipfile.BadZipFile) as error:
         raise PartitionError(f"cannot read the partition {path}: {error}") from None

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -15,6 +17,8 @@ from fedmr_flwr.units import describe as describe_unit
 
 # Rows of the closing table.
 _ROWS = 12
+# The most clients that are listed one by one.
+_CLIENTS = 40
 
 
 class Display:
@@ -121,6 +125,28 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['seconds']:.2f}",
             str(row["failures"]),
         )
+    return out
+
+
+def partition_table(counts: NDArray[np.int64], distances: NDArray[np.float64], title: str) -> Table:
+    """Lay out a division of data: a line for each client, of many clients only the extent.
+
+    Args:
+        counts: [clients, classes] examples.
+        distances: [clients] how far each client's labels are from those of all together.
+        title: which division of which data.
+    """
+    sizes, classes = counts.sum(1), np.count_nonzero(counts, axis=1)
+    out = Table(title=title, caption=f"mean Jensen-Shannon distance to all labels {distances.mean():.3f}")
+    for name in ("client", "examples", "classes", "distance"):
+        out.add_column(name, justify="right")
+    if len(counts) <= _CLIENTS:
+        for client, (size, held, distance) in enumerate(zip(sizes, classes, distances, strict=True)):
+            out.add_row(str(client), f"{size:,}", str(held), f"{distance:.3f}")
+        out.add_section()
+    for name, at in (("fewest", 0), ("median", 0.5), ("most", 1)):
+        size, held, distance = (float(np.quantile(values, at)) for values in (sizes, classes, distances))
+        out.add_row(name, f"{size:,.0f}", f"{held:g}", f"{distance:.3f}")
     return out
 
 

@@ -34,8 +34,12 @@ def choose(settings: Settings) -> Settings:
     return settings.model_copy(update={"run_dir": next(path for path in candidates if not path.exists())})
 
 
-def check_free(path: Path) -> None:
+def check_free(path: Path, option: str = "run-dir=FOLDER") -> None:
     """Insist that a folder can be made or is empty.
+
+    Args:
+        path: the folder.
+        option: how to name another one.
 
     Raises:
         RunFolderError: it holds something, perhaps another run.
@@ -45,7 +49,7 @@ def check_free(path: Path) -> None:
     except OSError as error:
         raise RunFolderError(f"cannot use the run folder {path}: {error.strerror}") from None
     if taken:
-        raise _taken(path)
+        raise _taken(path, option)
 
 
 class RunFolder:
@@ -86,7 +90,7 @@ class RunFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
             write_new(folder.config, config.to_yaml(resolve(settings)).encode())
         except FileExistsError:
-            raise _taken(folder.path) from None
+            raise _taken(folder.path, "run-dir=FOLDER") from None
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder {folder.path}: {error.strerror}") from None
         folder.note(status="starting", engine=settings.engine, seed=settings.seed, versions=versions())
@@ -226,9 +230,9 @@ def _whole_rows(content: bytes) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _taken(path: Path) -> RunFolderError:
+def _taken(path: Path, option: str) -> RunFolderError:
     what = "already holds a run" if (path / "config.yaml").exists() else "is not empty"
-    return RunFolderError(f"{path} {what}; name another folder with run-dir=FOLDER")
+    return RunFolderError(f"{path} {what}; name another folder with {option}")
 
 
 def _without_nan(value: Any) -> Any:

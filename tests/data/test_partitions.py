@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ def test_every_example_goes_to_one_client_and_the_seed_decides(name):
     parts = partitions.split(LABELS, 20, kind, seed=1)
     assert len(parts) == 20
     assert sorted(np.concatenate(parts)) == list(range(len(LABELS)))
+    assert all((np.diff(part) > 0).all() for part in parts)
     again = partitions.split(LABELS, 20, kind, seed=1)
     assert all((a == b).all() for a, b in zip(parts, again, strict=True))
     other = partitions.split(LABELS, 20, kind, seed=2)
@@ -52,7 +55,7 @@ def test_a_split_that_cannot_be_met_ends_with_an_error(clients, alpha, message):
 
 
 def test_an_unknown_partition_is_refused():
-    with pytest.raises(ConfigError, match="'random' is not known; choose one of dirichlet, iid"):
+    with pytest.raises(ConfigError, match="'random' is not known; choose one of dirichlet, .*shards, file:PATH"):
         partitions.split(LABELS, 5, Partition(name="random"), seed=0)
 
 
@@ -71,6 +74,88 @@ def test_a_saved_partition_reads_back_and_its_hash_tells_it_apart(tmp_path):
     moved = [np.array([0]), np.array([1, 2]), np.array([3, 4])]
     again = partitions.read(tmp_path / "p.npz")
     assert partitions.digest(moved) != partitions.digest(parts) == partitions.digest(again)
+
+
+def test_without_balancing_the_largest_client_is_larger():
+    def largest(name):
+        return max(map(len, partitions.split(LABELS, 20, Partition(name=name, alpha=0.1), seed=3)))
+
+    assert largest("dirichlet-plain") > largest("dirichlet")
+
+
+@pytest.mark.parametrize("each", [1, 2, 5])
+def test_shards_are_equal_and_of_few_classes(each):
+    parts = partitions.split(LABELS, 20, Partition(name="shards", shards_per_client=each), seed=1)
+    assert {len(part) for part in parts} <= {99, 100, 101, 102}
+    counts = partitions.class_counts(LABELS, parts, 10)
+    # Twenty clients cut ten classes of about 200 into 20 * each runs: a run touches two classes at most.
+    assert (counts > 0).sum(1).max() <= 2 * each
+    assert (counts > 0).sum(1).min() <= each + 1
+    with pytest.raises(PartitionError, match="cannot be cut into 101 shards for each of 20 clients; lower"):
+        partitions.split(LABELS, 20, Partition(name="shards", shards_per_client=101), seed=1)
+
+
+def test_quantity_is_unequal_in_size_and_alike_in_labels():
+    parts = partitions.split(LABELS, 20, Partition(name="quantity", alpha=0.3), seed=1)
+    sizes = np.array([len(part) for part in parts])
+    assert sizes.min() >= 10
+    assert sizes.max() > 10 * np.median(sizes) / 3
+    counts = partitions.class_counts(LABELS, parts, 10)
+    large = counts[sizes > 150]
+    assert (large / large.sum(1, keepdims=True)).max() < 0.2, "every class has about a tenth"
+    with pytest.raises(PartitionError, match="cannot give each of 201 clients at least 10; lower clients"):
+        partitions.split(LABELS, 201, Partition(name="quantity"), seed=1)
+
+
+def test_a_file_of_this_project_and_of_the_published_code_are_read(tmp_path):
+    parts = [np.array([4, 0]), np.array([1, 3])]
+    partitions.save(parts, tmp_path / "p.npz")
+    published = {"train_data": {"0": [4, 0], "1": [1, 3]}, "dataset": "cifar10", "num_users": 2, "data_beta": 0.1}
+    (tmp_path / "p.json").write_text(json.dumps(published))
+    for name in ("p.npz", "p.json"):
+        found = partitions.split(np.zeros(5, np.int64), 2, Partition(name=f"file:{tmp_path / name}"), seed=0)
+        assert [part.tolist() for part in found] == [[0, 4], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("content", "clients", "said"),
+    [
+        ('{"train_data": {"0": [0], "1": [1]}}', 3, "divides among 2 clients; set clients=2"),
+        ('{"train_data": {"0": [0], "1": [5]}}', 2, "does not fit 5 examples"),
+        ('{"train_data": {"0": [0], "1": [-1]}}', 2, "does not fit 5 examples"),
+        ('{"train_data": {"0": [0], "1": [0]}}', 2, "does not fit 5 examples"),
+        ('{"train_data": {"0": [0], "1": []}}', 2, "does not fit 5 examples"),
+        ('{"train_data": {"0": [0], "2": [1]}}', 2, r"KeyError '1'; it must hold"),
+        ('{"train_data": {"0": ["x"]}}', 1, "ValueError"),
+        ('{"data": 1}', 1, "KeyError 'train_data'"),
+        ("[", 1, "JSONDecodeError"),
+        ("[1]", 1, "TypeError"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path, content, clients, said):
+    path = tmp_path / "p.json"
+    path.write_text(content)
+    with pytest.raises(PartitionError, match=said) as caught:
+        partitions.split(np.zeros(5, np.int64), clients, Partition(name=f"file:{path}"), seed=0)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
+def test_a_damaged_partition_is_named(tmp_path, content):
+    path = tmp_path / "p.npz"
+    path.write_bytes(content)
+    with pytest.raises(PartitionError, match=r"cannot read the partition .*p\.npz"):
+        partitions.read(path)
+
+
+def test_divergences_by_hand():
+    # Client 0 has the global distribution; 1 and 2 have one class of two each.
+    counts = np.array([[5, 5], [4, 0], [0, 4]])
+    half = 0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)  # minus the entropy of the middle, (3/4, 1/4)
+    expected = np.sqrt(-half - (0 + 1) / 2)
+    np.testing.assert_allclose(partitions.divergences(counts), [0, expected, expected], atol=1e-12)
+    assert partitions.divergences(np.eye(100, dtype=np.int64))[0] > 0.9, "nothing in common with the others"
 
 
 def test_a_missing_partition_file_is_named(tmp_path):
