@@ -177,6 +177,24 @@ def test_more_models_than_clients_in_a_round_and_their_accuracies(toy):
     assert all(0 <= accuracy <= 1 for accuracy in rows[1]["slot-accuracies"])
 
 
+def test_data_and_a_model_of_ones_own_train(toy, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    means = rng.uniform(50, 200, (4, 5, 6))
+
+    def examples(count):
+        labels = rng.integers(0, 4, count)
+        return rng.normal(means[labels], 30).clip(0, 255).astype(np.uint8), labels
+
+    (x_train, y_train), (x_test, y_test) = examples(300), examples(80)
+    np.savez(tmp_path / "mine.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    (tmp_path / "my_own.py").write_text("from fedmr_flwr.models.mlp import MLP as Own\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = toy(
+        f"data.name=npz:{tmp_path / 'mine.npz'}", "model.name=my_own:Own", "rounds=4", "partition.name=iid"
+    )
+    assert run(settings).read_rows()[-1]["test-accuracy"] > 0.9
+
+
 def test_the_recombination_map_is_written_if_asked_for(toy):
     rows = run(toy("strategy.log-recombination=true", "strategy.first-stage-rounds=1")).read_rows()
     assert ["recombination" in row for row in rows] == [False, False, True]

@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import importlib
 import os
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,15 +75,17 @@ def load(name: str, data_dir: Path | None) -> Dataset:
     """Return a data set.
 
     Args:
-        name: an entry of `DATASETS`.
+        name: an entry of `DATASETS`; "npz:PATH" for a file of one's own; or "module:function" for a loader of
+            one's own, which is called with the folder and returns a `Dataset`.
         data_dir: where its files lie; None looks in `default_data_dir()`.
 
     Raises:
         ConfigError: there is no such data set.
         DataError: its files are missing or damaged.
     """
-    if name not in DATASETS:
-        raise ConfigError(f"data.name: '{name}' is not known; choose one of {', '.join(sorted(DATASETS))}")
+    if name not in DATASETS and ":" not in name:
+        known = ", ".join(sorted(DATASETS))
+        raise ConfigError(f"data.name: '{name}' is not known; choose one of {known}, npz:PATH or module:function")
     return _load(name, data_dir or default_data_dir())
 
 
@@ -92,7 +96,60 @@ def default_data_dir() -> Path:
 
 @lru_cache(maxsize=2)
 def _load(name: str, data_dir: Path) -> Dataset:
-    return DATASETS[name](data_dir)
+    if name in DATASETS:
+        return DATASETS[name](data_dir)
+    kind, _, rest = name.partition(":")
+    return _npz(data_dir / Path(rest).expanduser()) if kind == "npz" else _own(name, data_dir)
+
+
+def _npz(path: Path) -> Dataset:
+    """A file with the arrays x_train [N, C, H, W] or [N, H, W] uint8, y_train [N], x_test and y_test."""
+    try:
+        # Opened here, because NumPy leaves a damaged file open.
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} does not hold x_train, y_train, x_test and y_test: {' '.join(str(error).split())}"
+        ) from None
+    examples = {part: _examples(arrays[f"x_{part}"], arrays[f"y_{part}"], f"{part} of {path}") for part in _PARTS}
+    counts = np.bincount(examples["train"].images.numpy().reshape(-1), minlength=256)
+    pixels = np.arange(256) / 255
+    mean = counts @ pixels / counts.sum()
+    return Dataset(
+        **examples,
+        classes=int(max(part.labels.max() for part in examples.values())) + 1,
+        white=255.0,
+        mean=float(mean),
+        std=float(np.sqrt(counts @ (pixels - mean) ** 2 / counts.sum())) or 1.0,
+    )
+
+
+def _examples(images: NDArray[np.generic], labels: NDArray[np.generic], what: str) -> Examples:
+    """Insist on uint8 images and as many labels, counted from 0."""
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.dtype != np.uint8 or images.ndim != 4:
+        found = f"{images.dtype}{list(images.shape)}"
+        raise DataError(f"x_{what} is {found}; it must be uint8, [N, C, H, W] or [N, H, W]")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or not len(labels) or int(labels.min()) < 0:
+        found = f"{labels.dtype}{list(labels.shape)}"
+        raise DataError(f"y_{what} is {found}; it must be {len(images)} integers from 0 on, at least one")
+    return Examples(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _own(name: str, data_dir: Path) -> Dataset:
+    module, _, function = name.partition(":")
+    try:
+        loader = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"data.name: '{name}' cannot be imported: {error}; it must be on PYTHONPATH") from None
+    found = loader(data_dir)
+    if not isinstance(found, Dataset):
+        raise ConfigError(f"data.name: '{name}' returned {type(found).__name__}, not a fedmr_flwr Dataset")
+    return found
 
 
 def _digits(_: Path) -> Dataset:
@@ -113,6 +170,7 @@ def _digits(_: Path) -> Dataset:
     )
 
 
+_PARTS = ("train", "test")
 _IDX = {
     "train-images": "train-images-idx3-ubyte",
     "train-labels": "train-labels-idx1-ubyte",
@@ -121,24 +179,38 @@ _IDX = {
 }
 
 
+def _mnist(data_dir: Path) -> Dataset:
+    """MNIST, 60,000 + 10,000 images of 28x28. Source: LeCun et al. 1998."""
+    return _idx_dataset("MNIST", data_dir, ("mnist", "MNIST/raw"), mean=0.1307, std=0.3081)
+
+
 def _fashion_mnist(data_dir: Path) -> Dataset:
-    """Fashion-MNIST, 60,000 + 10,000 images of 28x28, from its idx files. Source: Xiao et al. 2017."""
-    folder = _idx_folder(data_dir, ("fashion-mnist", "FashionMNIST/raw"))
+    """Fashion-MNIST, 60,000 + 10,000 images of 28x28. Source: Xiao et al. 2017."""
+    return _idx_dataset("FashionMNIST", data_dir, ("fashion-mnist", "FashionMNIST/raw"), mean=0.286, std=0.353)
+
+
+def _idx_dataset(name: str, data_dir: Path, inner: tuple[str, ...], mean: float, std: float) -> Dataset:
+    """Read a data set of four idx files, from the data folder or one of its inner ones, or download it."""
+    folder = _idx_folder(data_dir, inner)
     if folder is None:
-        folder = _download_fashion_mnist(data_dir)
+        folder = _download(name, data_dir)
     arrays = {part: read_idx(_either(folder, file)) for part, file in _IDX.items()}
     examples = {}
-    for part in ("train", "test"):
+    for part in _PARTS:
         images, labels = arrays[f"{part}-images"], arrays[f"{part}-labels"]
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or labels.max(initial=0) > 9:
             shapes = f"images {images.shape}, labels {labels.shape}"
             raise DataError(f"the {part} files in {folder} do not belong together ({shapes}); replace them")
         examples[part] = Examples(torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64)))
-    return Dataset(**examples, classes=10, white=255.0, mean=0.286, std=0.353)
+    return Dataset(**examples, classes=10, white=255.0, mean=mean, std=std)
 
 
 # A data set is a function from the folder of its files to its tensors; add one line to add one.
-DATASETS: dict[str, Callable[[Path], Dataset]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+DATASETS: dict[str, Callable[[Path], Dataset]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "mnist": _mnist,
+}
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -182,16 +254,17 @@ def _idx_folder(data_dir: Path, inner: tuple[str, ...]) -> Path | None:
     return None
 
 
-def _download_fashion_mnist(data_dir: Path) -> Path:
-    from torchvision.datasets import FashionMNIST
+def _download(name: str, data_dir: Path) -> Path:
+    """Let torchvision download a data set of idx files; return their folder."""
+    from torchvision import datasets
 
     try:
-        FashionMNIST(str(data_dir), download=True)
+        getattr(datasets, name)(str(data_dir), download=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         files = ", ".join(f"{file}[.gz]" for file in _IDX.values())
         raise DataError(
-            f"Fashion-MNIST is not in {data_dir} and could not be downloaded ({reason}); "
+            f"{name} is not in {data_dir} and could not be downloaded ({reason}); "
             f"put {files} there, or name their folder with data-dir=FOLDER"
         ) from None
-    return data_dir / "FashionMNIST" / "raw"
+    return data_dir / name / "raw"

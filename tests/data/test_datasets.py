@@ -101,3 +101,102 @@ def test_the_whole_of_fashion_mnist():
     images = data.normalise(data.train.images)
     assert abs(float(images.mean())) < 0.01
     assert abs(float(images.std()) - 1) < 0.01
+
+
+def test_mnist_is_read_from_its_own_folder_and_normalised_by_its_own_mean(write_fashion_mnist, tmp_path):
+    arrays = write_fashion_mnist(tmp_path / "MNIST" / "raw", packed=True)
+    write_fashion_mnist(tmp_path / "fashion-mnist", packed=False, seed=5)
+    data = datasets.load("mnist", tmp_path)
+    np.testing.assert_array_equal(data.train.images[:, 0].numpy(), arrays["train"][0])
+    assert float(data.normalise(torch.tensor(255 * 0.1307))) == pytest.approx(0, abs=1e-6)
+
+
+def own_arrays(**changes):
+    rng = np.random.default_rng(0)
+    return {
+        "x_train": rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8),
+        "y_train": rng.integers(0, 4, 30),
+        "x_test": rng.integers(0, 256, (9, 3, 8, 8), dtype=np.uint8),
+        "y_test": np.arange(9) % 5,
+    } | changes
+
+
+@pytest.mark.parametrize("where", ["absolute", "in data-dir"])
+def test_an_npz_file_of_ones_own(tmp_path, where):
+    arrays = own_arrays()
+    np.savez(tmp_path / "mine.npz", **arrays)
+    name = tmp_path / "mine.npz" if where == "absolute" else "mine.npz"
+    data = datasets.load(f"npz:{name}", tmp_path)
+    np.testing.assert_array_equal(data.train.images.numpy(), arrays["x_train"])
+    np.testing.assert_array_equal(data.test.labels.numpy(), arrays["y_test"])
+    assert (data.classes, data.input_shape) == (5, (3, 8, 8)), "a class that only the test set has counts, too"
+    images = data.normalise(data.train.images)
+    assert float(images.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(images.std(unbiased=False)) == pytest.approx(1, rel=1e-5)
+
+
+def test_grey_images_need_no_axis_for_their_channel_and_may_all_be_equal(tmp_path):
+    np.savez(
+        tmp_path / "grey.npz", **own_arrays(x_train=np.zeros((30, 8, 8), "u1"), x_test=np.zeros((9, 8, 8), "u1"))
+    )
+    data = datasets.load("npz:grey.npz", tmp_path)
+    assert data.input_shape == (1, 8, 8)
+    assert torch.isfinite(data.normalise(data.train.images)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"x_train": np.zeros((30, 3, 8, 8), np.float32)},
+            r"x_train of .* is float32\[30, 3, 8, 8\]; it must be uint8",
+        ),
+        ({"x_test": np.zeros((9, 8), np.uint8)}, r"x_test of .* is uint8\[9, 8\]"),
+        ({"y_train": np.zeros(29, np.int64)}, r"y_train of .* is int64\[29\]; it must be 30 integers"),
+        ({"y_test": np.zeros(9)}, r"y_test of .* is float64\[9\]"),
+        ({"y_test": np.full(9, -1)}, "it must be 9 integers from 0 on"),
+        ({"x_test": np.zeros((0, 3, 8, 8), "u1"), "y_test": np.zeros(0, int)}, "at least one"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(tmp_path, changes, said):
+    np.savez(tmp_path / "mine.npz", **own_arrays(**changes))
+    with pytest.raises(DataError, match=said):
+        datasets.load(f"npz:{tmp_path / 'mine.npz'}", None)
+
+
+def test_a_file_that_is_missing_damaged_or_lacks_an_array_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*none\.npz: No such file"):
+        datasets.load("npz:none.npz", tmp_path)
+    for content in (b"", b"PK\x03\x04 torn"):
+        (tmp_path / f"{len(content)}.npz").write_bytes(content)
+        with pytest.raises(DataError, match="does not hold x_train"):
+            datasets.load(f"npz:{len(content)}.npz", tmp_path)
+    np.savez(tmp_path / "half.npz", x_train=np.zeros((1, 2, 2), "u1"))
+    with pytest.raises(DataError, match="does not hold x_train, y_train, x_test and y_test: .*y_train"):
+        datasets.load("npz:half.npz", tmp_path)
+
+
+OWN = """
+from fedmr_flwr.data import datasets
+
+def load(folder):
+    assert folder.name == "somewhere"
+    return datasets.load("digits", None)
+
+def wrong(folder):
+    return 3
+"""
+
+
+def test_a_loader_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_data.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(datasets.load("my_data:load", tmp_path / "somewhere").train) == 1438
+    for name, said in {
+        "my_data:wrong": "returned int, not a fedmr_flwr Dataset",
+        "my_data:nothing": "cannot be imported: module 'my_data' has no attribute 'nothing'",
+        "nowhere:load": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
+        ":load": "cannot be imported",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            datasets.load(name, tmp_path)
