@@ -97,6 +97,25 @@ def _parsed(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "
     return dtype, shape, "F" if header["fortran"] == b"True" else "C"
 
 
+def retyped(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
+    """Give a model's arrays back the types that they had; what must become an integer is rounded.
+
+    Flower's own strategies average integers, such as BatchNorm's counters, into float64, and FedAdam makes
+    float64 of everything; clients would refuse such a model or answer with another one.
+
+    Args:
+        record: the model.
+        before: the model before the round.
+    """
+    out = ArrayRecord()
+    for name, array in record.items():
+        out[name] = array
+        if name in before and array.dtype != before[name].dtype:
+            values, dtype = view(array), np.dtype(before[name].dtype)
+            out[name] = Array(np.asarray(np.rint(values) if dtype.kind in "iu" else values, dtype))
+    return out
+
+
 class Codec:
     """Models to records and back.
 

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import BadRoundError, FederationError, LostActorError
+from fedmr_flwr.records import retyped
 from fedmr_flwr.roster import RosterGrid
 
 Row = dict[str, Any]
@@ -94,7 +95,9 @@ def _train_round(
     if combined is None:
         raise FederationError(f"round {number}: the strategy made no model of {len(replies)} replies")
     more = strategy.diagnosis if isinstance(strategy, Algorithm) else {}
-    return combined, {name: value for name, value in (metrics or {}).items() if name not in _RESERVED} | more
+    return retyped(combined, arrays), {
+        name: value for name, value in (metrics or {}).items() if name not in _RESERVED
+    } | more
 
 
 def _lost_actor(grid: RosterGrid) -> LostActorError | None:

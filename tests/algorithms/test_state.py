@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmr_flwr.algorithms.state import restore, state_of
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.records import Codec
+from fedmr_flwr.records import Codec, retyped
 from fedmr_flwr.roster import RosterGrid
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.checkpoint import Checkpoint
@@ -81,10 +81,7 @@ def federate(grid_of, answer):
             messages = sorted(messages, key=lambda message: order.index(message.metadata.dst_node_id))
             assert len(messages) == CLIENTS
             combined, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
-            # Flower's FedAdam makes float64 of float32; a model keeps its types.
-            arrays = ArrayRecord(
-                {name: Array(np.asarray(array.numpy(), np.float32)) for name, array in combined.items()}
-            )
+            arrays = retyped(combined, arrays)
         return arrays
 
     return run
