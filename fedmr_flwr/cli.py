@@ -50,7 +50,7 @@ def resume(
     run_folder: Folder,
     engine: Annotated[str | None, typer.Option(help="ray or in-process, if another than the run began with.")] = None,
 ) -> None:
-    """Go on with a run that was stopped, from its latest checkpoint to the same result."""
+    """Go on with a stopped run, to the same result."""
     out = RunFolder.open(run_folder.absolute())
     extra = [f"engine={engine}"] if engine else []
     settings = config.load(out.config, extra).model_copy(update={"run_dir": out.path})
@@ -67,7 +67,7 @@ def resume(
 
 @app.command()
 def plot(run_folder: Folder) -> None:
-    """Draw a run's pictures: accuracy and loss, similarity and spread, the lineage of the slots."""
+    """Draw the pictures of a run again."""
     from fedmr_flwr.runs import plots
 
     drawn = plots.draw(RunFolder.open(run_folder.absolute()))
@@ -83,7 +83,7 @@ def partition(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="A new folder for partition.npz and clients.png.")] = Path("partition"),
 ) -> None:
-    """Divide a configuration's data among its clients; print how, draw it and save it."""
+    """Print, draw and save which client holds what."""
     from fedmr_flwr.data import datasets, partitions
     from fedmr_flwr.runs import plots
 
