@@ -14,14 +14,27 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmr_flwr import algorithms, models
+from fedmr_flwr.client_state import ClientState
 from fedmr_flwr.config import Data, Settings
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.errors import ConfigError, DataError, PartitionError
 from fedmr_flwr.layout import Layout
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.randomness import stream
-from fedmr_flwr.records import ARRAYS, CONFIG, EXAMPLES, METRICS, ROUND, Codec
+from fedmr_flwr.records import (
+    ARRAYS,
+    CONFIG,
+    EXAMPLES,
+    LAST_ROUND,
+    LOST_STATE,
+    METRICS,
+    ROUND,
+    Codec,
+    vector_record,
+    vectors,
+)  # fmt: skip
 from fedmr_flwr.roster import CLIENT
+from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training import evaluate as score
 from fedmr_flwr.training import fit, layout_of, pack, pick_device, place, threads, unpack
@@ -46,13 +59,23 @@ def train(message: Message, context: Context) -> Message:
     """Train the model of the message on this client's data."""
     with threads(_sent_settings(message).client_cpus):
         job = _Job(message, context)
-        rng = stream(job.settings.seed, "train", cast(int, job.config[ROUND]), job.client)
+        server_round, last_round = (cast(int, job.config.get(key, 0)) for key in (ROUND, LAST_ROUND))
         rule = algorithms.local_rule(job.settings)
+        rule.received = vectors(message.content)
+        found = job.state.recall(last_round) if rule.keeps else {}
+        rule.kept = found or {}
+        rng = stream(job.settings.seed, "train", server_round, job.client)
         done = fit(job.model, job.dataset, job.examples, job.settings.training, rng, rule)
         trained = pack(job.model, job.codec.layout)
-    arrays = job.codec.encode([trained.floats], [trained.ints])
+    if rule.keeps:
+        resumable = checkpoint.oldest(server_round, job.settings.checkpoint_every)
+        job.state.keep(done.outcome.kept, server_round, last_round, resumable)
     metrics = MetricRecord({EXAMPLES: done.examples, "train-loss": done.loss})
-    return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)
+    if found is None:
+        metrics[LOST_STATE] = 1
+    arrays = job.codec.encode([trained.floats], [trained.ints])
+    returned = {name: vector_record(values) for name, values in done.outcome.returned.items()}
+    return Message(RecordDict({ARRAYS: arrays, **returned, METRICS: metrics}), reply_to=message)
 
 
 @app.evaluate()
@@ -67,13 +90,14 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Answer with this client's number, once it is clear that what the run needs is there."""
+    """Answer with this client's number and examples, once it is clear that what the run needs is there."""
+    answer = MetricRecord({CLIENT: _number(context)})
     if SETTINGS in message.content.config_records.get(CONFIG, {}):
         settings = _sent_settings(message)
         if _digest(settings.data, settings.data_dir) != message.content.config_records[CONFIG].get(DIGEST):
             raise DataError("this client holds other data under the same name; give all machines the same files")
-        _indices(settings, _number(context))
-    return Message(RecordDict({METRICS: MetricRecord({CLIENT: _number(context)})}), reply_to=message)
+        answer[EXAMPLES] = len(_indices(settings, _number(context)))
+    return Message(RecordDict({METRICS: answer}), reply_to=message)
 
 
 class _Job:
@@ -94,6 +118,8 @@ class _Job:
                 f"this client builds another model '{self.settings.model.name}' than the server; "
                 "install the same version on both"
             )
+        assert self.settings.run_dir is not None
+        self.state = ClientState(RunFolder(self.settings.run_dir).client_state / f"client-{self.client:06d}")
         unpack(self.codec.decode(message.content.array_records[ARRAYS]), self.codec.layout, self.model)
 
 

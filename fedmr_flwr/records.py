@@ -1,7 +1,8 @@
 """The wire contract: models and settings as Flower records, and what is wrong with a record that came back.
 
 Messages to clients hold "arrays" (the model) and "config"; replies hold "arrays" and "metrics" with
-"num-examples". A model travels packed, as one array per type ("floats", "ints"), or as one array per
+"num-examples". What else an algorithm exchanges, such as control variates, are vectors in records of their
+own names. A model travels packed, as one array per type ("floats", "ints"), or as one array per
 tensor, as `ArrayRecord(model.state_dict())` makes it.
 """
 
@@ -13,16 +14,22 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import DTypeLike, NDArray
 
 from fedmr_flwr.errors import RecordError
-from fedmr_flwr.layout import Layout, Packed
+from fedmr_flwr.layout import Floats, Layout, Packed
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 FLOATS, INTS = "floats", "ints"
 EXAMPLES = "num-examples"
 ROUND = "server-round"
+# Under this key a message says in which round the client's last good reply was, 0 if there is none yet.
+LAST_ROUND = "last-round"
+# A record of a message that names the vectors that the reply must hold, and their lengths.
+RETURNS = "returns"
+# Under this key a reply's metrics say that what the client should have kept is not there.
+LOST_STATE = "lost-state"
 
 
 # The head of an .npy file as NumPy writes it for plain numbers. NumPy's own reader evaluates the text as a
@@ -95,6 +102,23 @@ def _parsed(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "
     if not dtype.isnative:
         raise ValueError(f"type {dtype} is no number of this machine")
     return dtype, shape, "F" if header["fortran"] == b"True" else "C"
+
+
+def vector_record(values: NDArray[Any]) -> ArrayRecord:
+    """Turn a vector that travels besides the model into a record."""
+    record = ArrayRecord()
+    record[FLOATS] = join([values], np.float32)
+    return record
+
+
+def vectors(content: RecordDict) -> dict[str, Floats]:
+    """Return the vectors that came besides the model, by the name of their record.
+
+    Raises:
+        RecordError: one is damaged.
+    """
+    found = content.array_records.items()
+    return {name: view(record[FLOATS]) for name, record in found if name != ARRAYS and FLOATS in record}
 
 
 def retyped(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
@@ -235,7 +259,7 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
         if not isinstance(arrays, ArrayRecord):
             return "malformed", f"the reply has no '{ARRAYS}'"
         assert isinstance(expected, ArrayRecord)
-        return _model_fault(arrays, expected)
+        return _model_fault(arrays, expected) or _vector_fault(reply.content, sent.content)
     except RecordError as error:
         return "malformed", one_line(str(error))
 
@@ -258,6 +282,19 @@ def _model_fault(record: ArrayRecord, sent: ArrayRecord) -> tuple[str, str] | No
             expected = f"{sent[name].dtype}{list(sent[name].shape)}"
             return "malformed", f"'{name}' is {array.dtype}{list(array.shape)}, not {expected}"
         if values.dtype.kind == "f" and not _finite(values):
+            return "not-finite", f"'{name}' holds NaN or infinite values"
+    return None
+
+
+def _vector_fault(content: RecordDict, sent: RecordDict) -> tuple[str, str] | None:
+    found = vectors(content)
+    for name, length in sent.config_records.get(RETURNS, {}).items():
+        if name not in found:
+            return "malformed", f"the reply has no '{name}', which the strategy needs"
+        values = found[name]
+        if values.dtype != np.float32 or values.shape != (length,):
+            return "malformed", f"'{name}' is {values.dtype}{list(values.shape)}, not float32[{length!r}]"
+        if not _finite(values):
             return "not-finite", f"'{name}' holds NaN or infinite values"
     return None
 

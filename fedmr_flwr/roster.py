@@ -6,13 +6,28 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from numpy.typing import NDArray
 
 from fedmr_flwr.errors import BadRoundError, FederationError
-from fedmr_flwr.records import ARRAYS, CONFIG, METRICS, Failure, fault, one_line, outliers
+from fedmr_flwr.records import (
+    ARRAYS,
+    CONFIG,
+    EXAMPLES,
+    LAST_ROUND,
+    LOST_STATE,
+    METRICS,
+    MOST_EXAMPLES,
+    Failure,
+    fault,
+    one_line,
+    outliers,
+)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 # Under this key a client answers a query with its number.
@@ -32,6 +47,8 @@ class Exchange:
         clients: the number of the client that each message went to.
         bytes_down: bytes of the arrays that were sent to all clients together, by the name of their record.
         bytes_up: bytes of the arrays that came back, those of refused replies included.
+        good: the numbers of the clients whose replies were good.
+        lost_state: those of them that should have kept something since their last good reply, and have not.
     """
 
     replies: int = 0
@@ -39,6 +56,8 @@ class Exchange:
     clients: tuple[int, ...] = ()
     bytes_down: Mapping[str, int] = field(default_factory=dict)
     bytes_up: Mapping[str, int] = field(default_factory=dict)
+    good: tuple[int, ...] = ()
+    lost_state: tuple[int, ...] = ()
 
     @property
     def by_kind(self) -> dict[str, int]:
@@ -67,6 +86,7 @@ class RosterGrid(Grid):
 
     Attributes:
         exchange: the account of the latest exchange of training messages.
+        examples: of each client, in the order of their numbers, if all of them said so when they were asked.
 
     Raises:
         FederationError: the clients do not come, or are not the ones that should.
@@ -90,7 +110,9 @@ class RosterGrid(Grid):
         self._guard = guard
         self.exchange = Exchange()
         self._numbered = clients is not None
+        self.examples: NDArray[np.int64] | None = None
         self._clients = {} if clients is None else self._ask_numbers(clients, query)
+        self._last_rounds = np.zeros(len(self._clients), np.int64)
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes in the order of their clients' numbers."""
@@ -114,6 +136,7 @@ class RosterGrid(Grid):
                 reply.
         """
         sent = list(messages)
+        self._tell_last_rounds(sent)
         bytes_down = _array_bytes(sent)  # before they are sent: what a client does to its message is not ours
         answers: dict[str, list[Message]] = {}
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
@@ -140,14 +163,50 @@ class RosterGrid(Grid):
             _log.warning("client %s: %s: %s", failure.client, failure.kind, failure.reason)
         if any(message.metadata.message_type == MessageType.TRAIN for message in sent):
             clients = tuple(self._number(message.metadata.dst_node_id) for message in sent)
-            bytes_up = _array_bytes(replies)
-            self.exchange = Exchange(problems.count(None), tuple(failures), clients, bytes_down, bytes_up)
+            good = [at for at, problem in enumerate(problems) if not problem]
+            self.exchange = Exchange(
+                len(good),
+                tuple(failures),
+                clients,
+                bytes_down,
+                _array_bytes(replies),
+                tuple(clients[at] for at in good),
+                tuple(clients[at] for at in good if _lost_state(found[at][0])),
+            )
             self._insist_on_good_replies()
         return [
             _as_error(group[0], message, problem) if problem else group[0]
             for message, group, problem in zip(sent, found, problems, strict=True)
             if group
         ]
+
+    def settle(self, server_round: int) -> None:
+        """Count the good replies of the latest exchange: in this round their clients have taken part.
+
+        Args:
+            server_round: its number. Without this call the exchange never happened.
+        """
+        if self._numbered:
+            self._last_rounds[list(self.exchange.good)] = server_round
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return what must be kept between rounds: the round of each client's last good reply, 0 for none."""
+        return {"last-rounds": self._last_rounds.copy()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what an earlier `state` returned."""
+        self._last_rounds = state["last-rounds"].copy()
+
+    def _tell_last_rounds(self, messages: list[Message]) -> None:
+        """Write into each message in which round its client's last good reply was."""
+        if not self._numbered:
+            return
+        for message in messages:
+            client = self._clients.get(message.metadata.dst_node_id)
+            if client is not None and CONFIG in message.content.config_records:
+                last = {LAST_ROUND: int(self._last_rounds[client])}
+                # A record of its own, because strategies send the same one to all.
+                message.content[CONFIG] = ConfigRecord({**message.content.config_records[CONFIG], **last})
 
     def _insist_on_good_replies(self) -> None:
         count, failures = self.exchange.replies, self.exchange.failures
@@ -166,7 +225,7 @@ class RosterGrid(Grid):
         nodes = _wait_for_nodes(self._grid, clients, self._patience)
         config = query or ConfigRecord()
         queries = [Message(RecordDict({CONFIG: config}), node, MessageType.QUERY) for node in nodes]
-        numbers, refusals, answers = {}, [], 0
+        numbers, examples, refusals, answers = {}, {}, [], 0
         for reply in self._grid.send_and_receive(queries, timeout=_QUERY_SECONDS):
             answers += 1
             if not reply.has_content():
@@ -176,6 +235,7 @@ class RosterGrid(Grid):
             number = metrics.get(CLIENT) if isinstance(metrics, MetricRecord) else None
             if isinstance(number, int):
                 numbers[reply.metadata.src_node_id] = number
+                examples[number] = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
         if len(nodes) != clients:
             raise FederationError(
                 f"the configuration has {clients} clients, but {len(nodes)} nodes are connected; set clients, "
@@ -190,6 +250,9 @@ class RosterGrid(Grid):
                 silent = clients - answers
                 why = f"{silent} said nothing in {_QUERY_SECONDS:.0f} s; are they still reading their data?"
             raise FederationError(f"only {found} of the {clients} clients 0 to {clients - 1} answered; {why}")
+        counts = [examples[client] for client in range(clients)]
+        if all(isinstance(count, int) and 0 < count < MOST_EXAMPLES for count in counts):
+            self.examples = np.array(counts, np.int64)
         return dict(sorted(numbers.items(), key=itemgetter(1)))
 
     # The rest is the wrapped Grid's.
@@ -241,6 +304,11 @@ def _problem(sent: Message, found: list[Message]) -> tuple[str, str] | None:
     if not found[0].has_content() or _asks_for_model(sent):
         return fault(found[0], sent)
     return None
+
+
+def _lost_state(reply: Message) -> bool:
+    metrics = reply.content.get(METRICS)
+    return isinstance(metrics, MetricRecord) and bool(metrics.get(LOST_STATE))
 
 
 def _asks_for_model(message: Message) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 from rich.console import Console
 
 from fedmr_flwr import algorithms, config, engines, models
@@ -27,6 +28,9 @@ from fedmr_flwr.runs.display import Display, quiet
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training import Score, evaluate, layout_of, pack, pick_device, place, unpack
 from fedmr_flwr.units import describe
+
+# What the roster keeps stands in a checkpoint beside what the strategy keeps.
+_ROSTER = "roster."
 
 app = ServerApp()
 
@@ -170,7 +174,7 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
     """Write down what is known beforehand, then go through the rounds that are left."""
     settings, strategy = federation.settings, federation.strategy
     _describe(federation, out)
-    completed, arrays = _resume(federation, out, display)
+    completed, arrays, roster_state = _resume(federation, out, display)
     out.note(status="running")
 
     def report(row: loop.Row, arrays: ArrayRecord, stops: bool) -> None:
@@ -179,7 +183,7 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
         done = row["round"] - stops
         if stops or done % settings.checkpoint_every == 0 or done == settings.rounds:
             out.flush_rows()
-            state = state_of(strategy)
+            state = {**state_of(strategy), **{_ROSTER + name: array for name, array in roster.state().items()}}
             checkpoint.save(out.checkpoints, Checkpoint(done, federation.codec.decode(arrays), state))
         display.show(row)
 
@@ -188,6 +192,8 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
     roster = RosterGrid(
         grid, settings.clients, query=query, min_good_replies=settings.min_good_replies, guard=settings.guard
     )
+    if roster_state:
+        roster.restore(roster_state)
     arrays = loop.run(settings, strategy, roster, arrays, config, federation.evaluate, report, completed)
     if settings.evaluate_clients:
         scores = clients.accuracies(roster, arrays, config, settings.clients_per_round, settings.round_timeout)
@@ -231,16 +237,19 @@ def _describe(federation: Federation, out: RunFolder) -> None:
     plots.clients(federation.counts, federation.title(), out.clients)
 
 
-def _resume(federation: Federation, out: RunFolder, display: Display) -> tuple[int, ArrayRecord]:
-    """Take up the latest checkpoint, if there is one; return the rounds that are done, and the global model."""
+def _resume(
+    federation: Federation, out: RunFolder, display: Display
+) -> tuple[int, ArrayRecord, dict[str, NDArray[Any]]]:
+    """Take up the latest checkpoint, if there is one; return its round, its global model and the roster's state."""
     found, problems = checkpoint.latest(out.checkpoints)
     done = found.round if found else 0
     checkpoint.forget_after(out.checkpoints, done)
     out.forget_rows_after(done)
     if found is None:
-        return 0, federation.arrays
-    restore(federation.strategy, found.state)
+        return 0, federation.arrays, {}
+    rosters = {name.removeprefix(_ROSTER): array for name, array in found.state.items() if name.startswith(_ROSTER)}
+    restore(federation.strategy, {k: v for k, v in found.state.items() if not k.startswith(_ROSTER)})
     resumed = {"after-round": done, "problems": problems, "versions": folder.versions()}
     out.note(resumed=[*out.read_manifest().get("resumed", []), resumed])
     display.show_resumed(resumed)
-    return done, federation.codec.encode([found.model.floats], [found.model.ints])
+    return done, federation.codec.encode([found.model.floats], [found.model.ints]), rosters

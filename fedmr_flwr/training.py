@@ -1,12 +1,13 @@
 """Local training: the one SGD loop of every client, and the evaluation of a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -14,8 +15,21 @@ from fedmr_flwr import config
 from fedmr_flwr.data import augmentation
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import DeviceError
-from fedmr_flwr.layout import Layout, Packed
+from fedmr_flwr.layout import Floats, Layout, Packed
 from fedmr_flwr.models.base import Dropout
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a local rule leaves behind, besides the trained model.
+
+    Attributes:
+        returned: vectors [.] float32 for the server, by name.
+        kept: arrays for the client's next participation, by name.
+    """
+
+    returned: Mapping[str, Floats] = field(default_factory=dict)
+    kept: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -25,10 +39,27 @@ class Fit:
     Attributes:
         examples: examples of the client.
         loss: mean training loss over all examples of all epochs, measured as training went on.
+        outcome: what the local rule leaves behind.
     """
 
     examples: int
     loss: float
+    outcome: Outcome = Outcome()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a local rule may know of the client that it serves.
+
+    Attributes:
+        examples: of the client, on the device of the model.
+        training: how they are trained on.
+        rng: for draws of the rule's own; what it draws changes nothing else.
+    """
+
+    examples: Examples
+    training: config.Training
+    rng: np.random.Generator
 
 
 class LocalRule:
@@ -39,15 +70,30 @@ class LocalRule:
 
     Args:
         options: of the type `Options`; None takes every default.
+
+    Attributes:
+        exchanges: names of the vectors that travel to and from the server besides the model; a rule that has
+            some works only with the strategy that knows them.
+        keeps: whether the client keeps something for its next participation.
+        received: what the server sent besides the model: vectors [.] float32 by name.
+        kept: what the client kept of its last participation; empty if there was none, or if it is lost.
     """
 
     Options: ClassVar[type[config.Section]] = config.Section
+    exchanges: ClassVar[tuple[str, ...]] = ()
+    keeps: ClassVar[bool] = False
 
     def __init__(self, options: config.Section | None = None) -> None:
         self.options: Any = options or self.Options()
+        self.received: Mapping[str, Floats] = {}
+        self.kept: Mapping[str, NDArray[Any]] = {}
 
-    def begin(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module, task: Task) -> None:
         """Look at the model that was received, before the first step."""
+
+    def end(self, model: nn.Module, steps: int) -> Outcome:
+        """Look at the trained model, after so many steps of the optimiser; say what to return and what to keep."""
+        return Outcome()
 
     def step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, labels: torch.Tensor
@@ -103,7 +149,8 @@ def fit(
     _seed_dropout(model, device, rng)
     optimizer = torch.optim.SGD(model.parameters(), training.lr, training.momentum, fused=True)
     total = torch.zeros((), device=device)
-    rule.begin(model)
+    rule.begin(model, Task(examples, training, rng.spawn(1)[0]))
+    steps = 0
     for _ in range(training.local_epochs):
         order = torch.from_numpy(rng.permutation(count)).to(device)
         changes = augmentation.draw(count, inputs.shape[2:], rng).to(device) if training.augment else None
@@ -114,7 +161,8 @@ def fit(
                 chosen = augmentation.crop_and_flip(chosen, changes[batch], dataset.background)
             loss = rule.step(model, optimizer, to_input(dataset, chosen), labels[batch])
             total += loss * len(batch)  # on the device: reading it here would wait for every step
-    return Fit(count, total.item() / (count * training.local_epochs))
+            steps += 1
+    return Fit(count, total.item() / (count * training.local_epochs), rule.end(model, steps))
 
 
 def _seed_dropout(model: nn.Module, device: torch.device, rng: np.random.Generator) -> None:

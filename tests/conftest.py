@@ -67,8 +67,9 @@ def grid_of() -> Callable[..., Grid]:
 
             @app.query()
             def query(message: Message, context) -> Message:
-                number = MetricRecord({"client": context.node_config["partition-id"]})
-                return Message(RecordDict({"metrics": number}), reply_to=message)
+                client = context.node_config["partition-id"]
+                known = MetricRecord({"client": client, "num-examples": client + 1})
+                return Message(RecordDict({"metrics": known}), reply_to=message)
 
         return InProcessGrid(app, clients)
 

@@ -1,15 +1,19 @@
 """The algorithms by name; each file holds one, with its local rule if it has one."""
 
 from fedmr_flwr.algorithms.base import Algorithm
+from fedmr_flwr.algorithms.clusamp import CluSamp
 from fedmr_flwr.algorithms.fedasam import FedASAM
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.algorithms.fedcross import FedCross
 from fedmr_flwr.algorithms.fedexp import FedExP
+from fedmr_flwr.algorithms.fedgen import FedGen
 from fedmr_flwr.algorithms.fedmr import FedMR
 from fedmr_flwr.algorithms.fedmut import FedMut
 from fedmr_flwr.algorithms.fedprox import FedProx
 from fedmr_flwr.algorithms.flower import PREFIX, flower_strategy
 from fedmr_flwr.algorithms.indep import Indep
+from fedmr_flwr.algorithms.moon import Moon
+from fedmr_flwr.algorithms.scaffold import Scaffold
 from fedmr_flwr.config import Section, Settings, Strategy, checked
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.layout import Layout
@@ -17,14 +21,18 @@ from fedmr_flwr.training import LocalRule
 
 # Add one line to add one.
 ALGORITHMS: dict[str, type[Algorithm]] = {
+    "clusamp": CluSamp,
     "fedasam": FedASAM,
     "fedavg": FedAvg,
     "fedcross": FedCross,
     "fedexp": FedExP,
+    "fedgen": FedGen,
     "fedmr": FedMR,
     "fedmut": FedMut,
     "fedprox": FedProx,
     "indep": Indep,
+    "moon": Moon,
+    "scaffold": Scaffold,
 }
 
 
@@ -79,9 +87,18 @@ def _options(settings: Settings) -> tuple[Section, Section]:
 
 
 def _rule(settings: Settings) -> type[LocalRule]:
-    if settings.strategy.local_rule is None:
-        return _find(settings.strategy.name, "strategy.name").Rule
-    return _find(settings.strategy.local_rule, "strategy.local-rule").Rule
+    name, other = settings.strategy.name, settings.strategy.local_rule
+    own = _find(name, "strategy.name").Rule
+    if other is None:
+        return own
+    rule = _find(other, "strategy.local-rule").Rule
+    if rule.exchanges != own.exchanges:
+        apart = other if rule.exchanges else name
+        raise ConfigError(
+            f"strategy.local-rule: '{other}' does not work under '{name}', because the two halves of '{apart}' "
+            f"exchange more than models ({', '.join(rule.exchanges or own.exchanges)})"
+        )
+    return rule
 
 
 def _find(name: str, key: str) -> type[Algorithm]:

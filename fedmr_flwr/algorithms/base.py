@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.config import Section, checked
 from fedmr_flwr.errors import ConfigError, RecordError
-from fedmr_flwr.layout import Layout, Packed
+from fedmr_flwr.layout import Floats, Layout, Packed
 from fedmr_flwr.randomness import stream
-from fedmr_flwr.records import ARRAYS, CONFIG, EXAMPLES, METRICS, ROUND, Codec
+from fedmr_flwr.records import ARRAYS, CONFIG, EXAMPLES, METRICS, RETURNS, ROUND, Codec, vector_record, vectors
 from fedmr_flwr.roster import RosterGrid
 from fedmr_flwr.training import LocalRule
 
@@ -32,11 +32,13 @@ class Trained:
         model: what it trained.
         examples: on how many examples.
         metrics: its numbers by name.
+        vectors: what else it returned, by name: those that `Algorithm.returns` names.
     """
 
     model: Packed
     examples: float
     metrics: dict[str, float]
+    vectors: Mapping[str, Floats] = field(default_factory=dict)
 
 
 class Algorithm(Strategy):
@@ -53,6 +55,7 @@ class Algorithm(Strategy):
         **options: what `Options` of the algorithm names.
 
     Attributes:
+        federation: N, the clients that were there in the latest round.
         trained_slots: the slots that were sent out in the latest round, in the order of the messages.
         diagnosis: what `diagnostics` said after the latest round.
 
@@ -74,6 +77,7 @@ class Algorithm(Strategy):
         self.seed = seed
         self.options: Any = checked(self.Options, options, type(self).__name__, "strategy.")
         self._codec = None if layout is None else Codec(layout)
+        self.federation = 0
         self.trained_slots: list[int] = []
         self.diagnosis: dict[str, Any] = {}
         self._sent: list[Message] = []
@@ -119,16 +123,24 @@ class Algorithm(Strategy):
                 f"clients-per-round is {self.clients_per_round} but only {len(nodes)} clients are connected; "
                 "lower clients-per-round or start more clients"
             )
-        rng = stream(self.seed, "select", server_round)
-        drawn = rng.choice(len(nodes), self.clients_per_round, replace=False)
-        settings = ConfigRecord({**config, ROUND: server_round})
+        self.federation = len(nodes)
+        drawn = self._draw_clients(server_round, grid)
         models = self.models(server_round, arrays)
-        self.trained_slots = self._draw_slots(server_round)
+        self.trained_slots = self._draw_slots(server_round)[: len(drawn)]
+        common: dict[str, ArrayRecord | ConfigRecord] = {CONFIG: ConfigRecord({**config, ROUND: server_round})}
+        common |= {name: vector_record(values) for name, values in self.sends().items()}
+        if returns := self.returns():
+            common[RETURNS] = ConfigRecord({**returns})
         self._sent = [
-            Message(RecordDict({ARRAYS: models[slot], CONFIG: settings}), nodes[client], MessageType.TRAIN)
+            Message(RecordDict({ARRAYS: models[slot], **common}), nodes[client], MessageType.TRAIN)
             for client, slot in zip(drawn, self.trained_slots, strict=True)
         ]
         return self._sent
+
+    def _draw_clients(self, server_round: int, grid: Grid) -> list[int]:
+        """Draw the numbers of the clients that train in a round, at most M."""
+        rng = stream(self.seed, "select", server_round)
+        return [int(client) for client in rng.choice(self.federation, self.clients_per_round, replace=False)]
 
     def _draw_slots(self, server_round: int) -> list[int]:
         """Draw which slots are trained, where there are more of them than clients in a round."""
@@ -153,6 +165,14 @@ class Algorithm(Strategy):
         numbers = {name: value for name, value in self.diagnosis.items() if isinstance(value, float)}
         return arrays, MetricRecord({**mean_metrics([reply for reply in trained if reply]), **numbers})
 
+    def sends(self) -> Mapping[str, Floats]:
+        """Return the vectors that go to every client of a round besides the model, by name."""
+        return {}
+
+    def returns(self) -> Mapping[str, int]:
+        """Return the names and lengths of the vectors that every client must return besides the model."""
+        return {}
+
     def diagnostics(self) -> dict[str, Any]:
         """Return what is worth knowing of the server's state after a round, by name, as JSON has it."""
         return {}
@@ -174,7 +194,7 @@ class Algorithm(Strategy):
             assert isinstance(arrays, ArrayRecord) and isinstance(numbers, MetricRecord)
             model = self.codec.decode(arrays)
             metrics = plain_numbers(numbers)
-            return Trained(model, metrics.pop(EXAMPLES), metrics)
+            return Trained(model, metrics.pop(EXAMPLES), metrics, vectors(reply.content))
         except (RecordError, KeyError):
             return None
 

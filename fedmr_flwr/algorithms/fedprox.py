@@ -9,7 +9,7 @@ from torch import nn
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.config import Section
-from fedmr_flwr.training import LocalRule
+from fedmr_flwr.training import LocalRule, Task
 
 
 class ProxOptions(Section):
@@ -33,7 +33,7 @@ class Prox(LocalRule):
 
     Options = ProxOptions
 
-    def begin(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module, task: Task) -> None:
         """Keep the model that was received."""
         self._received = [parameter.detach().clone() for parameter in model.parameters()]
 

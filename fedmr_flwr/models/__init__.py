@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.models.base import Classifier, initialise
+from fedmr_flwr.models.base import Classifier, materialise
 from fedmr_flwr.models.charlstm import CharLSTM
 from fedmr_flwr.models.cnn import cnn
 from fedmr_flwr.models.mlp import MLP
@@ -54,22 +54,19 @@ def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0) 
             f"model.name: '{name}' is not known; choose one of {', '.join(sorted(MODELS))}, or module:Class"
         )
     unfit = f"model.name: '{name}' does not take examples of shape {list(input_shape)}"
-    try:
-        # On the meta device the constructors draw nothing, so the global generator stays untouched.
-        with torch.device("meta"):
-            model = builder(tuple(input_shape), classes)
-    except (ValueError, IndexError, RuntimeError) as error:
-        raise ConfigError(f"{unfit}: {_line(error)}") from None
-    if not isinstance(model, Classifier):
-        raise ConfigError(f"model.name: '{name}' must derive from fedmr_flwr.models.Classifier")
-    model.to_empty(device="cpu")
+
+    def make() -> Classifier:
+        model = builder(tuple(input_shape), classes)
+        if not isinstance(model, Classifier):
+            raise ConfigError(f"model.name: '{name}' must derive from fedmr_flwr.models.Classifier")
+        return model
+
     generator = torch.Generator().manual_seed(int(stream(seed, "model").integers(2**63)))
     try:
-        initialise(model, generator)
-    except TypeError as error:
-        raise ConfigError(f"model.name: '{name}': {error}") from None
-    try:
+        model = materialise(make, generator)
         found = _answer(model, input_shape)
+    except TypeError as error:
+        raise ConfigError(f"model.name: '{name}': {_line(error)}") from None
     except (ValueError, IndexError, RuntimeError) as error:
         raise ConfigError(f"{unfit}: {_line(error)}") from None
     if found != (2, classes):

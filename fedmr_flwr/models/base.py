@@ -2,27 +2,33 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Classifier(nn.Module):
     """A network in two parts, so that algorithms can look at or replace the representation between them.
 
     Attributes:
+        classifier: the last layer.
         blocks: paths of the modules that recombination by `block` moves as one, for instance residual blocks.
     """
 
+    classifier: nn.Linear
     blocks: tuple[str, ...] = ()
 
     @abstractmethod
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, D] representations, the input of the last layer."""
 
-    @abstractmethod
     def head(self, representations: torch.Tensor) -> torch.Tensor:
         """Map [B, D] representations to [B, classes] logits."""
+        return self.classifier(representations)  # type: ignore[no-any-return]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, classes] logits."""
@@ -46,6 +52,10 @@ class Dropout(nn.Module):
         self.p = p
         self.generator: torch.Generator | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the generator out of a copy: it cannot be copied, and must not serve two models."""
+        return self.__dict__ | {"generator": None}
+
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Zero a random share of the values and scale the others, in training; nothing else."""
         if not self.training:
@@ -53,6 +63,23 @@ class Dropout(nn.Module):
         assert self.generator is not None, "local training gives every client a generator"
         kept = torch.empty_like(values).bernoulli_(1 - self.p, generator=self.generator)
         return values * kept / (1 - self.p)
+
+
+def materialise(make: Callable[[], M], generator: torch.Generator) -> M:
+    """Make a network with initial weights drawn from `generator`, on the CPU.
+
+    Args:
+        make: its constructor; on the meta device it draws nothing, so the global generator stays untouched.
+        generator: the only source of randomness.
+
+    Raises:
+        TypeError: as `initialise`.
+    """
+    with torch.device("meta"):
+        model = make()
+    model.to_empty(device="cpu")
+    initialise(model, generator)
+    return model
 
 
 @torch.no_grad()

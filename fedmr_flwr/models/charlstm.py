@@ -27,7 +27,3 @@ class CharLSTM(Classifier):
         """Map [B, T] numbers of characters to the [B, 256] representation of the text."""
         outputs, _ = self.lstm(self.embedding(images.long()))
         return outputs[:, -1]  # type: ignore[no-any-return]
-
-    def head(self, representations: torch.Tensor) -> torch.Tensor:
-        """Map [B, 256] representations to [B, classes] logits."""
-        return self.classifier(representations)  # type: ignore[no-any-return]

@@ -51,10 +51,6 @@ class CNN(Classifier):
             values = torch.relu(layer(values))
         return values
 
-    def head(self, representations: torch.Tensor) -> torch.Tensor:
-        """Map [B, hidden[-1]] representations to [B, classes] logits."""
-        return self.classifier(representations)  # type: ignore[no-any-return]
-
 
 def cnn(input_shape: tuple[int, ...], classes: int) -> CNN:
     """Build the CNN that fits a data set's images.

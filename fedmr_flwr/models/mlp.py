@@ -26,7 +26,3 @@ class MLP(Classifier):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, ...] examples to [B, hidden] representations."""
         return torch.relu(self.layer2(torch.relu(self.layer1(images.flatten(1)))))
-
-    def head(self, representations: torch.Tensor) -> torch.Tensor:
-        """Map [B, hidden] representations to [B, classes] logits."""
-        return self.classifier(representations)  # type: ignore[no-any-return]

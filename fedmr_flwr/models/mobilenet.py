@@ -30,7 +30,3 @@ class MobileNetV2(Classifier):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, 1280] representations."""
         return self.dropout(self.convolutions(images).mean((2, 3)))  # type: ignore[no-any-return]
-
-    def head(self, representations: torch.Tensor) -> torch.Tensor:
-        """Map [B, 1280] representations to [B, classes] logits."""
-        return self.classifier(representations)  # type: ignore[no-any-return]

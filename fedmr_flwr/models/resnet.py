@@ -87,10 +87,6 @@ class ResNet(Classifier):
         maps = self.stages(torch.relu(self.norm(self.conv(images))))
         return maps.mean((2, 3))  # type: ignore[no-any-return]
 
-    def head(self, representations: torch.Tensor) -> torch.Tensor:
-        """Map [B, widths[-1]] representations to [B, classes] logits."""
-        return self.classifier(representations)  # type: ignore[no-any-return]
-
 
 class Bottleneck(nn.Module):
     """A pre-activation bottleneck with expansion 4. Source: He et al., ECCV 2016, figure 1b.
@@ -149,10 +145,6 @@ class FedMRResNet(Classifier):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, 256] representations."""
         return self.stages(self.conv(images)).mean((2, 3))  # type: ignore[no-any-return]
-
-    def head(self, representations: torch.Tensor) -> torch.Tensor:
-        """Map [B, 256] representations to [B, classes] logits."""
-        return self.classifier(representations)  # type: ignore[no-any-return]
 
 
 def resnet20(input_shape: tuple[int, ...], classes: int) -> ResNet:

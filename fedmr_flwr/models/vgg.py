@@ -43,7 +43,3 @@ class VGG(Classifier):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, hidden] representations."""
         return self.hidden(self.convolutions(images).flatten(1))  # type: ignore[no-any-return]
-
-    def head(self, representations: torch.Tensor) -> torch.Tensor:
-        """Map [B, hidden] representations to [B, classes] logits."""
-        return self.classifier(representations)  # type: ignore[no-any-return]

@@ -60,6 +60,16 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return note
 
 
+def oldest(server_round: int, every: int) -> int:
+    """Return the round of the oldest checkpoint that may be there when a round begins, 0 before the first few.
+
+    Args:
+        server_round: which begins.
+        every: rounds between checkpoints.
+    """
+    return max(0, ((server_round - 1) // every - (KEPT - 1)) * every)
+
+
 def load(note: Path) -> Checkpoint:
     """Read a checkpoint.
 

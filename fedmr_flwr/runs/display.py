@@ -65,6 +65,8 @@ class Display:
             self._bar.update(self._task, completed=row["round"], numbers=describe(self._latest))
         else:
             self.say(f"round {row['round']}/{self._rounds}  {describe(row)}")
+        for client in row.get("lost-state", ()):
+            self.say(f"  client {client}: what it kept of earlier rounds is lost; it began anew")
         for failed in row.get("failed", ()):
             self.say(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
 

@@ -59,7 +59,8 @@ class RunFolder:
     """One run on disk.
 
     Files: config.yaml (resolved), manifest.json (versions, hashes, status), metrics.jsonl (an object per
-    round), partition.npz, checkpoints/, model.safetensors (the global model), and pictures.
+    round), partition.npz, checkpoints/, client-state/ (what clients keep between rounds, if the algorithm has
+    them do so), model.safetensors (the global model), and pictures.
 
     Args:
         path: an existing run folder.
@@ -74,6 +75,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.curves = path / "curves.png"
         self.clients = path / "clients.png"
+        self.client_state = path / "client-state"
         self.config = path / "config.yaml"
 
     @classmethod

@@ -17,9 +17,9 @@ Row = dict[str, Any]
 
 # What these say is the server's to say: clients' metrics of such a name are left out.
 _RESERVED = {
-    "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "clients", "slots", "similarity",
-    "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy", "slot-accuracies",
-    "evaluation-seconds",
+    "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
+    "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
+    "slot-accuracies", "evaluation-seconds",
 }  # fmt: skip
 
 
@@ -95,6 +95,7 @@ def _train_round(
     combined, metrics = strategy.aggregate_train(number, replies)
     if combined is None:
         raise FederationError(f"round {number}: the strategy made no model of {len(replies)} replies")
+    grid.settle(number)
     more = strategy.diagnosis if isinstance(strategy, Algorithm) else {}
     return retyped(combined, arrays), {
         name: value for name, value in (metrics or {}).items() if name not in _RESERVED
@@ -117,6 +118,8 @@ def _account(grid: RosterGrid) -> Row:
     exchange = grid.exchange
     row: Row = {"clients": exchange.clients, "replies": exchange.replies, "failures": len(exchange.failures)}
     row |= {"bytes-down": exchange.bytes_down, "bytes-up": exchange.bytes_up}
+    if exchange.lost_state:
+        row["lost-state"] = exchange.lost_state
     if exchange.failures:
         row |= {"failures-by-kind": exchange.by_kind, "failed": [vars(failure) for failure in exchange.failures]}
     return row

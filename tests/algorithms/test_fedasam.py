@@ -22,7 +22,7 @@ class QuadraticASAM(ASAM):
 def step(rule, weight=(0.5, -2.0), bias=1.0, lr=0.1):
     model = nn.Linear(2, 1)
     model.load_state_dict({"weight": torch.tensor([weight]), "bias": torch.tensor([bias])})
-    rule.begin(model)
+    rule.begin(model, None)
     loss = rule.step(model, torch.optim.SGD(model.parameters(), lr), torch.zeros(1, 2), torch.zeros(1))
     return np.array([*model.weight.detach()[0].tolist(), model.bias.item()]), loss.item()
 
@@ -51,7 +51,7 @@ def test_batch_norm_counts_each_batch_once_and_from_the_model_itself():
         model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
         for parameter in model.parameters():
             parameter.data.uniform_(-1, 1, generator=generator)
-        rule.begin(model)
+        rule.begin(model, None)
         rule.step(model, torch.optim.SGD(model.parameters(), 0.1), images, labels)
         finals[name] = model
     plain, asam = finals["plain"][1], finals["asam"][1]

@@ -54,7 +54,7 @@ def test_buffers_and_frozen_parameters_are_left_alone():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model[0].bias.requires_grad_(False)
     rule = Prox(ProxOptions(mu=1))
-    rule.begin(model)
+    rule.begin(model, None)
     model(torch.from_numpy(X)).sum().backward()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rule.adjust(model)

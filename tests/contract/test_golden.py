@@ -25,11 +25,11 @@ from flwr.clientapp import ClientApp
 from rich.console import Console
 
 from fedmr_flwr import FedAvg, FedMR, engines, server
-from fedmr_flwr.algorithms import FedCross, FedExP, FedMut, Indep
+from fedmr_flwr.algorithms import CluSamp, FedCross, FedExP, FedMut, Indep, Scaffold
 from fedmr_flwr.engines.in_process import InProcessGrid
 from fedmr_flwr.layout import Layout, Packed
 from fedmr_flwr.randomness import stream
-from fedmr_flwr.records import Codec
+from fedmr_flwr.records import Codec, vector_record
 from fedmr_flwr.roster import RosterGrid
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.display import Display
@@ -68,6 +68,8 @@ CODEC = Codec(LAYOUT)
 CASES = {
     "fedavg, by examples": (FedAvg, {"weighting": "examples"}, ()),
     "fedavg, uniform": (FedAvg, {"weighting": "uniform"}, ()),
+    "clusamp": (CluSamp, {}, ()),
+    "scaffold": (Scaffold, {"server_lr": 0.75}, (3,)),
     "indep": (Indep, {}, ()),
     "fedexp": (FedExP, {}, ()),
     "fedmut": (FedMut, {}, ()),
@@ -100,8 +102,9 @@ def federation(failing):
 
     @app.query()
     def query(message, context):
-        number = MetricRecord({"client": context.node_config["partition-id"]})
-        return Message(RecordDict({"metrics": number}), reply_to=message)
+        client = context.node_config["partition-id"]
+        known = MetricRecord({"client": client, "num-examples": 5 + client})
+        return Message(RecordDict({"metrics": known}), reply_to=message)
 
     @app.train()
     def train(message, context):
@@ -112,7 +115,10 @@ def federation(failing):
         new = old.floats * np.float32(0.875) + noise("golden", number, client)
         arrays = CODEC.encode([new], [old.ints + (client % 3 + 1)])
         metrics = MetricRecord({"num-examples": 5 + client, "loss": 1.0})
-        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        for name, length in message.content.config_records.get("returns", {}).items():
+            content[name] = vector_record(noise(name, number, client)[:length])
+        return Message(content, reply_to=message)
 
     return RosterGrid(InProcessGrid(app, CLIENTS), CLIENTS)
 

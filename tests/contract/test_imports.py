@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "fedmr_flwr"
 ROOMS = [
     "errors",
     "files",
+    "client_state",
     "randomness",
     "layout",
     "population",
@@ -35,6 +36,7 @@ ROOMS = [
 ALLOWED = {
     "errors": set(),
     "files": {"numpy", "safetensors"},
+    "client_state": {"numpy", "safetensors"},
     "randomness": {"numpy"},
     "layout": {"numpy"},
     "population": {"numpy"},
@@ -44,7 +46,7 @@ ALLOWED = {
     "models": {"torch", "torchvision"},
     "training": {"numpy", "torch"},
     "records": {"flwr", "numpy"},
-    "roster": {"flwr"},
+    "roster": {"flwr", "numpy"},
     "classic": {"flwr", "numpy"},
 }
 

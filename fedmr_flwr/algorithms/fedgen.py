@@ -1,0 +1,291 @@
+"""FedGen: FedAvg whose server learns a generator of representations from the clients' heads and sends it along.
+
+Source: Zhu et al., "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", ICML 2021, equations 4
+to 6 and algorithm 1; network and numbers as in the code that was published with FedMR.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+
+from fedmr_flwr.algorithms.base import Trained
+from fedmr_flwr.algorithms.fedavg import FedAvg, FedAvgOptions
+from fedmr_flwr.config import Section
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.layout import Entry, Floats, Packed
+from fedmr_flwr.models.base import Classifier, materialise
+from fedmr_flwr.randomness import stream
+from fedmr_flwr.training import LocalRule, Outcome, Task, layout_of, pack, threads, unpack
+
+GENERATOR, COUNTS = "generator", "label-counts"
+_HEAD = ("classifier.weight", "classifier.bias")
+_NOISE, _HIDDEN = 100, 512
+_BATCH, _WEIGHT_DECAY = 128, 0.01
+
+
+# [K, C, D] weights and [K, C] biases.
+Heads = tuple[torch.Tensor, torch.Tensor]
+
+
+class Generator(nn.Module):
+    """Makes representations of given labels out of noise.
+
+    Args:
+        classes: number of labels.
+        width: D, of a representation.
+    """
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.hidden = nn.Linear(_NOISE + classes, _HIDDEN)
+        self.norm = nn.BatchNorm1d(_HIDDEN)
+        self.output = nn.Linear(_HIDDEN, width)
+
+    def forward(self, labels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Map [B] labels and [B, 100] noise to [B, D] representations."""
+        given = functional.one_hot(labels, self.classes).to(noise.dtype)
+        return self.output(torch.relu(self.norm(self.hidden(torch.cat([noise, given], 1)))))  # type: ignore[no-any-return]
+
+
+def diversity(noise: torch.Tensor, representations: torch.Tensor) -> torch.Tensor:
+    """Return a loss that is 1 if equal representations are made of different noise, and less the more they differ.
+
+    Args:
+        noise: [B, E].
+        representations: [B, D] made of it.
+
+    Returns:
+        exp(-mean over all ordered pairs of mean((e_i - e_j)^2) mean(|z_i - z_j|)).
+    """
+    apart = (representations[:, None] - representations).abs().mean(2)
+    return torch.exp(-((noise[:, None] - noise).square().mean(2) * apart).mean())
+
+
+def teaching(
+    representations: torch.Tensor,
+    labels: torch.Tensor,
+    heads: Heads,
+    shares: torch.Tensor,
+) -> torch.Tensor:
+    """Return how badly the clients' heads recognise generated representations.
+
+    Args:
+        representations: [B, D].
+        labels: [B] of which they are meant to be.
+        heads: [K, C, D] weights and [K, C] biases.
+        shares: [K, C], client k's share of the round's examples of a label.
+
+    Returns:
+        The cross-entropy of each head, weighted by its client's share of the label, summed over clients, mean over
+        the batch.
+    """
+    weights, biases = heads
+    logits = torch.einsum("bd,kcd->kbc", representations, weights) + biases[:, None]
+    losses = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(weights)), reduction="none")
+    return (losses.view(len(weights), -1) * shares[:, labels]).sum(0).mean()
+
+
+class GuidedOptions(Section):
+    """Options of FedGen's local rule.
+
+    Attributes:
+        alpha: weight of the cross-entropy on generated representations.
+        beta: weight of the divergence of what the model says to an example from what it says to a generated
+            representation of the same label.
+    """
+
+    alpha: float = Field(0.2, ge=0)
+    beta: float = Field(0.2, ge=0)
+
+
+class Guided(LocalRule):
+    """Adds two terms to the cross-entropy, with the head h of the model that is trained and the generator G.
+
+    alpha times the cross-entropy of h(G(y')) for as many random labels y' as there are examples in the batch, and
+    beta times the Kullback-Leibler divergence of softmax(h(f(x))) from softmax(h(G(y))), which is held fixed, mean
+    over the batch. The generator is in evaluation mode and does not change. Without a generator, that is, in the
+    first round, there are no such terms. The reported loss contains them.
+
+    Returned to the server, and only here: how many examples of each label the client has.
+
+    Args:
+        options: with `alpha` and `beta`.
+    """
+
+    Options = GuidedOptions
+    exchanges = (GENERATOR, COUNTS)
+
+    def begin(self, model: nn.Module, task: Task) -> None:
+        """Take up the generator."""
+        classifier = cast(Classifier, model).classifier
+        classes, labels = classifier.out_features, task.examples.labels
+        self._counts = torch.bincount(labels, minlength=classes)
+        self._generator: Generator | None = None
+        weights = self.received.get(GENERATOR)
+        if weights is not None and (self.options.alpha or self.options.beta):
+            self._generator = _new_generator(classes, classifier.in_features, task.rng)
+            _load(self._generator, weights)
+            self._generator.to(labels.device).eval().requires_grad_(False)
+            self._draws = torch.Generator(labels.device).manual_seed(int(task.rng.integers(2**63)))
+
+    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return cross-entropy plus both terms."""
+        if self._generator is None:
+            return super().loss(model, inputs, labels)
+        head, classes = cast(Classifier, model).head, self._generator.classes
+        logits = model(inputs)
+        others = torch.randint(classes, labels.shape, generator=self._draws, device=labels.device)
+        taught = functional.cross_entropy(head(self._imagine(others)), others)
+        with torch.no_grad():
+            wanted = head(self._imagine(labels)).softmax(1)
+        pulled = functional.kl_div(logits.log_softmax(1), wanted, reduction="batchmean")
+        terms: torch.Tensor = self.options.alpha * taught + self.options.beta * pulled
+        return functional.cross_entropy(logits, labels) + terms
+
+    def _imagine(self, labels: torch.Tensor) -> torch.Tensor:
+        assert self._generator is not None
+        noise = torch.randn(len(labels), _NOISE, generator=self._draws, device=labels.device)
+        return self._generator(labels, noise)  # type: ignore[no-any-return]
+
+    def end(self, model: nn.Module, steps: int) -> Outcome:
+        """Return the label counts."""
+        return Outcome(returned={COUNTS: self._counts.numpy(force=True).astype(np.float32)})
+
+
+class FedGenOptions(FedAvgOptions):
+    """Options of FedGen.
+
+    Attributes:
+        generator_lr: learning rate of the generator, by Adam.
+        generator_steps: steps that it is trained for in a round.
+        diversity: weight of its diversity loss.
+    """
+
+    generator_lr: float = Field(0.0003, gt=0)
+    generator_steps: int = Field(50, ge=1)
+    diversity: float = Field(1.0, ge=0)
+
+
+class FedGen(FedAvg):
+    """Federated averaging with a generator that is trained on the server.
+
+    Its labels are drawn uniformly from those that the round's clients hold. Its training is on the CPU, with one
+    thread, so that it is the same everywhere. The model's last layer must be a Linear named `classifier`.
+
+    Args:
+        clients_per_round: clients drawn in a round.
+        seed: the seed of the run.
+        layout: of the models, if they travel packed.
+        weighting: "examples" or "uniform".
+        generator_lr: see `FedGenOptions`.
+        generator_steps: see `FedGenOptions`.
+        diversity: see `FedGenOptions`.
+
+    Attributes:
+        generator: None before the first good round.
+    """
+
+    Options = FedGenOptions
+    Rule = Guided
+
+    generator: Generator | None = None
+    _loss = 0.0
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if self._codec:
+            self._head()  # a model without one is refused before the first round
+
+    def sends(self) -> Mapping[str, Floats]:
+        """Send the generator, once there is one."""
+        if self.generator is None:
+            return {}
+        return {GENERATOR: pack(self.generator, layout_of(self.generator)).floats}
+
+    def returns(self) -> Mapping[str, int]:
+        """Ask for the label counts."""
+        return {COUNTS: self._head()[0].shape[0]}
+
+    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
+        """Average the models that came back, and train the generator on their heads."""
+        good = [reply for reply in trained if reply]
+        if self.generator is None:
+            classes, width = self._head()[0].shape
+            self.generator = _new_generator(classes, width, stream(self.seed, "generator"))
+        heads = [
+            torch.from_numpy(np.stack([reply.model.floats[entry.columns].reshape(entry.shape) for reply in good]))
+            for entry in self._head()
+        ]
+        counts = torch.from_numpy(np.stack([reply.vectors[COUNTS] for reply in good])).clamp(min=0)
+        draws = torch.Generator().manual_seed(int(stream(self.seed, "generate", server_round).integers(2**63)))
+        with threads(1):
+            self._loss = _teach(self.generator, (heads[0], heads[1]), counts, self.options, draws)
+        return super().combine(server_round, trained)
+
+    def _head(self) -> tuple[Entry, Entry]:
+        """Find the last layer, [C, D] weights and [C] biases."""
+        found = {entry.name: entry for entry in self.codec.layout.entries}
+        if not all(name in found for name in _HEAD):
+            raise ConfigError("fedgen needs a model whose last layer is a Linear with bias, named 'classifier'")
+        return found[_HEAD[0]], found[_HEAD[1]]
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Return the generator's loss."""
+        return {"generator-loss": self._loss}
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return the generator."""
+        return {name: values.copy() for name, values in self.sends().items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take up the generator of an earlier `state`."""
+        self.generator = None
+        if state:
+            classes, width = self._head()[0].shape
+            self.generator = _new_generator(classes, width, stream(self.seed, "generator"))
+            _load(self.generator, state[GENERATOR])
+
+
+def _new_generator(classes: int, width: int, rng: np.random.Generator) -> Generator:
+    return materialise(lambda: Generator(classes, width), torch.Generator().manual_seed(int(rng.integers(2**63))))
+
+
+def _load(generator: Generator, weights: Floats) -> None:
+    """Overwrite a generator; the counters of its BatchNorm have no effect and do not travel."""
+    layout = layout_of(generator)
+    unpack(Packed(weights, np.zeros(layout.counters, np.int64)), layout, generator)
+
+
+def _teach(
+    generator: Generator,
+    heads: Heads,
+    counts: torch.Tensor,
+    options: FedGenOptions,
+    draws: torch.Generator,
+) -> float:
+    """Train a generator in place on the heads of a round; return its mean loss."""
+    held = torch.nonzero(counts.sum(0)).flatten()
+    if not len(held):  # of clients that say that they hold nothing, nothing can be learned
+        return 0.0
+    shares = counts / counts.sum(0).clamp(min=1)
+    optimizer = torch.optim.Adam(generator.parameters(), options.generator_lr, weight_decay=_WEIGHT_DECAY)
+    generator.train()
+    total = 0.0
+    for _ in range(options.generator_steps):
+        labels = held[torch.randint(len(held), (_BATCH,), generator=draws)]
+        noise = torch.randn(_BATCH, _NOISE, generator=draws)
+        made = generator(labels, noise)
+        loss = teaching(made, labels, heads, shares) + options.diversity * diversity(noise, made)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.item()
+    return total / options.generator_steps

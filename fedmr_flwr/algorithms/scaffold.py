@@ -1,0 +1,142 @@
+"""SCAFFOLD: FedAvg whose clients correct their steps by the difference between all clients' gradients and their own.
+
+Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020,
+algorithm 1 with option II.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import nn
+
+from fedmr_flwr.algorithms.base import Algorithm, Trained
+from fedmr_flwr.config import Section
+from fedmr_flwr.layout import Floats
+from fedmr_flwr.population import average
+from fedmr_flwr.training import LocalRule, Outcome, Task
+
+CONTROL = "control"
+
+
+class Corrected(LocalRule):
+    """Steps along g - c_i + c, with the control variates c of the server and c_i of this client, zero at first.
+
+    Afterwards c_i becomes c_i - c + (x - y) / (lr a), where x is the model received, y the trained one and a the
+    number of steps. With momentum m a step counts in those after it, too: after t steps a is
+    (1 - m^1) / (1 - m) + ... + (1 - m^t) / (1 - m), as FedNova has it (Wang et al., NeurIPS 2020, section 3), so that
+    c_i stays a weighted mean of the client's gradients; division by the bare number of steps would make it up
+    to 1 / (1 - m) times too long. Without momentum a is that number.
+    """
+
+    exchanges = (CONTROL,)
+    keeps = True
+
+    def begin(self, model: nn.Module, task: Task) -> None:
+        """Take up both variates and keep the model that was received."""
+        self._training = task.training
+        self._start = _flat(model)
+        server, own = self.received.get(CONTROL), self.kept.get(CONTROL)
+        zeros = np.zeros(len(self._start), np.float32)
+        self._server, self._own = (
+            torch.tensor(zeros if found is None else found, device=self._start.device) for found in (server, own)
+        )
+        correction, self._corrections = self._server - self._own, []
+        for parameter in model.parameters():
+            values, correction = correction[: parameter.numel()], correction[parameter.numel() :]
+            self._corrections.append(values.view_as(parameter))
+
+    @torch.no_grad()
+    def adjust(self, model: nn.Module) -> None:
+        """Correct the gradient."""
+        for parameter, correction in zip(model.parameters(), self._corrections, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(correction)
+
+    def end(self, model: nn.Module, steps: int) -> Outcome:
+        """Keep the new variate and return what has changed in it."""
+        m = self._training.momentum
+        weight = sum((1 - m**step) / (1 - m) for step in range(1, steps + 1))
+        change = (self._start - _flat(model)) / (self._training.lr * weight) - self._server
+        own = (self._own + change).numpy(force=True)
+        return Outcome(returned={CONTROL: change.numpy(force=True)}, kept={CONTROL: own})
+
+
+def _flat(model: nn.Module) -> torch.Tensor:
+    """Copy all parameters into one vector, in the order of the state_dict."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+class ScaffoldOptions(Section):
+    """Options of SCAFFOLD.
+
+    Attributes:
+        server_lr: how far the server goes towards the mean of the clients' models.
+    """
+
+    server_lr: float = Field(1.0, gt=0)
+
+
+class Scaffold(Algorithm):
+    """Averaging with control variates.
+
+    From the good replies of a round the server takes x += server_lr mean(y - x) and c += sum(change of c_i) / N,
+    with N the number of all clients, so that c is the mean of all c_i. All clients weigh the same, as in the
+    paper. Buffers are averaged.
+
+    Args:
+        clients_per_round: clients drawn in a round.
+        seed: the seed of the run.
+        layout: of the models, if they travel packed.
+        server_lr: see above.
+    """
+
+    Options = ScaffoldOptions
+    Rule = Corrected
+
+    # The server's variate in double precision: it is a sum over all rounds.
+    _control: NDArray[np.float64] | None = None
+    _start: Floats | None = None
+
+    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+        """Send the global model to everyone."""
+        self._start = self.codec.decode(arrays).floats
+        return [arrays] * self.clients_per_round
+
+    def sends(self) -> Mapping[str, Floats]:
+        """Send the server's variate."""
+        return {CONTROL: self._variate().astype(np.float32)}
+
+    def returns(self) -> Mapping[str, int]:
+        """Ask for the change of the client's variate."""
+        return {CONTROL: len(self._variate())}
+
+    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
+        """Step towards the mean of the models that came back, and follow the clients' variates."""
+        assert self._start is not None
+        good = [reply for reply in trained if reply]
+        model = average([reply.model for reply in good])
+        if self.options.server_lr != 1:
+            for part in self.codec.layout.parameters:
+                before = self._start[part].astype(np.float64)
+                model.floats[part] = before + self.options.server_lr * (model.floats[part] - before)
+        changes = np.sum([reply.vectors[CONTROL] for reply in good], axis=0, dtype=np.float64)
+        self._control = self._variate() + changes / self.federation
+        return self.codec.encode([model.floats], [model.ints])
+
+    def _variate(self) -> NDArray[np.float64]:
+        if self._control is None:
+            self._control = np.zeros(sum(part.stop - part.start for part in self.codec.layout.parameters))
+        return self._control
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return the server's variate."""
+        return {} if self._control is None else {CONTROL: self._control}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take up the server's variate of an earlier `state`."""
+        self._control = state.get(CONTROL)

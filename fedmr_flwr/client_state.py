@@ -1,0 +1,63 @@
+"""What a client keeps between rounds, such as SCAFFOLD's variates: on its own disk, a file for each round."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from fedmr_flwr.files import write_tensors, writing
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class ClientState:
+    """The state of one client on disk.
+
+    The server says in which round the client's last good reply was, and that round's file is the state. So a reply
+    that got lost counts for neither side, and a run that goes on from a checkpoint finds what was there then.
+
+    Args:
+        folder: of this client alone; made when something is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def recall(self, last_round: int) -> Arrays | None:
+        """Return what was kept in a round; empty for round 0, None if it is missing or damaged."""
+        if not last_round:
+            return {}
+        try:
+            return load(self._path(last_round).read_bytes())
+        except (OSError, SafetensorError):
+            return None
+
+    def keep(self, arrays: Arrays, server_round: int, last_round: int, resumable: int) -> None:
+        """Write the state of a round, whole or not at all, and remove what will never be asked for.
+
+        Args:
+            arrays: what to keep.
+            server_round: the round.
+            last_round: of the client's last good reply before it, 0 for none.
+            resumable: the oldest round after which the run may still go on from a checkpoint.
+
+        Raises:
+            RunFolderError: the disk refuses it.
+        """
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(self._path(server_round), arrays)
+        # Replies between the last good one and this round never counted. Of the others, a server that goes on
+        # after round `resumable` asks for the newest that was there then.
+        rounds = sorted(int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors"))
+        counted = [kept for kept in rounds if kept <= min(last_round, resumable)]
+        with writing(self._folder):
+            for kept in rounds:
+                if last_round < kept < server_round or kept in counted[:-1]:
+                    self._path(kept).unlink(missing_ok=True)
+
+    def _path(self, server_round: int) -> Path:
+        return self._folder / f"round-{server_round:06d}.safetensors"
