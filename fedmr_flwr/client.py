@@ -61,7 +61,7 @@ def train(message: Message, context: Context) -> Message:
         job = _Job(message, context)
         server_round, last_round = (cast(int, job.config.get(key, 0)) for key in (ROUND, LAST_ROUND))
         rule = algorithms.local_rule(job.settings)
-        rule.received = vectors(message.content)
+        rule.received = vectors(message.content, rule.exchanges)
         found = job.state.recall(last_round) if rule.keeps else {}
         rule.kept = found or {}
         rng = stream(job.settings.seed, "train", server_round, job.client)

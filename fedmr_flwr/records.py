@@ -8,7 +8,7 @@ tensor, as `ArrayRecord(model.state_dict())` makes it.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -111,14 +111,18 @@ def vector_record(values: NDArray[Any]) -> ArrayRecord:
     return record
 
 
-def vectors(content: RecordDict) -> dict[str, Floats]:
-    """Return the vectors that came besides the model, by the name of their record.
+def vectors(content: RecordDict, names: Iterable[str]) -> dict[str, Floats]:
+    """Return the vectors that came besides the model.
+
+    Args:
+        content: of the message.
+        names: of the vectors' records; those that are not there are left out.
 
     Raises:
         RecordError: one is damaged.
     """
-    found = content.array_records.items()
-    return {name: view(record[FLOATS]) for name, record in found if name != ARRAYS and FLOATS in record}
+    found = {name: content.array_records.get(name) for name in names}
+    return {name: view(record[FLOATS]) for name, record in found.items() if record and FLOATS in record}
 
 
 def retyped(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
@@ -287,8 +291,9 @@ def _model_fault(record: ArrayRecord, sent: ArrayRecord) -> tuple[str, str] | No
 
 
 def _vector_fault(content: RecordDict, sent: RecordDict) -> tuple[str, str] | None:
-    found = vectors(content)
-    for name, length in sent.config_records.get(RETURNS, {}).items():
+    wanted: Mapping[str, Any] = sent.config_records.get(RETURNS, {})
+    found = vectors(content, wanted)
+    for name, length in wanted.items():
         if name not in found:
             return "malformed", f"the reply has no '{name}', which the strategy needs"
         values = found[name]

@@ -194,7 +194,7 @@ class Algorithm(Strategy):
             assert isinstance(arrays, ArrayRecord) and isinstance(numbers, MetricRecord)
             model = self.codec.decode(arrays)
             metrics = plain_numbers(numbers)
-            return Trained(model, metrics.pop(EXAMPLES), metrics, vectors(reply.content))
+            return Trained(model, metrics.pop(EXAMPLES), metrics, vectors(reply.content, self.returns()))
         except (RecordError, KeyError):
             return None
 

@@ -65,8 +65,9 @@ def diversity(noise: torch.Tensor, representations: torch.Tensor) -> torch.Tenso
     Returns:
         exp(-mean over all ordered pairs of mean((e_i - e_j)^2) mean(|z_i - z_j|)).
     """
-    apart = (representations[:, None] - representations).abs().mean(2)
-    return torch.exp(-((noise[:, None] - noise).square().mean(2) * apart).mean())
+    apart = torch.cdist(representations, representations, p=1) / representations.shape[1]
+    noisy = torch.cdist(noise, noise).square() / noise.shape[1]
+    return torch.exp(-(noisy * apart).mean())
 
 
 def teaching(

@@ -1,0 +1,109 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+
+from fedmr_flwr.algorithms import CluSamp
+from fedmr_flwr.algorithms.clusamp import distributions
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.layout import Layout
+from fedmr_flwr.records import Codec
+from fedmr_flwr.roster import RosterGrid
+
+LAYOUT = Layout.of({"w": np.zeros(4, np.float32), "bn.running_var": np.zeros(1, np.float32)})
+CODEC = Codec(LAYOUT)
+START = CODEC.encode([np.zeros(5, np.float32)], [])
+
+
+def apart(points):
+    return np.abs(np.subtract.outer(points, points)).astype(float)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_client_is_expected_in_proportion_to_its_examples(seed):
+    """In whole numbers: nothing is sampled here."""
+    rng = np.random.default_rng(seed)
+    clients, draws = int(rng.integers(1, 30)), int(rng.integers(1, 12))
+    examples = rng.integers(1, rng.choice([3, 100, 3000]), clients)
+    if seed % 3 == 0:
+        examples[rng.integers(clients)] *= 50  # one that fills distributions alone
+    found = distributions(examples, apart(rng.normal(size=clients)), draws)
+    assert found.shape == (draws, clients)
+    assert (found >= 0).all()
+    np.testing.assert_array_equal(found.sum(1), examples.sum())
+    np.testing.assert_array_equal(found.sum(0), draws * examples)
+
+
+def test_equal_clients_in_tight_pairs_give_a_distribution_for_each_pair():
+    found = distributions(np.array([5, 5, 5, 5]), apart([0.0, 9.0, 0.1, 9.1]), 2)
+    assert sorted(map(tuple, found)) == [(0, 10, 0, 10), (10, 0, 10, 0)]
+
+
+def test_who_can_fill_a_distribution_alone_has_it_and_shares_the_rest():
+    # 8 examples, 2 draws: 12, 2 and 2 units into distributions of 8.
+    np.testing.assert_array_equal(distributions(np.array([6, 1, 1]), np.zeros((3, 3)), 2), [[8, 0, 0], [4, 2, 2]])
+
+
+def test_a_cluster_that_is_too_large_is_cut_and_the_smaller_ones_fill_what_is_left():
+    # Three draws of 12 units each. The near ones 0, 1, 2 have 9 each, so that no two fit together; 3, 4, 5 have 9.
+    found = distributions(np.array([3, 3, 3, 1, 1, 1]), apart([0.0, 0.1, 0.2, 5.0, 9.0, 14.0]), 3)
+    np.testing.assert_array_equal(found[0], [0, 0, 3, 3, 3, 3])
+    assert sorted(map(tuple, found[1:])) == [(0, 9, 3, 0, 0, 0), (9, 0, 3, 0, 0, 0)]
+
+
+@pytest.fixture
+def grid(grid_of, answer):
+    def reply(message, client):
+        if client == 3:
+            raise RuntimeError("lost")
+        number = message.content["config"]["server-round"]
+        old = CODEC.decode(message.content["arrays"]).floats
+        step = np.random.default_rng([number, client]).normal(size=5).astype(np.float32)
+        return answer(CODEC.encode([old + step], []), examples=client + 1)
+
+    return RosterGrid(grid_of(reply, 8), 8)
+
+
+def test_after_every_round_all_distances_are_those_of_the_latest_updates(grid):
+    strategy, arrays = CluSamp(clients_per_round=4, seed=1, layout=LAYOUT), START
+    latest = np.zeros((8, 4))
+    for number in range(1, 9):
+        before = CODEC.decode(arrays).floats
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        replies = grid.send_and_receive(messages)
+        for client, reply in zip(grid.exchange.clients, replies, strict=True):
+            if reply.has_content():
+                latest[client] = (CODEC.decode(reply.content["arrays"]).floats - before)[:4]
+        arrays, _ = strategy.aggregate_train(number, replies)
+        expected = np.abs(latest[:, None] - latest).sum(2)
+        np.testing.assert_allclose(strategy._distances, expected, rtol=1e-5)
+    assert np.count_nonzero(latest.any(axis=1)) > 4, "many clients took part"
+    assert not latest[3].any()
+    other = CluSamp(clients_per_round=4, seed=1, layout=LAYOUT)
+    other.restore(strategy.state())
+    other.configure_train(9, arrays, ConfigRecord(), grid)
+    np.testing.assert_array_equal(other._distances, strategy._distances)
+
+
+def test_who_is_drawn_twice_trains_once_and_counts_twice(grid, monkeypatch):
+    rows = np.zeros((4, 8), np.int64)
+    rows[[0, 1, 2, 3], [5, 2, 5, 3]] = 36  # 5 twice; 3 does not answer
+    monkeypatch.setattr("fedmr_flwr.algorithms.clusamp.distributions", lambda *_: rows)
+    strategy = CluSamp(clients_per_round=4, layout=LAYOUT)
+    replies = grid.send_and_receive(strategy.configure_train(1, START, ConfigRecord(), grid))
+    assert Counter(grid.exchange.clients) == {5: 1, 2: 1, 3: 1}
+    models = {
+        client: CODEC.decode(reply.content["arrays"]).floats
+        for client, reply in zip(grid.exchange.clients, replies, strict=True)
+        if reply.has_content()
+    }
+    arrays, _ = strategy.aggregate_train(1, replies[::-1])
+    np.testing.assert_allclose(CODEC.decode(arrays).floats, (2 * models[5] + models[2]) / 3, rtol=1e-6)
+
+
+def test_without_the_clients_numbers_of_examples_it_is_refused(grid_of, answer):
+    inner = grid_of(lambda message, client: None, 8, numbered=False)
+    for grid in (inner, RosterGrid(inner)):
+        with pytest.raises(ConfigError, match="clusamp draws clients by their numbers of examples, and not all"):
+            CluSamp(clients_per_round=4, layout=LAYOUT).configure_train(1, START, ConfigRecord(), grid)

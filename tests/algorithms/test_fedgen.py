@@ -1,0 +1,195 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedmr_flwr import models
+from fedmr_flwr.algorithms import FedGen
+from fedmr_flwr.algorithms.base import Trained
+from fedmr_flwr.algorithms.fedgen import (
+    COUNTS,
+    GENERATOR,
+    FedGenOptions,
+    Guided,
+    GuidedOptions,
+    _new_generator,
+    _teach,
+    diversity,
+    teaching,
+)  # fmt: skip
+from fedmr_flwr.config import Training
+from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.layout import Layout
+from fedmr_flwr.models.base import Classifier
+from fedmr_flwr.records import Codec
+from fedmr_flwr.training import LocalRule, Task, fit, layout_of, pack, threads
+
+SHAPES = {"cnn": (1, 28, 28), "charlstm": (80,)}
+
+
+class Net(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.classifier = nn.Linear(2, 3), nn.Linear(3, 4)
+        with torch.no_grad():
+            for at, parameter in enumerate(self.parameters()):
+                parameter.copy_(torch.sin(torch.arange(parameter.numel()) + at).view_as(parameter))
+
+    def features(self, images):
+        return torch.tanh(self.layer(images))
+
+
+X = torch.tensor([[1.0, 2.0], [-0.5, 1.0], [2.0, 0.25], [0.0, -1.0], [1.5, -2.0]])
+EXAMPLES = Examples(X, torch.tensor([0, 1, 1, 0, 3]))
+DATA = Dataset(EXAMPLES, EXAMPLES, 4, None)
+TRAINING = Training(lr=0.1, local_epochs=3, batch_size=2)
+
+
+def weights(seed=0, classes=4, width=3):
+    generator = _new_generator(classes, width, np.random.default_rng(seed))
+    return pack(generator, layout_of(generator)).floats
+
+
+def trained(rule):
+    model = Net()
+    return model, fit(model, DATA, EXAMPLES, TRAINING, np.random.default_rng(0), rule).outcome
+
+
+def guided(received=True, **options):
+    rule = Guided(GuidedOptions(**options))
+    rule.received = {GENERATOR: weights()} if received else {}
+    return rule
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "rule", [guided(alpha=0, beta=0), guided(received=False)], ids=["alpha = beta = 0", "no generator yet"]
+)
+def test_it_is_plain_training_bit_for_bit(rule):
+    assert same(trained(rule)[0], trained(LocalRule())[0])
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0}, {"beta": 0}])
+def test_each_term_alone_changes_training_and_repeats(options):
+    one, again, plain = (trained(rule)[0] for rule in (guided(**options), guided(**options), LocalRule()))
+    assert same(one, again)
+    assert not same(one, plain)
+
+
+def test_what_a_batch_costs_by_hand(monkeypatch):
+    """The generator is replaced by a table of representations, one for each label."""
+    rule, model = guided(alpha=0.5, beta=2.0), Net()
+    rule.begin(model, Task(EXAMPLES, TRAINING, np.random.default_rng(0)))
+    table = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    asked = []
+    monkeypatch.setattr(rule, "_imagine", lambda labels: (asked.append(labels), table[labels])[1])
+    found = rule.loss(model, X, EXAMPLES.labels)
+    others, own = asked
+    assert torch.equal(own, EXAMPLES.labels)
+    assert others.shape == EXAMPLES.labels.shape
+    with torch.no_grad():
+        said = model(X).softmax(1)
+        wanted = model.classifier(table[EXAMPLES.labels]).softmax(1)
+        divergence = (wanted * (wanted / said).log()).sum(1).mean()  # of what is said from what is wanted
+        taught = -model.classifier(table[others]).log_softmax(1)[range(5), others].mean()
+        plain = -said.log()[range(5), EXAMPLES.labels].mean()
+    torch.testing.assert_close(found.detach(), plain + 0.5 * taught + 2 * divergence)
+
+    found.backward()
+    head = model.classifier.weight.grad.clone()
+    model.zero_grad()
+    logits = model(X)
+    rest = functional.cross_entropy(logits, EXAMPLES.labels)
+    rest = rest + 0.5 * functional.cross_entropy(model.classifier(table[others]), others)
+    rest = rest + 2 * (wanted * (wanted.log() - logits.log_softmax(1))).sum(1).mean()
+    rest.backward()
+    torch.testing.assert_close(head, model.classifier.weight.grad, msg="what is wanted is held fixed")
+
+
+def test_the_clients_count_their_labels():
+    for rule in (guided(), guided(alpha=0, beta=0), guided(received=False)):
+        assert trained(rule)[1].returned[COUNTS].tolist() == [2, 2, 0, 1]
+
+
+def test_diversity_by_hand():
+    noise = torch.tensor([[0.0, 0.0], [2.0, 0.0]])  # mean squares: 2
+    assert diversity(noise, torch.ones(2, 3)).item() == 1
+    apart = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]])  # mean of absolute values: 1
+    assert diversity(noise, apart).item() == pytest.approx(np.exp(-2 * 2 * 1 / 4))  # two of four pairs
+
+
+def test_the_heads_teach_by_hand_each_with_its_share_of_the_label():
+    made, labels = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
+    heads = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]]), torch.tensor([[0.0, 0.0], [0.5, 0.0]])
+    shares = torch.tensor([[0.25, 1.0], [0.75, 0.0]])
+    first, second = np.array([[1, 0], [0, 2.0]]), np.array([[0.5, 1], [2.5, 0]])  # logits of both heads
+
+    def loss(logits, label):
+        return np.log(np.exp(logits).sum()) - logits[label]
+
+    expected = (0.25 * loss(first[0], 0) + 0.75 * loss(second[0], 0) + loss(first[1], 1)) / 2
+    assert teaching(made, labels, heads, shares).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_generator_learns_what_the_heads_recognise_and_only_labels_that_are_held():
+    generator = _new_generator(4, 3, np.random.default_rng(0))
+    heads = 3 * torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 4)
+    heads[0][1] = heads[0][0] + 0.1
+    counts = torch.tensor([[5.0, 1.0, 0.0, 2.0], [0.0, 3.0, 0.0, 9.0]])
+    seen = []
+    forward = generator.forward
+    generator.forward = lambda labels, noise: (seen.append(labels), forward(labels, noise))[1]
+    options, draws = FedGenOptions(generator_lr=0.003), torch.Generator().manual_seed(0)
+    with threads(1):
+        losses = [_teach(generator, heads, counts, options, draws) for _ in range(6)]
+    assert losses[-1] < losses[0] / 2
+    assert set(torch.cat(seen).tolist()) == {0, 1, 3}
+    labels = torch.tensor([0, 1, 3] * 20)
+    made = generator.eval()(labels, torch.randn(60, 100, generator=draws))
+    said = (made @ heads[0][0].T).argmax(1)
+    assert (said == labels).float().mean() > 0.9
+
+
+def test_of_clients_that_hold_nothing_it_learns_nothing():
+    generator = _new_generator(4, 3, np.random.default_rng(0))
+    heads = torch.zeros(1, 4, 3), torch.zeros(1, 4)
+    assert _teach(generator, heads, torch.zeros(1, 4), FedGenOptions(), torch.Generator()) == 0
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_the_generator_makes_what_the_head_of_every_model_takes(name):
+    model = models.build(name, shape := SHAPES.get(name, (3, 32, 32)), 7).eval()
+    layout = layout_of(model)
+    strategy = FedGen(clients_per_round=1, layout=layout, generator_steps=1)
+    assert strategy.returns() == {COUNTS: 7}
+    assert strategy.sends() == {}, "there is no generator before the first round"
+    packed = pack(model, layout)
+    strategy.combine(1, [Trained(packed, 3, {}, {COUNTS: np.array([1, 2, 0, 0, 0, 0, 0], np.float32)})])
+    made = strategy.generator.eval()(torch.tensor([0, 6]), torch.randn(2, 100))
+    inputs = torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 1 else torch.float32)
+    assert made.shape == model.features(inputs).shape
+    assert model.head(made).shape == (2, 7)
+
+
+def test_a_model_without_such_a_head_is_refused():
+    with pytest.raises(ConfigError, match="fedgen needs a model whose last layer is a Linear with bias"):
+        FedGen(layout=Layout.of({"w": np.zeros((3, 2), np.float32)}))
+
+
+def test_the_server_is_as_good_as_new_from_its_state():
+    layout = layout_of(Net())
+    codec, reply = Codec(layout), Trained(pack(Net(), layout), 3, {}, {COUNTS: np.ones(4, np.float32)})
+    strategy = FedGen(clients_per_round=1, seed=2, layout=layout)
+    strategy.combine(1, [reply])
+    other = FedGen(clients_per_round=1, seed=2, layout=layout)
+    other.restore(strategy.state())
+    strategy.combine(2, [reply])
+    other.combine(2, [reply])
+    np.testing.assert_array_equal(strategy.sends()[GENERATOR], other.sends()[GENERATOR])
+    assert strategy.diagnostics() == other.diagnostics()
+    assert codec.decode(strategy.combine(3, [reply])).floats.tolist() == reply.model.floats.tolist()

@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord
+from torch import nn
+
+from fedmr_flwr.algorithms import FedAvg, Scaffold
+from fedmr_flwr.algorithms.scaffold import CONTROL, Corrected
+from fedmr_flwr.config import Training
+from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.layout import Layout
+from fedmr_flwr.records import Codec, vector_record, vectors
+from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.training import LocalRule, fit
+
+X = np.array([[1.0, 2.0], [-0.5, 1.0], [2.0, 0.25]], np.float32)
+Y = np.array([0, 1, 1])
+START = np.array([[0.5, -0.25], [0.1, 0.3]], np.float32)
+SERVER = np.array([0.3, -0.2, 0.1, 0.4], np.float32)
+OWN = np.array([-0.1, 0.25, 0.5, -0.3], np.float32)
+
+
+def corrected(server=SERVER, own=OWN, rule=Corrected):
+    made = rule()
+    made.received = {} if server is None else {CONTROL: server}
+    made.kept = {} if own is None else {CONTROL: own}
+    return made
+
+
+def train(rule, training, labels=Y):
+    """Train a linear model on the three examples; return it and what the rule leaves behind."""
+    model = nn.Linear(2, 2, bias=False)
+    model.load_state_dict({"weight": torch.from_numpy(START)})
+    examples = Examples(torch.from_numpy(X), torch.from_numpy(labels))
+    done = fit(model, Dataset(examples, examples, 2, None), examples, training, np.random.default_rng(0), rule)
+    return model.weight.detach().numpy(), done.outcome
+
+
+def gradient(w, x=X, y=Y):
+    """The gradient of the mean cross-entropy of a linear model."""
+    logits = x @ w.T
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return (shares - np.eye(2)[y]).T @ x / len(y)
+
+
+def test_after_one_step_of_plain_sgd_the_clients_variate_is_its_gradient():
+    _, outcome = train(corrected(), Training(lr=0.1, momentum=0, local_epochs=1, batch_size=3))
+    np.testing.assert_allclose(outcome.kept[CONTROL], gradient(START).reshape(-1), rtol=1e-4)
+    np.testing.assert_allclose(outcome.returned[CONTROL], gradient(START).reshape(-1) - OWN, rtol=1e-4)
+
+
+def test_several_steps_by_hand():
+    training = Training(lr=0.1, momentum=0, local_epochs=4, batch_size=3)
+    found, outcome = train(corrected(), training)
+    w = START.astype(np.float64)
+    for _ in range(4):
+        w = w - 0.1 * (gradient(w) - OWN.reshape(2, 2) + SERVER.reshape(2, 2))
+    np.testing.assert_allclose(found, w, rtol=1e-5)
+    own = OWN - SERVER + (START - w).reshape(-1) / (4 * 0.1)
+    np.testing.assert_allclose(outcome.kept[CONTROL], own, rtol=1e-4)
+
+
+def test_at_first_both_variates_are_zero_and_training_is_plain():
+    training = Training(lr=0.1, local_epochs=2, batch_size=2)
+    np.testing.assert_array_equal(train(corrected(None, None), training)[0], train(LocalRule(), training)[0])
+
+
+class Slope(Corrected):
+    """A loss with the same gradient everywhere: 1, 2, 3, 4."""
+
+    def loss(self, model, inputs, labels):
+        return (model.weight * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 3), (3, 2), (4, 1)])
+def test_every_step_is_counted_and_momentum_does_not_stretch_the_variate(momentum, epochs, batch_size):
+    """The last batch of an epoch may be smaller, and is a step all the same."""
+    training = Training(lr=0.01, momentum=momentum, local_epochs=epochs, batch_size=batch_size)
+    _, outcome = train(corrected(rule=Slope), training)
+    np.testing.assert_allclose(outcome.kept[CONTROL], [1, 2, 3, 4], rtol=1e-4)
+
+
+class Scalar(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([float(value)]))
+
+
+# Two clients: a / 2 (w - b)^2 each.
+CURVES = np.array([[1.0, 0.0], [4.0, 3.0]])
+LAYOUT = Layout.of({"w": np.zeros(1, np.float32)})
+CODEC = Codec(LAYOUT)
+STEPS, LR = 10, 0.05
+
+
+def federate(grid_of, answer, strategy, rule, rounds):
+    """Run rounds of many local steps on the two quadratic clients; return the global model."""
+    kept = [{}, {}]
+
+    class Quadratic(rule):
+        def loss(self, model, inputs, labels):
+            a, b = inputs[0]
+            return a / 2 * (model.w - b).square().sum()
+
+    def reply(message, client):
+        model, made = Scalar(CODEC.decode(message.content["arrays"]).floats[0]), Quadratic()
+        made.received, made.kept = vectors(message.content, made.exchanges), kept[client]
+        examples = Examples(torch.tensor(CURVES[client : client + 1], dtype=torch.float32), torch.tensor([0]))
+        training = Training(lr=LR, momentum=0, local_epochs=STEPS)
+        done = fit(model, Dataset(examples, examples, 2, None), examples, training, np.random.default_rng(0), made)
+        kept[client] = done.outcome.kept
+        content = answer(CODEC.encode([model.w.detach().numpy()], []), examples=1)
+        for name, values in done.outcome.returned.items():
+            content[name] = vector_record(values)
+        return content
+
+    grid = RosterGrid(grid_of(reply, 2), 2)
+    arrays = CODEC.encode([np.array([10.0], np.float32)], [])
+    for number in range(1, rounds + 1):
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+    return CODEC.decode(arrays).floats[0]
+
+
+def test_with_many_local_steps_it_finds_the_true_optimum_and_fedavg_its_known_biased_point(grid_of, answer):
+    a, b = CURVES.T
+    optimum = (a * b).sum() / a.sum()
+    reach = 1 - (1 - LR * a) ** STEPS  # how far a client goes towards its own optimum in a round
+    biased = (reach * b).sum() / reach.sum()
+    assert abs(optimum - biased) > 0.2
+    options = {"clients_per_round": 2, "layout": LAYOUT}
+    plain = federate(grid_of, answer, FedAvg(**options), LocalRule, 60)
+    assert plain == pytest.approx(biased, rel=1e-4)
+    assert federate(grid_of, answer, Scaffold(**options), Corrected, 120) == pytest.approx(optimum, rel=1e-4)
+
+
+@pytest.mark.parametrize("server_lr", [1.0, 0.5, 2.0])
+def test_the_server_by_hand_adds_a_share_of_all_clients_not_of_the_rounds(grid_of, answer, server_lr):
+    layout = Layout.of({"w": np.zeros(2, np.float32), "bn.running_mean": np.zeros(1, np.float32)})
+    codec = Codec(layout)
+    models = np.array([[1, 2, 3], [2, 4, 6], [0, 0, 0], [4, 0, 9], [6, 2, 1]], np.float32)
+    changes = np.array([[1, -1], [2, 0], [0, 3], [4, 4], [-5, 1]], np.float32)
+
+    def reply(message, client):
+        if client == 4:
+            raise RuntimeError("lost")
+        content = answer(codec.encode([models[client]], []), examples=10 * client + 1)
+        content[CONTROL] = vector_record(changes[client])
+        return content
+
+    grid = RosterGrid(grid_of(reply, 5), 5)
+    strategy = Scaffold(clients_per_round=3, seed=0, layout=layout, server_lr=server_lr)
+    arrays, start, control = codec.encode([np.ones(3, np.float32)], []), np.ones(3), np.zeros(2)
+    for number in (1, 2):
+        np.testing.assert_allclose(strategy.sends()[CONTROL], control)
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        assert all(vectors(m.content, [CONTROL])[CONTROL].tolist() == control.tolist() for m in messages)
+        arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+        good = list(grid.exchange.good)
+        mean = models[good].mean(0)
+        expected = np.append(start[:2] + server_lr * (mean[:2] - start[:2]), mean[2])  # a statistic is averaged
+        np.testing.assert_allclose(codec.decode(arrays).floats, expected, rtol=1e-6)
+        control = control + changes[good].sum(0) / 5
+        start = expected
+    assert 4 not in good and len(good) <= 3
+
+
+def test_a_round_of_a_linear_model_as_plain_numpy_has_it(grid_of, answer):
+    """Two clients, two local steps, variates that are not zero any more: all of the second round."""
+    labels, layout = (Y, np.array([1, 0, 0])), Layout.of({"weight": np.zeros((2, 2), np.float32)})
+    codec, kept = Codec(layout), [{}, {}]
+    training = Training(lr=0.2, momentum=0, local_epochs=2, batch_size=3)
+
+    def reply(message, client):
+        rule = corrected(vectors(message.content, [CONTROL])[CONTROL], kept[client].get(CONTROL))
+        model = nn.Linear(2, 2, bias=False)
+        weight = codec.decode(message.content["arrays"]).floats.copy().reshape(2, 2)
+        model.load_state_dict({"weight": torch.from_numpy(weight)})
+        examples = Examples(torch.from_numpy(X), torch.from_numpy(labels[client]))
+        done = fit(model, Dataset(examples, examples, 2, None), examples, training, np.random.default_rng(0), rule)
+        kept[client] = done.outcome.kept
+        content = answer(codec.encode([model.weight.detach().numpy().reshape(-1)], []))
+        content[CONTROL] = vector_record(done.outcome.returned[CONTROL])
+        return content
+
+    grid = RosterGrid(grid_of(reply, 2), 2)
+    strategy, arrays = Scaffold(clients_per_round=2, layout=layout), codec.encode([START.reshape(-1)], [])
+    for number in (1, 2):
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+
+    x, c, own = START.astype(np.float64), np.zeros((2, 2)), [np.zeros((2, 2)), np.zeros((2, 2))]
+    for _ in range(2):
+        ends, changes = [], []
+        for client in range(2):
+            y = x.copy()
+            for _ in range(2):
+                y -= 0.2 * (gradient(y, y=labels[client]) - own[client] + c)
+            new = own[client] - c + (x - y) / (2 * 0.2)
+            changes.append(new - own[client])
+            own[client] = new
+            ends.append(y)
+        x, c = np.mean(ends, axis=0), c + np.mean(changes, axis=0)
+    np.testing.assert_allclose(codec.decode(arrays).floats.reshape(2, 2), x, rtol=1e-5)
+    np.testing.assert_allclose(strategy.sends()[CONTROL].reshape(2, 2), c, rtol=1e-4)
+    np.testing.assert_allclose(c, np.mean(own, axis=0), err_msg="the server's variate is the mean of all clients'")
