@@ -1,4 +1,4 @@
-"""The command line: `fedmr run`, `resume`, `plot` and `units`."""
+"""The command line: `fedmr run`, `resume`, `compare`, `plot`, `partition` and `units`."""
 
 import logging
 import signal
@@ -11,13 +11,24 @@ from rich.console import Console
 
 from fedmr_flwr import config
 from fedmr_flwr.config import Settings
-from fedmr_flwr.errors import ConfigError, FedmrError, RunFolderError
+from fedmr_flwr.errors import ConfigError, FederationError, FedmrError, RunFolderError
 from fedmr_flwr.files import writing
 from fedmr_flwr.runs import folder
-from fedmr_flwr.runs.display import Display, describe_clients, partition_table, quiet, table, unit_table
+from fedmr_flwr.runs.comparison import Rows
+from fedmr_flwr.runs.display import (
+    Display,
+    comparison_table,
+    describe_clients,
+    partition_table,
+    quiet,
+    table,
+    unit_table,
+)  # fmt: skip
 from fedmr_flwr.runs.folder import RunFolder
 
 _INTERRUPTED = 130
+# Columns of a comparison's table where there is no terminal to fit into.
+_WIDE = 120
 
 Conf = Annotated[Path, typer.Argument(help="A configuration file, such as conf/quickstart.yaml.")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -64,6 +75,54 @@ def resume(
         if before != now:
             _print(f"{name} was {before} and is {now}: the result may differ in its last digits")
     _run(settings, out)
+
+
+@app.command()
+def compare(
+    conf: Conf,
+    overrides: Overrides = None,
+    strategies: Annotated[
+        str, typer.Option(help="Separated by commas, options after slashes: fedmr,fedprox/mu=0.1,flwr:FedAdam")
+    ] = "fedmr,fedavg",
+    seeds: Annotated[
+        str | None, typer.Option(help="Separated by commas; the configuration's own if missing.")
+    ] = None,
+    target: Annotated[float | None, typer.Option(help="An accuracy; by default one that all runs reach.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of all runs, by default runs/compare-CONF.")] = None,
+    engine: Annotated[str | None, typer.Option(help="ray or in-process; short for engine=NAME.")] = None,
+) -> None:
+    """Train with several strategies and seeds, then write tables and a plot; go on with what is unfinished."""
+    from fedmr_flwr.runs import comparison, plots
+
+    out = (out or Path("runs") / f"compare-{conf.stem}").absolute()
+    extra = [f"engine={engine}"] if engine else []
+    of_seeds = comparison.seeds(seeds) if seeds else None
+    compared = comparison.variants(strategies)
+    planned = comparison.plan(conf, [*(overrides or []), *extra], compared, of_seeds, out)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[Rows]] = {variant.label: [] for variant in compared}
+    failed = 0
+    for at, (variant, settings) in enumerate(planned, 1):
+        settings = folder.choose(settings)
+        _print(f"[{at}/{len(planned)}] {variant.label}, seed {settings.seed}: {settings.run_dir}")
+        done = comparison.earlier(settings)
+        try:
+            if done is None or done.status != "completed":
+                done = _train(settings, done)
+            found[variant.label].append(done.read_rows())
+        except FedmrError as error:
+            failed += 1
+            _print(f"  failed: {error}")
+    lines, target = comparison.lines(found, len(planned) // len(compared), target)
+    title = f"{planned[0][1].division()}, {planned[0][1].model.name}"
+    comparison.write(lines, target, out)
+    plots.comparison(found, title, out / "comparison.png")
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(comparison_table(lines, target))
+    for kind in ("md", "csv", "tex", "png"):
+        _print(str(out / f"comparison.{kind}"))
+    if failed:
+        raise FederationError(f"{failed} of {len(planned)} runs failed and are not in the table; their lines say why")
 
 
 @app.command()
@@ -122,26 +181,31 @@ def units(conf: Conf, overrides: Overrides = None) -> None:
 def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
     """Run or go on with a federation and show what becomes of it."""
     from fedmr_flwr import algorithms
-    from fedmr_flwr.data import datasets
 
     algorithms.resolve(settings)  # a wrong option is said before the data are read
     path = f"run folder: {settings.run_dir}"
     _print(path)
+    done = _train(settings, prepared)
+    Console().print(table(done.read_rows()))
+    if over := done.read_manifest().get("client-accuracy"):
+        _print(describe_clients(over))
+    _print(path)
+
+
+def _train(settings: Settings, prepared: RunFolder | None) -> RunFolder:
+    """Run or go on with a federation, with a progress bar."""
+    from fedmr_flwr.data import datasets
+
     datasets.load(settings.data, settings.data_dir)  # may take minutes, with a progress bar of its own
     with Display(settings.rounds, Console()) as display:
         if settings.engine == "ray":
             from fedmr_flwr.engines import ray
 
-            done = ray.run(settings, display, prepared)
-        else:
-            from fedmr_flwr import engines, server
+            return ray.run(settings, display, prepared)
+        from fedmr_flwr import engines, server
 
-            logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies comment on every round
-            done = server.run(settings, engines.grid_of(settings), display, prepared)
-    Console().print(table(done.read_rows()))
-    if over := done.read_manifest().get("client-accuracy"):
-        _print(describe_clients(over))
-    _print(path)
+        logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies comment on every round
+        return server.run(settings, engines.grid_of(settings), display, prepared)
 
 
 def _print(line: str) -> None:

@@ -1,12 +1,14 @@
+import re
+
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmr_flwr.errors import RecordError
 from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec, fault, join, view
+from fedmr_flwr.records import Codec, fault, join, vector_record, vectors, view
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -154,13 +156,52 @@ GOOD = np.zeros(7, np.float32)
     ],
 )
 def test_what_is_wrong_with_a_reply_is_named(change, kind, reason):
-    import re
-
     sent, reply = message_and_reply(change)
     found = fault(reply, sent)
     assert found is not None
     assert found[0] == kind
     assert re.search(reason, found[1])
+
+
+def asking_for_control(change):
+    """A message that asks for a vector of three values, and a reply with such a one, changed."""
+    sent, reply = message_and_reply(lambda content: None)
+    sent.content["returns"] = ConfigRecord({"control": 3})
+    reply.content["control"] = vector_record(np.array([1, 2, 3], np.float32))
+    change(reply.content)
+    return reply, sent
+
+
+def control(array):
+    def change(content):
+        content["control"] = ArrayRecord({"floats": array})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "reason"),
+    [
+        (lambda content: content.pop("control"), "malformed", "the reply has no 'control', which the strategy needs"),
+        (lambda content: content["control"].clear(), "malformed", "the reply has no 'control'"),
+        (control(Array(np.zeros(4, np.float32))), "malformed", r"'control' is float32\[4\], not float32\[3\]"),
+        (control(Array(np.zeros(3))), "malformed", r"'control' is float64\[3\], not float32\[3\]"),
+        (control(Array("float32", (3,), "numpy.ndarray", b"noise")), "malformed", "damaged"),
+        (control(Array(np.array([0, np.inf, 0], np.float32))), "not-finite", "'control' holds NaN or infinite"),
+    ],
+)
+def test_what_is_wrong_with_what_came_besides_the_model_is_named(change, kind, reason):
+    found = fault(*asking_for_control(change))
+    assert found is not None
+    assert found[0] == kind
+    assert re.search(reason, found[1])
+
+
+def test_what_came_besides_the_model_is_read_by_name():
+    reply, sent = asking_for_control(lambda content: None)
+    assert fault(reply, sent) is None
+    assert vectors(reply.content, ["control", "other"])["control"].tolist() == [1, 2, 3]
+    assert vectors(reply.content, []) == {}
 
 
 def test_a_good_reply_has_no_fault():

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,10 @@ STRATEGIES = [
     ("strategy.unit=tensor", "strategy.first-stage-rounds=2"),
     ("strategy.population=5", "strategy.weighting=examples", "strategy.evaluate-slots=true"),
     ("strategy.name=indep",),
+    ("strategy.name=scaffold",),
+    ("strategy.name=moon", "strategy.mu=0.5"),
+    pytest.param(("strategy.name=fedgen", "strategy.generator-steps=3"), marks=pytest.mark.slow),
+    pytest.param(("strategy.name=clusamp",), marks=pytest.mark.slow),
 ]
 
 
@@ -352,15 +357,34 @@ def random_stops(out, rng, kills, seconds):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_with_the_same_model(toy):
-    common = ("rounds=120", "checkpoint-every=2", "evaluate-every=7")
+@pytest.mark.parametrize(
+    ("kills", "options"),
+    [(20, ()), (8, ("strategy.name=scaffold",)), (8, ("strategy.name=moon", "strategy.mu=0.5"))],
+    ids=["fedmr", "scaffold", "moon"],
+)
+def test_killed_at_random_moments_it_ends_with_the_same_model(toy, kills, options):
+    """Clients of SCAFFOLD and MOON keep something on disk, which the rounds that are done again must find."""
+    common = (f"rounds={6 * kills}", "checkpoint-every=2", "evaluate-every=7", *options)
     whole = run(toy(*common, run="whole"))
     settings = toy(*common, run="part")
     out = RunFolder.create(settings)
-    moments = random_stops(out, random.Random(3), kills=20, seconds=300)
-    assert len(set(moments)) > 10, f"the kills were in different rounds: {moments}"
+    moments = random_stops(out, random.Random(3), kills, seconds=300)
+    assert len(set(moments)) > kills / 2, f"the kills were in different rounds: {moments}"
     assert digest(out) == digest(whole)
-    assert [row["round"] for row in out.read_rows()] == list(range(1, 121))
+    assert [row["round"] for row in out.read_rows()] == list(range(1, 6 * kills + 1))
+    assert not any("lost-state" in row for row in out.read_rows())
+
+
+def test_a_client_that_lost_its_state_is_reported_and_begins_anew(toy, monkeypatch):
+    settings = toy("strategy.name=scaffold", "checkpoint-every=1", "clients=3", "rounds=4")
+    out = stopped(settings, monkeypatch, fits=7)
+    assert [row.get("lost-state") for row in out.read_rows()] == [None, None]
+    shutil.rmtree(out.client_state / "client-000001")
+    done = resume(out.path)
+    assert done.exit_code == 0
+    assert "client 1: what it kept of earlier rounds is lost; it began anew" in done.output
+    assert [row.get("lost-state") for row in out.read_rows()] == [None, None, [1], None]
+    assert all(row["failures"] == 0 for row in out.read_rows())
 
 
 KILL_WHILE_SAVING = """

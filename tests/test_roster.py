@@ -78,6 +78,53 @@ def test_the_bytes_of_all_arrays_are_counted_by_record(grid_of):
     assert grid.exchange.bytes_up == {"arrays": 2 * model, "control": 2 * more}
 
 
+def test_every_message_says_when_its_clients_last_reply_counted(grid_of, answer):
+    told = []
+
+    def reply(message, client):
+        told.append((client, message.content["config"]["last-round"]))
+        if client == 1:
+            raise ValueError("lost")
+        return answer(MODEL)
+
+    def exchange(grid, number, clients):
+        config, nodes = ConfigRecord({"server-round": number}), grid.get_node_ids()
+        contents = [RecordDict({"arrays": MODEL, "config": config}) for _ in clients]
+        told.clear()
+        pairs = zip(contents, clients, strict=True)
+        grid.send_and_receive([Message(content, nodes[client], "train") for content, client in pairs])
+        assert "last-round" not in config, "strategies send one record to all"
+        return sorted(told)
+
+    grid = RosterGrid(grid_of(reply, clients=3), 3)
+    assert exchange(grid, 4, [0, 1]) == [(0, 0), (1, 0)]
+    grid.settle(4)
+    assert exchange(grid, 5, [0, 1, 2]) == [(0, 4), (1, 0), (2, 0)]
+    assert exchange(grid, 6, [0, 2]) == [(0, 4), (2, 0)], "a round that was not settled never happened"
+    grid.settle(6)
+    again = RosterGrid(grid_of(reply, clients=3), 3)
+    again.restore(grid.state())
+    assert exchange(again, 7, [2, 0, 1]) == [(0, 6), (1, 0), (2, 6)]
+
+
+def test_the_numbers_of_examples_are_known_if_all_clients_say_theirs(grid_of, answer, monkeypatch):
+    inner = grid_of(lambda message, client: answer(MODEL), 4)
+    assert RosterGrid(inner, 4).examples.tolist() == [1, 2, 3, 4]
+    honest = inner.send_and_receive
+    for wrong in (None, 0, -1, 1.5, 10**20):
+
+        def meddle(messages, timeout=None, wrong=wrong):
+            replies = honest(messages)
+            metrics = replies[2].content["metrics"]
+            replies[2].content["metrics"] = MetricRecord(
+                {"client": metrics["client"], **({} if wrong is None else {"num-examples": wrong})}
+            )
+            return replies
+
+        monkeypatch.setattr(inner, "send_and_receive", meddle)
+        assert RosterGrid(inner, 4).examples is None
+
+
 def test_clients_that_say_nothing_are_counted(grid_of, answer):
     inner = grid_of(lambda message, client: answer(MODEL), clients=4)
     honest = inner.send_and_receive

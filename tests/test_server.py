@@ -335,6 +335,59 @@ def test_the_local_rule_of_one_algorithm_serves_under_another(toy):
     assert manifest["title"].startswith("fedmr, local-rule fedprox, unit layer, mu 0.5")
 
 
+# What travels besides the model; nothing else may.
+DOWN = {"fedgen": {"generator"}, "scaffold": {"control"}}
+UP = {"fedgen": {"label-counts"}, "scaffold": {"control"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_nothing_but_what_an_algorithm_is_known_to_exchange_travels(toy, monkeypatch, name):
+    """In particular, only FedGen's clients say how many examples of each label they have."""
+    fit, received = client.fit, []
+    monkeypatch.setattr(client, "fit", lambda *a: (received.append(a[5].received.keys()), fit(*a))[1])
+    rows = run(toy(f"strategy.name={name}", "rounds=2")).read_rows()
+    assert rows[1]["bytes-down"].keys() == {"arrays"} | DOWN.get(name, set())
+    assert rows[1]["bytes-up"].keys() == {"arrays"} | UP.get(name, set())
+    assert received[-1] == DOWN.get(name, set())
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "said"),
+    [
+        (
+            "fedmr",
+            "scaffold",
+            "'scaffold' does not work under 'fedmr', because the two halves of 'scaffold' exchange",
+        ),
+        ("scaffold", "fedprox", "'fedprox' does not work under 'scaffold', because the two halves of 'scaffold'"),
+        ("scaffold", "fedgen", r"'fedgen' does not work under 'scaffold'.*generator, label-counts"),
+        ("flwr:FedAvg", "fedgen", "'fedgen' does not work under 'flwr:FedAvg', because the two halves of 'fedgen'"),
+    ],
+)
+def test_a_local_rule_that_needs_its_own_server_is_refused_under_another(toy, name, rule, said):
+    with pytest.raises(ConfigError, match=f"strategy.local-rule: {said}"):
+        run(toy(f"strategy.name={name}", f"strategy.local-rule={rule}"))
+
+
+@pytest.mark.slow
+def test_moon_is_a_local_rule_under_fedmr_and_under_flowers_strategies(toy):
+    plain, moon = (
+        run(toy("rounds=4", "clients=3", *options, run=f"run{len(options)}")).read_rows()
+        for options in ((), ("strategy.local-rule=moon", "strategy.mu=1"))
+    )
+    assert plain[0]["test-loss"] == moon[0]["test-loss"], "nobody has an earlier model in the first round"
+    assert plain[3]["test-loss"] != moon[3]["test-loss"]
+    assert len(run(toy("strategy.name=flwr:FedAvg", "strategy.local-rule=moon", run="flower")).read_rows()) == 3
+
+
+@pytest.mark.slow
+def test_fedgen_without_its_terms_is_fedavg_bit_for_bit(toy):
+    options = ("strategy.name=fedgen", "strategy.alpha=0", "strategy.beta=0")
+    fedgen, fedavg = run(toy(*options, run="a")), run(toy("strategy.name=fedavg", run="b"))
+    assert fedgen.read_manifest()["model-sha256"] == fedavg.read_manifest()["model-sha256"]
+
+
 def test_clients_with_other_data_are_found_before_the_first_round(toy, monkeypatch):
     monkeypatch.setattr(client, "_digest", lambda data, data_dir: "another")
     with pytest.raises(

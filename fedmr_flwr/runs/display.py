@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmr_flwr.layout import Layout
+from fedmr_flwr.runs.comparison import Line, cells, heads
 from fedmr_flwr.units import Spec, Unit
 from fedmr_flwr.units import describe as describe_unit
 
@@ -127,6 +128,21 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['seconds']:.2f}",
             str(row["failures"]),
         )
+    return out
+
+
+def comparison_table(compared: Sequence[Line], target: float) -> Table:
+    """Lay out what came of several strategies.
+
+    Args:
+        compared: a line for each.
+        target: the accuracy to reach, 0 to 1.
+    """
+    out = Table(caption="test accuracy in %, mean ± standard deviation over runs; MB per client and round")
+    for at, name in enumerate(heads(target)):
+        out.add_column(name, justify="right" if at else "left", no_wrap=at > 0, overflow="fold")
+    for line in compared:
+        out.add_row(*map(Text, cells(line)))
     return out
 
 

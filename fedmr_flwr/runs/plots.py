@@ -105,6 +105,35 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
     _save(figure, title, path)
 
 
+def comparison(runs: Mapping[str, Sequence[Metrics]], title: str, path: Path) -> None:
+    """Draw the test accuracy of several strategies over the rounds.
+
+    Args:
+        runs: the metrics of each strategy's runs, one for each seed; of several the mean is drawn, and a band from
+            the lowest to the highest.
+        title: what was run.
+        path: the picture.
+    """
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    for at, (label, of_seeds) in enumerate(runs.items()):
+        by_seed = [
+            {row["round"]: row["test-accuracy"] for row in rows if "test-accuracy" in row} for rows in of_seeds
+        ]
+        rounds = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+        if not rounds:
+            continue
+        accuracy = 100 * np.array([[scores[number] for number in rounds] for scores in by_seed])
+        colour, style = _COLOURS[at % len(_COLOURS)], ("-", "--", ":")[at // len(_COLOURS) % 3]
+        axes.plot(rounds, accuracy.mean(0), color=colour, linestyle=style, **_marks(rounds), label=_plain(label))
+        if len(by_seed) > 1:
+            _band(axes, rounds, np.stack([accuracy.min(0), accuracy.max(0)], axis=1), color=colour)
+    axes.set_ylabel("test accuracy (%)")
+    _over_rounds(axes)
+    figure.legend(title="strategy", loc="outside right center", frameon=False)
+    _save(figure, title, path)
+
+
 def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
     """Draw how many examples of each class each client holds.
 
