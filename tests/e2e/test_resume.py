@@ -90,7 +90,7 @@ def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(
 
 
 def test_begun_in_process_it_goes_on_under_ray(tmp_path, env):
-    settings = [*SETTINGS, "rounds=9"]
+    settings = [*SETTINGS, "rounds=9", "strategy.name=scaffold"]  # whose clients keep something
     part = tmp_path / "my part #2: a"  # YAML and shells would take this apart
     for folder in (tmp_path / "whole", part):
         folder.mkdir()
