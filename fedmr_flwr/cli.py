@@ -96,11 +96,14 @@ def compare(
 
     out = (out or Path("runs") / f"compare-{conf.stem}").absolute()
     extra = [f"engine={engine}"] if engine else []
-    of_seeds = comparison.seeds(seeds) if seeds else None
+    target = None if target is None else comparison.accuracy(target)
+    of_seeds = None if seeds is None else comparison.seeds(seeds)
     compared = comparison.variants(strategies)
     planned = comparison.plan(conf, [*(overrides or []), *extra], compared, of_seeds, out)
-    with writing(out):
+    try:
         out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot use {out}: {error.strerror}; name another folder with --out") from None
     found: dict[str, list[Rows]] = {variant.label: [] for variant in compared}
     failed = 0
     for at, (variant, settings) in enumerate(planned, 1):

@@ -68,7 +68,10 @@ def test_a_run_prints_its_folder_first_and_last_and_a_table(fedmr, tmp_path):
         (["strategy.population=1"], ["strategy.population is 1, less than the 2 clients of a round"]),
         (["min-good-replies=3"], ["min-good-replies is 3, more than the 2 clients of a round"]),
         (["round-timeout=0"], ["round-timeout = 0", "greater than 0"]),
-        (["strategy.local-rule=fedpox"], ["strategy.local-rule: 'fedpox' is not known; choose one of clusamp, fedasam"]),
+        (
+            ["strategy.local-rule=fedpox"],
+            ["strategy.local-rule: 'fedpox' is not known; choose one of clusamp"],
+        ),
         (["strategy.mu=0.1"], ["unknown key 'strategy.mu'"]),
         (["strategy.name=fedprox", "strategy.mu=-1"], ["strategy.mu = -1", "greater than or equal to 0"]),
         (["guard=1"], ["guard = 1", "greater than 1"]),

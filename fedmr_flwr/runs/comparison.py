@@ -15,6 +15,7 @@ from fedmr_flwr.algorithms import resolve
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import write_aside
+from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
 # What must be the same for a run to be taken as it is; the rest says where and how it is computed.
@@ -66,6 +67,17 @@ def variants(text: str) -> list[Variant]:
     return [Variant(label) for label in labels]
 
 
+def accuracy(number: float) -> float:
+    """Insist on a share from 0 to 1.
+
+    Raises:
+        ConfigError: it is something else, perhaps a percentage.
+    """
+    if not 0 <= number <= 1:
+        raise ConfigError(f"--target {number:g}: an accuracy is from 0 to 1, such as 0.8")
+    return number
+
+
 def seeds(text: str) -> list[int]:
     """Read a list of seeds, separated by commas.
 
@@ -95,23 +107,33 @@ def plan(
         RunFolderError: a run's folder holds another run.
     """
     overrides = list(overrides)
-    if taken := [text for text in overrides if text.startswith(("run-dir=", "strategy.name="))]:
-        raise ConfigError(f"'{taken[0]}': name strategies with --strategies, and the folder of all runs with --out")
+    if taken := [text for text in overrides if text.startswith(("run-dir=", "strategy.name=", "seed="))]:
+        raise ConfigError(f"'{taken[0]}': use --strategies, --seeds and, for all runs, --out FOLDER")
     runs = []
     for variant in compared:
         for seed in of_seeds or [config.load(conf, overrides).seed]:
             own = [f"seed={seed}", f"run-dir={out / variant.folder(seed)}"]
             settings = config.load(conf, [*overrides, *variant.overrides(), *own])
             runs.append((variant, resolve(settings)))
+    folders = [str(settings.run_dir) for _, settings in runs]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise ConfigError(f"--strategies: two of them would share the folder {twice[0]}; write one of them otherwise")
     for _, settings in runs:
         _check_same(settings)
     return runs
 
 
 def earlier(settings: Settings) -> RunFolder | None:
-    """Return the folder of a run that was begun earlier, None if it was not."""
+    """Return the folder of a run that was begun earlier, None if it was not.
+
+    Raises:
+        RunFolderError: the folder holds something else, or a damaged run.
+    """
     assert settings.run_dir is not None
-    return RunFolder(settings.run_dir) if (settings.run_dir / "config.yaml").exists() else None
+    if (settings.run_dir / "config.yaml").exists():
+        return RunFolder.open(settings.run_dir)
+    folder.check_free(settings.run_dir, "--out FOLDER")
+    return None
 
 
 def _check_same(settings: Settings) -> None:
@@ -172,21 +194,21 @@ def lines(found: Mapping[str, Sequence[Rows]], wanted: int, target: float | None
     """
     scored = {label: [_scored(rows) for rows in runs] for label, runs in found.items()}
     if target is None:
-        bests = [accuracy.max() for runs in scored.values() for _, accuracy in runs]
+        bests = [accuracies.max() for runs in scored.values() for _, accuracies in runs]
         target = float(np.floor(100 * min(bests)) / 100) if bests else 0.0
 
     def line(label: str, runs: Sequence[Rows]) -> Line:
         def each(number: Callable[[Any], Any], of: Iterable[Any]) -> tuple[float, ...]:
             return tuple(float(number(one)) for one in of)
 
-        accuracies = [accuracy for _, accuracy in scored[label]]
+        accuracies = [by_round for _, by_round in scored[label]]
         return Line(
             label,
             len(runs),
             wanted,
-            last=each(lambda accuracy: accuracy[-1], accuracies),
+            last=each(lambda by_round: by_round[-1], accuracies),
             best=each(np.max, accuracies),
-            late=each(lambda accuracy: accuracy[-_LAST:].mean(), accuracies),
+            late=each(lambda by_round: by_round[-_LAST:].mean(), accuracies),
             reached=each(lambda run: np.append(run[0][run[1] >= target], np.inf)[0], scored[label]),
             bytes_down=each(lambda rows: np.mean([_per_client(row, "bytes-down") for row in rows]), runs),
             bytes_up=each(lambda rows: np.mean([_per_client(row, "bytes-up") for row in rows]), runs),
@@ -281,11 +303,11 @@ def comma_separated(table: Sequence[Line], target: float) -> str:
     return out.getvalue()
 
 
-def write(table: Sequence[Line], target: float, folder: Path) -> None:
+def write(table: Sequence[Line], target: float, out: Path) -> None:
     """Write the table into a folder, as comparison.md, .tex and .csv.
 
     Raises:
         RunFolderError: the disk refuses it.
     """
     for kind, text in {"md": markdown, "tex": latex, "csv": comma_separated}.items():
-        write_aside(folder / f"comparison.{kind}", text(table, target).encode())
+        write_aside(out / f"comparison.{kind}", text(table, target).encode())

@@ -131,8 +131,13 @@ def test_a_strategy_with_options_is_a_folder_of_its_own():
         ({"strategies": "fedmr,fedavg/mu=1"}, "unknown key 'strategy.mu'"),
         ({"seeds": "0,0"}, "name each seed once"),
         ({"seeds": "0,-1"}, "name each seed once"),
-        ({"overrides": ["run-dir=x"]}, "'run-dir=x': name strategies with --strategies"),
-        ({"overrides": ["strategy.name=fedavg"]}, "'strategy.name=fedavg': name strategies with --strategies"),
+        ({"overrides": ["run-dir=x"]}, "'run-dir=x': use --strategies, --seeds and, for all runs"),
+        ({"overrides": ["strategy.name=fedavg"]}, "'strategy.name=fedavg': use --strategies"),
+        ({"overrides": ["seed=1"]}, "'seed=1': use --strategies, --seeds"),
+        ({"seeds": ""}, "--seeds : name each seed once"),
+        ({"target": 80.0}, "--target 80: an accuracy is from 0 to 1, such as 0.8"),
+        ({"target": float("nan")}, "--target nan: an accuracy is from 0 to 1"),
+        ({"strategies": "fedprox/mu=0.1,fedprox//mu=0.1"}, "'' is no option"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_run(tmp_path, arguments, said):
@@ -219,3 +224,19 @@ def test_the_picture_has_a_line_and_a_band_for_every_strategy(tmp_path, monkeypa
     heights = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((10, 90))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "test accuracy (%)")
+
+
+def test_strategies_that_would_share_a_folder_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"two of them would share the folder .*fedmr_unit=_a_-seed0; write one"):
+        comparison.plan(CONF, [], variants("fedmr/unit=['a'],fedmr/unit=[\"a\"]"), None, tmp_path)
+
+
+def test_a_folder_that_holds_something_else_is_refused_before_anything_is_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot use .*file: .*; name another folder with --out"):
+        compare(tmp_path / "file", "fedavg")
+    (tmp_path / "out" / "fedmr-seed0").mkdir(parents=True)
+    (tmp_path / "out" / "fedmr-seed0" / "mine.txt").write_text("")
+    with pytest.raises(RunFolderError, match="fedmr-seed0 is not empty; name another folder with --out"):
+        compare(tmp_path / "out", "fedavg,fedmr")
+    assert not (tmp_path / "out" / "fedavg-seed0").exists()
