@@ -118,7 +118,8 @@ def compare(
             failed += 1
             _print(f"  failed: {error}")
     lines, target = comparison.lines(found, len(planned) // len(compared), target)
-    title = f"{planned[0][1].division()}, {planned[0][1].model.name}"
+    common = planned[0][1]
+    title = f"{common.division()}, {common.clients_per_round} a round, {common.model.name}"
     comparison.write(lines, target, out)
     plots.comparison(found, title, out / "comparison.png")
     Console(width=None if sys.stdout.isatty() else _WIDE).print(comparison_table(lines, target))
