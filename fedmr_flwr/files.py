@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -71,7 +72,8 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> str:
     Returns:
         The SHA-256 of the file.
     """
-    content = save(dict(tensors))
+    # safetensors writes the memory as it lies, and a model's is in another order on the CPU (channels last).
+    content = save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
     write_aside(path, content)
     return hashlib.sha256(content).hexdigest()
 
