@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load
+from safetensors import SafetensorError, safe_open
 
-from fedmr_flwr.files import write_tensors, writing
+from fedmr_flwr.files import digest, write_tensors, writing
 
 Arrays = Mapping[str, NDArray[Any]]
+
+_DIGEST = "sha256"
 
 
 class ClientState:
@@ -31,9 +32,12 @@ class ClientState:
         if not last_round:
             return {}
         try:
-            return load(self._path(last_round).read_bytes())
+            with safe_open(self._path(last_round), "np") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+                expected = (file.metadata() or {}).get(_DIGEST)
         except (OSError, SafetensorError):
             return None
+        return arrays if digest(arrays) == expected else None
 
     def keep(self, arrays: Arrays, server_round: int, last_round: int, resumable: int) -> None:
         """Write the state of a round, whole or not at all, and remove what will never be asked for.
@@ -49,7 +53,7 @@ class ClientState:
         """
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self._path(server_round), arrays)
+        write_tensors(self._path(server_round), arrays, {_DIGEST: digest(arrays)})
         # Replies between the last good one and this round never counted. Of the others, a server that goes on
         # after round `resumable` asks for the newest that was there then.
         rounds = sorted(int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors"))

@@ -66,16 +66,31 @@ def write_new(path: Path, content: bytes) -> None:
     _flush_folder(path.parent)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, str] | None = None) -> str:
     """Write tensors to a safetensors file, as `write_aside` does.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        facts: what else the file is to say.
 
     Returns:
         The SHA-256 of the file.
     """
     # safetensors writes the memory as it lies, and a model's is in another order on the CPU (channels last).
-    content = save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
+    ordered = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    content = save(ordered, dict(facts) if facts else None)
     write_aside(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def digest(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 of named tensors."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        sha.update(np.asarray(tensor, order="C").reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -189,6 +189,10 @@ class RosterGrid(Grid):
         if self._numbered:
             self._last_rounds[list(self.exchange.good)] = server_round
 
+    def forget(self) -> None:
+        """Let every client begin as if it had never taken part."""
+        self._last_rounds[:] = 0
+
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what must be kept between rounds: the round of each client's last good reply, 0 for none."""
         return {"last-rounds": self._last_rounds.copy()}

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from fedmr_flwr import algorithms, config, engines, models
 from fedmr_flwr.algorithms.multi_model import MultiModel
-from fedmr_flwr.algorithms.state import restore, state_of
 from fedmr_flwr.client import DIGEST, train_config
 from fedmr_flwr.config import Settings
 from fedmr_flwr.data import datasets, partitions
@@ -183,7 +182,7 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
         done = row["round"] - stops
         if stops or done % settings.checkpoint_every == 0 or done == settings.rounds:
             out.flush_rows()
-            state = {**state_of(strategy), **{_ROSTER + name: array for name, array in roster.state().items()}}
+            state = {**strategy.state(), **{_ROSTER + name: array for name, array in roster.state().items()}}
             checkpoint.save(out.checkpoints, Checkpoint(done, federation.codec.decode(arrays), state))
         display.show(row)
 
@@ -248,7 +247,7 @@ def _resume(
     if found is None:
         return 0, federation.arrays, {}
     rosters = {name.removeprefix(_ROSTER): array for name, array in found.state.items() if name.startswith(_ROSTER)}
-    restore(federation.strategy, {k: v for k, v in found.state.items() if not k.startswith(_ROSTER)})
+    federation.strategy.restore({k: v for k, v in found.state.items() if not k.startswith(_ROSTER)})
     resumed = {"after-round": done, "problems": problems, "versions": folder.versions()}
     out.note(resumed=[*out.read_manifest().get("resumed", []), resumed])
     display.show_resumed(resumed)

@@ -1,11 +1,18 @@
+import io
 import random
 
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
+from fedmr_flwr import client as client_module
+from fedmr_flwr import engines, server
 from fedmr_flwr.client_state import ClientState
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs.display import Display
+from fedmr_flwr.training import Fit, Outcome
 
 
 def number(server_round, life):
@@ -15,13 +22,16 @@ def number(server_round, life):
 def test_the_state_of_a_round_is_found_again_bit_for_bit(tmp_path):
     state = ClientState(tmp_path / "client")
     assert state.recall(0) == {}
-    arrays = {"w": np.array([1.5, -0.0], np.float32), "n": np.array(7)}
+    # A convolution's weights lie in another order in memory than their shape says.
+    turned = np.arange(12, dtype=np.float32).reshape(2, 3, 2).transpose(0, 2, 1)
+    arrays = {"w": np.array([1.5, -0.0], np.float32), "n": np.array(7), "turned": turned}
     state.keep(arrays, 3, 0, 0)
     found = state.recall(3)
+    assert {name: array.shape for name, array in found.items()} == {k: v.shape for k, v in arrays.items()}
     assert {name: array.tobytes() for name, array in found.items()} == {k: v.tobytes() for k, v in arrays.items()}
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "noise"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "noise", "bit"])
 def test_a_state_that_is_lost_is_none(tmp_path, damage):
     state = ClientState(tmp_path)
     state.keep(number(3, 0), 3, 0, 0)
@@ -30,7 +40,9 @@ def test_a_state_that_is_lost_is_none(tmp_path, damage):
         path.unlink()
     else:
         content = path.read_bytes()
-        path.write_bytes({"cut": content[:-1], "empty": b"", "noise": b"\xff" * len(content)}[damage])
+        flipped = content[:-1] + bytes([content[-1] ^ 1])
+        damaged = {"cut": content[:-1], "empty": b"", "noise": b"\xff" * len(content), "bit": flipped}
+        path.write_bytes(damaged[damage])
     assert state.recall(3) is None
 
 
@@ -47,6 +59,31 @@ def test_what_the_disk_refuses_is_one_line(tmp_path):
     (tmp_path / "client").write_text("a file")
     with pytest.raises(RunFolderError, match="cannot write .*client"):
         ClientState(tmp_path / "client").keep(number(1, 0), 1, 0, 0)
+
+
+def test_a_client_trains_with_what_it_kept_of_its_last_good_reply(toy, monkeypatch):
+    settings = toy("strategy.name=moon", "clients=4", "clients-per-round=2", "rounds=8", "checkpoint-every=1")
+    known = {}
+    spoiled = []
+
+    def fit(model, dataset, examples, training, rng, rule):
+        client = examples.inputs.numpy().tobytes()
+        assert int(rule.kept.get("n", 0)) == known.get(client, 0)
+        done = training_fit(model, dataset, examples, training, rng)
+        number = fit.calls = fit.calls + 1
+        if number == 6:
+            spoiled.append(client)
+            torch.nn.init.constant_(model.classifier.weight, torch.nan)
+        else:
+            known[client] = number
+        return Fit(done.examples, done.loss, Outcome(kept={"n": np.array(number)}))
+
+    fit.calls = 0
+    training_fit = client_module.fit
+    monkeypatch.setattr(client_module, "fit", fit)
+    out = server.run(settings, engines.grid_of(settings), Display(8, Console(file=io.StringIO())))
+    assert fit.calls == 16
+    assert sum(row["failures"] for row in out.read_rows()) == len(spoiled) == 1
 
 
 @pytest.mark.parametrize("seed", range(15))

@@ -173,6 +173,13 @@ class Algorithm(Strategy):
         """Return the names and lengths of the vectors that every client must return besides the model."""
         return {}
 
+    def begins_anew(self) -> bool:
+        """Begin anew, because some clients have lost what they kept, and tell whether all others must do so, too.
+
+        For a server whose own state is only right together with that of every client.
+        """
+        return False
+
     def diagnostics(self) -> dict[str, Any]:
         """Return what is worth knowing of the server's state after a round, by name, as JSON has it."""
         return {}

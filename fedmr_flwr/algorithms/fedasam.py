@@ -31,8 +31,8 @@ class ASAMOptions(Section):
 class ASAM(LocalRule):
     """Takes the gradient where the loss is highest nearby: at w + rho T^2 g / |T g| with T = |w| + eta.
 
-    T is 1 for what is no weight, that is, biases. BatchNorm's statistics come from the first of the two
-    passes, those at w itself.
+    T is 1 for biases, that is, for every parameter without "weight" in its name. BatchNorm's statistics come
+    from the first of the two passes, those at w itself.
 
     Args:
         options: with `rho` and `eta`.
@@ -66,7 +66,7 @@ class ASAM(LocalRule):
         trained, scales, scaled = [], [], []
         for name, own in model.named_parameters():
             if own.grad is not None:
-                scale = own.abs() + self.options.eta if name.endswith("weight") else torch.ones_like(own)
+                scale = own.abs() + self.options.eta if "weight" in name else torch.ones_like(own)
                 trained.append(own)
                 scales.append(scale)
                 scaled.append(scale * own.grad)

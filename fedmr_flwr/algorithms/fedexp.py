@@ -34,7 +34,7 @@ class FedExP(Algorithm):
     With updates D_i of K clients and their mean D, the server steps by eta D with
     eta = max(1, sum |D_i|^2 / (2 K (|D|^2 + epsilon))). Norms and extrapolation concern trainable parameters;
     buffers are averaged. Clients start from the latest iterate; what is evaluated and saved is the mean of
-    the last two, or after the first round that one.
+    the last two, or after the first good round that one.
 
     Args:
         clients_per_round: clients drawn in a round.
@@ -49,18 +49,19 @@ class FedExP(Algorithm):
     Options = FedExPOptions
 
     step = 1.0
+    # What the clients start from, and, after the first good round, the latest iterate.
+    _start: Packed | None = None
     _iterate: Packed | None = None
 
     def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
         """Send the latest iterate to everyone."""
-        if self._iterate is None:
-            self._iterate = self.codec.decode(arrays)
-        return [self.codec.encode([self._iterate.floats], [self._iterate.ints])] * self.clients_per_round
+        self._start = self._iterate or self.codec.decode(arrays)
+        return [self.codec.encode([self._start.floats], [self._start.ints])] * self.clients_per_round
 
     def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
         """Extrapolate the mean of the models that came back; return the mean of the last two iterates."""
-        assert self._iterate is not None
-        before = self._iterate.floats
+        assert self._start is not None
+        before = self._start.floats
         models = [reply.model for reply in trained if reply]
         center = average(models)
         columns = self.codec.layout.parameters
@@ -70,8 +71,8 @@ class FedExP(Algorithm):
         after = center.floats.copy()
         for part in columns:
             after[part] = before[part] + self.step * (center.floats[part].astype(np.float64) - before[part])
+        evaluated = mean([before, after]) if self._iterate else after
         self._iterate = Packed(after, center.ints)
-        evaluated = after if server_round == 1 else mean([before, after])
         return self.codec.encode([evaluated], [center.ints])
 
     def diagnostics(self) -> dict[str, Any]:

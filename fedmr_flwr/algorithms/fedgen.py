@@ -1,7 +1,8 @@
 """FedGen: FedAvg whose server learns a generator of representations from the clients' heads and sends it along.
 
-Source: Zhu et al., "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", ICML 2021, equations 4
-to 6 and algorithm 1; network and numbers as in the code that was published with FedMR.
+Source: Zhu et al., "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", ICML 2021, algorithm 1;
+losses, network and numbers as in the code that was published with FedMR: the generator is taught by each head alone,
+weighted by its client's share of a label, where equation 4 has one loss of the averaged logits.
 """
 
 from collections.abc import Mapping, Sequence

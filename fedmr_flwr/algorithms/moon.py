@@ -67,7 +67,9 @@ class Contrastive(LocalRule):
         return loss
 
     def end(self, model: nn.Module, steps: int) -> Outcome:
-        """Keep the trained model."""
+        """Keep the trained model, unless it would never be used."""
+        if not self.options.mu:
+            return super().end(model, steps)
         return Outcome(kept={name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()})
 
 

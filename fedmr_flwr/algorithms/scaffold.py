@@ -128,6 +128,11 @@ class Scaffold(Algorithm):
         self._control = self._variate() + changes / self.federation
         return self.codec.encode([model.floats], [model.ints])
 
+    def begins_anew(self) -> bool:
+        """Set all variates back to zero: with one client's gone, the server's would stay wrong for good."""
+        self._control = None
+        return True
+
     def _variate(self) -> NDArray[np.float64]:
         if self._control is None:
             self._control = np.zeros(sum(part.stop - part.start for part in self.codec.layout.parameters))

@@ -1,4 +1,4 @@
-"""What any strategy must keep between rounds: this project's own, and Flower's where their state is known."""
+"""What Flower's own strategies must keep between rounds, where that is known."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,6 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.errors import ConfigError
 
 # Exactly these, not what users derive from them: a subclass may keep more.
@@ -27,8 +26,6 @@ def state_of(strategy: Strategy) -> dict[str, NDArray[Any]]:
     Args:
         strategy: any; of one that is not known nothing is returned, and `restore` refuses it.
     """
-    if isinstance(strategy, Algorithm):
-        return strategy.state()
     if isinstance(strategy, _WITH_MOMENTS):
         return {
             f"{moment}.{name}": np.asarray(values)  # of a tensor without axes Flower makes a NumPy scalar
@@ -46,9 +43,7 @@ def restore(strategy: Strategy, state: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         ConfigError: it is not known what the strategy keeps.
     """
-    if isinstance(strategy, Algorithm):
-        strategy.restore(state)
-    elif type(strategy) in _WITH_MOMENTS:
+    if type(strategy) in _WITH_MOMENTS:
         for moment in _MOMENTS:
             own = {
                 name.removeprefix(f"{moment}."): values.copy()

@@ -96,6 +96,8 @@ def _train_round(
     if combined is None:
         raise FederationError(f"round {number}: the strategy made no model of {len(replies)} replies")
     grid.settle(number)
+    if grid.exchange.lost_state and isinstance(strategy, Algorithm) and strategy.begins_anew():
+        grid.forget()
     more = strategy.diagnosis if isinstance(strategy, Algorithm) else {}
     return retyped(combined, arrays), {
         name: value for name, value in (metrics or {}).items() if name not in _RESERVED

@@ -39,6 +39,21 @@ def test_a_step_by_hand(rho, eta):
     assert loss == pytest.approx(3 * a**2 + b**2 / 2 + 2 * c), "the loss that is reported is that at the model itself"
 
 
+def test_all_weights_of_an_lstm_are_scaled():
+    model = nn.LSTM(2, 1)
+    before = {name: own.detach().clone() for name, own in model.named_parameters()}
+    for own in model.parameters():
+        own.grad = torch.ones_like(own)
+    ASAM(ASAMOptions(rho=0.5))._climb(model)
+    moved = {name: (own.detach() - before[name]) / 0.5 for name, own in model.named_parameters()}
+    length = sum(
+        (before[name].square() if name.startswith("weight") else torch.ones(4)).sum() for name in before
+    ).sqrt()
+    for name, own in moved.items():
+        square = before[name].square() if name.startswith("weight") else torch.ones(4)
+        torch.testing.assert_close(own, square / length)
+
+
 def test_without_radius_it_is_plain_training_bit_for_bit():
     np.testing.assert_array_equal(step(QuadraticASAM(ASAMOptions(rho=0)))[0], step(Quadratic())[0])
 

@@ -18,7 +18,7 @@ START = CODEC.encode([np.array([10, 20, 30], np.float32)], [np.zeros(1, np.int64
 def rounds(grid_of, answer):
     """Run rounds in which client c adds updates[c]; return the strategy, and what was sent and evaluated."""
 
-    def run(updates, count=1, **options):
+    def run(updates, count=1, bad=None, **options):
         def reply(message, client):
             old = CODEC.decode(message.content["arrays"])
             return answer(
@@ -31,6 +31,8 @@ def rounds(grid_of, answer):
         for number in range(1, count + 1):
             messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
             sent.append(CODEC.decode(messages[0].content["arrays"]).floats.tolist())
+            if number == bad:
+                continue
             arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
             evaluated.append(CODEC.decode(arrays).floats.tolist())
         return strategy, sent, evaluated
@@ -64,5 +66,9 @@ def test_buffers_are_averaged_and_count_in_no_norm(rounds):
 def test_clients_start_from_the_iterate_and_the_mean_of_the_last_two_is_evaluated(rounds):
     _, sent, evaluated = rounds([[1, 2, 3]] * 2, count=4)
     assert sent == [[10, 20, 30], [11, 22, 33], [12, 24, 36], [13, 26, 39]]
-    # Buffers are no part of an iterate's step; they are the latest.
-    assert [row[:2] for row in evaluated] == [[11, 22], [11.5, 23], [12.5, 25], [13.5, 27]]
+    assert evaluated == [[11, 22, 33], [11.5, 23, 34.5], [12.5, 25, 37.5], [13.5, 27, 40.5]]
+
+
+def test_the_initial_model_is_in_no_mean_even_if_the_first_round_was_bad(rounds):
+    _, _, evaluated = rounds([[1, 2, 3]] * 2, count=3, bad=1)
+    assert evaluated == [[11, 22, 33], [11.5, 23, 34.5]]

@@ -6,11 +6,12 @@ from torch import nn
 
 from fedmr_flwr.algorithms import FedAvg, Scaffold
 from fedmr_flwr.algorithms.scaffold import CONTROL, Corrected
-from fedmr_flwr.config import Training
+from fedmr_flwr.config import Settings, Training
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.layout import Layout
 from fedmr_flwr.records import Codec, vector_record, vectors
 from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.runs import loop
 from fedmr_flwr.training import LocalRule, fit
 
 X = np.array([[1.0, 2.0], [-0.5, 1.0], [2.0, 0.25]], np.float32)
@@ -94,7 +95,7 @@ CODEC = Codec(LAYOUT)
 STEPS, LR = 10, 0.05
 
 
-def federate(grid_of, answer, strategy, rule, rounds):
+def federate(grid_of, answer, strategy, rule, rounds, lost_in=None):
     """Run rounds of many local steps on the two quadratic clients; return the global model."""
     kept = [{}, {}]
 
@@ -105,21 +106,25 @@ def federate(grid_of, answer, strategy, rule, rounds):
 
     def reply(message, client):
         model, made = Scalar(CODEC.decode(message.content["arrays"]).floats[0]), Quadratic()
-        made.received, made.kept = vectors(message.content, made.exchanges), kept[client]
+        config = message.content["config"]
+        lost = client == 0 and config["server-round"] == lost_in
+        made.received = vectors(message.content, made.exchanges)
+        made.kept = kept[client] if config["last-round"] and not lost else {}
         examples = Examples(torch.tensor(CURVES[client : client + 1], dtype=torch.float32), torch.tensor([0]))
         training = Training(lr=LR, momentum=0, local_epochs=STEPS)
         done = fit(model, Dataset(examples, examples, 2, None), examples, training, np.random.default_rng(0), made)
         kept[client] = done.outcome.kept
-        content = answer(CODEC.encode([model.w.detach().numpy()], []), examples=1)
+        content = answer(
+            CODEC.encode([model.w.detach().numpy()], []), examples=1, **({"lost-state": 1} if lost else {})
+        )
         for name, values in done.outcome.returned.items():
             content[name] = vector_record(values)
         return content
 
     grid = RosterGrid(grid_of(reply, 2), 2)
     arrays = CODEC.encode([np.array([10.0], np.float32)], [])
-    for number in range(1, rounds + 1):
-        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
-        arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+    settings = Settings(rounds=rounds, clients=2, clients_per_round=2)
+    arrays = loop.run(settings, strategy, grid, arrays, ConfigRecord(), lambda _: {}, lambda *_: None)
     return CODEC.decode(arrays).floats[0]
 
 
@@ -133,6 +138,13 @@ def test_with_many_local_steps_it_finds_the_true_optimum_and_fedavg_its_known_bi
     plain = federate(grid_of, answer, FedAvg(**options), LocalRule, 60)
     assert plain == pytest.approx(biased, rel=1e-4)
     assert federate(grid_of, answer, Scaffold(**options), Corrected, 120) == pytest.approx(optimum, rel=1e-4)
+
+
+def test_it_finds_the_optimum_also_after_a_client_has_lost_its_variate(grid_of, answer):
+    a, b = CURVES.T
+    strategy = Scaffold(clients_per_round=2, layout=LAYOUT)
+    found = federate(grid_of, answer, strategy, Corrected, 160, lost_in=21)
+    assert found == pytest.approx((a * b).sum() / a.sum(), rel=1e-4)
 
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.5, 2.0])
