@@ -1,4 +1,4 @@
-"""The command line: `fedmr run`, `resume`, `compare`, `plot`, `partition` and `units`."""
+"""The command line: `fedmr run`, `resume`, `compare`, `deploy`, `plot`, `partition` and `units`."""
 
 import logging
 import signal
@@ -12,7 +12,7 @@ from rich.console import Console
 from fedmr_flwr import config
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import ConfigError, FederationError, FedmrError, RunFolderError
-from fedmr_flwr.files import writing
+from fedmr_flwr.files import write_aside, writing
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.comparison import Rows
 from fedmr_flwr.runs.display import (
@@ -34,6 +34,11 @@ Conf = Annotated[Path, typer.Argument(help="A configuration file, such as conf/q
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, nested keys with dots: training.lr=0.1")]
 
+Engine = Annotated[str | None, typer.Option(help="ray, in-process or deployment; short for engine=NAME.")]
+Federation = Annotated[
+    str | None, typer.Option(help="A SuperLink in Flower's configuration: engine=deployment federation=NAME.")
+]
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -47,10 +52,11 @@ app = typer.Typer(
 def run(
     conf: Conf,
     overrides: Overrides = None,
-    engine: Annotated[str | None, typer.Option(help="ray or in-process; short for engine=NAME.")] = None,
+    engine: Engine = None,
+    federation: Federation = None,
 ) -> None:
     """Train a federation and write its run folder."""
-    extra = [f"engine={engine}"] if engine else []
+    extra = _engine(engine, federation)
     settings = folder.choose(config.load(conf, [*(overrides or []), *extra]))
     assert settings.run_dir is not None
     folder.check_free(settings.run_dir)
@@ -60,12 +66,12 @@ def run(
 @app.command()
 def resume(
     run_folder: Folder,
-    engine: Annotated[str | None, typer.Option(help="ray or in-process, if another than the run began with.")] = None,
+    engine: Engine = None,
+    federation: Federation = None,
 ) -> None:
-    """Go on with a stopped run, to the same result."""
+    """Go on with a stopped run, to the same result; with another engine, too."""
     out = RunFolder.open(run_folder.absolute())
-    extra = [f"engine={engine}"] if engine else []
-    settings = config.load(out.config, extra).model_copy(update={"run_dir": out.path})
+    settings = config.load(out.config, _engine(engine, federation)).model_copy(update={"run_dir": out.path})
     manifest = out.read_manifest()
     if out.status == "completed" and manifest.get("rounds", 0) >= settings.rounds:
         _print(f"{out.path} is complete: all {settings.rounds} rounds are done")
@@ -89,13 +95,14 @@ def compare(
     ] = None,
     target: Annotated[float | None, typer.Option(help="An accuracy; by default one that all runs reach.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder of all runs, by default runs/compare-CONF.")] = None,
-    engine: Annotated[str | None, typer.Option(help="ray or in-process; short for engine=NAME.")] = None,
+    engine: Engine = None,
+    federation: Federation = None,
 ) -> None:
     """Train with several strategies and seeds, then write tables and a plot; go on with what is unfinished."""
     from fedmr_flwr.runs import comparison, plots
 
     out = (out or Path("runs") / f"compare-{conf.stem}").absolute()
-    extra = [f"engine={engine}"] if engine else []
+    extra = _engine(engine, federation)
     target = None if target is None else comparison.accuracy(target)
     of_seeds = None if seeds is None else comparison.seeds(seeds)
     compared = comparison.variants(strategies)
@@ -127,6 +134,50 @@ def compare(
         _print(str(out / f"comparison.{kind}"))
     if failed:
         raise FederationError(f"{failed} of {len(planned)} runs failed and are not in the table; their lines say why")
+
+
+deployment = typer.Typer(no_args_is_help=True, help="Clients on machines of their own: keys, server, nodes.")
+app.add_typer(deployment, name="deploy")
+
+Insecure = Annotated[bool, typer.Option("--insecure", help="Without TLS and keys; on this machine only.")]
+
+
+@deployment.command()
+def init(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    host: Annotated[list[str], typer.Option(help="A name or address of the server; may be repeated.")],
+    nodes: Annotated[int, typer.Option(min=1, help="How many nodes there are.")],
+) -> None:
+    """Make certificates, keys and settings for a server and its nodes."""
+    from fedmr_flwr.deployment import folders, guide
+
+    made = folders.create(out, host, nodes)
+    write_aside(out / "README.md", guide.text(*made).encode())
+    _print(f"{out / 'README.md'} says what goes where and which commands to run")
+
+
+@deployment.command()
+def server(
+    folder_: Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")],
+    insecure: Insecure = False,
+) -> None:
+    """Run a SuperLink that lets in the nodes whose keys lie in its folder."""
+    from fedmr_flwr.deployment import folders, processes
+
+    path = folder_.absolute()
+    processes.serve(path, folders.read_server(path), insecure, _print)
+
+
+@deployment.command()
+def node(
+    folder_: Annotated[Path, typer.Argument(metavar="DIR", help="The node's folder.")],
+    insecure: Insecure = False,
+) -> None:
+    """Run a SuperNode that trains on this machine's data."""
+    from fedmr_flwr.deployment import folders, processes
+
+    path = folder_.absolute()
+    processes.train(path, folders.read_node(path), insecure)
 
 
 @app.command()
@@ -182,6 +233,13 @@ def units(conf: Conf, overrides: Overrides = None) -> None:
     Console().print(unit_table(strategy.units, layout, strategy.options.unit))
 
 
+def _engine(engine: str | None, federation: str | None) -> list[str]:
+    """Return the overrides that two options stand for."""
+    if federation:
+        return [f"engine={engine or 'deployment'}", f"federation={federation}"]
+    return [f"engine={engine}"] if engine else []
+
+
 def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
     """Run or go on with a federation and show what becomes of it."""
     from fedmr_flwr import algorithms
@@ -206,6 +264,10 @@ def _train(settings: Settings, prepared: RunFolder | None) -> RunFolder:
             from fedmr_flwr.engines import ray
 
             return ray.run(settings, display, prepared)
+        if settings.engine == "deployment":
+            from fedmr_flwr.engines import deployment
+
+            return deployment.run(settings, display, prepared)
         from fedmr_flwr import engines, server
 
         logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies comment on every round

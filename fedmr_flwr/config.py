@@ -73,7 +73,8 @@ class Partition(Section):
     """How the training examples are divided among the clients.
 
     Attributes:
-        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, natural or file:PATH.
+        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, natural, file:PATH, or nodes: each client has
+            examples of its own, in a deployment.
         alpha: the Dirichlet concentration; small is more heterogeneous.
         fill_up: of the Dirichlet partitions: whether clients that draw fewer than ten examples take others from
             the largest clients; otherwise the draw is repeated, in vain if there are many clients.
@@ -136,6 +137,9 @@ class Settings(Section):
         engine: what carries the messages; an entry of `fedmr_flwr.engines.ENGINES`.
         client_cpus: CPU cores that a Ray client reserves, and the threads that a client trains with.
         client_gpus: the share of a GPU that a Ray client reserves.
+        federation: of a deployment: the SuperLink's name in Flower's own configuration.
+        min_clients: of a deployment: how many clients must be connected before the first round; all if not given.
+        join_timeout: of a deployment: seconds to wait for clients that are not connected.
         ray_address: a running Ray cluster to join, "host:port" or "auto"; if not given, what RAY_ADDRESS in the
             environment names, and otherwise "local", a Ray of the run's own.
         data_dir: folder of the data files.
@@ -157,6 +161,9 @@ class Settings(Section):
     engine: str = "ray"
     client_cpus: int = Field(1, ge=1)
     client_gpus: float = Field(0.0, ge=0)
+    federation: str | None = None
+    min_clients: int | None = Field(None, ge=1)
+    join_timeout: float = Field(600.0, gt=0)
     ray_address: str | None = None
     data_dir: AbsolutePath | None = None
     run_dir: AbsolutePath | None = None
@@ -191,6 +198,10 @@ class Settings(Section):
             raise ValueError(
                 f"min-good-replies is {self.min_good_replies}, more than the {self.clients_per_round} clients of a "
                 "round; lower min-good-replies or raise clients-per-round"
+            )
+        if (self.min_clients or 0) > self.clients:
+            raise ValueError(
+                f"min-clients is {self.min_clients} but there are only {self.clients} clients; lower min-clients"
             )
         if self.engine == "ray" and self.device.startswith("cuda") and self.client_gpus == 0:
             raise ValueError(

@@ -30,11 +30,33 @@ class FederationError(FedmrError):
 
 
 class BadRoundError(FederationError):
-    """Too few clients gave a good reply in a round."""
+    """Too few clients gave a good reply in a round.
+
+    Args:
+        reason: one line.
+        absent: whether all who failed are not connected or have gone, so that the next round waits for them.
+
+    Attributes:
+        final: whether no further round can be good.
+    """
+
+    final = False
+
+    def __init__(self, reason: str, absent: bool = False) -> None:
+        super().__init__(reason)
+        self.absent = absent
 
 
 class LostActorError(BadRoundError):
     """A process of Flower's simulation died; Flower sends it clients all the same, and all of them fail."""
+
+    final = True
+
+
+class AbsentClientsError(BadRoundError):
+    """Clients were waited for and did not come."""
+
+    final = True
 
 
 class EngineError(FedmrError):

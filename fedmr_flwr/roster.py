@@ -1,11 +1,9 @@
 """`RosterGrid`: a Flower Grid with a stable order of clients, checked replies and an account of failures."""
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,27 +12,24 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
-from fedmr_flwr.errors import BadRoundError, FederationError
+from fedmr_flwr.attendance import Attendance, wait_for_nodes
+from fedmr_flwr.errors import BadRoundError
 from fedmr_flwr.records import (
     ARRAYS,
     CONFIG,
-    EXAMPLES,
     LAST_ROUND,
     LOST_STATE,
     METRICS,
-    MOST_EXAMPLES,
     Failure,
     fault,
-    one_line,
     outliers,
 )  # fmt: skip
 
 _log = logging.getLogger(__name__)
-# Under this key a client answers a query with its number.
-CLIENT = "client"
 # Flower's error code for what it has no code for.
 _UNKNOWN = 0
-_QUERY_SECONDS = 600.0
+# Failures of clients that are not there, or have gone while they trained.
+_ABSENT = {"offline", "node-lost"}
 
 
 @dataclass(frozen=True)
@@ -77,16 +72,18 @@ class RosterGrid(Grid):
         clients: how many clients there are; they are waited for and asked for their numbers, which must be
             0..clients-1. None takes the nodes that are there at any time, in the order of their identifiers.
         at_least: how many nodes to wait for if `clients` is None.
+        min_clients: how many clients must be connected before the first round, and afterwards `min_good_replies`
+            before each; None if all of them are there and stay, as in a simulation.
         patience: seconds to wait for nodes.
         min_good_replies: with fewer good replies to training messages the exchange is an error.
         query: sent when the clients are asked for their numbers, so that they can see whether they have all that
             the run needs.
         guard: refuse a trained model whose update is more than `guard` times as long as the round's median,
             as "outlier"; None refuses none.
+        say: is told who is waited for.
 
     Attributes:
         exchange: the account of the latest exchange of training messages.
-        examples: of each client, in the order of their numbers, if all of them said so when they were asked.
 
     Raises:
         FederationError: the clients do not come, or are not the ones that should.
@@ -98,10 +95,12 @@ class RosterGrid(Grid):
         clients: int | None = None,
         *,
         at_least: int = 1,
+        min_clients: int | None = None,
         patience: float = 120.0,
         query: ConfigRecord | None = None,
         min_good_replies: int = 1,
         guard: float | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._grid = grid
         self._at_least = at_least
@@ -109,17 +108,36 @@ class RosterGrid(Grid):
         self._min_good_replies = min_good_replies
         self._guard = guard
         self.exchange = Exchange()
-        self._numbered = clients is not None
-        self.examples: NDArray[np.int64] | None = None
-        self._clients = {} if clients is None else self._ask_numbers(clients, query)
-        self._last_rounds = np.zeros(len(self._clients), np.int64)
+        self._attendance = None if clients is None else Attendance(grid, clients, min_clients, patience, query, say)
+        self._clients: dict[int, int] = {}  # by node
+        self._last_rounds = np.zeros(clients or 0, np.int64)
+        if self._attendance:
+            self._number(self._attendance.nodes)
+
+    @property
+    def examples(self) -> NDArray[np.int64] | None:
+        """The examples of each client, in the order of their numbers, if all of them said so when they were asked."""
+        return self._attendance.examples if self._attendance else None
 
     def get_node_ids(self) -> list[int]:
-        """Return the nodes in the order of their clients' numbers."""
-        if not self._numbered:
-            nodes = sorted(_wait_for_nodes(self._grid, self._at_least, self._patience))
-            self._clients = {node: at for at, node in enumerate(nodes)}
-        return list(self._clients)
+        """Return the nodes in the order of their clients' numbers, those that are not connected now included.
+
+        Raises:
+            FederationError: without numbers: too few nodes came.
+        """
+        if self._attendance:
+            return self._number(self._attendance.nodes)
+        return self._number(sorted(wait_for_nodes(self._grid, self._at_least, self._patience)))
+
+    def await_clients(self) -> None:
+        """Wait until enough clients are connected for a round to be good.
+
+        Raises:
+            AbsentClientsError: they did not come back.
+        """
+        self.exchange = Exchange()
+        if self._attendance:
+            self._attendance.gather(self._min_good_replies)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies, in the order of the messages.
@@ -137,32 +155,39 @@ class RosterGrid(Grid):
         """
         sent = list(messages)
         self._tell_last_rounds(sent)
-        bytes_down = _array_bytes(sent)  # before they are sent: what a client does to its message is not ours
         answers: dict[str, list[Message]] = {}
-        replies = list(self._grid.send_and_receive(sent, timeout=timeout))
+        absent = self._absent(sent)
+        present = [message for message in sent if message.metadata.dst_node_id not in absent]
+        bytes_down = _array_bytes(present)  # before they are sent: what a client does to its message is not ours
+        replies = list(self._grid.send_and_receive(present, timeout=timeout)) if present else []
         for reply in replies:
             answers.setdefault(reply.metadata.reply_to_message_id, []).append(reply)
 
         found = [answers.pop(message.metadata.message_id, []) for message in sent]
-        problems = [_problem(message, group) for message, group in zip(sent, found, strict=True)]
+        problems = [
+            ("offline", "its node is not connected")
+            if message.metadata.dst_node_id in absent
+            else _problem(message, group)
+            for message, group in zip(sent, found, strict=True)
+        ]
         if self._guard is not None:
             good = [at for at, message in enumerate(sent) if not problems[at] and _asks_for_model(message)]
             for at, reason in outliers([(found[at][0], sent[at]) for at in good], self._guard):
                 problems[good[at]] = "outlier", reason
         failures = [
-            Failure(self._number(message.metadata.dst_node_id), *problem)
+            Failure(self._client(message.metadata.dst_node_id), *problem)
             for message, problem in zip(sent, problems, strict=True)
             if problem
         ]
         failures += [
-            Failure(self._number(stray.metadata.src_node_id), "unasked", "a reply to a message that was not sent")
+            Failure(self._client(stray.metadata.src_node_id), "unasked", "a reply to a message that was not sent")
             for group in answers.values()
             for stray in group
         ]
         for failure in failures:
             _log.warning("client %s: %s: %s", failure.client, failure.kind, failure.reason)
         if any(message.metadata.message_type == MessageType.TRAIN for message in sent):
-            clients = tuple(self._number(message.metadata.dst_node_id) for message in sent)
+            clients = tuple(self._client(message.metadata.dst_node_id) for message in sent)
             good = [at for at, problem in enumerate(problems) if not problem]
             self.exchange = Exchange(
                 len(good),
@@ -186,7 +211,7 @@ class RosterGrid(Grid):
         Args:
             server_round: its number. Without this call the exchange never happened.
         """
-        if self._numbered:
+        if self._attendance:
             self._last_rounds[list(self.exchange.good)] = server_round
 
     def forget(self) -> None:
@@ -203,7 +228,7 @@ class RosterGrid(Grid):
 
     def _tell_last_rounds(self, messages: list[Message]) -> None:
         """Write into each message in which round its client's last good reply was."""
-        if not self._numbered:
+        if not self._attendance:
             return
         for message in messages:
             client = self._clients.get(message.metadata.dst_node_id)
@@ -218,46 +243,22 @@ class RosterGrid(Grid):
             who = f"{count} of {len(self.exchange.clients)} clients" if count else "no client"
             fewer = f", fewer than min-good-replies = {self._min_good_replies}" if count else ""
             first = f" (client {failures[0].client}: {failures[0].kind}: {failures[0].reason})" if failures else ""
-            raise BadRoundError(f"{who} gave a good reply{fewer}{first}")
+            absent = all(failure.kind in _ABSENT for failure in failures)
+            raise BadRoundError(f"{who} gave a good reply{fewer}{first}", absent)
 
-    def _number(self, node: int) -> int:
-        """Return a client's number, -1 for a stranger."""
+    def _absent(self, messages: list[Message]) -> set[int]:
+        """Return those nodes that are not connected; messages to them would wait in vain."""
+        nodes = {message.metadata.dst_node_id for message in messages}
+        return nodes - self._attendance.connected() if self._attendance else set()
+
+    def _number(self, nodes: list[int]) -> list[int]:
+        """Remember which client each node is, in this order."""
+        self._clients = {node: client for client, node in enumerate(nodes)}
+        return nodes
+
+    def _client(self, node: int) -> int:
+        """Return the number of a node's client, -1 for a stranger."""
         return self._clients.get(node, -1)
-
-    def _ask_numbers(self, clients: int, query: ConfigRecord | None) -> dict[int, int]:
-        """Wait for all clients, ask each for its number and insist on 0..clients-1; return nodes in that order."""
-        nodes = _wait_for_nodes(self._grid, clients, self._patience)
-        config = query or ConfigRecord()
-        queries = [Message(RecordDict({CONFIG: config}), node, MessageType.QUERY) for node in nodes]
-        numbers, examples, refusals, answers = {}, {}, [], 0
-        for reply in self._grid.send_and_receive(queries, timeout=_QUERY_SECONDS):
-            answers += 1
-            if not reply.has_content():
-                refusals.append(one_line(str(reply.error.reason)))
-                continue
-            metrics = reply.content.get(METRICS)
-            number = metrics.get(CLIENT) if isinstance(metrics, MetricRecord) else None
-            if isinstance(number, int):
-                numbers[reply.metadata.src_node_id] = number
-                examples[number] = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
-        if len(nodes) != clients:
-            raise FederationError(
-                f"the configuration has {clients} clients, but {len(nodes)} nodes are connected; set clients, "
-                f"or in a simulation --federation-config 'num-supernodes={clients}'"
-            )
-        if sorted(numbers.values()) != list(range(clients)):
-            found = len(set(numbers.values()) & set(range(clients)))
-            why = "each must have a partition-id of its own"
-            if refusals:
-                why = f"{len(refusals)} refused, the first of them: {refusals[0]}"
-            elif answers < clients:
-                silent = clients - answers
-                why = f"{silent} said nothing in {_QUERY_SECONDS:.0f} s; are they still reading their data?"
-            raise FederationError(f"only {found} of the {clients} clients 0 to {clients - 1} answered; {why}")
-        counts = [examples[client] for client in range(clients)]
-        if all(isinstance(count, int) and 0 < count < MOST_EXAMPLES for count in counts):
-            self.examples = np.array(counts, np.int64)
-        return dict(sorted(numbers.items(), key=itemgetter(1)))
 
     # The rest is the wrapped Grid's.
 
@@ -324,19 +325,3 @@ def _as_error(reply: Message, sent: Message, problem: tuple[str, str]) -> Messag
     if not reply.has_content():
         return reply
     return Message(Error(code=_UNKNOWN, reason=": ".join(problem)), reply_to=sent)
-
-
-def _wait_for_nodes(grid: Grid, count: int, patience: float) -> list[int]:
-    """Wait until at least `count` nodes are there."""
-    deadline = time.monotonic() + patience
-    nodes: list[int] = []
-    while len(nodes) < count:
-        if time.monotonic() > deadline:
-            raise FederationError(
-                f"{len(nodes)} of {count} clients are connected after {patience:.0f} s; start the others, "
-                f"or in a simulation set --federation-config 'num-supernodes={count}'"
-            )
-        nodes = list(grid.get_node_ids())
-        if len(nodes) < count:
-            time.sleep(0.05)
-    return nodes

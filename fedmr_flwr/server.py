@@ -25,11 +25,14 @@ from fedmr_flwr.runs import checkpoint, clients, folder, loop, plots
 from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.display import Display, quiet
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.sites import Form
 from fedmr_flwr.training import Score, evaluate, layout_of, pack, pick_device, place, unpack
 from fedmr_flwr.units import describe
 
 # What the roster keeps stands in a checkpoint beside what the strategy keeps.
 _ROSTER = "roster."
+# In which all clients of a simulation must have come.
+_SIMULATION_SECONDS = 120.0
 
 app = ServerApp()
 
@@ -90,8 +93,10 @@ class Federation:
         self.model = model
         self.strategy = algorithms.create(settings, self.layout)
         self.units = self.strategy.units if isinstance(self.strategy, MultiModel) else ()
-        self.parts = partitions.split(self.dataset, settings.clients, settings.partition, settings.seed)
-        self.counts = partitions.class_counts(self.dataset, self.parts)
+        # None if every client has examples of its own, of which the server knows nothing.
+        self.parts: list[partitions.Indices] | None = None
+        if settings.engine != "deployment" or settings.partition.name != partitions.NODES:
+            self.parts = partitions.split(self.dataset, settings.clients, settings.partition, settings.seed)
 
     @cached_property
     def digest(self) -> str:
@@ -186,10 +191,19 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
             checkpoint.save(out.checkpoints, Checkpoint(done, federation.codec.decode(arrays), state))
         display.show(row)
 
-    config = train_config(settings, federation.layout)
+    form = Form.of(federation.dataset)
+    config = train_config(settings, federation.layout, form, out.identifier())
     query = ConfigRecord({**config, DIGEST: federation.digest})
+    afar = settings.engine == "deployment"
     roster = RosterGrid(
-        grid, settings.clients, query=query, min_good_replies=settings.min_good_replies, guard=settings.guard
+        grid,
+        settings.clients,
+        min_clients=settings.min_clients or settings.clients if afar else None,
+        patience=settings.join_timeout if afar else _SIMULATION_SECONDS,
+        query=query,
+        min_good_replies=settings.min_good_replies,
+        guard=settings.guard,
+        say=lambda line: out.note(waiting=line or None),
     )
     if roster_state:
         roster.restore(roster_state)
@@ -216,8 +230,9 @@ def _describe(federation: Federation, out: RunFolder) -> None:
         "training": settings.training.model_dump(by_alias=True),
         "strategy": algorithms.resolve(settings).strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
         "data-sha256": federation.digest,
-        "partition-sha256": partitions.digest(federation.parts),
     }
+    if federation.parts is not None:
+        facts["partition-sha256"] = partitions.digest(federation.parts)
     before = out.read_manifest()
     for name, fact in facts.items():
         if before.get(name, fact) != fact:
@@ -232,8 +247,10 @@ def _describe(federation: Federation, out: RunFolder) -> None:
         units=[unit.name for unit in federation.units],
         **facts,
     )
-    partitions.save(federation.parts, out.partition)
-    plots.clients(federation.counts, federation.title(), out.clients)
+    if federation.parts is not None:
+        partitions.save(federation.parts, out.partition)
+        counts = partitions.class_counts(federation.dataset, federation.parts)
+        plots.clients(counts, federation.title(), out.clients)
 
 
 def _resume(

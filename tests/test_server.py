@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from fedmr_flwr import client, engines, models, server
+from fedmr_flwr import client, engines, models, server, sites
 from fedmr_flwr.algorithms import ALGORITHMS
 from fedmr_flwr.errors import (
     ConfigError,
@@ -128,7 +128,8 @@ def test_a_client_scores_a_model_on_its_own_data(toy):
     out = run(settings)
     federation = server.Federation(settings)
     grid = engines.grid_of(settings)
-    config = client.train_config(settings, federation.layout)
+    form = sites.Form.of(federation.dataset)
+    config = client.train_config(settings, federation.layout, form, out.identifier())
     packed = federation.layout.pack(load_file(out.model))
     arrays = federation.codec.encode([packed.floats], [packed.ints])
     content = RecordDict({"arrays": arrays, "config": config})
@@ -308,7 +309,7 @@ def test_a_client_with_another_model_than_the_server_says_so(toy, monkeypatch):
     monkeypatch.setattr(
         server,
         "train_config",
-        lambda settings, layout: type(real(settings, layout))({**real(settings, layout), "layout": "another"}),
+        lambda *facts: type(real(*facts))({**real(*facts), "layout": "another"}),
     )
     with pytest.raises(FederationError, match="builds another model 'cnn' than the server"):
         run(toy())
@@ -389,7 +390,7 @@ def test_fedgen_without_its_terms_is_fedavg_bit_for_bit(toy):
 
 
 def test_clients_with_other_data_are_found_before_the_first_round(toy, monkeypatch):
-    monkeypatch.setattr(client, "_digest", lambda data, data_dir: "another")
+    monkeypatch.setattr(sites, "_digest", lambda data, data_dir: "another")
     with pytest.raises(
         FederationError, match="6 refused, the first of them: DataError: this client holds other data"
     ):

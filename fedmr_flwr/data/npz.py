@@ -1,14 +1,16 @@
 """A user's own data, in one npz file."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fedmr_flwr.data.base import Arrays, Source
+from fedmr_flwr.data import cache
+from fedmr_flwr.data.base import Arrays, Examples, Source, checked
 from fedmr_flwr.errors import DataError
 
-_NAMES = ("x_train", "y_train", "x_test", "y_test")
+_TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
 
 
 class Npz(Source):
@@ -31,13 +33,40 @@ class Npz(Source):
     def read(self, files: list[Path]) -> Arrays:
         """Read the arrays."""
         (path,) = files
-        try:
-            # Opened here, because NumPy leaves a damaged file open.
-            with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-                return {name: file[name] for name in (*_NAMES, *(["owners"] if "owners" in file else []))}
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-        except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
-            raise DataError(
-                f"{path} does not hold x_train, y_train, x_test and y_test: {' '.join(str(error).split())}"
-            ) from None
+        return _arrays(path, (*_TRAIN, *_TEST), ("owners",))
+
+
+def read_examples(path: Path, input_shape: tuple[int, ...], classes: int) -> Examples:
+    """Return the examples of a client that has a file of its own, with the arrays x_train and y_train.
+
+    Args:
+        path: of the file; others in it are not looked at.
+        input_shape: that an example must have.
+        classes: labels are 0..classes-1.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+
+    def read() -> Arrays:
+        own = _arrays(path, _TRAIN)
+        found = checked({**own, "x_test": own["x_train"], "y_test": own["y_train"]}, str(path), classes, input_shape)
+        return {name: found[name] for name in _TRAIN}
+
+    if not path.is_file():
+        raise DataError(f"cannot read {path}: no such file; the data setting of the node names it")
+    found = cache.shared(f"{path.name}-{classes}-{'x'.join(map(str, input_shape))}", [path], read)
+    return Examples(found["x_train"], found["y_train"])
+
+
+def _arrays(path: Path, names: Sequence[str], perhaps: Sequence[str] = ()) -> Arrays:
+    """Read arrays from a file."""
+    try:
+        # Opened here, because NumPy leaves a damaged file open.
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+            return {name: file[name] for name in (*names, *(name for name in perhaps if name in file))}
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise DataError(f"{path} does not hold {listed}: {' '.join(str(error).split())}") from None

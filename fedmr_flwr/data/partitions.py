@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.int64]
 
+# A partition that divides nothing: every client is a node with examples of its own.
+NODES = "nodes"
 # The authors' minimum of examples per client.
 MIN_EXAMPLES = 10
 # Draws before a split is given up; flwr-datasets makes eleven attempts in each.
@@ -53,8 +55,13 @@ def split(dataset: Dataset, clients: int, partition: config.Partition, seed: int
         return _from_file(Path(partition.name.removeprefix("file:")).expanduser(), len(labels), clients)
     if partition.name == "natural":
         return _natural(dataset, clients, seed)
+    if partition.name == NODES:
+        raise ConfigError(
+            f"partition.name: '{NODES}' is for clients on machines of their own, with their own examples; start "
+            "them as docs/deployment.md says, and the run with --federation NAME"
+        )
     if partition.name not in PARTITIONS:
-        known = ", ".join(sorted([*PARTITIONS, "natural"]))
+        known = ", ".join(sorted([*PARTITIONS, "natural", NODES]))
         raise ConfigError(f"partition.name: '{partition.name}' is not known; choose one of {known}, file:PATH")
     if clients > len(labels):
         raise PartitionError(f"{len(labels)} examples cannot be divided among {clients} clients; lower clients")

@@ -6,8 +6,9 @@ from fedmr_flwr.config import Settings
 from fedmr_flwr.engines.in_process import InProcessGrid
 from fedmr_flwr.errors import ConfigError
 
-# ray: Flower's simulation, client processes side by side. in-process: one after the other, right here.
-ENGINES = ("ray", "in-process")
+# ray: Flower's simulation, client processes side by side. in-process: one after the other, right here. deployment:
+# clients on machines of their own, connected to a SuperLink.
+ENGINES = ("ray", "in-process", "deployment")
 
 
 def grid_of(settings: Settings, flower: Grid | None = None) -> Grid:

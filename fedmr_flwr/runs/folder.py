@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -152,6 +153,12 @@ class RunFolder:
         except ValueError as error:
             raise RunFolderError(f"{self.manifest} is damaged ({error}); delete it to go on without it") from None
 
+    def identifier(self) -> str:
+        """Return what tells this run from all others, also when it goes on elsewhere: 16 hexadecimal digits."""
+        if "run-id" not in self.read_manifest():
+            self.note(**{"run-id": secrets.token_hex(8)})
+        return str(self.read_manifest()["run-id"])
+
     @property
     def status(self) -> str:
         """starting, running, completed or failed; empty if nothing was run here."""
@@ -216,6 +223,18 @@ class RunFolder:
             The SHA-256 of the file.
         """
         return write_tensors(self.model, tensors)
+
+
+def launching(out: RunFolder, stack: ExitStack) -> RunFolder:
+    """Let no other process start a server in the folder while a stack is open, and say that one is starting.
+
+    Raises:
+        RunFolderError: another process is using the folder.
+    """
+    stack.enter_context(out.locked(launching=True))
+    with out.locked():
+        out.note(status="starting", error=None, waiting=None)
+    return out
 
 
 def versions() -> dict[str, str]:

@@ -57,18 +57,19 @@ def run(
     bad_rounds = 0
     for number in range(completed + 1, settings.rounds + 1):
         start = time.perf_counter()
-        problem = None
+        problem: BadRoundError | None = None
         try:
             arrays, row = _train_round(number, strategy, grid, arrays, train_config, settings.round_timeout)
             bad_rounds = 0
         except BadRoundError as error:
-            problem, bad_rounds, row = _lost_actor(grid) or error, bad_rounds + 1, {"bad": True}
+            problem, row = _lost_actor(grid) or error, {"bad": True}
+            bad_rounds += not problem.absent  # the next round waits for those who have gone
         row = {"round": number, "seconds": round(time.perf_counter() - start, 4), **row, **_account(grid)}
         if number % settings.evaluate_every == 0 or number == settings.rounds:
             start = time.perf_counter()
             row |= evaluate(arrays)
             row["evaluation-seconds"] = round(time.perf_counter() - start, 4)
-        stops = bad_rounds > settings.max_bad_rounds or isinstance(problem, LostActorError)
+        stops = bad_rounds > settings.max_bad_rounds or bool(problem and problem.final)
         report(row, arrays, stops)
         if stops:
             after = f"; {bad_rounds} bad rounds in a row" if bad_rounds > 1 else ""
@@ -88,6 +89,7 @@ def _train_round(
 
     A function of its own, so that the messages of one round are gone before those of the next are made.
     """
+    grid.await_clients()
     messages = strategy.configure_train(number, arrays, train_config, grid)
     replies = grid.send_and_receive(messages, timeout=timeout)
     if lost := _lost_actor(grid):

@@ -1,0 +1,125 @@
+"""A certificate authority of one's own, a server certificate, and a key pair for each node."""
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedmr_flwr.files import writing
+
+# What Flower accepts for its nodes, and fast for TLS.
+_CURVE = ec.SECP384R1()
+_DAYS = 365
+# The ServerApp talks to its SuperLink on the same machine.
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class Authority:
+    """A certificate authority whose private key is never written.
+
+    So nobody can make another certificate that the nodes trust; for another server name everything is made anew.
+
+    Args:
+        name: who it is, for people who read the certificate.
+        days: how long its certificates are valid.
+    """
+
+    def __init__(self, name: str, days: int = _DAYS) -> None:
+        self._key = ec.generate_private_key(_CURVE)
+        self._days = days
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        usage = x509.KeyUsage(
+            key_cert_sign=True, crl_sign=True, digital_signature=False, content_commitment=False,
+            key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+            decipher_only=False,
+        )  # fmt: skip
+        self._certificate = (
+            self._begin(self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(usage, critical=True)
+            .sign(self._key, hashes.SHA384())
+        )
+
+    @property
+    def certificate(self) -> bytes:
+        """What clients trust, as PEM."""
+        return self._certificate.public_bytes(Encoding.PEM)
+
+    def issue(self, hosts: Sequence[str]) -> tuple[bytes, bytes]:
+        """Make a server's certificate and its private key.
+
+        Args:
+            hosts: the names and addresses by which clients call it; this machine's own are added.
+
+        Returns:
+            The certificate and the key, as PEM.
+        """
+        key = ec.generate_private_key(_CURVE)
+        names = [_general_name(host) for host in dict.fromkeys([*hosts, *_LOCAL])]
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
+        certificate = (
+            self._begin(subject, key.public_key())
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA384())
+        )
+        return certificate.public_bytes(Encoding.PEM), _private(key, PrivateFormat.PKCS8)
+
+    def _begin(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks differ
+            .not_valid_after(now + datetime.timedelta(days=self._days))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        )
+
+
+def node_keys() -> tuple[bytes, bytes]:
+    """Make a node's key pair, as Flower takes it.
+
+    Returns:
+        The public and the private key, in OpenSSH's form.
+    """
+    key = ec.generate_private_key(_CURVE)
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    return public + b"\n", _private(key, PrivateFormat.OpenSSH)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, from its first moment on; never over another one.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    with writing(path), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+
+
+def _private(key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> bytes:
+    return key.private_bytes(Encoding.PEM, form, NoEncryption())
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)

@@ -1,0 +1,127 @@
+"""Starting Flower's SuperLink and SuperNode with the flags of the installed version."""
+
+import ipaddress
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERVER_KEY, Node, Server
+from fedmr_flwr.engines.flower import Connection, environment
+from fedmr_flwr.errors import ConfigError, EngineError
+from fedmr_flwr.files import write_aside
+
+# What `fedmr run --federation` calls the SuperLink that `fedmr deploy server` starts.
+FEDERATION = "deployment"
+
+
+def over_grpc() -> bool:
+    """Tell whether nodes of the installed Flower connect by gRPC, up to 1.39, or by HTTP, from 1.40 on."""
+    major, minor = (int(number) for number in version("flwr").split(".")[:2])
+    return (major, minor) < (1, 40)
+
+
+def superlink(folder: Path, server: Server, insecure: bool = False) -> list[str]:
+    """Return the command that starts a SuperLink.
+
+    Args:
+        folder: of the server.
+        server: its settings.
+        insecure: without TLS and keys, on this machine only.
+
+    Raises:
+        ConfigError: it would be insecure and reachable from elsewhere.
+    """
+    if insecure and not _loopback(server.listen):
+        raise ConfigError(
+            f"--insecure is for trials on one machine: set listen to 127.0.0.1, not {server.listen}, in server.yaml"
+        )
+    command = ["flower-superlink", "--isolation", "subprocess", "--database", str(folder / "state.db")]
+    command += ["--disable-runtime-dependency-installation"]
+    command += ["--host", server.listen, "--port", str(server.port)]
+    if over_grpc():
+        command += ["--fleet-api-address", f"{server.listen}:{server.fleet_port}"]
+    if insecure:
+        return [*command, "--insecure"]
+    return [
+        *command,
+        "--ssl-ca-certfile", str(folder / AUTHORITY),
+        "--ssl-certfile", str(folder / CERTIFICATE),
+        "--ssl-keyfile", str(folder / SERVER_KEY),
+        "--enable-supernode-auth",
+    ]  # fmt: skip
+
+
+def supernode(folder: Path, node: Node, insecure: bool = False) -> list[str]:
+    """Return the command that starts a SuperNode.
+
+    Args:
+        folder: of the node.
+        node: its settings, with `data`.
+        insecure: without TLS and keys, to a server on this machine only.
+
+    Raises:
+        ConfigError: it has no data, or it would be insecure and go elsewhere.
+    """
+    if node.data is None:
+        raise ConfigError(f"{folder / 'node.yaml'} names no data; set data to this node's npz file or data folder")
+    if insecure and not _loopback(node.superlink):
+        raise ConfigError(
+            f"--insecure is for trials on one machine: set superlink to 127.0.0.1, not {node.superlink}, in node.yaml"
+        )
+    own = {
+        "partition-id": node.client,
+        "name": node.name,
+        "data": str((folder / Path(node.data).expanduser()).absolute()),
+        "device": node.device,
+        "state": str((folder / Path(node.state).expanduser()).absolute()),
+    }
+    command = [
+        "flower-supernode",
+        "--superlink", f"{node.superlink}:{node.fleet_port if over_grpc() else node.port}",
+        "--port", str(node.local_port),
+        "--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in own.items()),
+    ]  # fmt: skip
+    if insecure:
+        return [*command, "--insecure"]
+    secure = ["--root-certificates", str(folder / AUTHORITY), "--auth-supernode-private-key", str(folder / NODE_KEY)]
+    return command + secure
+
+
+def configure(folder: Path, server: Server, insecure: bool = False) -> dict[str, str]:
+    """Write Flower's configuration into a server's folder, and return the environment of its commands."""
+    home = folder / "flower"
+    home.mkdir(exist_ok=True)
+    address = "127.0.0.1" if server.listen == "0.0.0.0" else server.listen
+    trust = "insecure = true" if insecure else f"root-certificates = {json.dumps(str(folder / AUTHORITY))}"
+    text = f'[superlink]\ndefault = "{FEDERATION}"\n\n[superlink.{FEDERATION}]\naddress = "{address}:{server.port}"\n'
+    write_aside(home / "config.toml", f"{text}{trust}\n".encode())
+    return environment(FLWR_HOME=str(home))
+
+
+def register(key: Path, env: dict[str, str]) -> bool:
+    """Let a node's public key in.
+
+    Args:
+        key: the file.
+        env: of the server.
+
+    Returns:
+        Whether it is new; False if it is known already.
+
+    Raises:
+        EngineError: the SuperLink refuses it for another reason.
+    """
+    try:
+        Connection(FEDERATION, env).command("supernode", "register", str(key), FEDERATION, "--name", key.stem)
+    except EngineError as error:
+        if "already" in str(error).lower():
+            return False
+        raise EngineError(f"the SuperLink did not register {key}: {error}") from None
+    return True
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,146 @@
+"""The folders of a deployment: one for the server, one for each node, each to be copied to its machine."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+from pydantic import Field
+
+from fedmr_flwr.config import Section, checked
+from fedmr_flwr.deployment.certificates import Authority, node_keys, write_private
+from fedmr_flwr.errors import ConfigError, RunFolderError
+from fedmr_flwr.files import write_aside, writing
+
+S = TypeVar("S", bound=Section)
+
+AUTHORITY, CERTIFICATE, SERVER_KEY, NODE_KEY = "ca.crt", "server.crt", "server.key", "node.key"
+
+
+class Server(Section):
+    """A server's own settings, server.yaml.
+
+    Attributes:
+        hosts: the names and addresses by which the nodes call it.
+        clients: how many nodes there are.
+        listen: the address on which it listens.
+        fleet_port: where nodes of Flower up to 1.39 connect, by gRPC.
+        port: where `fedmr run` connects, and nodes of Flower from 1.40 on, by HTTP.
+    """
+
+    hosts: list[str] = Field(min_length=1)
+    clients: int = Field(ge=1)
+    listen: str = "0.0.0.0"
+    fleet_port: int = Field(9092, ge=1, le=65535)
+    port: int = Field(8000, ge=1, le=65535)
+
+
+class Node(Section):
+    """A node's own settings, node.yaml: nothing of them is chosen by the server.
+
+    Attributes:
+        client: its number, from 0 on.
+        name: what to call it.
+        superlink: the name or address of the server.
+        fleet_port: as the server's.
+        port: as the server's.
+        local_port: where the node's own processes meet, on this machine only; another one for each node of a machine.
+        data: an npz file with this node's examples, or a folder with the files of the data set, of which the node
+            uses its part.
+        device: where it trains: auto, cpu, cuda or cuda:N.
+        state: folder for what it keeps between rounds.
+    """
+
+    client: int = Field(ge=0)
+    name: str
+    superlink: str
+    fleet_port: int = Field(9092, ge=1, le=65535)
+    port: int = Field(8000, ge=1, le=65535)
+    local_port: int = Field(9094, ge=1, le=65535)
+    data: str | None = None
+    device: str = "auto"
+    state: str = "state"
+
+
+def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[Server, list[Node]]:
+    """Make the folders of a deployment: certificates, keys and settings.
+
+    Args:
+        folder: a new or empty one.
+        hosts: the names and addresses by which the nodes call the server; the first one is used.
+        nodes: how many nodes there are.
+
+    Returns:
+        The settings of the server and of the nodes.
+
+    Raises:
+        ConfigError: a name is none.
+        RunFolderError: the folder is not empty, or cannot be written.
+    """
+    if wrong := [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", host)]:
+        raise ConfigError(f"--host {wrong[0]!r}: write the name or address of the server, without port")
+    with writing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunFolderError(f"{folder} is not empty; name another folder, keys are never overwritten")
+        (folder / "server" / "nodes").mkdir(parents=True, exist_ok=True)
+    authority = Authority(f"fedmr_flwr {hosts[0]}"[:64])
+    certificate, key = authority.issue(hosts)
+    server = folder / "server"
+    write_aside(server / AUTHORITY, authority.certificate)
+    write_aside(server / CERTIFICATE, certificate)
+    write_private(server / SERVER_KEY, key)
+    own = Server(hosts=list(hosts), clients=nodes)
+    _write(server / "server.yaml", own)
+    return own, [_create_node(folder, number, hosts[0], authority) for number in range(nodes)]
+
+
+def _create_node(folder: Path, number: int, superlink: str, authority: Authority) -> Node:
+    path = folder / f"node-{number}"
+    with writing(path):
+        path.mkdir()
+    public, private = node_keys()
+    write_aside(folder / "server" / "nodes" / f"node-{number}.pub", public)
+    write_aside(path / AUTHORITY, authority.certificate)
+    write_private(path / NODE_KEY, private)
+    # Ports of their own, so that several nodes can share a machine.
+    node = Node(client=number, name=f"node-{number}", superlink=superlink, local_port=9094 + number)
+    _write(path / "node.yaml", node)
+    return node
+
+
+def read_server(folder: Path) -> Server:
+    """Read a server's settings.
+
+    Raises:
+        ConfigError: they are missing or wrong.
+    """
+    return _read(folder / "server.yaml", Server)
+
+
+def read_node(folder: Path) -> Node:
+    """Read a node's settings.
+
+    Raises:
+        ConfigError: they are missing or wrong.
+    """
+    return _read(folder / "node.yaml", Node)
+
+
+def _write(path: Path, settings: Section) -> None:
+    write_aside(path, yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False).encode())
+
+
+def _read(path: Path, kind: type[S]) -> S:
+    what: Literal["server", "node"] = "server" if kind is Server else "node"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(
+            f"{path.parent} is no {what}'s folder: it holds no {path.name}; make one with `fedmr deploy init`"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines")
+    return checked(kind, values, str(path))

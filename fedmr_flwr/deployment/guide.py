@@ -1,0 +1,65 @@
+"""The README of a deployment: the exact commands for each machine."""
+
+from fedmr_flwr.deployment.commands import FEDERATION, over_grpc
+from fedmr_flwr.deployment.folders import Node, Server
+
+_TEXT = """\
+# A deployment of fedmr_flwr
+
+Made for the server {hosts} and {clients} nodes. The certificate is valid for a year, and for these names alone; for
+other names make a new deployment.
+
+| folder | goes to | secret in it |
+|---|---|---|
+| `server/` | the server | `server.key` |
+{rows}
+
+Copy each folder to its machine over a channel that you trust, and delete it here. What is secret is readable for its
+owner alone: keep it so (`scp -p`, `tar` and `rsync -p` do). The key that signed the certificates was never written.
+
+Install the same version of fedmr_flwr on all machines.
+
+## Firewall
+The server must be reachable by the nodes on port {port}/tcp. Nodes need no open port.
+
+## 1. On the server
+```bash
+fedmr deploy server server
+```
+It lets in the nodes whose public keys lie in `server/nodes/`, and no others. What can be set stands in
+`server/server.yaml`.
+
+## 2. On each node
+Set `data` in the node's `node.yaml` to its own examples, an npz file with `x_train` and `y_train`, or to a folder
+with the files of the run's data set; and `device`, if the machine has several GPUs. Then
+```bash
+{starts}
+```
+
+## 3. A run, on the server
+```bash
+export FLWR_HOME=$PWD/server/flower
+fedmr run CONF clients={clients} clients-per-round={clients} --federation {federation}
+```
+with `partition.name=nodes` if the nodes have examples of their own. Runs go on with
+`fedmr resume RUN`, also after the server was stopped. `flwr list {federation}` shows all runs, `flwr supernode list
+{federation}` the nodes. docs/deployment.md of the project has more: systemd units, what is private, trouble.
+"""
+
+
+def text(server: Server, nodes: list[Node]) -> str:
+    """Write the README of a deployment.
+
+    Args:
+        server: its settings.
+        nodes: theirs.
+    """
+    folders = [f"node-{node.client}" for node in nodes]
+    return _TEXT.format(
+        hosts=", ".join(server.hosts),
+        clients=len(nodes),
+        rows="\n".join(f"| `{folder}/` | a node | `node.key` |" for folder in folders),
+        port=server.fleet_port if over_grpc() else server.port,
+        starts="\n".join(f"fedmr deploy node {folder}" for folder in folders),
+        federation=FEDERATION,
+    )

@@ -1,0 +1,107 @@
+"""Running the parts of a deployment: a SuperLink that lets the nodes of its folder in, and SuperNodes."""
+
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedmr_flwr.deployment import commands
+from fedmr_flwr.deployment.folders import Node, Server
+from fedmr_flwr.engines.flower import Connection, environment
+from fedmr_flwr.errors import EngineError
+from fedmr_flwr.files import writing
+
+Process = subprocess.Popen[bytes]
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 15.0
+
+
+def serve(folder: Path, server: Server, insecure: bool, say: Callable[[str], None]) -> None:
+    """Run a SuperLink in the foreground, until it is stopped.
+
+    Args:
+        folder: of the server.
+        server: its settings.
+        insecure: without TLS and keys, on this machine only.
+        say: prints a line.
+
+    Raises:
+        ConfigError: it would be insecure and reachable from elsewhere.
+        EngineError: it does not start, refuses a node's key, or ends by itself.
+    """
+    command = commands.superlink(folder, server, insecure)
+    env = commands.configure(folder, server, insecure)
+    with _running(command, env, folder) as process:
+        _wait(process, env)
+        if not insecure:
+            keys = sorted((folder / "nodes").glob("*.pub"))
+            new = [key for key in keys if commands.register(key, env)]
+            say(f"{len(keys)} nodes may connect, {len(new)} of them are new")
+        port = server.fleet_port if commands.over_grpc() else server.port
+        say(f"ready for nodes on {server.listen}:{port}; stop it with Ctrl-C")
+        home = shlex.quote(env["FLWR_HOME"])
+        say(f"export FLWR_HOME={home}  # then: fedmr run CONF --federation {commands.FEDERATION}")
+        _until_it_ends(process, "SuperLink")
+
+
+def train(folder: Path, node: Node, insecure: bool) -> None:
+    """Run a SuperNode in the foreground, until it is stopped.
+
+    Args:
+        folder: of the node.
+        node: its settings.
+        insecure: without TLS and keys, to a server on this machine only.
+
+    Raises:
+        ConfigError: it has no data, or it would be insecure and go elsewhere.
+        EngineError: it ends by itself.
+    """
+    command = commands.supernode(folder, node, insecure)
+    home = folder / "flower"
+    with writing(home):
+        home.mkdir(exist_ok=True)
+    with _running(command, environment(FLWR_HOME=str(home)), folder) as process:
+        _until_it_ends(process, "SuperNode")
+
+
+@contextmanager
+def _running(command: list[str], env: dict[str, str], folder: Path) -> Iterator[Process]:
+    """Run a part of Flower inside the block, in the foreground."""
+    process = subprocess.Popen(command, env=env, cwd=folder, stdin=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        patience = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave it behind
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        signal.signal(signal.SIGINT, patience)
+
+
+def _until_it_ends(process: Process, what: str) -> None:
+    """Wait for a part of Flower that should run until it is stopped."""
+    status = process.wait()
+    raise EngineError(f"Flower's {what} ended with status {status}; its lines above say why")
+
+
+def _wait(process: Process, env: dict[str, str]) -> None:
+    """Wait until the SuperLink answers."""
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise EngineError(
+                f"Flower's SuperLink ended with status {process.returncode}; its lines above say why, perhaps a port "
+                "is in use"
+            )
+        with suppress(EngineError):
+            Connection(commands.FEDERATION, env).command("list", commands.FEDERATION)
+            return
+        time.sleep(0.3)
+    raise EngineError(f"Flower's SuperLink did not answer in {_START_SECONDS:.0f} s")
