@@ -1,0 +1,117 @@
+import json
+import stat
+
+import pytest
+import yaml
+
+from fedmr_flwr.cli import main
+from fedmr_flwr.deployment import commands, folders
+from fedmr_flwr.errors import ConfigError
+
+
+@pytest.fixture
+def fedmr(monkeypatch, capsys):
+    """Return a function that runs the command line and returns its status and what it said."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["fedmr", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def dep(tmp_path):
+    folders.create(tmp_path / "dep", ["server.example"], 3)
+    return tmp_path / "dep"
+
+
+def test_what_is_secret_is_readable_for_its_owner_alone_and_nothing_is_overwritten(fedmr, tmp_path):
+    status, said, _ = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
+    assert status == 0
+    assert "README.md says" in said
+    files = {
+        str(path.relative_to(tmp_path / "dep")): path for path in (tmp_path / "dep").rglob("*") if path.is_file()
+    }
+    secret = {name for name, path in files.items() if b"PRIVATE KEY" in path.read_bytes()}
+    assert secret == {"server/server.key", "node-0/node.key", "node-1/node.key"}
+    assert all(stat.S_IMODE(files[name].stat().st_mode) == 0o600 for name in secret)
+    before = {name: path.read_bytes() for name, path in files.items()}
+    status, _, error = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
+    assert (status, error.count("\n")) == (1, 1)
+    assert "is not empty; name another folder, keys are never overwritten" in error
+    assert before == {name: path.read_bytes() for name, path in files.items()}
+    guide = files["README.md"].read_text()
+    for command in ("fedmr deploy server server", "fedmr deploy node node-1", "--federation deployment"):
+        assert command in guide
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("init", "new", "--host", "https://a", "--nodes", 1), "write the name or address of the server"),
+        (("server", "nowhere"), "is no server's folder: it holds no server.yaml"),
+        (("node", "nowhere"), "is no node's folder: it holds no node.yaml"),
+    ],
+)
+def test_a_users_mistake_is_one_line(fedmr, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = fedmr("deploy", *arguments)
+    assert (status, error.count("\n")) == (1, 1)
+    assert words in error
+
+
+def test_a_node_says_what_it_has_and_a_server_insists_on_keys(dep, monkeypatch):
+    node = folders.read_node(dep / "node-1")
+    with pytest.raises(ConfigError, match="names no data; set data to this node's npz file or data folder"):
+        commands.supernode(dep / "node-1", node)
+    node = node.model_copy(update={"data": "a folder/own.npz", "device": "cuda:1"})
+    command = commands.supernode(dep / "node-1", node)
+    own = dict(part.split("=", 1) for part in command[command.index("--node-config") + 1].split('" '))
+    assert "--insecure" not in command
+    assert command[command.index("--auth-supernode-private-key") + 1] == str(dep / "node-1/node.key")
+    assert f"{dep}/node-1/a folder/own.npz" in command[command.index("--node-config") + 1]
+    assert own["partition-id"].startswith("1 ")
+    server = commands.superlink(dep / "server", folders.read_server(dep / "server"))
+    assert "--enable-supernode-auth" in server
+    assert "--insecure" not in server
+    for grpc in (True, False):
+        monkeypatch.setattr(commands, "over_grpc", lambda grpc=grpc: grpc)
+        command = commands.supernode(dep / "node-1", node)
+        assert command[command.index("--superlink") + 1] == f"server.example:{9092 if grpc else 8000}"
+        command = commands.superlink(dep / "server", folders.read_server(dep / "server"))
+        assert ("--fleet-api-address" in command) == grpc
+
+
+def test_insecure_is_for_this_machine_alone(dep):
+    server, node = folders.read_server(dep / "server"), folders.read_node(dep / "node-0")
+    node = node.model_copy(update={"data": "own.npz"})
+    with pytest.raises(ConfigError, match=r"--insecure is for trials on one machine: set listen to 127\.0\.0\.1"):
+        commands.superlink(dep / "server", server, insecure=True)
+    with pytest.raises(ConfigError, match=r"--insecure is for trials on one machine: set superlink to 127\.0\.0\.1"):
+        commands.supernode(dep / "node-0", node, insecure=True)
+    here = {"listen": "127.0.0.1"}
+    assert "--insecure" in commands.superlink(dep / "server", server.model_copy(update=here), insecure=True)
+    node = node.model_copy(update={"superlink": "localhost"})
+    assert "--insecure" in commands.supernode(dep / "node-0", node, insecure=True)
+
+
+def test_unknown_settings_are_refused(dep):
+    path = dep / "node-0/node.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"dta": "x"}))
+    with pytest.raises(ConfigError, match="unknown key 'dta'; did you mean 'data'"):
+        folders.read_node(dep / "node-0")
+
+
+def test_flowers_commands_find_the_server_and_trust_its_authority(dep):
+    env = commands.configure(dep / "server", folders.read_server(dep / "server"))
+    text = (dep / "server/flower/config.toml").read_text()
+    assert env["FLWR_HOME"] == str(dep / "server/flower")
+    assert 'address = "127.0.0.1:8000"' in text
+    assert f"root-certificates = {json.dumps(str(dep / 'server/ca.crt'))}" in text
