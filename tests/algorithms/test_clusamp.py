@@ -52,6 +52,12 @@ def test_a_cluster_that_is_too_large_is_cut_and_the_smaller_ones_fill_what_is_le
     assert sorted(map(tuple, found[1:])) == [(0, 9, 3, 0, 0, 0), (9, 0, 3, 0, 0, 0)]
 
 
+def test_the_largest_clusters_get_distributions_of_their_own():
+    # 12 examples, 2 draws: 10, 8, 4 and 2 units, and of the four nobody fits to the one that is nearest.
+    found = distributions(np.array([5, 4, 2, 1]), apart([0.0, 100.0, 1000.0, 5000.0]), 2)
+    np.testing.assert_array_equal(found, [[10, 0, 2, 0], [0, 8, 2, 2]])
+
+
 @pytest.fixture
 def grid(grid_of, answer):
     def reply(message, client):
@@ -84,6 +90,26 @@ def test_after_every_round_all_distances_are_those_of_the_latest_updates(grid):
     other.restore(strategy.state())
     other.configure_train(9, arrays, ConfigRecord(), grid)
     np.testing.assert_array_equal(other._distances, strategy._distances)
+
+
+def test_clients_are_drawn_by_their_examples_and_the_distances_of_their_updates(grid, monkeypatch):
+    given = []
+
+    def look(*arguments):
+        given.append([np.copy(argument) for argument in arguments])
+        return distributions(*arguments)
+
+    monkeypatch.setattr("fedmr_flwr.algorithms.clusamp.distributions", look)
+    strategy, arrays = CluSamp(clients_per_round=4, layout=LAYOUT), START
+    for number in (1, 2):
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+        after = strategy._distances.copy()
+    for examples, _, draws in given:
+        assert (examples.tolist(), int(draws)) == ([*range(1, 9)], 4)
+    strategy.configure_train(3, arrays, ConfigRecord(), grid)
+    assert after.any()
+    np.testing.assert_array_equal(given[-1][1], after)
 
 
 def test_who_is_drawn_twice_trains_once_and_counts_twice(grid, monkeypatch):

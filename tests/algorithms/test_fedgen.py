@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedmr_flwr import models
-from fedmr_flwr.algorithms import FedGen
+from fedmr_flwr.algorithms import FedGen, fedgen
 from fedmr_flwr.algorithms.base import Trained
 from fedmr_flwr.algorithms.fedgen import (
     COUNTS,
@@ -153,6 +153,60 @@ def test_the_generator_learns_what_the_heads_recognise_and_only_labels_that_are_
     made = generator.eval()(labels, torch.randn(60, 100, generator=draws))
     said = (made @ heads[0][0].T).argmax(1)
     assert (said == labels).float().mean() > 0.9
+
+
+def test_a_step_of_the_generator_by_hand():
+    heads = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([[0.5] * 4, [0.0] * 4])
+    counts = torch.tensor([[1.0, 0.0, 0.0, 6.0], [3.0, 2.0, 0.0, 2.0]])
+    shares = torch.tensor([[0.25, 0.0, 0.0, 0.75], [0.75, 1.0, 0.0, 0.25]])  # of each label's examples
+    found, mine = (_new_generator(4, 3, np.random.default_rng(0)) for _ in range(2))
+    options = FedGenOptions(generator_lr=0.01, generator_steps=1, diversity=0.7)
+    with threads(1):
+        loss = _teach(found, heads, counts, options, torch.Generator().manual_seed(5))
+        draws = torch.Generator().manual_seed(5)
+        labels = torch.tensor([0, 1, 3])[torch.randint(3, (128,), generator=draws)]
+        noise = torch.randn(128, 100, generator=draws)
+        made = mine.train()(labels, noise)
+        taught = sum(
+            functional.cross_entropy(made @ weight.T + bias, labels, reduction="none") * share[labels]
+            for weight, bias, share in zip(*heads, shares, strict=True)
+        ).mean()
+        expected = taught + 0.7 * diversity(noise, made)
+        expected.backward()
+        torch.optim.Adam(mine.parameters(), 0.01, weight_decay=0.01).step()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for one, other in zip(found.parameters(), mine.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_another_generator_teaches_clients_something_else():
+    one, other = guided(), guided()
+    other.received = {GENERATOR: weights(seed=1)}
+    assert not same(trained(one)[0], trained(other)[0])
+
+
+def test_every_head_goes_with_its_own_clients_counts_and_every_round_has_draws_of_its_own(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        fedgen, "_teach", lambda _, heads, counts, options, draws: given.append((heads, counts, draws)) or 0
+    )
+    layout = layout_of(Net())
+    strategy = FedGen(clients_per_round=3, layout=layout)
+    replies = []
+    for client in range(3):
+        model = Net()
+        nn.init.constant_(model.classifier.weight, client)
+        nn.init.constant_(model.classifier.bias, 10 + client)
+        counts = np.array([client + 1, 0, 5, 0], np.float32)
+        replies.append(Trained(pack(model, layout), 1, {}, {COUNTS: counts}))
+    for server_round in (1, 2):
+        strategy.combine(server_round, [replies[0], None, replies[2]])
+    (heads, counts, first), (_, _, second) = given
+    assert heads[0].shape == (2, 4, 3)
+    assert [head.unique().tolist() for head in heads[0]] == [[0], [2]]
+    assert [head.unique().tolist() for head in heads[1]] == [[10], [12]]
+    assert counts.tolist() == [[1, 0, 5, 0], [3, 0, 5, 0]]
+    assert first.initial_seed() != second.initial_seed()
 
 
 def test_of_clients_that_hold_nothing_it_learns_nothing():

@@ -4,7 +4,8 @@ from flwr.app import ConfigRecord
 
 from fedmr_flwr import FedAvg
 from fedmr_flwr.algorithms import FedMut
-from fedmr_flwr.layout import Layout
+from fedmr_flwr.algorithms.base import Trained
+from fedmr_flwr.layout import Layout, Packed
 from fedmr_flwr.records import Codec
 from fedmr_flwr.roster import RosterGrid
 
@@ -47,6 +48,20 @@ def test_each_tensor_goes_forth_in_half_the_slots_and_back_in_the_others(sent):
         assert sorted(signs[:, part.start]) == [-1, -1, -1, 1, 1, 1]
     assert (signs[:, 5] == 0).all(), "no statistic is mutated"
     np.testing.assert_allclose(np.mean(models[1], 0), CHANGE, rtol=1e-6)
+
+
+def test_half_of_the_slots_go_on_in_the_direction_of_the_last_change(sent):
+    models, _ = sent(FedMut(clients_per_round=4, layout=LAYOUT, radius=2, acceleration=1), count=2)
+    # With full acceleration the other half stays where it is.
+    assert sorted(model[0] for model in models[1]) == [CHANGE[0]] * 2 + [3 * CHANGE[0]] * 2
+    assert sorted(model[3] for model in models[1]) == [CHANGE[3]] * 2 + [3 * CHANGE[3]] * 2
+
+
+def test_all_models_count_alike_whatever_the_examples(sent):
+    strategy = FedMut(clients_per_round=2, layout=LAYOUT)
+    values = [np.zeros(6, np.float32), np.full(6, 8, np.float32)]
+    replies = [Trained(Packed(own, np.zeros(0, np.int64)), 1 + 8 * at, {}) for at, own in enumerate(values)]
+    assert CODEC.decode(strategy.combine(1, replies)).floats.tolist() == [4] * 6
 
 
 def test_tensors_and_rounds_are_drawn_apart(sent):

@@ -89,6 +89,14 @@ def test_the_second_participation_differs_and_uses_the_clients_own_model_of_the_
     assert not same(second, trained(rule(elsewhere))[0])
 
 
+def test_what_is_kept_is_always_the_model_that_was_trained_last():
+    _, first = trained(rule())
+    model, second = trained(rule(first.kept))
+    assert all(np.array_equal(second.kept[name], tensor.numpy()) for name, tensor in model.state_dict().items())
+    assert not np.array_equal(second.kept["layer.weight"], first.kept["layer.weight"])
+    assert not np.array_equal(second.kept["layer.weight"], Net().layer.weight.detach())
+
+
 def test_the_other_models_do_not_change_and_batch_norm_counts_each_batch_once():
     _, outcome = trained(rule())
     before = {name: array.copy() for name, array in outcome.kept.items()}
