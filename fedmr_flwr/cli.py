@@ -27,7 +27,7 @@ from fedmr_flwr.runs.display import (
 from fedmr_flwr.runs.folder import RunFolder
 
 _INTERRUPTED = 130
-# Columns of a comparison's table where there is no terminal to fit into.
+# Columns of a comparison's table, also in a narrow terminal: cut numbers are worse than wrapped lines.
 _WIDE = 120
 
 Conf = Annotated[Path, typer.Argument(help="A configuration file, such as conf/quickstart.yaml.")]
@@ -120,7 +120,7 @@ def compare(
         try:
             if done is None or done.status != "completed":
                 done = _train(settings, done)
-            found[variant.label].append(done.read_rows())
+            found[variant.label].append(comparison.rows_of(done))
         except FedmrError as error:
             failed += 1
             _print(f"  failed: {error}")
@@ -129,7 +129,7 @@ def compare(
     title = f"{common.division()}, {common.clients_per_round} a round, {common.model.name}"
     comparison.write(lines, target, out)
     plots.comparison(found, title, out / "comparison.png")
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(comparison_table(lines, target))
+    Console(width=max(_WIDE, Console().width)).print(comparison_table(lines, target))
     for kind in ("md", "csv", "tex", "png"):
         _print(str(out / f"comparison.{kind}"))
     if failed:

@@ -136,6 +136,20 @@ def earlier(settings: Settings) -> RunFolder | None:
     return None
 
 
+def rows_of(run: RunFolder) -> Rows:
+    """Return the metrics of a run that is complete.
+
+    Raises:
+        RunFolderError: they are damaged.
+    """
+    rows, rounds = run.read_rows(), run.read_manifest().get("rounds")
+    if len(rows) != rounds:
+        raise RunFolderError(
+            f"{run.metrics} is damaged: it holds {len(rows)} of {rounds} rounds; delete {run.path} to train again"
+        )
+    return rows
+
+
 def _check_same(settings: Settings) -> None:
     """Insist that an earlier run in the folder is the one that is wanted."""
     if (out := earlier(settings)) is None:
@@ -279,7 +293,7 @@ def markdown(table: Sequence[Line], target: float) -> str:
 def latex(table: Sequence[Line], target: float) -> str:
     """Write the table in LaTeX, for the package booktabs."""
     text = [heads(target), *(cells(line, r"$\pm$") for line in table)]
-    safe = [[cell.replace("%", r"\%").replace("_", r"\_").replace("–", "--") for cell in row] for row in text]
+    safe = [[re.sub(r"([%_#&])", r"\\\1", cell).replace("–", "--") for cell in row] for row in text]
     head, *body = (rf"{' & '.join(row)} \\" for row in safe)
     begin = rf"\begin{{tabular}}{{l{'r' * (len(safe[0]) - 1)}}}"
     rows = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]

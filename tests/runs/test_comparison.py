@@ -201,6 +201,18 @@ def test_what_was_stopped_goes_on_and_another_run_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_complete_run_whose_metrics_are_damaged_is_left_out_by_name(tmp_path, capsys):
+    out = tmp_path / "out"
+    compare(out, "fedavg,fedmr")
+    (out / "fedavg-seed0" / "metrics.jsonl").write_text("garbage\n")
+    with pytest.raises(FederationError, match="1 of 2 runs failed"):
+        compare(out, "fedavg,fedmr")
+    said = capsys.readouterr().out
+    assert "metrics.jsonl is damaged: it holds 0 of " in said
+    assert [row["runs"] for row in read(out / "comparison.csv")] == ["0", "1"]
+
+
+@pytest.mark.slow
 def test_a_strategy_that_fails_does_not_keep_the_others_from_the_table(tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(FederationError, match="1 of 2 runs failed and are not in the table"):
