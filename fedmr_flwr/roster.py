@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from fedmr_flwr.attendance import Attendance, wait_for_nodes
 from fedmr_flwr.errors import BadRoundError
+from fedmr_flwr.grids import WrappedGrid
 from fedmr_flwr.records import (
     ARRAYS,
     CONFIG,
@@ -60,7 +60,7 @@ class Exchange:
         return dict(sorted(Counter(failure.kind for failure in self.failures).items()))
 
 
-class RosterGrid(Grid):
+class RosterGrid(WrappedGrid):
     """Wraps any Grid.
 
     Node identifiers are random in every run of Flower; here they come in the order of the clients'
@@ -102,7 +102,7 @@ class RosterGrid(Grid):
         guard: float | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._at_least = at_least
         self._patience = patience
         self._min_good_replies = min_good_replies
@@ -259,36 +259,6 @@ class RosterGrid(Grid):
     def _client(self, node: int) -> int:
         """Return the number of a node's client, -1 for a stranger."""
         return self._clients.get(node, -1)
-
-    # The rest is the wrapped Grid's.
-
-    @property
-    def run(self) -> Run:
-        """The run of the wrapped Grid."""
-        return self._grid.run
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the wrapped Grid."""
-        self._grid.set_run(run)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message with the wrapped Grid."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages with the wrapped Grid."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Fetch replies, unchecked, from the wrapped Grid."""
-        return self._grid.pull_messages(message_ids)
 
 
 def _array_bytes(messages: Iterable[Message]) -> dict[str, int]:

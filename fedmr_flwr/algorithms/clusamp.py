@@ -13,8 +13,6 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import squareform
 
 from fedmr_flwr.algorithms.base import Algorithm, Trained
 from fedmr_flwr.errors import ConfigError
@@ -145,6 +143,10 @@ def _clusters(units: NDArray[np.int64], distances: NDArray[np.float64], room: in
     count = len(units)
     if count < 2:
         return [[at] for at in range(count)]
+    # Here, because every process of a client imports this module, and SciPy takes half a second.
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
     merges = linkage(squareform(distances, checks=False), "ward")[:, :2].astype(int)
     members = [[at] for at in range(count)]
     for one, other in merges:

@@ -4,6 +4,7 @@ from flwr.serverapp import Grid
 
 from fedmr_flwr.config import Settings
 from fedmr_flwr.engines.in_process import InProcessGrid
+from fedmr_flwr.engines.superlink_grid import SuperLinkGrid
 from fedmr_flwr.errors import ConfigError
 
 # ray: Flower's simulation, client processes side by side. in-process: one after the other, right here. deployment:
@@ -29,4 +30,4 @@ def grid_of(settings: Settings, flower: Grid | None = None) -> Grid:
         return InProcessGrid(app, settings.clients)
     if flower is None:
         raise ConfigError(f"engine '{settings.engine}' runs under Flower; use `fedmr run` or `flwr run`")
-    return flower
+    return SuperLinkGrid(flower) if settings.engine == "deployment" else flower

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "fedmr_flwr"
 ROOMS = [
     "errors",
+    "grids",
     "files",
     "client_state",
     "randomness",
@@ -28,6 +29,7 @@ ROOMS = [
     "sites",
     "client",
     "engines.in_process",
+    "engines.superlink_grid",
     "engines",
     "server",
     "engines.cluster",
@@ -51,6 +53,7 @@ ALLOWED = {
     "models": {"torch", "torchvision"},
     "training": {"numpy", "torch"},
     "records": {"flwr", "numpy"},
+    "grids": {"flwr"},
     "roster": {"flwr", "numpy"},
     "classic": {"flwr", "numpy"},
 }
