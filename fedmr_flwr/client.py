@@ -109,7 +109,9 @@ class _Job:
         self.settings = _sent_settings(message)
         self.site = _site(message, context)
         form = _sent_form(message)
-        self.model, self.codec = _network(self.settings.model.name, form.input_shape, form.classes, self.site.device)
+        self.model, self.codec = _network(
+            self.settings.model.name, form.input_shape, form.classes, self.site.device, self.settings.wire
+        )
         if self.codec.layout.fingerprint != self.config[LAYOUT]:
             raise ConfigError(
                 f"this client builds another model '{self.settings.model.name}' than the server; "
@@ -143,8 +145,10 @@ def _settings(text: str) -> Settings:
 
 
 @lru_cache(maxsize=1)
-def _network(name: str, input_shape: tuple[int, ...], classes: int, device: torch.device) -> tuple[Classifier, Codec]:
+def _network(
+    name: str, input_shape: tuple[int, ...], classes: int, device: torch.device, wire: str
+) -> tuple[Classifier, Codec]:
     model = models.build(name, input_shape, classes)
     layout = layout_of(model)
     place(model, device)
-    return model, Codec(layout)
+    return model, Codec(layout, wire=wire)

@@ -151,6 +151,7 @@ class Settings(Section):
         min_good_replies: a round with fewer good replies is bad: nothing changes in it.
         max_bad_rounds: bad rounds in a row that are put up with; one more ends the run.
         guard: refuse replies whose update is more than this many times as long as the round's median.
+        wire: in which type models travel; float16 halves the bytes and keeps eleven bits of each value.
     """
 
     rounds: int = Field(100, ge=1)
@@ -174,6 +175,7 @@ class Settings(Section):
     min_good_replies: int = Field(1, ge=1)
     max_bad_rounds: int = Field(0, ge=0)
     guard: float | None = Field(None, gt=1)
+    wire: Literal["float32", "float16"] = "float32"
     data: Data = Data()
     partition: Partition = Partition()
     model: Model = Model()

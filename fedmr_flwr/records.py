@@ -150,11 +150,14 @@ class Codec:
     Args:
         layout: of the models.
         packed: whether a model travels as one array per type; otherwise as one array per tensor.
+        wire: in which type packed floats travel: "float32", or "float16" for half the bytes, which keeps eleven
+            bits of each value.
     """
 
-    def __init__(self, layout: Layout, packed: bool = True) -> None:
+    def __init__(self, layout: Layout, packed: bool = True, wire: str = "float32") -> None:
         self.layout = layout
         self.packed = packed
+        self._wire = np.dtype(wire)
 
     @classmethod
     def infer(cls, record: ArrayRecord) -> "Codec":
@@ -174,10 +177,13 @@ class Codec:
         Args:
             floats: vectors whose concatenation is the model's [P] floats.
             ints: vectors whose concatenation is the model's [Q] ints.
+
+        Raises:
+            RecordError: a value is too large for float16.
         """
         if self.packed:
             record = ArrayRecord()
-            record[FLOATS] = join(floats, np.float32)
+            record[FLOATS] = join([self._narrow(piece) for piece in floats], self._wire)
             if self.layout.counters:
                 record[INTS] = join(ints, np.int64)
             return record
@@ -188,7 +194,7 @@ class Codec:
         return ArrayRecord({name: Array(tensor) for name, tensor in tensors.items()})
 
     def decode(self, record: ArrayRecord) -> Packed:
-        """Turn a record into a model; packed ones without a copy.
+        """Turn a record into a model; packed float32 without a copy.
 
         Raises:
             RecordError: names, shapes or types are not the layout's.
@@ -201,12 +207,22 @@ class Codec:
             ints = arrays.pop(INTS, np.empty(0, np.int64))
             if arrays:
                 raise ValueError(f"unknown arrays {', '.join(sorted(arrays))}")
-            if floats.dtype != np.float32 or ints.dtype != np.int64:
-                raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, not float32 and int64")
+            if floats.dtype != self._wire or ints.dtype != np.int64:
+                raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, not {self._wire} and int64")
             self.layout.check(Packed(floats, ints))
         except ValueError as error:
             raise RecordError(f"the model does not fit: {error}") from None
-        return Packed(floats, ints)
+        return Packed(floats.astype(np.float32, copy=False), ints)
+
+    def _narrow(self, floats: NDArray[Any]) -> NDArray[Any]:
+        """Return floats in the type in which they travel."""
+        with np.errstate(over="ignore"):
+            narrow = floats.astype(self._wire, copy=False)
+        if narrow is not floats and not np.isfinite(narrow).all() and np.isfinite(floats).all():
+            raise RecordError(
+                f"the model holds {np.abs(floats).max():g}, too large to travel as {self._wire}; set wire=float32"
+            )
+        return narrow
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Federation:
             raise ConfigError("training.augment: texts cannot be shifted and flipped; leave it out")
         model = models.build(settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed)
         self.layout = layout_of(model)
-        self.codec = Codec(self.layout)
+        self.codec = Codec(self.layout, wire=settings.wire)
         initial = pack(model, self.layout)
         self.arrays = self.codec.encode([initial.floats], [initial.ints])
         self.model = model
@@ -230,6 +230,7 @@ def _describe(federation: Federation, out: RunFolder) -> None:
         "training": settings.training.model_dump(by_alias=True),
         "strategy": algorithms.resolve(settings).strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
         "data-sha256": federation.digest,
+        "wire": settings.wire,
     }
     if federation.parts is not None:
         facts["partition-sha256"] = partitions.digest(federation.parts)

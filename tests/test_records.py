@@ -93,6 +93,26 @@ def test_a_packed_model_without_integers_is_one_array():
     assert codec.decode(record).ints.tolist() == []
 
 
+def test_float16_halves_the_floats_keeps_eleven_bits_and_leaves_integers_alone():
+    whole, half = Codec(LAYOUT), Codec(LAYOUT, wire="float16")
+    values = np.array([1, 1 + 2**-10, 1 + 2**-12, 1 / 3, -65504, 2**-24, 0], np.float32)
+    counter = np.array([2**53 + 1])
+    record = half.encode([values[:3], values[3:]], [counter])
+    assert len(record["floats"].data) - 128 == (len(whole.encode([values], [counter])["floats"].data) - 128) / 2
+    back = half.decode(record)
+    assert back.floats.dtype == np.float32
+    assert back.floats.tolist() == [1, 1 + 2**-10, 1, 0.333251953125, -65504, 2**-24, 0]
+    assert back.ints.tolist() == [2**53 + 1]
+    assert half.encode([back.floats], [back.ints]) == record
+    with pytest.raises(RecordError, match="not float32 and int64"):
+        whole.decode(record)
+
+
+def test_what_float16_cannot_hold_is_an_error_and_never_infinity():
+    with pytest.raises(RecordError, match="the model holds 70000, too large to travel as float16; set wire=float32"):
+        Codec(LAYOUT, wire="float16").encode([np.array([0, 0, 0, 70000, 1, 2, 3], np.float32)], [np.array([1])])
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -152,6 +152,17 @@ def test_fedavg_and_fedmr_draw_the_same_clients(toy, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedmr", "scaffold", "flwr:FedAdam"])
+def test_float16_models_take_half_the_bytes_and_every_strategy_takes_them(toy, name):
+    whole, half = (run(toy(f"strategy.name={name}", f"wire={wire}", run=wire)) for wire in ("float32", "float16"))
+    bytes_up = [out.read_rows()[-1]["bytes-up"]["arrays"] for out in (whole, half)]
+    assert 0.5 < bytes_up[1] / bytes_up[0] < 0.51
+    assert half.read_rows()[-1]["failures"] == 0
+    models = [load_file(out.model) for out in (whole, half)]
+    assert 0 < max(np.abs(models[0][key] - models[1][key]).max() for key in models[0]) < 0.01
+
+
+@pytest.mark.slow
 def test_fedmr_learns_the_digits(toy):
     out = run(toy("rounds=40", "clients=20", "clients-per-round=5", "training.local-epochs=5", "partition.alpha=0.3"))
     best = max(row["test-accuracy"] for row in out.read_rows())

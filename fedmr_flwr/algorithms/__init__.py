@@ -59,7 +59,11 @@ def create(settings: Settings, layout: Layout) -> Algorithm:
     """
     options, _ = _options(settings)
     return _find(settings.strategy.name, "strategy.name")(
-        clients_per_round=settings.clients_per_round, seed=settings.seed, layout=layout, **options.model_dump()
+        clients_per_round=settings.clients_per_round,
+        seed=settings.seed,
+        layout=layout,
+        wire=settings.wire,
+        **options.model_dump(),
     )
 
 

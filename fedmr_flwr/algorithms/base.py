@@ -52,6 +52,7 @@ class Algorithm(Strategy):
         seed: the seed of the run.
         layout: of the models, if they travel packed; None for records with one array per tensor, such as
             `ArrayRecord(model.state_dict())`, from which the layout is then taken.
+        wire: in which type packed floats travel, as `Codec` has it.
         **options: what `Options` of the algorithm names.
 
     Attributes:
@@ -69,14 +70,20 @@ class Algorithm(Strategy):
     Rule: ClassVar[type[LocalRule]] = LocalRule
 
     def __init__(
-        self, *, clients_per_round: int = 10, seed: int = 0, layout: Layout | None = None, **options: Any
+        self,
+        *,
+        clients_per_round: int = 10,
+        seed: int = 0,
+        layout: Layout | None = None,
+        wire: str = "float32",
+        **options: Any,
     ) -> None:
         if clients_per_round < 1:
             raise ConfigError(f"clients-per-round is {clients_per_round}; it must be at least 1")
         self.clients_per_round = clients_per_round
         self.seed = seed
         self.options: Any = checked(self.Options, options, type(self).__name__, "strategy.")
-        self._codec = None if layout is None else Codec(layout)
+        self._codec = None if layout is None else Codec(layout, wire=wire)
         self.federation = 0
         self.trained_slots: list[int] = []
         self.diagnosis: dict[str, Any] = {}
