@@ -158,8 +158,11 @@ def test_float16_models_take_half_the_bytes_and_every_strategy_takes_them(toy, n
     bytes_up = [out.read_rows()[-1]["bytes-up"]["arrays"] for out in (whole, half)]
     assert 0.5 < bytes_up[1] / bytes_up[0] < 0.51
     assert half.read_rows()[-1]["failures"] == 0
-    models = [load_file(out.model) for out in (whole, half)]
-    assert 0 < max(np.abs(models[0][key] - models[1][key]).max() for key in models[0]) < 0.01
+    # Adam divides by the size of an update, so that it makes rounding larger where updates are small.
+    whole, half = (
+        np.concatenate([tensor.ravel() for tensor in load_file(out.model).values()]) for out in (whole, half)
+    )
+    assert 0 < np.linalg.norm(half - whole) < 0.05 * np.linalg.norm(whole)
 
 
 @pytest.mark.slow

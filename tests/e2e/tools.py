@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
+import yaml
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -74,3 +77,62 @@ def wait_for_end(env, run_id, seconds=240):
             return run["status"], run.get("status-details")
         time.sleep(3)
     raise TimeoutError
+
+
+def free_ports(count):
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def fedmr(env, folder, *arguments, **more):
+    return subprocess.run(
+        [BIN / "fedmr", *map(str, arguments)], cwd=folder, env=env | more, capture_output=True, text=True, timeout=240
+    )
+
+
+class Part:
+    """A part of a deployment in the background, `fedmr deploy server` or `node`, and what it says.
+
+    `within` stands before the command: `ip netns exec NAME` puts it on another host.
+    """
+
+    def __init__(self, env, folder, kind, name, within=()):
+        self._log = folder / f"{kind}-{name.replace('/', '-')}.log"
+        with self._log.open("ab") as file:
+            self.process = psutil.Popen(
+                [*within, BIN / "fedmr", "deploy", kind, name],
+                cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(30)
+
+    def said(self):
+        return self._log.read_text(errors="replace")
+
+    def until(self, words, seconds=60):
+        deadline = time.monotonic() + seconds
+        while not re.search(words, self.said()):
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.2)
+
+    def kill(self):
+        """SIGKILL to all of its processes, as if the machine had lost its power."""
+        for process in [self.process, *self.process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+
+def settle(folder, **values):
+    """Change the settings in a folder of a deployment."""
+    (path,) = folder.glob("*.yaml")
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
