@@ -16,6 +16,7 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
 from fedmr_flwr.algorithms.base import Trained, mean_metrics, plain_numbers
+from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.errors import ConfigError, FederationError, RecordError
 from fedmr_flwr.layout import Layout, Packed
 from fedmr_flwr.population import average, similarity
@@ -135,6 +136,7 @@ class FedMR(Strategy):
             ConfigError: the first model does not fit the options.
             FederationError: too few clients come.
         """
+        refuse_unfit(self)
         if not self._layout.entries:
             self._learn(parameters)
         clients = _wait_for(self.clients_per_round, client_manager)

@@ -177,7 +177,7 @@ def node(
     from fedmr_flwr.deployment import folders, processes
 
     path = folder_.absolute()
-    processes.train(path, folders.read_node(path), insecure)
+    processes.train(path, folders.read_node(path), insecure, _print)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmr_flwr import algorithms, models
+from fedmr_flwr import algorithms, models, privacy
 from fedmr_flwr.attendance import CLIENT
 from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import ConfigError
@@ -74,7 +74,11 @@ def train(message: Message, context: Context) -> Message:
     if rule.keeps:
         resumable = checkpoint.oldest(server_round, job.settings.checkpoint_every)
         job.site.state.keep(done.outcome.kept, server_round, last_round, resumable)
-    metrics = MetricRecord({EXAMPLES: done.examples, "train-loss": done.loss})
+    metrics = MetricRecord({EXAMPLES: done.examples})
+    if how := job.settings.privacy.local_dp:
+        trained = privacy.protect(trained, job.received, job.codec.layout, how, message)
+    else:  # the loss says something of the examples, too
+        metrics["train-loss"] = done.loss
     if found is None:
         metrics[LOST_STATE] = 1
     arrays = job.codec.encode([trained.floats], [trained.ints])
@@ -117,7 +121,8 @@ class _Job:
                 f"this client builds another model '{self.settings.model.name}' than the server; "
                 "install the same version on both"
             )
-        unpack(self.codec.decode(message.content.array_records[ARRAYS]), self.codec.layout, self.model)
+        self.received = self.codec.decode(message.content.array_records[ARRAYS])
+        unpack(self.received, self.codec.layout, self.model)
 
 
 def _site(message: Message, context: Context) -> Site:

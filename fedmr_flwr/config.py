@@ -125,6 +125,31 @@ class Strategy(Section):
     local_rule: str | None = None
 
 
+class LocalDp(Section):
+    """Local differential privacy of what a client returns, one round's, with Flower's LocalDpMod.
+
+    The noise on each float has the standard deviation sensitivity sqrt(2 ln(1.25 / delta)) / epsilon.
+
+    Attributes:
+        clipping_norm: the longest update that leaves a client; longer ones are shortened to it.
+        sensitivity: how far two models that a client could return may lie apart: twice clipping-norm, if nothing
+            else is known of its data.
+        epsilon: the privacy budget of a round; smaller is more private.
+        delta: the probability that the budget does not hold.
+    """
+
+    clipping_norm: float = Field(gt=0)
+    sensitivity: float = Field(gt=0)
+    epsilon: float = Field(gt=0)
+    delta: float = Field(gt=0, lt=1)
+
+
+class Privacy(Section):
+    """What a client does before its model leaves it. `local_dp`: clip it and add noise; not if not given."""
+
+    local_dp: LocalDp | None = None
+
+
 class Settings(Section):
     """A whole run.
 
@@ -176,6 +201,7 @@ class Settings(Section):
     max_bad_rounds: int = Field(0, ge=0)
     guard: float | None = Field(None, gt=1)
     wire: Literal["float32", "float16"] = "float32"
+    privacy: Privacy = Privacy()
     data: Data = Data()
     partition: Partition = Partition()
     model: Model = Model()
@@ -204,6 +230,11 @@ class Settings(Section):
         if (self.min_clients or 0) > self.clients:
             raise ValueError(
                 f"min-clients is {self.min_clients} but there are only {self.clients} clients; lower min-clients"
+            )
+        if self.privacy.local_dp and self.evaluate_clients:
+            raise ValueError(
+                "evaluate-clients would send each client's accuracy without the noise of privacy.local-dp; leave one "
+                "of them out"
             )
         if self.engine == "ray" and self.device.startswith("cuda") and self.client_gpus == 0:
             raise ValueError(

@@ -124,6 +124,8 @@ class Federation:
         changed |= self.strategy.options.model_dump(by_alias=True, include={"unit"})
         for options in (self.strategy.options, algorithms.local_rule(settings).options):
             changed |= options.model_dump(by_alias=True, exclude_defaults=True)
+        if settings.privacy.local_dp:
+            changed["local-dp ε"] = settings.privacy.local_dp.epsilon
         described = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
         return f"{settings.strategy.name}{described} · {settings.division()} · seed {settings.seed}"
 
@@ -231,6 +233,7 @@ def _describe(federation: Federation, out: RunFolder) -> None:
         "strategy": algorithms.resolve(settings).strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
         "data-sha256": federation.digest,
         "wire": settings.wire,
+        "privacy": settings.privacy.model_dump(by_alias=True),
     }
     if federation.parts is not None:
         facts["partition-sha256"] = partitions.digest(federation.parts)

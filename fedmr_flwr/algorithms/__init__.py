@@ -93,6 +93,11 @@ def _options(settings: Settings) -> tuple[Section, Section]:
 def _rule(settings: Settings) -> type[LocalRule]:
     name, other = settings.strategy.name, settings.strategy.local_rule
     own = _find(name, "strategy.name").Rule
+    if own.exchanges and settings.privacy.local_dp:
+        raise ConfigError(
+            f"privacy.local-dp: clients of '{name}' send more than their models ({', '.join(own.exchanges)}), which "
+            "would travel without noise; choose another strategy"
+        )
     if other is None:
         return own
     rule = _find(other, "strategy.local-rule").Rule

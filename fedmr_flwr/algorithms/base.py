@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
+from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.config import Section, checked
 from fedmr_flwr.errors import ConfigError, RecordError
 from fedmr_flwr.layout import Floats, Layout, Packed
@@ -63,11 +64,12 @@ class Algorithm(Strategy):
     Raises:
         ConfigError: an option is unknown or its value wrong.
 
-    `Rule` is what its clients change in local training.
+    `Rule` is what its clients change in local training; `individual` says whether they get models that differ.
     """
 
     Options: ClassVar[type[Section]] = Options
     Rule: ClassVar[type[LocalRule]] = LocalRule
+    individual: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -122,6 +124,8 @@ class Algorithm(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Draw the round's clients and build a fresh message for each slot."""
+        if self.individual:
+            refuse_unfit(self)
         if self._codec is None:
             self._codec = Codec.infer(arrays)
         nodes = list(grid.get_node_ids())

@@ -51,6 +51,7 @@ class FedMut(Algorithm):
     """
 
     Options = FedMutOptions
+    individual = True
 
     # The global model at the beginning of this round, and of the last one that was good.
     _start: Floats | None = None

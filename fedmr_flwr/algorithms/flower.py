@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms import state as kept
+from fedmr_flwr.algorithms import wrappers
 from fedmr_flwr.algorithms.base import Algorithm, Trained
 from fedmr_flwr.config import Section
 from fedmr_flwr.errors import ConfigError, FederationError
@@ -119,7 +120,11 @@ def flower_strategy(name: str) -> type[FlowerStrategy]:
         ConfigError: there is none of this name, or it cannot work here.
     """
     short = name.removeprefix(PREFIX)
-    fit = [own for own in strategy.__all__ if own not in _UNFIT and not own.startswith(("Differential", "Result"))]
+    for beginning, why in wrappers.UNFIT.items():
+        if short.startswith(beginning):
+            raise ConfigError(f"strategy.name: '{name}' wraps another strategy, and {why}")
+    wrapping = tuple(wrappers.UNFIT)
+    fit = [own for own in strategy.__all__ if own not in _UNFIT and not own.startswith(("Result", *wrapping))]
     if short in _UNFIT:
         raise ConfigError(f"strategy.name: '{name}' cannot be used, because {_UNFIT[short]}")
     if short not in fit:

@@ -42,6 +42,7 @@ class MultiModel(Algorithm):
     """
 
     Options = MultiModelOptions
+    individual = True
 
     population: list[Packed] | None = None
 

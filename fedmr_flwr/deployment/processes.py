@@ -18,6 +18,8 @@ Process = subprocess.Popen[bytes]
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
+# So long a SuperLink takes a node that was killed for one that is still there, and refuses to let it in again.
+_REFUSED_SECONDS, _AGAIN_SECONDS = 90.0, 5.0
 
 
 def serve(folder: Path, server: Server, insecure: bool, say: Callable[[str], None]) -> None:
@@ -45,27 +47,34 @@ def serve(folder: Path, server: Server, insecure: bool, say: Callable[[str], Non
         say(f"ready for nodes on {server.listen}:{port}; stop it with Ctrl-C")
         home = shlex.quote(env["FLWR_HOME"])
         say(f"export FLWR_HOME={home}  # then: fedmr run CONF --federation {commands.FEDERATION}")
-        _until_it_ends(process, "SuperLink")
+        raise EngineError(f"Flower's SuperLink ended with status {process.wait()}; its lines above say why")
 
 
-def train(folder: Path, node: Node, insecure: bool) -> None:
+def train(folder: Path, node: Node, insecure: bool, say: Callable[[str], None]) -> None:
     """Run a SuperNode in the foreground, until it is stopped.
 
     Args:
         folder: of the node.
         node: its settings.
         insecure: without TLS and keys, to a server on this machine only.
+        say: prints a line.
 
     Raises:
         ConfigError: it has no data, or it would be insecure and go elsewhere.
-        EngineError: it ends by itself.
+        EngineError: it ends by itself, also when it is tried again for some time after its start.
     """
     command = commands.supernode(folder, node, insecure)
     home = folder / "flower"
     with writing(home):
         home.mkdir(exist_ok=True)
-    with _running(command, environment(FLWR_HOME=str(home)), folder) as process:
-        _until_it_ends(process, "SuperNode")
+    began = time.monotonic()
+    while True:
+        with _running(command, environment(FLWR_HOME=str(home)), folder) as process:
+            status = process.wait()
+        if time.monotonic() - began > _REFUSED_SECONDS:
+            raise EngineError(f"Flower's SuperNode ended with status {status}; its lines above say why")
+        say(f"trying again in {_AGAIN_SECONDS:g} s: a node that was killed is let in again only after a minute")
+        time.sleep(_AGAIN_SECONDS)
 
 
 @contextmanager
@@ -83,12 +92,6 @@ def _running(command: list[str], env: dict[str, str], folder: Path) -> Iterator[
             process.kill()
             process.wait()
         signal.signal(signal.SIGINT, patience)
-
-
-def _until_it_ends(process: Process, what: str) -> None:
-    """Wait for a part of Flower that should run until it is stopped."""
-    status = process.wait()
-    raise EngineError(f"Flower's {what} ended with status {status}; its lines above say why")
 
 
 def _wait(process: Process, env: dict[str, str]) -> None:

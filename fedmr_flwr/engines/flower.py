@@ -49,7 +49,7 @@ class Connection:
 
     def __init__(self, name: str, env: Mapping[str, str]) -> None:
         self._name = name
-        self._env = env
+        self.env = env
 
     def submit(self, settings: Settings, out: RunFolder, federation_config: Mapping[str, Any] | None = None) -> str:
         """Hand the app and the run's configuration over with `flwr run`; return Flower's identifier of the run."""
@@ -128,7 +128,7 @@ class Connection:
         """
         done = subprocess.run(
             ["flwr", *arguments, "--format", "json"],
-            env=self._env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
         try:
             answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])

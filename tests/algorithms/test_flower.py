@@ -121,7 +121,6 @@ def test_too_few_replies_for_a_strategy_are_one_line(grid, monkeypatch):
         ("FedAdm", "'flwr:FedAdm' is not known; choose one of flwr:.*flwr:FedAdam"),
         ("FedProx", "cannot be used, because it is the server's half only; use strategy.name=fedprox"),
         ("FedXgbBagging", "cannot be used, because it combines trees"),
-        ("DifferentialPrivacyServerSideFixedClipping", "is not known; choose one of"),
     ],
 )
 def test_what_cannot_be_used_is_refused(name, said):

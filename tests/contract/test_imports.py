@@ -27,6 +27,7 @@ ROOMS = [
     "classic",
     "runs",
     "sites",
+    "privacy",
     "client",
     "engines.in_process",
     "engines.superlink_grid",

@@ -5,26 +5,13 @@ import subprocess
 import time
 
 import pytest
-from tools import BIN, ROOT, family, left
+from tools import BIN, ROOT, family, in_the_background, left, wait_for_rounds
 
 from fedmr_flwr.runs.folder import RunFolder
 
 SETTINGS = ["rounds=120", "training.local-epochs=1", "checkpoint-every=3", "run-dir=run"]
 
 pytestmark = pytest.mark.e2e
-
-
-def start(folder, env, *arguments):
-    return subprocess.Popen(
-        [BIN / "fedmr", *arguments], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for_rounds(out, count, seconds=120):
-    deadline = time.monotonic() + seconds
-    while len(out.read_rows()) < count:
-        assert time.monotonic() < deadline, "no progress"
-        time.sleep(0.01)
 
 
 def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(tmp_path, env):
@@ -38,7 +25,7 @@ def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(
 
     out = RunFolder(tmp_path / "run")
     # The machine goes down: every process at once, in the middle of a round.
-    first = start(tmp_path, env, "run", ROOT / "conf/quickstart.yaml", *SETTINGS)
+    first = in_the_background(env, tmp_path, "run", ROOT / "conf/quickstart.yaml", *SETTINGS)
     wait_for_rounds(out, 5)
     time.sleep(rng.uniform(0, 0.3))
     for process in family(env):
@@ -49,7 +36,7 @@ def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(
     assert out.status == "running", "nobody was there to say that it failed"
 
     # One of Ray's processes is killed: Flower would go on without it and fail its clients in every round.
-    second = start(tmp_path, env, "resume", "run")
+    second = in_the_background(env, tmp_path, "resume", "run")
     wait_for_rounds(out, before + 4)
     busy = subprocess.run(
         [BIN / "fedmr", "resume", "run"],
@@ -72,7 +59,7 @@ def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(
 
     # The server's process alone is killed.
     before = len(out.read_rows())
-    third = start(tmp_path, env, "resume", "run")
+    third = in_the_background(env, tmp_path, "resume", "run")
     wait_for_rounds(out, before + 2)
     (simulation,) = (p for p in family(env) if any(word.endswith("/flwr-simulation") for word in p.cmdline()))
     simulation.kill()
@@ -80,7 +67,7 @@ def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(
     assert (third.returncode, error.count("\n")) == (1, 1)
     assert len(out.read_rows()) < 120
 
-    last = start(tmp_path, env, "resume", "run", "--engine", "in-process")
+    last = in_the_background(env, tmp_path, "resume", "run", "--engine", "in-process")
     _, error = last.communicate(timeout=120)
     assert (last.returncode, error) == (0, "")
     assert [row["round"] for row in out.read_rows()] == list(range(1, 121))
@@ -98,7 +85,7 @@ def test_begun_in_process_it_goes_on_under_ray(tmp_path, env):
         [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process"],
         cwd=tmp_path / "whole", env=env, check=True, capture_output=True, timeout=120,
     )  # fmt: skip
-    first = start(part, env, "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process")
+    first = in_the_background(env, part, "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process")
     out = RunFolder(part / "run")
     wait_for_rounds(out, 4)
     first.kill()

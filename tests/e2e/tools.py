@@ -94,16 +94,16 @@ def fedmr(env, folder, *arguments, **more):
 
 
 class Part:
-    """A part of a deployment in the background, `fedmr deploy server` or `node`, and what it says.
+    """A part of a deployment in the background, and what it says: by default `fedmr deploy KIND NAME`.
 
     `within` stands before the command: `ip netns exec NAME` puts it on another host.
     """
 
-    def __init__(self, env, folder, kind, name, within=()):
+    def __init__(self, env, folder, kind, name, *options, within=(), command=(BIN / "fedmr", "deploy")):
         self._log = folder / f"{kind}-{name.replace('/', '-')}.log"
         with self._log.open("ab") as file:
             self.process = psutil.Popen(
-                [*within, BIN / "fedmr", "deploy", kind, name],
+                [*within, *command, kind, name, *options],
                 cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             )  # fmt: skip
 
@@ -136,3 +136,32 @@ def settle(folder, **values):
     """Change the settings in a folder of a deployment."""
     (path,) = folder.glob("*.yaml")
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
+
+
+def until_one_trains(*nodes):
+    """Wait until one of these nodes is given one more model to train."""
+
+    def count():
+        return sum(node.said().count("Receiving: train message") for node in nodes)
+
+    before, deadline = count(), time.monotonic() + 90
+    while count() == before:
+        assert time.monotonic() < deadline, nodes[0].said()
+        time.sleep(0.05)
+
+
+def in_the_background(env, folder, *arguments):
+    """Start a `fedmr` command; its `communicate` returns what it says."""
+    return subprocess.Popen(
+        [BIN / "fedmr", *map(str, arguments)],
+        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_rounds(out, count, seconds=120):
+    """Wait until a run has finished so many rounds; return the last one's metrics."""
+    deadline = time.monotonic() + seconds
+    while len(rows := out.read_rows()) < count:
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.01)
+    return rows[count - 1]

@@ -1,0 +1,48 @@
+"""Local differential privacy: a trained model is clipped and made noisy before it leaves its client."""
+
+from copy import copy
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp.mod import LocalDpMod
+
+from fedmr_flwr.config import LocalDp
+from fedmr_flwr.layout import Floats, Layout, Packed
+from fedmr_flwr.records import ARRAYS, FLOATS, view
+
+
+def protect(trained: Packed, received: Packed, layout: Layout, how: LocalDp, message: Message) -> Packed:
+    """Clip what a client's training added to its model, and add noise to every float, with Flower's LocalDpMod.
+
+    The noise is not drawn from the seed of the run: the server knows that, and could take off what it can draw
+    itself. So two runs of the same configuration differ.
+
+    Args:
+        trained: the model after training.
+        received: the model that the client was sent.
+        layout: of both.
+        how: how much is clipped and added.
+        message: the one that is answered.
+
+    Returns:
+        A new model. Integers are left as they are: they count batches, and noise would make them fractions. A
+        variance that the noise has made negative is zero, which reveals nothing more.
+
+    Source: Dwork and Roth, "The Algorithmic Foundations of Differential Privacy", 2014, theorem A.1 (the
+    Gaussian mechanism).
+    """
+    mod = LocalDpMod(how.clipping_norm, how.sensitivity, how.epsilon, how.delta)
+    question = copy(message)
+    question.content = _content(received.floats)
+    answer = Message(_content(trained.floats), reply_to=message)
+    context = Context(0, 0, {}, RecordDict(), {})  # which it does not look at
+    record = mod(question, context, lambda *_: answer).content.array_records[ARRAYS]
+    floats = view(record[FLOATS]).copy()
+    for entry in layout.entries:
+        if entry.name.endswith("running_var"):
+            np.maximum(floats[entry.columns], 0, out=floats[entry.columns])
+    return Packed(floats, trained.ints)
+
+
+def _content(floats: Floats) -> RecordDict:
+    return RecordDict({ARRAYS: ArrayRecord({FLOATS: Array(floats)})})

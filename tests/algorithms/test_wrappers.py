@@ -1,0 +1,69 @@
+"""Wrappers of Flower's that are wrong around K individual models are refused, and those that are right are not."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common import ndarrays_to_parameters
+from flwr.server import strategy as old
+from flwr.server.workflow import SecAggPlusWorkflow
+from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
+from flwr.serverapp import strategy as new
+
+from fedmr_flwr import FedAvg, FedMR, classic
+from fedmr_flwr.algorithms import FedMut
+from fedmr_flwr.algorithms.flower import flower_strategy
+from fedmr_flwr.errors import ConfigError
+
+START = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+
+
+@pytest.fixture
+def grid(grid_of, answer):
+    return grid_of(lambda message, client: answer(message.content["arrays"]), clients=4)
+
+
+def wrapped(kind, strategy):
+    more = {} if "Adaptive" in kind else {"clipping_norm": 1.0}
+    return getattr(new, kind)(strategy, noise_multiplier=0.1, num_sampled_clients=3, **more)
+
+
+@pytest.mark.parametrize("own", [FedMR, FedMut])
+@pytest.mark.parametrize("kind", sorted(name for name in new.__all__ if name.startswith("Differential")))
+def test_wrappers_that_clip_against_one_global_model_are_refused(kind, own, grid):
+    strategy = own(clients_per_round=3)
+    with pytest.raises(ConfigError, match=f"^{kind} cannot be used with {own.__name__}: it clips .*privacy.local-dp"):
+        list(wrapped(kind, strategy).configure_train(1, START, ConfigRecord(), grid))
+    assert len(strategy.configure_train(1, START, ConfigRecord(), grid)) == 3, "by itself it works"
+
+
+def test_around_one_global_model_they_may_stand(grid):
+    kind = "DifferentialPrivacyServerSideFixedClipping"
+    assert len(list(wrapped(kind, FedAvg(clients_per_round=3)).configure_train(1, START, ConfigRecord(), grid))) == 3
+
+
+def test_classic_wrappers_and_secure_aggregation_are_refused():
+    strategy = classic.FedMR(clients_per_round=1, keys=["w"])
+    parameters = ndarrays_to_parameters([np.zeros(3, np.float32)])
+    clipping = old.DifferentialPrivacyServerSideFixedClipping(strategy, 1.0, 1.0, 1)
+    with pytest.raises(ConfigError, match="^DifferentialPrivacyServerSideFixedClipping cannot be used with FedMR"):
+        clipping.configure_fit(1, parameters, None)
+    state = RecordDict(
+        {MAIN_CONFIGS_RECORD: ConfigRecord({Key.CURRENT_ROUND: 1}), MAIN_PARAMS_RECORD: START}
+    )  # of Flower's workflows
+    context = SimpleNamespace(state=state, strategy=strategy, client_manager=None)
+    with pytest.raises(ConfigError, match="^SecAggPlusWorkflow cannot be used with FedMR: it shows .* but a sum"):
+        SecAggPlusWorkflow(num_shares=3, reconstruction_threshold=2).setup_stage(None, context, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("DifferentialPrivacyServerSideFixedClipping", "wraps another strategy, and clips .*privacy.local-dp"),
+        ("SecAggPlus", "wraps another strategy, and shows the server nothing but a sum"),
+    ],
+)
+def test_they_cannot_be_named_either(name, said):
+    with pytest.raises(ConfigError, match=f"strategy.name: 'flwr:{name}' {said}"):
+        flower_strategy(f"flwr:{name}")

@@ -1,0 +1,122 @@
+"""Nodes and servers of a deployment that are killed in the middle of a round."""
+
+from contextlib import ExitStack
+
+import pytest
+from tools import Part, family, fedmr, in_the_background, left, manifest, until_one_trains, wait_for_rounds
+
+from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs.folder import RunFolder
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+RUN = ["run", "conf.yaml", "run-dir=run", "partition.name=nodes", "checkpoint-every=1", "--federation", "deployment"]
+
+
+@pytest.fixture
+def there(env, deployment):
+    """The environment of commands that talk to the deployment's SuperLink."""
+    return env | {"FLWR_HOME": str(deployment / "dep/server/flower")}
+
+
+def slots_after(out, number):
+    """The model of every slot after a round, from its checkpoint."""
+    note = out.checkpoints / f"round-{number:06d}.json"
+    while not note.exists():
+        assert out.status == "running"
+    state = checkpoint.load(note).state
+    return [state[f"{slot}.floats"] for slot in range(4)]
+
+
+def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env, there):
+    with ExitStack() as stack:
+
+        def node(client):
+            return stack.enter_context(Part(env, deployment, "node", f"dep/node-{client}"))
+
+        stack.enter_context(Part(env, deployment, "server", "dep/server")).until("ready for nodes")
+        nodes = [node(client) for client in range(4)]
+        # Models that are never mixed, so that one that is not trained is the same after the round.
+        settings = ["rounds=99", "clients-per-round=4", "strategy.name=indep", "join-timeout=10"]
+        run = in_the_background(there, deployment, *RUN, *settings)
+        out = RunFolder(deployment / "run")
+        wait_for_rounds(out, 1)
+
+        # One loses its power and is switched on again.
+        until_one_trains(nodes[1])
+        number = len(out.read_rows()) + 1
+        before = slots_after(out, number - 1)
+        nodes[1].kill()
+        nodes[1] = node(1)
+        row = wait_for_rounds(out, number)
+        after = slots_after(out, number)
+        assert [(failed["client"], failed["kind"]) for failed in row["failed"]] == [(1, "node-lost")]
+        its = row["slots"][row["clients"].index(1)]
+        assert [(after[slot] == before[slot]).all() for slot in range(4)] == [slot == its for slot in range(4)]
+        nodes[1].until("(?s)SuperNode ID: .*SuperNode ID: ", 120)
+        while row["replies"] < 4:
+            number += 1
+            row = wait_for_rounds(out, number)
+            assert {failed["kind"] for failed in row.get("failed", ())} <= {"offline"}
+        assert (slots_after(out, number)[its] != after[its]).any()
+
+        # Two at once, which stay away.
+        until_one_trains(nodes[0])
+        number = len(out.read_rows()) + 1
+        nodes[0].kill()
+        nodes[2].kill()
+        row = wait_for_rounds(out, number)
+        assert sorted((failed["client"], failed["kind"]) for failed in row["failed"]) == [
+            (0, "node-lost"), (2, "node-lost"),
+        ]  # fmt: skip
+        assert wait_for_rounds(out, number + 1)["failures-by-kind"] == {"offline": 2}
+
+        # And the others: nobody is left.
+        until_one_trains(nodes[3])
+        nodes[1].kill()
+        nodes[3].kill()
+        said, error = run.communicate(timeout=180)
+        assert (run.returncode, error.count("\n")) == (1, 1), error
+        assert "waiting: 0 of the 1 clients that are needed are connected" in said
+        assert "after 10 s 0 of the 1 clients that are needed are connected; start the others" in error
+        found, problems = checkpoint.latest(out.checkpoints)
+        good = max(row["round"] for row in out.read_rows() if not row.get("bad"))
+        assert (found.round >= good, problems, out.status) == (True, [], "failed")
+    assert left(env) == []
+
+
+def test_after_the_death_of_the_server_a_run_goes_on_to_the_same_model(deployment, env, there):
+    done = fedmr(env, deployment, "run", "conf.yaml", "rounds=4", "run-dir=reference", "--engine", "in-process")
+    assert done.returncode == 0, done.stderr
+    out = RunFolder(deployment / "run")
+    with ExitStack() as stack:
+        server = stack.enter_context(Part(env, deployment, "server", "dep/server"))
+        server.until("ready for nodes")
+        nodes = [stack.enter_context(Part(env, deployment, "node", f"dep/node-{client}")) for client in range(4)]
+
+        # The ServerApp is killed, the SuperLink stays.
+        first = in_the_background(there, deployment, *RUN, "rounds=4")
+        wait_for_rounds(out, 1)
+        until_one_trains(*nodes)
+        (app,) = (process for process in family(env) if "flwr-serverapp" in " ".join(process.cmdline()))
+        app.kill()
+        _, error = first.communicate(timeout=180)
+        assert (first.returncode, error.count("\n")) == (1, 1), error
+
+        # The whole server loses its power.
+        second = in_the_background(there, deployment, "resume", "run")
+        wait_for_rounds(out, len(out.read_rows()) + 1)
+        until_one_trains(*nodes)
+        server.kill()
+        said, error = second.communicate(timeout=180)
+        assert (second.returncode, error.count("\n")) == (1, 1), error
+        assert "going on after round " in said
+        assert len(out.read_rows()) < 4
+
+        stack.enter_context(Part(env, deployment, "server", "dep/server"))
+        last = in_the_background(there, deployment, "resume", "run")
+        _, error = last.communicate(timeout=240)
+        assert (last.returncode, error) == (0, "")
+    assert [row["round"] for row in out.read_rows()] == [1, 2, 3, 4]
+    assert manifest(out.path)["model-sha256"] == manifest(deployment / "reference")["model-sha256"]
+    assert left(env) == []
