@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 LATEST := .venv-latest
 FAST := -m "not e2e and not slow"
+# Two at a time: tests of deployments wait for minutes until Flower misses a dead node.
+PYTEST := pytest -n 2 --dist worksteal
 
 .PHONY: run test check test-latest help clean
 
@@ -16,14 +18,14 @@ check: $(VENV)/.ready ## Lint, types, unit and contract tests.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest $(FAST)
+	$(VENV)/bin/$(PYTEST) $(FAST)
 
 test: $(VENV)/.ready ## All tests; the end-to-end ones start Flower for real.
-	$(VENV)/bin/pytest
+	$(VENV)/bin/$(PYTEST)
 
 test-latest: $(LATEST)/.ready ## All tests with the newest Flower.
 	$(LATEST)/bin/python -c "from importlib.metadata import version; print('flwr', version('flwr'))"
-	$(LATEST)/bin/pytest
+	$(LATEST)/bin/$(PYTEST)
 
 clean: ## Remove the environments and caches, not your runs.
 	rm -rf $(VENV) $(LATEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis

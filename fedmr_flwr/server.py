@@ -44,6 +44,8 @@ def main(grid: Grid, context: Context) -> None:
     if not conf.is_absolute():
         conf = Path(__file__).parent.parent / conf  # the files of conf/ travel with the app
     settings = folder.choose(config.load(conf, _words(str(context.run_config["set"]))))
+    if settings.engine == "ray" and not engines.is_simulation(grid):  # `flwr run` chooses by its federation
+        settings = settings.model_copy(update={"engine": "deployment"})
     if settings.engine == "ray" and settings.ray_address not in (None, os.environ.get("RAY_ADDRESS")):
         raise ConfigError(
             "ray-address comes too late under `flwr run`, where Ray starts before the configuration is read; "

@@ -87,14 +87,27 @@ def supernode(folder: Path, node: Node, insecure: bool = False) -> list[str]:
     return command + secure
 
 
+def configuration(folder: Path, server: Server, insecure: bool = False) -> str:
+    """Return Flower's configuration, with which its commands find a server from its own machine.
+
+    Args:
+        folder: of the server.
+        server: its settings.
+        insecure: without TLS.
+    """
+    address = "127.0.0.1" if server.listen == "0.0.0.0" else server.listen
+    trust = "insecure = true" if insecure else f"root-certificates = {json.dumps(str(folder / AUTHORITY))}"
+    return (
+        f'[superlink]\ndefault = "{FEDERATION}"\n\n'
+        f'[superlink.{FEDERATION}]\naddress = "{address}:{server.port}"\n{trust}\n'
+    )
+
+
 def configure(folder: Path, server: Server, insecure: bool = False) -> dict[str, str]:
     """Write Flower's configuration into a server's folder, and return the environment of its commands."""
     home = folder / "flower"
     home.mkdir(exist_ok=True)
-    address = "127.0.0.1" if server.listen == "0.0.0.0" else server.listen
-    trust = "insecure = true" if insecure else f"root-certificates = {json.dumps(str(folder / AUTHORITY))}"
-    text = f'[superlink]\ndefault = "{FEDERATION}"\n\n[superlink.{FEDERATION}]\naddress = "{address}:{server.port}"\n'
-    write_aside(home / "config.toml", f"{text}{trust}\n".encode())
+    write_aside(home / "config.toml", configuration(folder, server, insecure).encode())
     return environment(FLWR_HOME=str(home))
 
 

@@ -1,6 +1,8 @@
 """The README of a deployment: the exact commands for each machine."""
 
-from fedmr_flwr.deployment.commands import FEDERATION, over_grpc
+from pathlib import Path
+
+from fedmr_flwr.deployment.commands import FEDERATION, configuration, over_grpc
 from fedmr_flwr.deployment.folders import Node, Server
 
 _TEXT = """\
@@ -42,8 +44,14 @@ export FLWR_HOME=$PWD/server/flower
 fedmr run CONF clients={clients} clients-per-round={clients} --federation {federation}
 ```
 with `partition.name=nodes` if the nodes have examples of their own. Runs go on with
-`fedmr resume RUN`, also after the server was stopped. `flwr list {federation}` shows all runs, `flwr supernode list
+`fedmr resume RUN`, also after the server was stopped. Plain `flwr run APP {federation}` works, too, from wherever the
+server's port {control} can be reached, but without live rounds. `flwr list {federation}` shows all runs, `flwr supernode list
 {federation}` the nodes. docs/deployment.md of the project has more: systemd units, what is private, trouble.
+
+## Flower's configuration
+`fedmr deploy server` writes it to `server/flower/config.toml`. For a `FLWR_HOME` of your own (paths must be absolute):
+```toml
+{configuration}```
 """
 
 
@@ -62,4 +70,6 @@ def text(server: Server, nodes: list[Node]) -> str:
         port=server.fleet_port if over_grpc() else server.port,
         starts="\n".join(f"fedmr deploy node {folder}" for folder in folders),
         federation=FEDERATION,
+        control=server.port,
+        configuration=configuration(Path("/ABSOLUTE/PATH/TO/server"), server),
     )

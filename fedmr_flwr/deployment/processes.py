@@ -19,7 +19,7 @@ Process = subprocess.Popen[bytes]
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 # So long a SuperLink takes a node that was killed for one that is still there, and refuses to let it in again.
-_REFUSED_SECONDS, _AGAIN_SECONDS = 90.0, 5.0
+_REFUSED_SECONDS, _AGAIN_SECONDS = 90.0, 10.0
 
 
 def serve(folder: Path, server: Server, insecure: bool, say: Callable[[str], None]) -> None:

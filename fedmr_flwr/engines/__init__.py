@@ -1,6 +1,7 @@
 """What carries the messages between server and clients."""
 
 from flwr.serverapp import Grid
+from flwr.superlink.grid import InMemoryGrid
 
 from fedmr_flwr.config import Settings
 from fedmr_flwr.engines.in_process import InProcessGrid
@@ -10,6 +11,11 @@ from fedmr_flwr.errors import ConfigError
 # ray: Flower's simulation, client processes side by side. in-process: one after the other, right here. deployment:
 # clients on machines of their own, connected to a SuperLink.
 ENGINES = ("ray", "in-process", "deployment")
+
+
+def is_simulation(flower: Grid) -> bool:
+    """Tell whether the clients behind the Grid that Flower gave a ServerApp are simulated."""
+    return isinstance(flower, InMemoryGrid)
 
 
 def grid_of(settings: Settings, flower: Grid | None = None) -> Grid:

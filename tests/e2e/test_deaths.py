@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 
 import pytest
-from tools import Part, family, fedmr, in_the_background, left, manifest, until_one_trains, wait_for_rounds
+from tools import family, fedmr, in_the_background, left, manifest, node, server, until_one_trains, wait_for_rounds
 
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
@@ -11,12 +11,6 @@ from fedmr_flwr.runs.folder import RunFolder
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 RUN = ["run", "conf.yaml", "run-dir=run", "partition.name=nodes", "checkpoint-every=1", "--federation", "deployment"]
-
-
-@pytest.fixture
-def there(env, deployment):
-    """The environment of commands that talk to the deployment's SuperLink."""
-    return env | {"FLWR_HOME": str(deployment / "dep/server/flower")}
 
 
 def slots_after(out, number):
@@ -31,11 +25,11 @@ def slots_after(out, number):
 def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env, there):
     with ExitStack() as stack:
 
-        def node(client):
-            return stack.enter_context(Part(env, deployment, "node", f"dep/node-{client}"))
+        def start(client):
+            return stack.enter_context(node(env, deployment, f"dep/node-{client}"))
 
-        stack.enter_context(Part(env, deployment, "server", "dep/server")).until("ready for nodes")
-        nodes = [node(client) for client in range(4)]
+        stack.enter_context(server(env, deployment))
+        nodes = [start(client) for client in range(4)]
         # Models that are never mixed, so that one that is not trained is the same after the round.
         settings = ["rounds=99", "clients-per-round=4", "strategy.name=indep", "join-timeout=10"]
         run = in_the_background(there, deployment, *RUN, *settings)
@@ -47,7 +41,7 @@ def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env
         number = len(out.read_rows()) + 1
         before = slots_after(out, number - 1)
         nodes[1].kill()
-        nodes[1] = node(1)
+        nodes[1] = start(1)
         row = wait_for_rounds(out, number)
         after = slots_after(out, number)
         assert [(failed["client"], failed["kind"]) for failed in row["failed"]] == [(1, "node-lost")]
@@ -90,9 +84,8 @@ def test_after_the_death_of_the_server_a_run_goes_on_to_the_same_model(deploymen
     assert done.returncode == 0, done.stderr
     out = RunFolder(deployment / "run")
     with ExitStack() as stack:
-        server = stack.enter_context(Part(env, deployment, "server", "dep/server"))
-        server.until("ready for nodes")
-        nodes = [stack.enter_context(Part(env, deployment, "node", f"dep/node-{client}")) for client in range(4)]
+        machine = stack.enter_context(server(env, deployment))
+        nodes = [stack.enter_context(node(env, deployment, f"dep/node-{client}")) for client in range(4)]
 
         # The ServerApp is killed, the SuperLink stays.
         first = in_the_background(there, deployment, *RUN, "rounds=4")
@@ -107,13 +100,13 @@ def test_after_the_death_of_the_server_a_run_goes_on_to_the_same_model(deploymen
         second = in_the_background(there, deployment, "resume", "run")
         wait_for_rounds(out, len(out.read_rows()) + 1)
         until_one_trains(*nodes)
-        server.kill()
+        machine.kill()
         said, error = second.communicate(timeout=180)
         assert (second.returncode, error.count("\n")) == (1, 1), error
         assert "going on after round " in said
         assert len(out.read_rows()) < 4
 
-        stack.enter_context(Part(env, deployment, "server", "dep/server"))
+        stack.enter_context(server(env, deployment))
         last = in_the_background(there, deployment, "resume", "run")
         _, error = last.communicate(timeout=240)
         assert (last.returncode, error) == (0, "")

@@ -11,8 +11,12 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import yaml
+
+from fedmr_flwr import config
+from fedmr_flwr.data import datasets, partitions
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -69,10 +73,10 @@ def flwr(env, *arguments):
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 
-def wait_for_end(env, run_id, seconds=240):
+def wait_for_end(env, run_id, seconds=240, at="local"):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        (run,) = flwr(env, "list", "local", "--run-id", run_id)["runs"]
+        (run,) = flwr(env, "list", at, "--run-id", run_id)["runs"]
         if run["status"].startswith("finished"):
             return run["status"], run.get("status-details")
         time.sleep(3)
@@ -94,18 +98,14 @@ def fedmr(env, folder, *arguments, **more):
 
 
 class Part:
-    """A part of a deployment in the background, and what it says: by default `fedmr deploy KIND NAME`.
+    """A part of a deployment in the background, and what it says."""
 
-    `within` stands before the command: `ip netns exec NAME` puts it on another host.
-    """
-
-    def __init__(self, env, folder, kind, name, *options, within=(), command=(BIN / "fedmr", "deploy")):
-        self._log = folder / f"{kind}-{name.replace('/', '-')}.log"
+    def __init__(self, env, folder, name, command):
+        self._log = folder / f"{name.replace('/', '-')}.log"
         with self._log.open("ab") as file:
             self.process = psutil.Popen(
-                [*within, *command, kind, name, *options],
-                cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            )  # fmt: skip
+                command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
 
     def __enter__(self):
         return self
@@ -132,10 +132,38 @@ class Part:
         self.process.wait()
 
 
+def deploy(env, folder, conf, host, count):
+    """Make a deployment in `dep` and the configuration `conf.yaml`; each node has its own part of the examples."""
+    done = fedmr(env, folder, "deploy", "init", "dep", "--host", host, "--nodes", count)
+    assert done.returncode == 0, done.stderr
+    (folder / "conf.yaml").write_text(yaml.safe_dump(conf))
+    settings = config.load(folder / "conf.yaml")
+    dataset = datasets.load(settings.data, None)
+    for client, part in enumerate(partitions.split(dataset, count, settings.partition, settings.seed)):
+        path = folder / f"own{client}.npz"
+        np.savez(path, x_train=dataset.train.inputs[part].numpy(), y_train=dataset.train.labels[part].numpy())
+        settle(folder / f"dep/node-{client}", data=str(path))
+
+
 def settle(folder, **values):
     """Change the settings in a folder of a deployment."""
     (path,) = folder.glob("*.yaml")
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
+
+
+def server(env, folder, within=()):
+    """The server of a deployment, in the background, ready for nodes.
+
+    `within` stands before a command: `ip netns exec NAME` puts it on another host.
+    """
+    part = Part(env, folder, "server", [*within, BIN / "fedmr", "deploy", "server", "dep/server"])
+    part.until("ready for nodes")
+    return part
+
+
+def node(env, folder, name, *options, within=()):
+    """A node, in the background."""
+    return Part(env, folder, name, [*within, BIN / "fedmr", "deploy", "node", name, *options])
 
 
 def until_one_trains(*nodes):
@@ -150,10 +178,10 @@ def until_one_trains(*nodes):
         time.sleep(0.05)
 
 
-def in_the_background(env, folder, *arguments):
+def in_the_background(env, folder, *arguments, within=()):
     """Start a `fedmr` command; its `communicate` returns what it says."""
     return subprocess.Popen(
-        [BIN / "fedmr", *map(str, arguments)],
+        [*within, BIN / "fedmr", *map(str, arguments)],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from flwr.superlink.grid import InMemoryGrid
 
 from fedmr_flwr import config, server
 from fedmr_flwr.engines import cluster, ray
@@ -45,5 +46,5 @@ def test_flwr_run_refuses_an_address_that_comes_too_late(tmp_path, monkeypatch):
     asked = f"ray-address=10.0.0.1:6379 run-dir={tmp_path / 'run'}"
     context = SimpleNamespace(run_config={"conf": str(QUICKSTART), "set": asked})
     with pytest.raises(ConfigError, match="export RAY_ADDRESS=10.0.0.1:6379 before the SuperLink starts"):
-        server.main(None, context)
+        server.main(object.__new__(InMemoryGrid), context)
     assert not (tmp_path / "run").exists()

@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from fedmr_flwr.engines import superlink_grid
 from fedmr_flwr.engines.superlink_grid import SuperLinkGrid
@@ -17,13 +18,14 @@ def link(grid_of, answer, monkeypatch):
     nodes = grid.get_node_ids()
     grid.activated = dict.fromkeys(nodes, "10:00")
     grid.held, grid.looks, grid.script = set(), 0, lambda look: None
-    grid.clock = 0.0
+    grid.clock, grid.questions = 0.0, {}
     pull, destinations = grid.pull_messages, {}
 
     def push(messages):
         for message in messages:
             numbers = original([message])
             destinations[numbers[0]] = message.metadata.dst_node_id
+            grid.questions[numbers[0]] = message
         return [message.metadata.message_id for message in messages]
 
     def look(identifiers):
@@ -93,3 +95,58 @@ def test_what_the_superlink_does_not_take_is_not_waited_for(link, monkeypatch):
     push = link.push_messages
     monkeypatch.setattr(link, "push_messages", lambda sent: [*push(sent)[:2], ""])
     assert len(SuperLinkGrid(link).send_and_receive(messages(link))) == 2
+
+
+def swallow(link, monkeypatch, node, times):
+    """Let that many training messages to a node vanish; return all that is sent: to whom, of which type."""
+    push, look, sent, vanished = link.push_messages, link.pull_messages, [], set()
+
+    def take(messages):
+        numbers = push(messages)
+        for number, message in zip(numbers, messages, strict=True):
+            sent.append((message.metadata.dst_node_id, message.metadata.message_type))
+            if sent[-1] == (node, "train") and len(vanished) < times:
+                vanished.add(number)
+        return numbers
+
+    monkeypatch.setattr(link, "push_messages", take)
+    monkeypatch.setattr(link, "pull_messages", lambda numbers: look(set(numbers) - vanished))
+    return sent
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_got_lost_is_sent_again_and_the_reply_answers_the_first_message(link, monkeypatch, caplog, times):
+    node = link.get_node_ids()[1]
+    sent = swallow(link, monkeypatch, node, times)
+    asked = messages(link)
+    replies = SuperLinkGrid(link).send_and_receive(asked)
+    ids = [message.metadata.message_id for message in asked]
+    assert sorted(reply.metadata.reply_to_message_id for reply in replies) == sorted(ids)
+    assert all(reply.has_content() for reply in replies)
+    assert 60 * times < link.clock < 60 * times + 2
+    assert sent[3:] == [(node, "query"), (node, "train")] * times
+    assert caplog.text.count("its message got lost and is sent again") == times
+
+
+def test_a_node_that_trains_for_long_is_sent_nothing_again(link, monkeypatch):
+    node = link.get_node_ids()[1]
+    sent = swallow(link, monkeypatch, node, times=0)
+    link.held = {node}  # neither its reply nor its answers to questions come
+    link.script = lambda look: link.held.clear() if link.clock > 200 else None
+    assert len(SuperLinkGrid(link).send_and_receive(messages(link))) == 3
+    assert sent[3:] == [(node, "query")] * 3
+
+
+def test_a_question_that_no_node_has_seen_says_nothing(link, monkeypatch):
+    node = link.get_node_ids()[1]
+    sent = swallow(link, monkeypatch, node, times=1)
+    pull, error = link.pull_messages, Error(ErrorCode.MESSAGE_UNAVAILABLE, "it has expired")
+
+    def expired(numbers):
+        for reply in pull(numbers):
+            question = reply.metadata.message_type == "query"
+            yield Message(error, reply_to=link.questions[reply.metadata.reply_to_message_id]) if question else reply
+
+    monkeypatch.setattr(link, "pull_messages", expired)
+    assert len(SuperLinkGrid(link).send_and_receive(messages(link), timeout=200)) == 2
+    assert sent[3:] == [(node, "query")] * 3
