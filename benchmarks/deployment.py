@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmr_flwr.deployment import commands, folders
+from fedmr_flwr.deployment.admission import admit
 from fedmr_flwr.deployment.commands import FEDERATION
-from fedmr_flwr.engines.flower import Connection
+from fedmr_flwr.engines.flower import Connection, environment
 from fedmr_flwr.errors import EngineError
 
 APP = Path(__file__).parent / "exchange-app"
@@ -58,27 +59,33 @@ def deployed(folder: Path, plain: bool) -> Iterator[Connection]:
     ports = free_ports(2 + NODES)
     reach = {"fleet_port": ports[0], "port": ports[1]}
     server = folders.read_server(folder / "server").model_copy(update={"listen": "127.0.0.1", **reach})
-    env = commands.configure(folder / "server", server)
+    server_env = commands.configure(folder / "server", server)
+    node_env = environment(FLWR_HOME=str(folder))
     if plain:
-        del env[OURS]
+        del node_env[OURS]
     with ExitStack() as stack:
 
-        def start(command: list[str]) -> None:
-            log = stack.enter_context((folder / f"{command[0]}.log").open("ab"))
+        def start(command: list[str], env: dict[str, str]) -> None:
+            log = stack.enter_context((folder / "flower.log").open("ab"))
             process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             stack.callback(process.wait)
             stack.callback(process.terminate)
 
-        start(commands.superlink(folder / "server", server))
-        connection = Connection(FEDERATION, env)
+        command = commands.superlink(folder / "server", server)
+        if plain:  # Flower keeps all in memory if nobody says otherwise
+            at = command.index("--database")
+            del command[at : at + 2]
+        start(command, server_env)
+        connection = Connection(FEDERATION, server_env)
         wait_for(connection)
+        admit(folder / "server", server_env)
         for number in range(NODES):
-            commands.register(folder / "server" / "nodes" / f"node-{number}.pub", env)
             own = folder / f"node-{number}"
             data = folder / f"own-{number}.npz"
             images(data, number)
             changed = {"data": str(data), "device": "cpu", "local_port": ports[2 + number], **reach}
-            start(commands.supernode(own, folders.read_node(own).model_copy(update=changed)))
+            command = commands.supernode(own, folders.read_node(own).model_copy(update=changed))
+            start(["flower-supernode", *command[3:]] if plain else command, node_env)
         yield connection
 
 
@@ -108,10 +115,13 @@ def exchange(connection: Connection, folder: Path, model: str, exchanges: int, r
     config = {"model": model, "exchanges": exchanges, "records": records, "loop": loop, "out": str(out)}
     said = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
     run = str(connection.command("run", str(APP), FEDERATION, "--run-config", said)["run-id"])
-    while not connection.status(run)[0].startswith("finished"):
-        time.sleep(1)
-    assert connection.status(run)[0] == "finished:completed", connection.status(run)
+    deadline = time.monotonic() + 60 * exchanges
+    while not out.exists():  # asking Flower takes a second of a processor
+        assert time.monotonic() < deadline, connection.status(run)
+        time.sleep(0.5)
     found = json.loads(out.read_text())
+    while connection.status(run)[0] != "finished:completed":
+        time.sleep(1)
     out.unlink()
     return found["seconds"][1:], found["megabytes"]
 

@@ -9,15 +9,16 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedmr_flwr.errors import AbsentClientsError, FederationError
-from fedmr_flwr.records import CONFIG, EXAMPLES, METRICS, MOST_EXAMPLES, one_line
+from fedmr_flwr.records import CONFIG, EXAMPLES, METRICS, MOST_EXAMPLES, NOT_A_NODES, one_line
 
 # Under this key a client answers a query with its number.
 CLIENT = "client"
 _QUERY_SECONDS = 600.0
 # Between looks who is there: in a simulation, and on machines of their own.
 _LOOK_SECONDS, _LOOK_AFAR_SECONDS = 0.05, 1.0
-# Until clients that refused, perhaps because data were missing, are asked again while others are waited for.
-_AGAIN_SECONDS = 15.0
+# Until nodes are asked again: those that refused, perhaps because data were missing; and silent ones, which may
+# still read their data, or a message got lost.
+_REFUSED_SECONDS, _SILENT_SECONDS = 15.0, 120.0
 
 
 class Attendance:
@@ -60,6 +61,8 @@ class Attendance:
         self._counts: dict[int, object] = {}
         self._known: set[int] = set()  # nodes that have answered
         self._refusals: dict[int, str] = {}  # by node
+        self._asked: dict[str, int] = {}  # the node of each question without an answer
+        self._ask_after: dict[int, float] = {}  # when a node may be asked again
         if least is None:
             self._insist_on_all()
         else:
@@ -81,8 +84,12 @@ class Attendance:
         """Return the nodes to which messages can be sent now."""
         return set(self._nodes.values()) if self._stay else set(self._grid.get_node_ids())
 
+    def present(self) -> int:
+        """Return how many clients are connected."""
+        return len(self.connected() & set(self._nodes.values()))
+
     def gather(self, least: int) -> None:
-        """Ask who is new, and wait until enough clients are connected.
+        """Ask who is new, and wait until enough clients are connected; nobody's answer is waited for if they are.
 
         Args:
             least: how many are enough.
@@ -92,10 +99,10 @@ class Attendance:
         """
         if self._stay:
             return
-        deadline, asked_again, said = time.monotonic() + self._patience, time.monotonic(), None
+        deadline, said = time.monotonic() + self._patience, None
         while True:
             here = set(self._grid.get_node_ids())
-            self._ask(here - self._known - set(self._refusals))
+            self._ask_new(here)
             count = len(here & set(self._nodes.values()))
             if count >= least:
                 if said:
@@ -111,14 +118,26 @@ class Attendance:
             if status != said:
                 self._say(f"waiting: {status}")
                 said = status
-            if time.monotonic() - asked_again > _AGAIN_SECONDS:
-                self._refusals, asked_again = {}, time.monotonic()
             time.sleep(min(_LOOK_AFAR_SECONDS, self._patience))
+
+    def _ask_new(self, here: set[int]) -> None:
+        """Ask those nodes whose clients are not known, and take the answers that are there."""
+        now = time.monotonic()
+        new = [node for node in sorted(here - self._known) if now >= self._ask_after.get(node, 0.0)]
+        queries = self._queries(new)
+        self._grid.push_messages(queries)
+        self._asked |= {query.metadata.message_id: query.metadata.dst_node_id for query in queries}
+        self._ask_after |= dict.fromkeys(new, now + _SILENT_SECONDS)
+        for reply in self._grid.pull_messages(self._asked) if self._asked else ():
+            node = self._asked.pop(reply.metadata.reply_to_message_id)
+            self._ask_after[node] = now + _REFUSED_SECONDS
+            self._take(node, reply, here)
 
     def _insist_on_all(self) -> None:
         """Wait for all clients and ask them."""
         nodes = wait_for_nodes(self._grid, self._clients, self._patience)
-        self._ask(nodes)
+        for reply in self._grid.send_and_receive(self._queries(sorted(nodes)), timeout=_QUERY_SECONDS):
+            self._take(reply.metadata.src_node_id, reply, set(nodes))
         if len(nodes) != self._clients:
             raise FederationError(
                 f"the configuration has {self._clients} clients, but {len(nodes)} nodes are connected; set clients, "
@@ -133,27 +152,26 @@ class Attendance:
                 f"only {len(self._nodes)} of the {self._clients} clients 0 to {self._clients - 1} answered; {why}"
             )
 
-    def _ask(self, nodes: Iterable[int]) -> None:
-        """Ask nodes for their clients' numbers."""
-        queries = [Message(RecordDict({CONFIG: self._query}), node, MessageType.QUERY) for node in sorted(nodes)]
-        if not queries:
-            return
-        here = self.connected()
-        for reply in self._grid.send_and_receive(queries, timeout=_QUERY_SECONDS):
-            node = reply.metadata.src_node_id
-            if not reply.has_content():
+    def _queries(self, nodes: Iterable[int]) -> list[Message]:
+        return [Message(RecordDict({CONFIG: self._query}), node, MessageType.QUERY) for node in nodes]
+
+    def _take(self, node: int, reply: Message, here: set[int]) -> None:
+        """Learn from a node's answer which client it is."""
+        self._refusals.pop(node, None)
+        if not reply.has_content():
+            if reply.error.code not in NOT_A_NODES:
                 self._refusals[node] = one_line(str(reply.error.reason))
-                continue
-            metrics = reply.content.get(METRICS)
-            number = metrics.get(CLIENT) if isinstance(metrics, MetricRecord) else None
-            if not isinstance(number, int) or not (0 <= number < self._clients):
-                self._refusals[node] = f"a node is client {number}, not one of 0 to {self._clients - 1}"
-            elif self._nodes.get(number) in here:
-                self._refusals[node] = f"two nodes are client {number}"
-            else:
-                self._known.add(node)
-                self._nodes[number] = node
-                self._counts[number] = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
+            return
+        metrics = reply.content.get(METRICS)
+        number = metrics.get(CLIENT) if isinstance(metrics, MetricRecord) else None
+        if not isinstance(number, int) or not (0 <= number < self._clients):
+            self._refusals[node] = f"a node is client {number}, not one of 0 to {self._clients - 1}"
+        elif self._nodes.get(number) in here:
+            self._refusals[node] = f"two nodes are client {number}"
+        else:
+            self._known.add(node)
+            self._nodes[number] = node
+            self._counts[number] = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
 
 
 def wait_for_nodes(grid: Grid, count: int, patience: float) -> list[int]:

@@ -34,7 +34,7 @@ class BadRoundError(FederationError):
 
     Args:
         reason: one line.
-        absent: whether all who failed are not connected or have gone, so that the next round waits for them.
+        absent: whether all who failed are not connected or have gone, and so many that the next round waits.
 
     Attributes:
         final: whether no further round can be good.

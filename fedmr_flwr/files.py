@@ -25,7 +25,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"cannot write {path}: {error.strerror or error}; make room, then go on with `fedmr resume`"
+            f"cannot write {path}: {error.strerror or error}; make room or name another place; "
+            "a run goes on with `fedmr resume`"
         ) from None
 
 

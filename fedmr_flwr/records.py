@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from numpy.typing import DTypeLike, NDArray
 
 from fedmr_flwr.errors import RecordError
@@ -250,6 +251,8 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 # Flower's error codes (flwr.common.constant.ErrorCode) in words.
 _RAYS_OWN = re.compile(r"<class 'ray\.exceptions\.(?!RayTaskError)\w+")
+# Those that Flower makes itself: no node has said them.
+NOT_A_NODES = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
 _KINDS = {1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error"}
 
 

@@ -243,8 +243,12 @@ class RosterGrid(WrappedGrid):
             who = f"{count} of {len(self.exchange.clients)} clients" if count else "no client"
             fewer = f", fewer than min-good-replies = {self._min_good_replies}" if count else ""
             first = f" (client {failures[0].client}: {failures[0].kind}: {failures[0].reason})" if failures else ""
-            absent = all(failure.kind in _ABSENT for failure in failures)
+            absent = all(failure.kind in _ABSENT for failure in failures) and self._waits()
             raise BadRoundError(f"{who} gave a good reply{fewer}{first}", absent)
+
+    def _waits(self) -> bool:
+        """Tell whether `await_clients` would wait now."""
+        return bool(self._attendance and self._attendance.present() < self._min_good_replies)
 
     def _absent(self, messages: list[Message]) -> set[int]:
         """Return those nodes that are not connected; messages to them would wait in vain."""

@@ -7,7 +7,8 @@ node configuration, and nothing of its file system is chosen by the server.
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,13 +20,13 @@ from fedmr_flwr.client_state import ClientState
 from fedmr_flwr.config import Data, Settings
 from fedmr_flwr.data import datasets, npz, partitions
 from fedmr_flwr.data.base import Dataset, Examples, Normalisation
-from fedmr_flwr.errors import ConfigError, DataError, PartitionError
+from fedmr_flwr.errors import ConfigError, DataError, FedmrError, PartitionError
 from fedmr_flwr.files import writing
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training import pick_device
 
 # Keys of a node's configuration.
-NUMBER, DATA, DEVICE, STATE = "partition-id", "data", "device", "state"
+NUMBER, NAME, DATA, DEVICE, STATE = "partition-id", "name", "data", "device", "state"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Node(Site):
     Args:
         settings: of the run.
         node_config: the node's own: partition-id, data (an npz file with the client's examples, or the folder of
-            the run's data set, of which the client uses its part), device and state (a folder).
+            the run's data set, of which the client uses its part), name, device and state (a folder).
         form: of the server's data.
         run: identifies the run, also when it goes on later.
 
@@ -156,6 +157,12 @@ class Node(Site):
             raise ConfigError(f"the run calls itself {run!r}; install the same version on server and nodes")
         self._state = Path(str(node_config.get(STATE, "state"))) / run
         self.state = ClientState(self._state / f"client-{self.number:06d}")
+        self._name = str(node_config.get(NAME, f"client {self.number}"))
+        if settings.partition.name.startswith(partitions.FILE):
+            raise ConfigError(
+                f"a node opens no file that the server names: partition.name={settings.partition.name}; divide the "
+                f"data by another partition, or give each node its own and the run partition.name={partitions.NODES}"
+            )
         own = settings.partition.name == partitions.NODES
         if own and self._data.is_dir():
             raise ConfigError(
@@ -175,6 +182,10 @@ class Node(Site):
 
     def examples(self) -> tuple[Dataset, Examples]:
         """Return the data set as the server describes it and the node's own examples, or its part of its copy."""
+        with self._discreet():
+            return self._examples()
+
+    def _examples(self) -> tuple[Dataset, Examples]:
         if self._data.is_dir():
             dataset = datasets.load(self._named, self._data)
             return dataset, dataset.train.select(self._indices(dataset), self.device)
@@ -185,10 +196,25 @@ class Node(Site):
 
     def prepare(self, digest: str) -> int:
         """Compare a copy of the data set with the server's; look at examples of the node's own."""
+        with self._discreet():
+            return self._prepare(digest)
+
+    def _prepare(self, digest: str) -> int:
         if self._data.is_dir():
             _insist_on(digest, self._named, self._data)
             return len(self._indices(datasets.load(self._named, self._data), anew=True))
         return len(self._own)
+
+    @contextmanager
+    def _discreet(self) -> Iterator[None]:
+        """Let errors, which go to the server, say who fails and not where its files lie."""
+        try:
+            yield
+        except FedmrError as error:
+            told = str(error)
+            for path in (self._data, self._state):
+                told = told.replace(str(path), path.name)
+            raise type(error)(f"{self._name}: {told}") from None
 
     @property
     def _named(self) -> Data:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -102,6 +104,53 @@ def test_a_client_that_comes_back_as_another_node_is_the_same_client(away, monke
     roster.await_clients()
     assert roster.get_node_ids()[2] == new
     assert len(train(roster)) == 4
+
+
+def test_who_was_refused_is_asked_again_while_the_others_train_and_holds_nobody_up(away, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        attendance,
+        "time",
+        SimpleNamespace(
+            monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)
+        ),
+    )
+    (node,) = [node for node, client in away._numbers.items() if client == 3]
+    away._numbers[node] = 7  # no number of a client, until that is mended
+    seen = Attendance(away, 4, least=3, patience=5)
+    away._numbers[node] = 3
+    seen.gather(3)
+    assert seen.present() == 3, "not asked again at once"
+    clock.now += 16
+    seen.gather(3)
+    assert (seen.present(), clock.now) == (4, 16)
+
+
+def test_a_node_that_has_not_answered_yet_holds_nobody_up(away, monkeypatch):
+    (late,) = [node for node, client in away._numbers.items() if client == 2]
+    pull, held = away.pull_messages, []
+
+    def some(numbers):
+        replies = pull(numbers)
+        held.extend(reply for reply in replies if reply.metadata.src_node_id == late)
+        return [reply for reply in replies if reply not in held]
+
+    monkeypatch.setattr(away, "pull_messages", some)
+    seen = Attendance(away, 4, least=3, patience=0.1)
+    assert seen.present() == 3
+    monkeypatch.setattr(away, "pull_messages", lambda numbers: held)
+    seen.gather(3)
+    assert seen.present() == 4
+
+
+def test_a_round_whose_clients_are_away_counts_as_bad_if_the_next_one_would_not_wait(away):
+    roster = RosterGrid(away, 4, min_clients=4, patience=0.05)
+    away.gone = {0, 1}
+    content = [RecordDict({"arrays": MODEL, "config": ConfigRecord()}) for _ in range(2)]
+    drawn = roster.get_node_ids()[:2]
+    with pytest.raises(BadRoundError) as caught:
+        roster.send_and_receive([Message(own, node, "train") for own, node in zip(content, drawn, strict=True)])
+    assert not caught.value.absent
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,19 @@ def test_every_float_gets_noise_of_the_stated_deviation_a_new_one_each_time_and_
     assert abs(correlation) < 0.02
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, None])
+def test_training_that_went_wrong_or_did_nothing_sends_noise_around_the_model_that_was_received(value):
+    received = model(0)
+    trained = Packed(received.floats.copy(), received.ints)
+    if value is not None:
+        trained.floats[7] = value
+        trained.floats[8:100] += 5
+    noisy = protected(trained, received, clipping_norm=1.0, sensitivity=2, epsilon=4.0)
+    assert np.isfinite(noisy.floats).all()
+    far = noisy.floats[:100] - received.floats[:100]
+    assert abs(far.mean()) < 5 * (2 * np.sqrt(2 * np.log(1.25 / 1e-5)) / 4) / 10
+
+
 def test_no_variance_becomes_negative_and_the_inputs_are_left_alone():
     received, trained = model(0), model(1)
     before = received.floats.copy(), trained.floats.copy()
@@ -89,9 +102,8 @@ def test_in_a_run_noise_arrives_in_every_round_counters_stay_and_no_loss_is_told
     for name in models[0]:
         same = [(models[at][name] == models[0][name]).all() for at in (1, 2)]
         assert same == [name in counters] * 2, name
-    assert not (models[1]["classifier.weight"] == models[2]["classifier.weight"]).any(), (
-        "noise is no part of the seed"
-    )
+    weights = [model["classifier.weight"] for model in models]
+    assert (weights[1] == weights[2]).mean() < 0.05, "noise is no part of the seed"
     assert all("train-loss" in row for row in clear.read_rows())
     assert not any("train-loss" in row for row in noisy.read_rows())
     assert noisy.read_rows()[-1]["failures"] == 0

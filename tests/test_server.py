@@ -152,17 +152,16 @@ def test_fedavg_and_fedmr_draw_the_same_clients(toy, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedmr", "scaffold", "flwr:FedAdam"])
+@pytest.mark.parametrize("name", ["fedmr", "scaffold", "fedexp"])
 def test_float16_models_take_half_the_bytes_and_every_strategy_takes_them(toy, name):
     whole, half = (run(toy(f"strategy.name={name}", f"wire={wire}", run=wire)) for wire in ("float32", "float16"))
     bytes_up = [out.read_rows()[-1]["bytes-up"]["arrays"] for out in (whole, half)]
     assert 0.5 < bytes_up[1] / bytes_up[0] < 0.51
     assert half.read_rows()[-1]["failures"] == 0
-    # Adam divides by the size of an update, so that it makes rounding larger where updates are small.
     whole, half = (
         np.concatenate([tensor.ravel() for tensor in load_file(out.model).values()]) for out in (whole, half)
     )
-    assert 0 < np.linalg.norm(half - whole) < 0.05 * np.linalg.norm(whole)
+    assert 0 < np.linalg.norm(half - whole) < 0.01 * np.linalg.norm(whole)
 
 
 @pytest.mark.slow

@@ -86,6 +86,20 @@ def test_the_server_cannot_have_a_node_open_other_files(toy, own, tmp_path, name
         Node(settings, own() | {"data": str(tmp_path)}, FORM, RUN).prepare("")
 
 
+@pytest.mark.parametrize("name", ["file:/etc/hostname", "file:own.npz"])
+def test_nor_a_file_that_says_who_holds_what(toy, own, tmp_path, name):
+    settings = toy().model_copy(update={"partition": config.Partition(name=name)})
+    with pytest.raises(ConfigError, match="a node opens no file that the server names"):
+        Node(settings, own() | {"data": str(tmp_path)}, FORM, RUN)
+
+
+def test_errors_say_who_fails_and_not_where_its_files_lie(toy, own, tmp_path):
+    node_config = own() | {"name": "gpu-a", "data": str(tmp_path / "patients.npz")}
+    with pytest.raises(DataError, match="^gpu-a: .*patients.npz") as caught:
+        of_its_own(toy, node_config).prepare("")
+    assert str(tmp_path) not in str(caught.value)
+
+
 def test_a_node_fetches_nothing_that_the_server_asks_for(toy, own, tmp_path):
     settings = toy().model_copy(update={"data": config.Data(name="fashion-mnist", download=True)})
     site = Node(settings, own() | {"data": str(tmp_path)}, FORM, RUN)

@@ -53,7 +53,9 @@ def main(grid: Grid, context: Context) -> None:
         seconds.append(time.perf_counter() - start)
     assert len(arrays) == CLIENTS
     size = sum(len(array.data) for array in arrays[0].values())
-    Path(config["out"]).write_text(json.dumps({"seconds": seconds, "megabytes": size / 1e6}))
+    out = Path(config["out"])
+    out.with_suffix(".tmp").write_text(json.dumps({"seconds": seconds, "megabytes": size / 1e6}))
+    out.with_suffix(".tmp").replace(out)
 
 
 def write(model: torch.nn.Module, records: str) -> ArrayRecord:

@@ -58,6 +58,8 @@ def create(settings: Settings, layout: Layout) -> Algorithm:
         ConfigError: there is no such algorithm, or an option is unknown or wrong.
     """
     options, _ = _options(settings)
+    if settings.strategy.name.startswith(PREFIX) and settings.wire != "float32":
+        raise ConfigError(f"wire={settings.wire}: Flower's own strategies would calculate in it; leave wire out")
     return _find(settings.strategy.name, "strategy.name")(
         clients_per_round=settings.clients_per_round,
         seed=settings.seed,

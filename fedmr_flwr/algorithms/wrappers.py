@@ -29,7 +29,7 @@ def refuse_unfit(strategy: object) -> None:
     frame: FrameType | None = sys._getframe(1)
     while frame and frame.f_locals.get("self") is strategy:
         frame = frame.f_back
-    name = type(frame.f_locals.get("self")).__name__ if frame else ""
+    kinds = [kind.__name__ for kind in type(frame.f_locals.get("self")).__mro__] if frame else []
     for beginning, why in UNFIT.items():
-        if name.startswith(beginning):
-            raise ConfigError(f"{name} cannot be used with {type(strategy).__name__}: it {why}")
+        if any(name.startswith(beginning) for name in kinds):
+            raise ConfigError(f"{kinds[0]} cannot be used with {type(strategy).__name__}: it {why}")

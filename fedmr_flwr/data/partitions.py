@@ -26,6 +26,7 @@ Indices = NDArray[np.int64]
 
 # A partition that divides nothing: every client is a node with examples of its own.
 NODES = "nodes"
+FILE = "file:"
 # The authors' minimum of examples per client.
 MIN_EXAMPLES = 10
 # Draws before a split is given up; flwr-datasets makes eleven attempts in each.
@@ -51,8 +52,8 @@ def split(dataset: Dataset, clients: int, partition: config.Partition, seed: int
             not fit.
     """
     labels = dataset.train.labels.numpy()
-    if partition.name.startswith("file:"):
-        return _from_file(Path(partition.name.removeprefix("file:")).expanduser(), len(labels), clients)
+    if partition.name.startswith(FILE):
+        return _from_file(Path(partition.name.removeprefix(FILE)).expanduser(), len(labels), clients)
     if partition.name == "natural":
         return _natural(dataset, clients, seed)
     if partition.name == NODES:

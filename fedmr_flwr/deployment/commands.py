@@ -2,16 +2,18 @@
 
 import ipaddress
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERVER_KEY, Node, Server
-from fedmr_flwr.engines.flower import Connection, environment
-from fedmr_flwr.errors import ConfigError, EngineError
-from fedmr_flwr.files import write_aside
+from fedmr_flwr.engines.flower import environment
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.files import write_aside, writing
 
 # What `fedmr run --federation` calls the SuperLink that `fedmr deploy server` starts.
 FEDERATION = "deployment"
+_EVERYWHERE = ("0.0.0.0", "::")
 
 
 def over_grpc() -> bool:
@@ -31,15 +33,21 @@ def superlink(folder: Path, server: Server, insecure: bool = False) -> list[str]
     Raises:
         ConfigError: it would be insecure and reachable from elsewhere.
     """
+    if not over_grpc() and not _loopback(server.listen) and server.listen not in {*_EVERYWHERE, *server.hosts}:
+        raise ConfigError(
+            f"listen is {server.listen} in server.yaml, for which the certificate is not made; use 0.0.0.0, "
+            f"127.0.0.1 or one of {', '.join(server.hosts)}"
+        )
     if insecure and not _loopback(server.listen):
         raise ConfigError(
             f"--insecure is for trials on one machine: set listen to 127.0.0.1, not {server.listen}, in server.yaml"
         )
     command = ["flower-superlink", "--isolation", "subprocess", "--database", str(folder / "state.db")]
     command += ["--disable-runtime-dependency-installation"]
-    command += ["--host", server.listen, "--port", str(server.port)]
+    # Whoever reaches this port can submit runs and let nodes in; nodes need it only from Flower 1.40 on.
+    command += ["--host", _control_host(server), "--port", str(server.port)]
     if over_grpc():
-        command += ["--fleet-api-address", f"{server.listen}:{server.fleet_port}"]
+        command += ["--fleet-api-address", f"{_bracketed(server.listen)}:{server.fleet_port}"]
     if insecure:
         return [*command, "--insecure"]
     return [
@@ -68,6 +76,10 @@ def supernode(folder: Path, node: Node, insecure: bool = False) -> list[str]:
         raise ConfigError(
             f"--insecure is for trials on one machine: set superlink to 127.0.0.1, not {node.superlink}, in node.yaml"
         )
+    if wrong := [text for text in (node.data, node.state, node.name) if '"' in text or "\\" in text]:
+        raise ConfigError(
+            f"{folder / 'node.yaml'}: Flower cannot take {wrong[0]!r}; leave out quotes and backslashes"
+        )
     own = {
         "partition-id": node.client,
         "name": node.name,
@@ -76,10 +88,10 @@ def supernode(folder: Path, node: Node, insecure: bool = False) -> list[str]:
         "state": str((folder / Path(node.state).expanduser()).absolute()),
     }
     command = [
-        "flower-supernode",
-        "--superlink", f"{node.superlink}:{node.fleet_port if over_grpc() else node.port}",
+        sys.executable, "-m", "fedmr_flwr.deployment.supernode",
+        "--superlink", f"{_bracketed(node.superlink)}:{node.fleet_port if over_grpc() else node.port}",
         "--port", str(node.local_port),
-        "--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in own.items()),
+        "--node-config", " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items()),
     ]  # fmt: skip
     if insecure:
         return [*command, "--insecure"]
@@ -95,7 +107,8 @@ def configuration(folder: Path, server: Server, insecure: bool = False) -> str:
         server: its settings.
         insecure: without TLS.
     """
-    address = "127.0.0.1" if server.listen == "0.0.0.0" else server.listen
+    host = _control_host(server)
+    address = "127.0.0.1" if host in _EVERYWHERE else _bracketed(host)
     trust = "insecure = true" if insecure else f"root-certificates = {json.dumps(str(folder / AUTHORITY))}"
     return (
         f'[superlink]\ndefault = "{FEDERATION}"\n\n'
@@ -106,31 +119,20 @@ def configuration(folder: Path, server: Server, insecure: bool = False) -> str:
 def configure(folder: Path, server: Server, insecure: bool = False) -> dict[str, str]:
     """Write Flower's configuration into a server's folder, and return the environment of its commands."""
     home = folder / "flower"
-    home.mkdir(exist_ok=True)
+    with writing(home):
+        home.mkdir(exist_ok=True)
     write_aside(home / "config.toml", configuration(folder, server, insecure).encode())
-    return environment(FLWR_HOME=str(home))
+    # At a server the wait is only for the start of a run, and looking costs it a tenth of a processor.
+    return environment(FLWR_HOME=str(home), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="1")
 
 
-def register(key: Path, env: dict[str, str]) -> bool:
-    """Let a node's public key in.
+def _control_host(server: Server) -> str:
+    """Return where the SuperLink listens for commands, runs and its own processes."""
+    return "127.0.0.1" if over_grpc() else server.listen
 
-    Args:
-        key: the file.
-        env: of the server.
 
-    Returns:
-        Whether it is new; False if it is known already.
-
-    Raises:
-        EngineError: the SuperLink refuses it for another reason.
-    """
-    try:
-        Connection(FEDERATION, env).command("supernode", "register", str(key), FEDERATION, "--name", key.stem)
-    except EngineError as error:
-        if "already" in str(error).lower():
-            return False
-        raise EngineError(f"the SuperLink did not register {key}: {error}") from None
-    return True
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _loopback(host: str) -> bool:

@@ -1,9 +1,10 @@
 """The folders of a deployment: one for the server, one for each node, each to be copied to its machine."""
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import Field
@@ -23,14 +24,12 @@ class Server(Section):
 
     Attributes:
         hosts: the names and addresses by which the nodes call it.
-        clients: how many nodes there are.
         listen: the address on which it listens.
         fleet_port: where nodes of Flower up to 1.39 connect, by gRPC.
         port: where `fedmr run` connects, and nodes of Flower from 1.40 on, by HTTP.
     """
 
     hosts: list[str] = Field(min_length=1)
-    clients: int = Field(ge=1)
     listen: str = "0.0.0.0"
     fleet_port: int = Field(9092, ge=1, le=65535)
     port: int = Field(8000, ge=1, le=65535)
@@ -78,19 +77,21 @@ def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[Server, list
         ConfigError: a name is none.
         RunFolderError: the folder is not empty, or cannot be written.
     """
-    if wrong := [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", host)]:
+    if wrong := [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", host) and not _is_address(host)]:
         raise ConfigError(f"--host {wrong[0]!r}: write the name or address of the server, without port")
     with writing(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunFolderError(f"{folder} is not empty; name another folder, keys are never overwritten")
-        (folder / "server" / "nodes").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "server").mkdir(mode=0o700)  # Flower's database in it holds the clients' models
+        (folder / "server" / "nodes").mkdir()
     authority = Authority(f"fedmr_flwr {hosts[0]}"[:64])
     certificate, key = authority.issue(hosts)
     server = folder / "server"
     write_aside(server / AUTHORITY, authority.certificate)
     write_aside(server / CERTIFICATE, certificate)
     write_private(server / SERVER_KEY, key)
-    own = Server(hosts=list(hosts), clients=nodes)
+    own = Server(hosts=list(hosts))
     _write(server / "server.yaml", own)
     return own, [_create_node(folder, number, hosts[0], authority) for number in range(nodes)]
 
@@ -98,7 +99,7 @@ def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[Server, list
 def _create_node(folder: Path, number: int, superlink: str, authority: Authority) -> Node:
     path = folder / f"node-{number}"
     with writing(path):
-        path.mkdir()
+        path.mkdir(mode=0o700)
     public, private = node_keys()
     write_aside(folder / "server" / "nodes" / f"node-{number}.pub", public)
     write_aside(path / AUTHORITY, authority.certificate)
@@ -107,6 +108,13 @@ def _create_node(folder: Path, number: int, superlink: str, authority: Authority
     node = Node(client=number, name=f"node-{number}", superlink=superlink, local_port=9094 + number)
     _write(path / "node.yaml", node)
     return node
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def read_server(folder: Path) -> Server:
@@ -132,7 +140,7 @@ def _write(path: Path, settings: Section) -> None:
 
 
 def _read(path: Path, kind: type[S]) -> S:
-    what: Literal["server", "node"] = "server" if kind is Server else "node"
+    what = "server" if kind is Server else "node"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:

@@ -45,11 +45,12 @@ fedmr run CONF clients={clients} clients-per-round={clients} --federation {feder
 ```
 with `partition.name=nodes` if the nodes have examples of their own. Runs go on with
 `fedmr resume RUN`, also after the server was stopped. Plain `flwr run APP {federation}` works, too, from wherever the
-server's port {control} can be reached, but without live rounds. `flwr list {federation}` shows all runs, `flwr supernode list
-{federation}` the nodes. docs/deployment.md of the project has more: systemd units, what is private, trouble.
+server's port {control} can be reached, but without live rounds. `flwr list {federation}` shows all runs,
+`flwr supernode list {federation}` the nodes. docs/deployment.md of the project has more: systemd units, what is
+private, trouble.
 
 ## Flower's configuration
-`fedmr deploy server` writes it to `server/flower/config.toml`. For a `FLWR_HOME` of your own (paths must be absolute):
+`fedmr deploy server` writes it to `server/flower/config.toml`. For a `FLWR_HOME` of your own:
 ```toml
 {configuration}```
 """

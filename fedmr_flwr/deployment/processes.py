@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from fedmr_flwr.deployment import commands
+from fedmr_flwr.deployment.admission import admit
 from fedmr_flwr.deployment.folders import Node, Server
 from fedmr_flwr.engines.flower import Connection, environment
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.files import writing
-
-Process = subprocess.Popen[bytes]
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
@@ -40,9 +41,13 @@ def serve(folder: Path, server: Server, insecure: bool, say: Callable[[str], Non
     with _running(command, env, folder) as process:
         _wait(process, env)
         if not insecure:
-            keys = sorted((folder / "nodes").glob("*.pub"))
-            new = [key for key in keys if commands.register(key, env)]
-            say(f"{len(keys)} nodes may connect, {len(new)} of them are new")
+            admitted, new, revoked = admit(folder, env)
+            say(f"{admitted} nodes may connect, {new} of them are new" + f", {revoked} may no more" * bool(revoked))
+            if not commands.over_grpc():
+                say(
+                    f"whoever reaches port {server.port} and has ca.crt can also submit runs and let nodes in: see "
+                    "'Firewall' in docs/deployment.md"
+                )
         port = server.fleet_port if commands.over_grpc() else server.port
         say(f"ready for nodes on {server.listen}:{port}; stop it with Ctrl-C")
         home = shlex.quote(env["FLWR_HOME"])
@@ -73,28 +78,35 @@ def train(folder: Path, node: Node, insecure: bool, say: Callable[[str], None]) 
             status = process.wait()
         if time.monotonic() - began > _REFUSED_SECONDS:
             raise EngineError(f"Flower's SuperNode ended with status {status}; its lines above say why")
-        say(f"trying again in {_AGAIN_SECONDS:g} s: a node that was killed is let in again only after a minute")
+        say(
+            f"the SuperNode ended, its lines above say why; trying again in {_AGAIN_SECONDS:g} s, because a node "
+            "that was killed is let in again only after a minute"
+        )
         time.sleep(_AGAIN_SECONDS)
 
 
 @contextmanager
-def _running(command: list[str], env: dict[str, str], folder: Path) -> Iterator[Process]:
+def _running(command: list[str], env: dict[str, str], folder: Path) -> Iterator[psutil.Popen]:
     """Run a part of Flower inside the block, in the foreground."""
-    process = subprocess.Popen(command, env=env, cwd=folder, stdin=subprocess.DEVNULL)
+    process = psutil.Popen(command, env=env, cwd=folder, stdin=subprocess.DEVNULL)
     try:
         yield process
     finally:
         patience = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave it behind
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        family: list[psutil.Process] = [process]
+        with suppress(psutil.NoSuchProcess):
+            family += process.children(recursive=True)
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+        for one in alive:  # clients, for instance, that still look for their node
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(alive)
         signal.signal(signal.SIGINT, patience)
 
 
-def _wait(process: Process, env: dict[str, str]) -> None:
+def _wait(process: psutil.Popen, env: dict[str, str]) -> None:
     """Wait until the SuperLink answers."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:

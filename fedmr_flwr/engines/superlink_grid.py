@@ -2,33 +2,47 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.superlink.grid import http_grid
 
 from fedmr_flwr.grids import WrappedGrid
+from fedmr_flwr.records import NOT_A_NODES
 
 _log = logging.getLogger(__name__)
 # Between looks for replies, which cost the SuperLink a query of its database; and for nodes that began anew.
-_REPLY_SECONDS, _NODE_SECONDS = 0.2, 2.0
+_REPLY_SECONDS, _NODE_SECONDS = 0.4, 2.0
+# Until a part of a message that is still being uploaded is asked for again; each time it is twice as long.
+PART_SECONDS = 0.1
 # Until a silent node is asked whether it is idle, and between such questions; and how long one stays open, so that a
 # node that trains for longer never sees it.
 _SILENT_SECONDS, _QUESTION_SECONDS = 60.0, 30.0
-# Errors that the SuperLink makes itself.
-_NOT_A_NODES = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
+# How often a message is sent again whose reply the SuperLink has not got whole.
+_TRIES = 3
 
 
 class SuperLinkGrid(WrappedGrid):
     """Wraps the Grid that Flower gives a ServerApp whose clients are machines of their own.
 
-    Flower's looks for replies every three seconds, and waits in vain for two kinds of messages.
+    Flower's looks for replies every three seconds, and waits a second and more if one is still being uploaded then.
+    And it waits in vain for two kinds of messages.
 
     - A node that is stopped and started again has forgotten its message; here it comes back with an error.
     - If a connection breaks at the wrong moment, the SuperLink takes a message for delivered that never arrived, or
-      the node gives up a reply. As a node answers one message after the other, a question that it answers while the
-      reply is still missing shows that it is idle; then the message is sent again.
+      a reply stays incomplete. As a node answers one message after the other, a question that it answers while
+      the reply is still missing shows that it is idle. Then the message is sent again.
     """
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        # It has no setting for this.
+        vars(http_grid)["pull_objects"] = partial(pull_objects, initial_backoff=PART_SECONDS)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies in the order in which they came.
@@ -37,82 +51,104 @@ class SuperLinkGrid(WrappedGrid):
             messages: what to send.
             timeout: seconds to wait for replies; None waits for all.
         """
-        began = self._activations()
-        # By the identifier under which it was sent; a message that was sent again stands under both.
-        waiting = self._push(list(messages))
-        questions: dict[str, Message] = {}
-        replies: list[Message] = []
+        exchange = _Exchange(self._grid, list(messages))
         start = looked = asked = time.monotonic()
-        while waiting:
+        while exchange.waiting:
             # Nodes first: what a node sent before it began anew is then among the replies.
-            lost = set()
+            begun_anew: set[int] = set()
             if time.monotonic() - looked > _NODE_SECONDS:
-                now, looked = self._activations(), time.monotonic()
-                lost = {node for node in now.keys() & began.keys() if now[node] != began[node]}
-            idle = set()
-            for reply in self.pull_messages({*waiting, *questions}):
-                number = reply.metadata.reply_to_message_id
-                if question := questions.pop(number, None):
-                    if reply.has_content() or reply.error.code not in _NOT_A_NODES:
-                        idle.add(question.metadata.dst_node_id)
-                elif message := waiting.get(number):
-                    replies.append(_answering(message, reply))
-                    waiting = _without(message, waiting)
-            for message in _to(lost, waiting.values()):
-                replies.append(_forgotten(message))
-                waiting = _without(message, waiting)
-            if silent := _to(idle, waiting.values()):
-                waiting |= self._push_again(silent)
+                begun_anew, looked = exchange.begun_anew(), time.monotonic()
+            exchange.pull()
+            exchange.give_up(begun_anew)
             if time.monotonic() - asked > _SILENT_SECONDS:
+                exchange.ask()
                 asked = time.monotonic()
-                nodes = {message.metadata.dst_node_id for message in waiting.values()}
-                questions |= self._push([_question(node) for node in nodes])
             if timeout is not None and time.monotonic() - start > timeout:
                 break
-            if waiting:
+            if exchange.waiting:
                 time.sleep(_REPLY_SECONDS)
-        return replies
+        return exchange.replies
+
+
+class _Exchange:
+    """Messages on their way.
+
+    Args:
+        grid: of the SuperLink.
+        messages: what to send.
+
+    Attributes:
+        waiting: messages without a reply, by the identifiers under which they were sent.
+        replies: in the order in which they came.
+    """
+
+    def __init__(self, grid: Grid, messages: Sequence[Message]) -> None:
+        self._grid = grid
+        self._began = self._activations()
+        self.waiting = self._push(messages)
+        self.replies: list[Message] = []
+        self._questions: dict[str, Message] = {}
+        self._incomplete: Counter[int] = Counter()
+
+    def pull(self) -> None:
+        """Take the replies that are there, and send again what got lost."""
+        idle = set()
+        for reply in self._grid.pull_messages({*self.waiting, *self._questions}):
+            number = reply.metadata.reply_to_message_id
+            unsaid = not reply.has_content() and reply.error.code in NOT_A_NODES
+            if question := self._questions.pop(number, None):
+                if not unsaid:
+                    idle.add(question.metadata.dst_node_id)
+            elif message := self.waiting.pop(number, None):
+                away = unsaid and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+                if unsaid and not away and self._incomplete[id(message)] < _TRIES:
+                    self._incomplete[id(message)] += 1
+                    self._push_again(message)
+                else:
+                    self._finish(message, reply)
+        for message in self._waiting_for(idle):
+            self._push_again(message)
+
+    def give_up(self, nodes: set[int]) -> None:
+        """Answer for nodes that have forgotten their messages."""
+        error = Error(ErrorCode.NODE_UNAVAILABLE, "its node was started again and has forgotten the message")
+        for message in self._waiting_for(nodes):
+            self._finish(message, Message(error, reply_to=message))
+
+    def ask(self) -> None:
+        """Ask the nodes that are waited for something that each answers at once, if it is not busy."""
+        nodes = {message.metadata.dst_node_id for message in self.waiting.values()}
+        questions = [Message(RecordDict(), node, MessageType.QUERY, ttl=_QUESTION_SECONDS) for node in sorted(nodes)]
+        self._questions |= self._push(questions)
+
+    def begun_anew(self) -> set[int]:
+        """Return the nodes that have connected again since the messages were sent."""
+        now = self._activations()
+        return {node for node in now.keys() & self._began.keys() if now[node] != self._began[node]}
+
+    def _activations(self) -> dict[int, str]:
+        return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
 
     def _push(self, messages: Sequence[Message]) -> dict[str, Message]:
         """Send messages; return those that the SuperLink took, by identifier."""
-        taken = set(self.push_messages(messages))
+        taken = set(self._grid.push_messages(messages))
         return {message.metadata.message_id: message for message in messages if message.metadata.message_id in taken}
 
-    def _push_again(self, messages: Sequence[Message]) -> dict[str, Message]:
-        """Send messages once more, which needs new ones; return the first ones by the identifier of the new."""
-        firsts: dict[str, Message] = {}
-        for first in messages:
-            node = first.metadata.dst_node_id
-            _log.warning("node %d is idle and has not answered: its message got lost and is sent again", node)
-            again = Message(first.content, node, first.metadata.message_type)
-            firsts |= dict.fromkeys(self._push([again]), first)
-        return firsts
+    def _push_again(self, message: Message) -> None:
+        """Send a message once more, which needs a new one."""
+        node = message.metadata.dst_node_id
+        _log.warning("node %d: a message or its reply got lost on the way; it is sent again", node)
+        self.waiting |= dict.fromkeys(
+            self._push([Message(message.content, node, message.metadata.message_type)]), message
+        )
 
-    def _activations(self) -> dict[int, str]:
-        """Return when each connected node connected."""
-        return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+    def _waiting_for(self, nodes: set[int]) -> list[Message]:
+        """Return the messages that these nodes have not answered, each once."""
+        found = {id(message): message for message in self.waiting.values() if message.metadata.dst_node_id in nodes}
+        return list(found.values())
 
-
-def _to(nodes: set[int], messages: Iterable[Message]) -> list[Message]:
-    """Return those messages that are for these nodes, each once."""
-    return list({id(message): message for message in messages if message.metadata.dst_node_id in nodes}.values())
-
-
-def _without(message: Message, waiting: Mapping[str, Message]) -> dict[str, Message]:
-    return {number: other for number, other in waiting.items() if other is not message}
-
-
-def _question(node: int) -> Message:
-    """Return a message that any client answers at once, if it is not busy with another."""
-    return Message(RecordDict(), node, MessageType.QUERY, ttl=_QUESTION_SECONDS)
-
-
-def _answering(message: Message, reply: Message) -> Message:
-    """Return a reply as one to the message that was sent first."""
-    reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
-    return reply
-
-
-def _forgotten(message: Message) -> Message:
-    error = Error(ErrorCode.NODE_UNAVAILABLE, "its node was started again and has forgotten the message")
-    return Message(error, reply_to=message)
+    def _finish(self, message: Message, reply: Message) -> None:
+        """Count a reply as the one to the message that was sent first."""
+        reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
+        self.replies.append(reply)
+        self.waiting = {number: other for number, other in self.waiting.items() if other is not message}

@@ -77,7 +77,10 @@ def materialise(make: Callable[[], M], generator: torch.Generator) -> M:
     """
     with torch.device("meta"):
         model = make()
-    model.to_empty(device="cpu")
+    # As `to_empty` does; that would import a library for symbolic mathematics, which takes a third of a second.
+    model._apply(  # type: ignore[no-untyped-call]
+        lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    )
     initialise(model, generator)
     return model
 

@@ -38,6 +38,15 @@ def test_wrappers_that_clip_against_one_global_model_are_refused(kind, own, grid
     assert len(strategy.configure_train(1, START, ConfigRecord(), grid)) == 3, "by itself it works"
 
 
+def test_a_subclass_of_such_a_wrapper_is_refused_too(grid):
+    class Mine(new.DifferentialPrivacyServerSideFixedClipping):
+        pass
+
+    wrapper = Mine(FedMR(clients_per_round=3), noise_multiplier=0.1, clipping_norm=1.0, num_sampled_clients=3)
+    with pytest.raises(ConfigError, match="^Mine cannot be used with FedMR"):
+        list(wrapper.configure_train(1, START, ConfigRecord(), grid))
+
+
 def test_around_one_global_model_they_may_stand(grid):
     kind = "DifferentialPrivacyServerSideFixedClipping"
     assert len(list(wrapped(kind, FedAvg(clients_per_round=3)).configure_train(1, START, ConfigRecord(), grid))) == 3

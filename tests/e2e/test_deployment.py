@@ -16,26 +16,43 @@ IMPOSTOR = Path(__file__).with_name("impostor.py")
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
+# What those say who must not get in, and have all that it needs but one thing.
+STRANGERS = {
+    "unknown": "Failed to activate SuperNode",
+    "distrustful": "CERTIFICATE_VERIFY_FAILED",
+    "impostor": "Connection attempt failed, retrying",
+    "plain": "Connection attempt failed, retrying",
+}
+
+
+def with_keys_of(folder, env, name, claimed):
+    """A node that shows the public key of the node `claimed` and signs with its own private one."""
+    _, _, _, *arguments = commands.supernode(folder / name, folders.read_node(folder / name))
+    public = folder / f"dep/server/nodes/{claimed}.pub"
+    return Part(env, folder, name, [sys.executable, IMPOSTOR, public, *arguments])
+
+
 def strangers(folder, env):
-    """Start nodes that must not get in; each has all that it needs but one thing."""
+    """Start those who must not get in."""
     fedmr(env, folder, "deploy", "init", "other", "--host", "localhost", "--nodes", 1)
-    for name, port in zip(("unknown", "distrustful", "impostor", "plain"), free_ports(4), strict=True):
+    for name, port in zip(STRANGERS, free_ports(len(STRANGERS)), strict=True):
         shutil.copytree(folder / "dep/node-0", folder / name)
         settle(folder / name, **{"local-port": port})
     for name, file in {"unknown": "node.key", "distrustful": "ca.crt", "impostor": "node.key"}.items():
         shutil.copy(folder / "other/node-0" / file, folder / name / file)
-    _, *arguments = commands.supernode(folder / "impostor", folders.read_node(folder / "impostor"))
-    claimed = folder / "dep/server/nodes/node-0.pub"
     return {
         "unknown": node(env, folder, "unknown"),
         "distrustful": node(env, folder, "distrustful"),
-        "impostor": Part(env, folder, "impostor", [sys.executable, IMPOSTOR, claimed, *arguments]),
+        "impostor": with_keys_of(folder, env, "impostor", claimed="node-0"),
         "plain": node(env, folder, "plain", "--insecure"),
     }
 
 
-# The second run has a model of 135 MB.
-RUNS = {"cnn": [], "vgg16": ["model.name=vgg16", "rounds=1", "clients-per-round=2", "training.batch-size=50"]}
+# In the first run nodes keep something between rounds, the second one has a model of 135 MB.
+RUNS = {
+    "cnn": ["strategy.name=scaffold"],
+    "vgg16": ["model.name=vgg16", "rounds=1", "clients-per-round=2", "training.batch-size=50"],
+}
 
 
 def test_four_nodes_train_the_model_of_one_process_and_strangers_stay_out(deployment, env, there):
@@ -46,7 +63,9 @@ def test_four_nodes_train_the_model_of_one_process_and_strangers_stay_out(deploy
     with ExitStack() as stack:
         said = stack.enter_context(server(env, folder)).said()
         assert "4 nodes may connect, 4 of them are new" in said
-        for client in range(4):
+        # The impostor's way works with the right private key, so that it is the key for which it is refused.
+        stack.enter_context(with_keys_of(folder, env, "dep/node-0", claimed="node-0"))
+        for client in range(1, 4):
             stack.enter_context(node(env, folder, f"dep/node-{client}"))
         outside = strangers(folder, env)
         for part in outside.values():
@@ -61,10 +80,15 @@ def test_four_nodes_train_the_model_of_one_process_and_strangers_stay_out(deploy
         run_id = flwr(there, "run", str(ROOT), "deployment", "--run-config", config)["run-id"]
         assert wait_for_end(there, run_id, at="deployment")[0] == "finished:completed"
         for name, part in outside.items():
-            assert part.said(), name
-            assert "SuperNode ID" not in part.said(), f"{name} got in: {part.said()}"
+            assert STRANGERS[name] in part.said(), part.said()
+            assert "SuperNode ID" not in part.said(), part.said()
         nodes = flwr(there, "supernode", "list", "deployment")["nodes"]
         assert [one["status"] for one in nodes] == ["online"] * 4
+    # A key that is taken away opens no more.
+    (folder / "dep/server/nodes/node-3.pub").unlink()
+    with server(env, folder) as link, node(env, folder, "dep/node-3") as former:
+        assert "3 nodes may connect, 0 of them are new, 1 may no more" in link.said()
+        former.until("(?s)SuperNode ID.*Failed to activate SuperNode")
     for name in RUNS:
         assert manifest(folder / name)["engine"] == "deployment"
         assert manifest(folder / name)["model-sha256"] == manifest(folder / f"{name}-here")["model-sha256"]

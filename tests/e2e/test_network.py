@@ -7,6 +7,7 @@ import pytest
 from network import Network, obstacle
 from tools import deploy, fedmr, in_the_background, left, manifest, node, server
 
+from fedmr_flwr.deployment.commands import over_grpc
 from fedmr_flwr.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -33,7 +34,7 @@ def test_a_run_gets_over_slow_and_lossy_links_of_which_one_is_cut_for_a_while(ne
     there = env | {"FLWR_HOME": str(tmp_path / "dep/server/flower")}
     with ExitStack() as stack:
         stack.enter_context(server(env, tmp_path, within=network.inside(SERVER)))
-        assert network.connect_seconds(CUT, SERVER, port=8000) >= 0.1
+        assert network.connect_seconds(CUT, SERVER, port=9092 if over_grpc() else 8000) >= 0.1
         nodes = [
             stack.enter_context(node(env, tmp_path, f"dep/node-{client}", within=network.inside(1 + client)))
             for client in range(NODES)

@@ -168,12 +168,20 @@ def node(env, folder, name, *options, within=()):
 
 def until_one_trains(*nodes):
     """Wait until one of these nodes is given one more model to train."""
+    _until_trained(nodes, any)
 
-    def count():
-        return sum(node.said().count("Receiving: train message") for node in nodes)
 
-    before, deadline = count(), time.monotonic() + 90
-    while count() == before:
+def until_all_train(*nodes):
+    """Wait until all of these nodes are given one more model to train."""
+    _until_trained(nodes, all)
+
+
+def _until_trained(nodes, enough):
+    def given():
+        return [node.said().count("Receiving: train message") for node in nodes]
+
+    before, deadline = given(), time.monotonic() + 90
+    while not enough(now > then for now, then in zip(given(), before, strict=True)):
         assert time.monotonic() < deadline, nodes[0].said()
         time.sleep(0.05)
 
