@@ -22,7 +22,7 @@ owner alone: keep it so (`scp -p`, `tar` and `rsync -p` do). The key that signed
 Install the same version of fedmr_flwr on all machines.
 
 ## Firewall
-The server must be reachable by the nodes on port {port}/tcp. Nodes need no open port.
+The server must be reachable by the nodes on port {port}/tcp, and by nobody else. Nodes need no open port.
 
 ## 1. On the server
 ```bash
@@ -44,10 +44,9 @@ export FLWR_HOME=$PWD/server/flower
 fedmr run CONF clients={clients} clients-per-round={clients} --federation {federation}
 ```
 with `partition.name=nodes` if the nodes have examples of their own. Runs go on with
-`fedmr resume RUN`, also after the server was stopped. Plain `flwr run APP {federation}` works, too, from wherever the
-server's port {control} can be reached, but without live rounds. `flwr list {federation}` shows all runs,
-`flwr supernode list {federation}` the nodes. docs/deployment.md of the project has more: systemd units, what is
-private, trouble.
+`fedmr resume RUN`, also after the server was stopped. Plain `flwr run APP {federation}` works, too, without live
+rounds. `flwr list {federation}` shows all runs, `flwr supernode list {federation}` the nodes. docs/deployment.md of
+the project has more: systemd units, what is private, trouble.
 
 ## Flower's configuration
 `fedmr deploy server` writes it to `server/flower/config.toml`. For a `FLWR_HOME` of your own:
@@ -71,6 +70,5 @@ def text(server: Server, nodes: list[Node]) -> str:
         port=server.fleet_port if over_grpc() else server.port,
         starts="\n".join(f"fedmr deploy node {folder}" for folder in folders),
         federation=FEDERATION,
-        control=server.port,
         configuration=configuration(Path("/ABSOLUTE/PATH/TO/server"), server),
     )

@@ -115,3 +115,36 @@ def test_flowers_commands_find_the_server_and_trust_its_authority(dep):
     assert env["FLWR_HOME"] == str(dep / "server/flower")
     assert 'address = "127.0.0.1:8000"' in text
     assert f"root-certificates = {json.dumps(str(dep / 'server/ca.crt'))}" in text
+
+
+def test_up_to_1_39_commands_are_taken_from_the_servers_own_machine_alone(dep, monkeypatch):
+    server = folders.read_server(dep / "server")
+    for grpc, host in ((True, "127.0.0.1"), (False, "0.0.0.0")):
+        monkeypatch.setattr(commands, "over_grpc", lambda grpc=grpc: grpc)
+        command = commands.superlink(dep / "server", server)
+        assert command[command.index("--host") + 1] == host
+        assert 'address = "127.0.0.1:8000"' in commands.configuration(dep / "server", server)
+    elsewhere = server.model_copy(update={"listen": "10.0.0.5"})
+    with pytest.raises(ConfigError, match="listen is 10.0.0.5 in server.yaml, for which the certificate is not made"):
+        commands.superlink(dep / "server", elsewhere)
+    monkeypatch.setattr(commands, "over_grpc", lambda: True)
+    command = commands.superlink(dep / "server", elsewhere)
+    assert command[command.index("--fleet-api-address") + 1] == "10.0.0.5:9092"
+
+
+def test_addresses_of_the_sixth_version_stand_in_brackets_and_folders_are_their_owners_alone(tmp_path):
+    server, (node,) = folders.create(tmp_path / "dep", ["2001:db8::1"], 1)
+    command = commands.supernode(tmp_path / "dep/node-0", node.model_copy(update={"data": "own.npz"}))
+    assert command[command.index("--superlink") + 1].startswith("[2001:db8::1]:")
+    everywhere = server.model_copy(update={"listen": "::"})
+    assert '"127.0.0.1:8000"' in commands.configuration(tmp_path, everywhere)
+    for name in ("server", "node-0"):
+        assert stat.S_IMODE((tmp_path / "dep" / name).stat().st_mode) == 0o700
+    with pytest.raises(ConfigError, match="without port"):
+        folders.create(tmp_path / "other", ["server.example:9092"], 1)
+
+
+def test_what_flower_cannot_take_in_a_nodes_settings_is_refused(dep):
+    node = folders.read_node(dep / "node-0").model_copy(update={"data": 'a "b".npz'})
+    with pytest.raises(ConfigError, match="leave out quotes and backslashes"):
+        commands.supernode(dep / "node-0", node)

@@ -1,0 +1,75 @@
+"""Which keys a SuperLink is told to let in, and to let in no more."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedmr_flwr.deployment import admission
+from fedmr_flwr.errors import EngineError
+
+
+class Link:
+    """Plays a SuperLink: knows keys by the text of their files."""
+
+    def __init__(self):
+        self.keys, self.taken, self.trouble = {}, 0, ""
+
+    def command(self, kind, verb, what, *_):
+        if self.trouble:
+            raise EngineError(self.trouble)
+        if verb == "register":
+            text = Path(what).read_text()
+            if text in self.keys.values():
+                raise EngineError("this key is already in use")
+            self.taken += 1
+            self.keys[str(self.taken)] = text
+            return {"node-id": str(self.taken)}
+        if what not in self.keys:
+            raise EngineError("node not found")
+        return {"node-id": self.keys.pop(what)}
+
+
+@pytest.fixture
+def link(monkeypatch):
+    link = Link()
+    monkeypatch.setattr(admission, "Connection", lambda *_: link)
+    return link
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "nodes").mkdir()
+    for name in "abc":
+        (tmp_path / f"nodes/{name}.pub").write_text(f"key of {name}\n")
+    return tmp_path
+
+
+def test_the_keys_in_the_folder_are_let_in_and_those_taken_away_no_more(link, folder):
+    assert admission.admit(folder, {}) == (3, 3, 0)
+    assert admission.admit(folder, {}) == (3, 0, 0)
+    (folder / "nodes/b.pub").unlink()
+    (folder / "nodes/d.pub").write_text("key of d\n")
+    assert admission.admit(folder, {}) == (3, 1, 1)
+    assert sorted(link.keys.values()) == ["key of a\n", "key of c\n", "key of d\n"]
+    (folder / "nodes/a.pub").write_text("another key\n")
+    assert admission.admit(folder, {}) == (3, 1, 1)
+    assert "key of a\n" not in link.keys.values()
+
+
+def test_a_new_database_begins_with_the_keys_of_the_folder(link, folder):
+    admission.admit(folder, {})
+    link.keys.clear()
+    (folder / "nodes/b.pub").unlink()
+    assert admission.admit(folder, {}) == (2, 2, 1)
+    assert sorted(json.loads((folder / "registered.json").read_text())) == ["key of a", "key of c"]
+
+
+def test_a_key_that_cannot_be_taken_back_is_an_error(link, folder):
+    admission.admit(folder, {})
+    (folder / "nodes/b.pub").unlink()
+    link.trouble = "the SuperLink is tired"
+    with pytest.raises(EngineError, match=r"still lets in node 2, whose key was removed .* remove state\.db"):
+        admission.admit(folder, {})
+    link.trouble = ""
+    assert admission.admit(folder, {}) == (2, 0, 1)
