@@ -10,6 +10,8 @@ from fedmr_flwr.runs.display import Display
 from fedmr_flwr.runs.folder import RunFolder, launching
 from fedmr_flwr.server import Federation
 
+_LOOK_SECONDS = 3.0
+
 
 def run(settings: Settings, display: Display, prepared: RunFolder | None = None) -> RunFolder:
     """Run a federation on a SuperLink, or go on with one, from the SuperLink's own machine.
@@ -44,9 +46,9 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
         try:
             out = out or launching(RunFolder.create(settings), stack)
             run_id = connection.submit(settings, out)
-            connection.follow(run_id, out, display, lambda: connection.status(run_id)[0].startswith("finished"))
+            connection.follow(run_id, out, display, lambda: _ended(connection, run_id, out), _LOOK_SECONDS)
         except BaseException as error:
-            if run_id and isinstance(error, KeyboardInterrupt):
+            if run_id:
                 _stop(connection, settings.federation, run_id)
             if out is not None:
                 with suppress(RunFolderError), out.locked():  # another's run that goes on there has not failed
@@ -55,8 +57,19 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     return out
 
 
+def _ended(connection: Connection, run_id: str, out: RunFolder) -> bool:
+    """Tell whether the ServerApp has ended without a word."""
+    if out.status == "starting":
+        return connection.status(run_id)[0].startswith("finished")
+    try:
+        with out.locked():  # as it does while it lives; the SuperLink misses it only after a minute
+            return out.status == "running"
+    except RunFolderError:
+        return False
+
+
 def _stop(connection: Connection, federation: str, run_id: str) -> None:
-    """End a run: the SuperLink and its nodes stay, and would go on with it."""
+    """End a run that may still be going on: the SuperLink and its nodes stay, and would go on with it."""
     patience = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EngineError):
         connection.command("stop", run_id, federation)

@@ -67,7 +67,14 @@ class Connection:
             )  # fmt: skip
         return str(answer["run-id"])
 
-    def follow(self, run_id: str, out: RunFolder, display: Display, gone: Callable[[], bool]) -> None:
+    def follow(
+        self,
+        run_id: str,
+        out: RunFolder,
+        display: Display,
+        gone: Callable[[], bool],
+        look_seconds: float = _LOOK_SECONDS,
+    ) -> None:
         """Show the rounds as they are written, until Flower says that the run has ended.
 
         Args:
@@ -75,6 +82,7 @@ class Connection:
             out: the run's folder.
             display: shows the rounds.
             gone: tells from time to time whether the server has ended without a word.
+            look_seconds: between such looks.
 
         Raises:
             EngineError: the run was not completed.
@@ -96,7 +104,7 @@ class Connection:
                     if row["round"] > before:
                         display.show(row)
             ended = status not in ("starting", "running")
-            if not ended and time.monotonic() - looked > _LOOK_SECONDS:
+            if not ended and time.monotonic() - looked > look_seconds:
                 looked, lost = time.monotonic(), gone()
             if ended or lost:
                 said, details = self.status(run_id)

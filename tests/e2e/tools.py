@@ -103,6 +103,7 @@ class Part:
     def __init__(self, env, folder, name, command):
         self._log = folder / f"{name.replace('/', '-')}.log"
         with self._log.open("ab") as file:
+            self._start = file.tell()  # what an earlier part of this name has said is not its own
             self.process = psutil.Popen(
                 command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
@@ -116,7 +117,7 @@ class Part:
         self.process.wait(30)
 
     def said(self):
-        return self._log.read_text(errors="replace")
+        return self._log.read_bytes()[self._start :].decode(errors="replace")
 
     def until(self, words, seconds=60):
         deadline = time.monotonic() + seconds
