@@ -54,7 +54,8 @@ def shared(name: str, files: list[Path], read: Callable[[], Arrays]) -> dict[str
             _write(path, arrays, stamp, files[0].stat().st_mode | 0o200)
             if found := _map(path, stamp):
                 return found
-    _log.warning("no copy of %s could be written to %s: every process holds it in memory", name, folder)
+    shown = str(folder).encode(errors="replace").decode()  # a path may hold bytes that no terminal can show
+    _log.warning("no copy of %s could be written to %s: every process holds it in memory", name, shown)
     return {key: torch.tensor(array) for key, array in arrays.items()}
 
 
