@@ -161,7 +161,7 @@ def test_float16_models_take_half_the_bytes_and_every_strategy_takes_them(toy, n
     whole, half = (
         np.concatenate([tensor.ravel() for tensor in load_file(out.model).values()]) for out in (whole, half)
     )
-    assert 0 < np.linalg.norm(half - whole) < 0.01 * np.linalg.norm(whole)
+    assert 0 < np.linalg.norm(half - whole) < 0.03 * np.linalg.norm(whole)  # FedExP makes steps, and rounding, longer
 
 
 @pytest.mark.slow
