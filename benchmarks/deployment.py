@@ -74,7 +74,7 @@ def deployed(folder: Path, plain: bool) -> Iterator[Connection]:
         command = commands.superlink(folder / "server", server)
         if plain:  # Flower keeps all in memory if nobody says otherwise
             at = command.index("--database")
-            del command[at : at + 2]
+            command = ["flower-superlink", *command[3:at], *command[at + 2 :]]
         start(command, server_env)
         connection = Connection(FEDERATION, server_env)
         wait_for(connection)

@@ -42,8 +42,11 @@ def superlink(folder: Path, server: Server, insecure: bool = False) -> list[str]
         raise ConfigError(
             f"--insecure is for trials on one machine: set listen to 127.0.0.1, not {server.listen}, in server.yaml"
         )
-    command = ["flower-superlink", "--isolation", "subprocess", "--database", str(folder / "state.db")]
-    command += ["--disable-runtime-dependency-installation"]
+    command = [
+        sys.executable, "-m", "fedmr_flwr.deployment.superlink",
+        "--isolation", "subprocess", "--disable-runtime-dependency-installation",
+        "--database", str(folder / "state.db"),
+    ]  # fmt: skip
     # Whoever reaches this port can submit runs and let nodes in; nodes need it only from Flower 1.40 on.
     command += ["--host", _control_host(server), "--port", str(server.port)]
     if over_grpc():

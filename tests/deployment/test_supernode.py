@@ -1,5 +1,7 @@
 """The SuperNode with shorter waits: what it replaces in Flower is what Flower uses."""
 
+import subprocess
+import sys
 import time
 
 from flwr.superlink.grid import http_grid
@@ -8,8 +10,8 @@ from flwr.supernode import start_client_internal as loop
 from fedmr_flwr.deployment import supernode
 
 
-def test_flowers_waits_are_a_sixth_and_parts_of_messages_are_asked_for_soon(monkeypatch):
-    for name in ("time", "pull_objects"):
+def test_flowers_waits_are_a_sixth_parts_of_messages_are_asked_for_soon_and_clients_are_forked(monkeypatch):
+    for name in ("time", "subprocess", "pull_objects"):
         monkeypatch.setitem(vars(loop), name, vars(loop)[name])  # put back at the end
     slept, started = [], []
     monkeypatch.setattr(time, "sleep", slept.append)
@@ -17,6 +19,12 @@ def test_flowers_waits_are_a_sixth_and_parts_of_messages_are_asked_for_soon(monk
     supernode.main()
     loop.time.sleep(3)
     assert (slept, started) == ([0.5], [True])
+    commands = []
+    monkeypatch.setattr(subprocess, "Popen", commands.append)
+    loop.subprocess.Popen(["flower-superexec", "--insecure"])
+    assert commands == [
+        [sys.executable, "-c", "from fedmr_flwr.deployment.superexec import main; main()", "--insecure"]
+    ]
     tries = []
 
     def part(identifier):
@@ -28,6 +36,7 @@ def test_flowers_waits_are_a_sixth_and_parts_of_messages_are_asked_for_soon(monk
 
 
 def test_flower_still_uses_the_names_that_are_replaced():
+    assert "subprocess" in loop.start_client_internal.__code__.co_names
     assert "time" in loop.start_client_internal.__code__.co_names
     assert "pull_objects" in loop._pull_and_store_message.__code__.co_names
     assert "pull_objects" in http_grid.HttpGrid.pull_messages.__code__.co_names

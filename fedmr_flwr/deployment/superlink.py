@@ -1,0 +1,20 @@
+"""Flower's SuperLink, models in memory: `python -m fedmr_flwr.deployment.superlink ARGUMENTS-OF-FLOWER-SUPERLINK`.
+
+With `--database` Flower keeps runs and registered nodes on disk, which a SuperLink needs when it is started again
+after a crash. It keeps all messages there, too, which are of no use then, because their runs have ended; and writing
+models to SQLite and reading them takes longer than sending them.
+"""
+
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink import config_loader
+from flwr.superlink.cli import flower_superlink
+
+
+def main() -> None:
+    """Run `flower-superlink`."""
+    vars(config_loader)["ObjectStoreFactory"] = lambda _database: ObjectStoreFactory()
+    flower_superlink()
+
+
+if __name__ == "__main__":
+    main()
