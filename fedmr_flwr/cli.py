@@ -34,7 +34,7 @@ Conf = Annotated[Path, typer.Argument(help="A configuration file, such as conf/q
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, nested keys with dots: training.lr=0.1")]
 
-Engine = Annotated[str | None, typer.Option(help="ray, in-process or deployment; short for engine=NAME.")]
+Engine = Annotated[str | None, typer.Option(help="ray, in-process, gpu or deployment; short for engine=NAME.")]
 Federation = Annotated[
     str | None, typer.Option(help="A SuperLink in Flower's configuration: engine=deployment federation=NAME.")
 ]
@@ -271,7 +271,7 @@ def _train(settings: Settings, prepared: RunFolder | None) -> RunFolder:
         from fedmr_flwr import engines, server
 
         logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies comment on every round
-        return server.run(settings, engines.grid_of(settings), display, prepared)
+        return server.run(settings, engines.grid_of(settings, say=display.say), display, prepared)
 
 
 def _print(line: str) -> None:

@@ -6,7 +6,7 @@ serves many clients.
 """
 
 import json
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import cast
 
 import torch
@@ -15,9 +15,9 @@ from flwr.clientapp import ClientApp
 
 from fedmr_flwr import algorithms, models, privacy
 from fedmr_flwr.attendance import CLIENT
-from fedmr_flwr.config import Settings
+from fedmr_flwr.config import Precision, Settings
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Layout
+from fedmr_flwr.layout import Layout, Packed
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.randomness import stream
 from fedmr_flwr.records import (
@@ -34,8 +34,8 @@ from fedmr_flwr.records import (
 )  # fmt: skip
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.sites import DATA, Form, Node, Simulated, Site, number_of
+from fedmr_flwr.training import Fit, arithmetic, fit, layout_of, pack, place, threads, unpack
 from fedmr_flwr.training import evaluate as score
-from fedmr_flwr.training import fit, layout_of, pack, place, threads, unpack
 
 SETTINGS, LAYOUT, FORM, RUN, DIGEST = "settings", "layout", "form", "run", "data-sha256"
 
@@ -60,38 +60,26 @@ def train_config(settings: Settings, layout: Layout, form: Form, run: str) -> Co
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the model of the message on this client's data."""
-    with threads(_sent_settings(message).client_cpus):
-        job = _Job(message, context)
-        server_round, last_round = (cast(int, job.config.get(key, 0)) for key in (ROUND, LAST_ROUND))
-        dataset, examples = job.site.examples()
-        rule = algorithms.local_rule(job.settings)
-        rule.received = vectors(message.content, rule.exchanges)
-        found = job.site.state.recall(last_round) if rule.keeps else {}
-        rule.kept = found or {}
-        rng = stream(job.settings.seed, "train", server_round, job.site.number)
-        done = fit(job.model, dataset, examples, job.settings.training, rng, rule)
-        trained = pack(job.model, job.codec.layout)
-    if rule.keeps:
-        resumable = checkpoint.oldest(server_round, job.settings.checkpoint_every)
-        job.site.state.keep(done.outcome.kept, server_round, last_round, resumable)
-    metrics = MetricRecord({EXAMPLES: done.examples})
-    if how := job.settings.privacy.local_dp:
-        trained = privacy.protect(trained, job.received, job.codec.layout, how, message)
-    else:  # the loss says something of the examples, too
-        metrics["train-loss"] = done.loss
-    if found is None:
-        metrics[LOST_STATE] = 1
-    arrays = job.codec.encode([trained.floats], [trained.ints])
-    returned = {name: vector_record(values) for name, values in done.outcome.returned.items()}
-    return Message(RecordDict({ARRAYS: arrays, **returned, METRICS: metrics}), reply_to=message)
+    settings = _sent_settings(message)
+    with threads(settings.client_cpus):
+        client = Training(message, context)
+        dataset, examples = client.site.examples()
+        with arithmetic(settings.precision, client.site.device):
+            done = fit(
+                client.model, dataset, examples, settings.training, client.rng, client.rule, settings.precision
+            )
+        trained = pack(client.model, client.codec.layout)
+        return client.reply(trained, done)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the model of the message on this client's data."""
-    with threads(_sent_settings(message).client_cpus):
+    settings = _sent_settings(message)
+    with threads(settings.client_cpus):
         job = _Job(message, context)
-        result = score(job.model, *job.site.examples(), job.site.device)
+        with arithmetic(settings.precision, job.site.device):
+            result = score(job.model, *job.site.examples(), job.site.device)
     metrics = MetricRecord({EXAMPLES: result.examples, "loss": result.loss, "accuracy": result.accuracy})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
@@ -106,23 +94,79 @@ def query(message: Message, context: Context) -> Message:
 
 
 class _Job:
-    """What a message asks of this client: its model, ready to be trained or scored where the client runs."""
+    """What a message asks of this client.
+
+    Attributes:
+        received: the model of the message.
+    """
 
     def __init__(self, message: Message, context: Context) -> None:
         self.config = message.content.config_records[CONFIG]
         self.settings = _sent_settings(message)
         self.site = _site(message, context)
         form = _sent_form(message)
-        self.model, self.codec = _network(
-            self.settings.model.name, form.input_shape, form.classes, self.site.device, self.settings.wire
-        )
+        self._network, self.codec = _network(
+            self.settings.model.name, form.input_shape, form.classes, self.site.device, self.settings.wire,
+            self.settings.precision,
+        )  # fmt: skip
         if self.codec.layout.fingerprint != self.config[LAYOUT]:
             raise ConfigError(
                 f"this client builds another model '{self.settings.model.name}' than the server; "
                 "install the same version on both"
             )
         self.received = self.codec.decode(message.content.array_records[ARRAYS])
-        unpack(self.received, self.codec.layout, self.model)
+
+    @cached_property
+    def model(self) -> Classifier:
+        """The network with the model of the message."""
+        unpack(self.received, self.codec.layout, self._network)
+        return self._network
+
+
+class Training(_Job):
+    """What a message asks this client to train, and the reply to it.
+
+    Args:
+        message: with the model and the settings.
+        context: says which client this is.
+
+    Attributes:
+        rule: what the algorithm changes, with what the server sent and what the client kept.
+        rng: the client's stream for this round.
+    """
+
+    def __init__(self, message: Message, context: Context) -> None:
+        super().__init__(message, context)
+        self._message = message
+        self._round, self._last_round = (cast(int, self.config.get(key, 0)) for key in (ROUND, LAST_ROUND))
+        self.rule = algorithms.local_rule(self.settings)
+        self.rule.received = vectors(message.content, self.rule.exchanges)
+        found = self.site.state.recall(self._last_round) if self.rule.keeps else {}
+        self._lost_state = found is None
+        self.rule.kept = found or {}
+        self.rng = stream(self.settings.seed, "train", self._round, self.site.number)
+
+    def reply(self, trained: Packed, done: Fit) -> Message:
+        """Keep what the rule wants kept, and make the reply.
+
+        Args:
+            trained: the trained model.
+            done: what local training did.
+        """
+        if self.rule.keeps:
+            resumable = checkpoint.oldest(self._round, self.settings.checkpoint_every)
+            self.site.state.keep(done.outcome.kept, self._round, self._last_round, resumable)
+        metrics = MetricRecord({EXAMPLES: done.examples})
+        if how := self.settings.privacy.local_dp:
+            received, layout = self.received.on_host(), self.codec.layout
+            trained = privacy.protect(trained.on_host(), received, layout, how, self._message)
+        else:  # the loss says something of the examples, too
+            metrics["train-loss"] = done.loss
+        if self._lost_state:
+            metrics[LOST_STATE] = 1
+        arrays = self.codec.encode([trained.floats], [trained.ints])
+        returned = {name: vector_record(values) for name, values in done.outcome.returned.items()}
+        return Message(RecordDict({ARRAYS: arrays, **returned, METRICS: metrics}), reply_to=self._message)
 
 
 def _site(message: Message, context: Context) -> Site:
@@ -151,9 +195,9 @@ def _settings(text: str) -> Settings:
 
 @lru_cache(maxsize=1)
 def _network(
-    name: str, input_shape: tuple[int, ...], classes: int, device: torch.device, wire: str
+    name: str, input_shape: tuple[int, ...], classes: int, device: torch.device, wire: str, precision: Precision
 ) -> tuple[Classifier, Codec]:
     model = models.build(name, input_shape, classes)
     layout = layout_of(model)
-    place(model, device)
+    place(model, device, precision)
     return model, Codec(layout, wire=wire)

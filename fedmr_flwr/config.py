@@ -30,6 +30,7 @@ def _absolute(path: Any) -> Any:
 
 
 S = TypeVar("S", bound="Section")
+Precision = Literal["float32", "tf32", "bf16"]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 
 
@@ -159,6 +160,7 @@ class Settings(Section):
         clients_per_round: clients trained in a round.
         seed: everything random derives from it.
         device: where models train and are evaluated: auto, cpu, cuda or cuda:N.
+        precision: of the arithmetic on a GPU: float32, exact and the same in every run, or the faster tf32 or bf16.
         engine: what carries the messages; an entry of `fedmr_flwr.engines.ENGINES`.
         client_cpus: CPU cores that a Ray client reserves, and the threads that a client trains with.
         client_gpus: the share of a GPU that a Ray client reserves.
@@ -184,6 +186,7 @@ class Settings(Section):
     clients_per_round: int = Field(10, ge=1)
     seed: int = Field(0, ge=0)
     device: str = "auto"
+    precision: Precision = "float32"
     engine: str = "ray"
     client_cpus: int = Field(1, ge=1)
     client_gpus: float = Field(0.0, ge=0)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,18 @@ class Packed(NamedTuple):
     """A model as two flat vectors, in the order of its state_dict.
 
     Attributes:
-        floats: [P] float32, every tensor of a floating type.
+        floats: [P] float32, every tensor of a floating type. With the one-GPU engine it may be a PyTorch tensor on
+            the GPU.
         ints: [Q] int64, every tensor of an integer type, for instance BatchNorm's counters.
     """
 
     floats: Floats
     ints: Ints
+
+    def on_host(self) -> "Packed":
+        """Return it as NumPy vectors, copied from the GPU if need be."""
+        vector: Any = self.floats
+        return self if isinstance(vector, np.ndarray) else Packed(vector.numpy(force=True), self.ints)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """K models as K rows: their mean, their recombination, how alike they are. Pure functions.
 
 `Rows` are K vectors of P columns, one model each: a [K, P] matrix or a list of K vectors, such as views
-of the messages they came in. Nothing here changes its input.
+of the messages they came in. Nothing here changes its input. Vectors that are PyTorch tensors stay on their device.
 
 Source: Hu et al., "Is Aggregation the Only Choice? Federated Learning via Layer-wise Model Recombination",
 KDD 2024 (arXiv 2305.10730).
@@ -34,6 +34,10 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Floats:
     Returns:
         [P] float32, sum(weights[i] * rows[i]) / sum(weights).
     """
+    if not _on_host(rows):
+        from fedmr_flwr import tensors
+
+        return tensors.mean(rows, weights)  # type: ignore[no-any-return]
     shares = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
     assert len(shares) == len(rows) > 0 and shares.sum() > 0
     out = np.empty(len(rows[0]), np.float32)
@@ -63,6 +67,10 @@ def similarity(rows: Rows) -> float:
     Returns:
         The mean of the K(K-1)/2 cosines, in [-1, 1]; 1 for a single model.
     """
+    if not _on_host(rows):
+        from fedmr_flwr import tensors
+
+        return tensors.similarity(rows)
     count = len(rows)
     if count == 1:
         return 1.0
@@ -109,6 +117,10 @@ def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[f
         For each unit the root of the mean square of (row - center) over its values and all rows: a standard
         deviation across models, in the units of the weights; 0 for a unit without values.
     """
+    if not _on_host([*rows, center]):
+        from fedmr_flwr import tensors
+
+        return tensors.spread(rows, center, units)
 
     def squares(unit: Columns, dtype: type[np.floating[Any]]) -> float:
         total = 0.0
@@ -215,6 +227,11 @@ def recombine(rows: Rows, units: Sequence[Columns], rng: np.random.Generator) ->
         for (part, _), piece in zip(runs, pieces(rows, runs, sources[:, slot]), strict=True):
             row[part] = piece
     return out
+
+
+def _on_host(rows: Rows) -> bool:
+    """Tell whether all vectors are NumPy's; otherwise `fedmr_flwr.tensors` computes."""
+    return all(isinstance(row, np.ndarray) for row in rows)
 
 
 def _norm(row: NDArray[Any]) -> float:

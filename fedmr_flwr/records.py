@@ -56,6 +56,33 @@ def join(pieces: Sequence[NDArray[Any]], dtype: DTypeLike) -> Array:
     return Array(np.dtype(dtype).name, (length,), "numpy.ndarray", data)
 
 
+class HeldArray(Array):
+    """An array that stays where it is, on a GPU, for readers in this process; it becomes bytes if somebody asks.
+
+    Args:
+        tensor: [N] float32.
+    """
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+        self.dtype, self.shape, self.stype = "float32", tuple(tensor.shape), "numpy.ndarray"
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The bytes of an .npy file."""
+        return join([self.tensor.numpy(force=True)], np.float32).data
+
+    @property
+    def nbytes(self) -> int:
+        """How many they are."""
+        return len(_head(np.dtype(np.float32), *self.shape)) + 4 * self.shape[0]
+
+
+def size(array: Array) -> int:
+    """Return how many bytes of data an array has, on the wire or if it were sent."""
+    return array.nbytes if isinstance(array, HeldArray) else len(array.data)
+
+
 @lru_cache(maxsize=64)
 def _head(dtype: np.dtype[Any], length: int) -> bytes:
     """Return how the .npy file of a vector begins."""
@@ -184,7 +211,7 @@ class Codec:
         """
         if self.packed:
             record = ArrayRecord()
-            record[FLOATS] = join([self._narrow(piece) for piece in floats], self._wire)
+            record[FLOATS] = self._joined(floats)
             if self.layout.counters:
                 record[INTS] = join(ints, np.int64)
             return record
@@ -195,12 +222,14 @@ class Codec:
         return ArrayRecord({name: Array(tensor) for name, tensor in tensors.items()})
 
     def decode(self, record: ArrayRecord) -> Packed:
-        """Turn a record into a model; packed float32 without a copy.
+        """Turn a record into a model; packed float32 without a copy, and from a GPU still there.
 
         Raises:
             RecordError: names, shapes or types are not the layout's.
         """
-        arrays = {name: view(array) for name, array in record.items()}
+        arrays: dict[str, Any] = {
+            name: array.tensor if isinstance(array, HeldArray) else view(array) for name, array in record.items()
+        }
         try:
             if not self.packed:
                 return self.layout.pack(arrays)
@@ -208,12 +237,24 @@ class Codec:
             ints = arrays.pop(INTS, np.empty(0, np.int64))
             if arrays:
                 raise ValueError(f"unknown arrays {', '.join(sorted(arrays))}")
-            if floats.dtype != self._wire or ints.dtype != np.int64:
+            held = not isinstance(floats, np.ndarray)
+            if not held and (floats.dtype != self._wire or ints.dtype != np.int64):
                 raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, not {self._wire} and int64")
             self.layout.check(Packed(floats, ints))
         except ValueError as error:
             raise RecordError(f"the model does not fit: {error}") from None
-        return Packed(floats.astype(np.float32, copy=False), ints)
+        return Packed(floats if held else floats.astype(np.float32, copy=False), ints)
+
+    def _joined(self, floats: Sequence[NDArray[Any]]) -> Array:
+        """Return the concatenation of vectors as one array; on the GPU, if one of them lies there."""
+        if any(not isinstance(piece, np.ndarray) for piece in floats):
+            from fedmr_flwr import tensors
+
+            joined = tensors.join(floats)
+            if self._wire == np.float32:
+                return HeldArray(joined)
+            floats = [joined.numpy(force=True)]
+        return join([self._narrow(piece) for piece in floats], self._wire)
 
     def _narrow(self, floats: NDArray[Any]) -> NDArray[Any]:
         """Return floats in the type in which they travel."""
@@ -300,11 +341,11 @@ def _model_fault(record: ArrayRecord, sent: ArrayRecord) -> tuple[str, str] | No
     if set(record) != set(sent):
         return "malformed", one_line(f"the arrays {sorted(set(record) ^ set(sent))} are missing or extra")
     for name, array in record.items():
-        values = view(array)
+        values = array.tensor if isinstance(array, HeldArray) else view(array)
         if (array.dtype, tuple(array.shape)) != (sent[name].dtype, tuple(sent[name].shape)):
             expected = f"{sent[name].dtype}{list(sent[name].shape)}"
             return "malformed", f"'{name}' is {array.dtype}{list(array.shape)}, not {expected}"
-        if values.dtype.kind == "f" and not _finite(values):
+        if not _finite(values):
             return "not-finite", f"'{name}' holds NaN or infinite values"
     return None
 
@@ -323,8 +364,12 @@ def _vector_fault(content: RecordDict, sent: RecordDict) -> tuple[str, str] | No
     return None
 
 
-def _finite(values: NDArray[Any]) -> bool:
+def _finite(values: Any) -> bool:
     """Tell whether all values are finite, reading them once and making no temporary array."""
+    if not isinstance(values, np.ndarray):
+        return bool(values.isfinite().all())
+    if values.dtype.kind != "f":
+        return True
     flat = values.reshape(-1)
     if np.isfinite(np.vdot(flat, flat)):
         return True

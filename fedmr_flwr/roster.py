@@ -23,6 +23,7 @@ from fedmr_flwr.records import (
     Failure,
     fault,
     outliers,
+    size,
 )  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -270,7 +271,7 @@ def _array_bytes(messages: Iterable[Message]) -> dict[str, int]:
     totals: Counter[str] = Counter()
     for message in messages:
         for name, record in message.content.array_records.items() if message.has_content() else ():
-            totals[name] += sum(len(array.data) for array in record.values())
+            totals[name] += sum(map(size, record.values()))
     return dict(totals)
 
 

@@ -17,6 +17,7 @@ from fedmr_flwr.algorithms.multi_model import MultiModel
 from fedmr_flwr.client import DIGEST, train_config
 from fedmr_flwr.config import Settings
 from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.layout import Packed
 from fedmr_flwr.records import Codec
@@ -26,7 +27,7 @@ from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.display import Display, quiet
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.sites import Form
-from fedmr_flwr.training import Score, evaluate, layout_of, pack, pick_device, place, unpack
+from fedmr_flwr.training import Score, arithmetic, evaluate, layout_of, pack, pick_device, place, unpack
 from fedmr_flwr.units import describe
 
 # What the roster keeps stands in a checkpoint beside what the strategy keeps.
@@ -60,7 +61,7 @@ def main(grid: Grid, context: Context) -> None:
     path = f"run folder: {settings.run_dir}"
     console.print(path, soft_wrap=True, highlight=False, markup=False)
     with Display(settings.rounds, console) as display:
-        run(settings, engines.grid_of(settings, grid), display, out if prepared else None)
+        run(settings, engines.grid_of(settings, grid, display.say), display, out if prepared else None)
     console.print(path, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -115,9 +116,16 @@ class Federation:
         return numbers
 
     def _score(self, model: Packed) -> Score:
-        place(self.model, self.device)
+        precision = self.settings.precision
+        place(self.model, self.device, precision)
         unpack(model, self.layout, self.model)
-        return evaluate(self.model, self.dataset, self.dataset.test, self.device)
+        with arithmetic(precision, self.device):
+            return evaluate(self.model, self.dataset, self._test, self.device)
+
+    @cached_property
+    def _test(self) -> Examples:
+        """The test set, where models are scored."""
+        return self.dataset.test.to(self.device)
 
     def title(self) -> str:
         """Say in one line what is run."""
@@ -163,7 +171,7 @@ def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | 
             federation = Federation(settings)
             out = out or _locked(RunFolder.create(settings), lock)
             arrays = _train(federation, grid, out, display)
-            digest = out.save_model(federation.layout.unpack(federation.codec.decode(arrays)))
+            digest = out.save_model(federation.layout.unpack(federation.codec.decode(arrays).on_host()))
             plots.draw(out)
             out.note(status="completed", rounds=len(out.read_rows()), **{"model-sha256": digest})
         except (Exception, KeyboardInterrupt) as error:
@@ -192,7 +200,7 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
         if stops or done % settings.checkpoint_every == 0 or done == settings.rounds:
             out.flush_rows()
             state = {**strategy.state(), **{_ROSTER + name: array for name, array in roster.state().items()}}
-            checkpoint.save(out.checkpoints, Checkpoint(done, federation.codec.decode(arrays), state))
+            checkpoint.save(out.checkpoints, Checkpoint(done, federation.codec.decode(arrays).on_host(), state))
         display.show(row)
 
     form = Form.of(federation.dataset)
@@ -235,6 +243,7 @@ def _describe(federation: Federation, out: RunFolder) -> None:
         "strategy": algorithms.resolve(settings).strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
         "data-sha256": federation.digest,
         "wire": settings.wire,
+        "precision": settings.precision,
         "privacy": settings.privacy.model_dump(by_alias=True),
     }
     if federation.parts is not None:

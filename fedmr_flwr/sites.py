@@ -120,14 +120,16 @@ class Simulated(Site):
     def examples(self) -> tuple[Dataset, Examples]:
         """Return the run's data set and this client's part of it."""
         dataset = datasets.load(self.settings.data, self.settings.data_dir)
-        return dataset, dataset.train.select(self._indices(), self.device)
+        return dataset, dataset.train.select(self.indices, self.device)
 
     def prepare(self, digest: str) -> int:
         """Compare the data with the server's, and look for the run folder."""
         _insist_on(digest, self.settings.data, self.settings.data_dir)
-        return len(self._indices())
+        return len(self.indices)
 
-    def _indices(self) -> partitions.Indices:
+    @property
+    def indices(self) -> partitions.Indices:
+        """Which of the run's training examples this client has."""
         path = self._folder.partition
         if not path.exists():
             raise PartitionError(f"{path} is not there; all clients must see the run folder under the same path")

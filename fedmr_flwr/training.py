@@ -1,9 +1,10 @@
 """Local training: the one SGD loop of every client, and the evaluation of a model."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -52,12 +53,12 @@ class Task:
     """What a local rule may know of the client that it serves.
 
     Attributes:
-        examples: of the client, on the device of the model.
+        labels: [N] int64 of the client's examples, on the device of the model.
         training: how they are trained on.
         rng: for draws of the rule's own; what it draws changes nothing else.
     """
 
-    examples: Examples
+    labels: torch.Tensor
     training: config.Training
     rng: np.random.Generator
 
@@ -65,8 +66,9 @@ class Task:
 class LocalRule:
     """What an algorithm changes in local training; this one changes nothing.
 
-    An object serves one client in one round. What it does in a step must not wait for the device (`.item()`,
-    printing, branches on the values of tensors), so that steps can be recorded and replayed on a GPU.
+    An object serves one client in one round. What it does in a step may be recorded and replayed on a GPU, for other
+    clients, too. So it must not wait for the device (`.item()`, printing, branches on the values of tensors), and of
+    this client it may use only tensors, networks and `torch.Generator`s that `begin` has made and kept as attributes.
 
     Args:
         options: of the type `Options`; None takes every default.
@@ -75,6 +77,7 @@ class LocalRule:
         exchanges: names of the vectors that travel to and from the server besides the model; a rule that has
             some works only with the strategy that knows them.
         keeps: whether the client keeps something for its next participation.
+        captured: whether its steps may be recorded and replayed. False for one that must wait for the device.
         received: what the server sent besides the model: vectors [.] float32 by name.
         kept: what the client kept of its last participation; empty if there was none, or if it is lost.
     """
@@ -82,6 +85,7 @@ class LocalRule:
     Options: ClassVar[type[config.Section]] = config.Section
     exchanges: ClassVar[tuple[str, ...]] = ()
     keeps: ClassVar[bool] = False
+    captured: ClassVar[bool] = True
 
     def __init__(self, options: config.Section | None = None) -> None:
         self.options: Any = options or self.Options()
@@ -124,6 +128,38 @@ class LocalRule:
         """Change the gradients before the optimiser uses them."""
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a client goes through in a round, drawn before its first step.
+
+    Attributes:
+        order: [E, N] int64, in which order each of E epochs takes the N examples.
+        changes: [E, N, 3] int64, how they are augmented, in the same order; None if they are not.
+    """
+
+    order: torch.Tensor
+    changes: torch.Tensor | None
+
+    @classmethod
+    def draw(
+        cls, examples: int, size: tuple[int, ...], training: config.Training, rng: np.random.Generator
+    ) -> "Course":
+        """Draw a client's course.
+
+        Args:
+            examples: N.
+            size: of an image, [H, W]; of no account for texts.
+            training: epochs and augmentation.
+            rng: of this client in this round.
+        """
+        orders, changes = [], []
+        for _ in range(training.local_epochs):
+            orders.append(torch.from_numpy(rng.permutation(examples)))
+            if training.augment:
+                changes.append(augmentation.draw(examples, size, rng)[orders[-1]])
+        return cls(torch.stack(orders), torch.stack(changes) if changes else None)
+
+
 def fit(
     model: nn.Module,
     dataset: Dataset,
@@ -131,6 +167,7 @@ def fit(
     training: config.Training,
     rng: np.random.Generator,
     rule: LocalRule | None = None,
+    precision: config.Precision = "float32",
 ) -> Fit:
     """Train a model in place: fresh SGD, shuffled batches, cross-entropy, and what a rule changes of it.
 
@@ -141,35 +178,76 @@ def fit(
         training: learning rate, momentum, epochs, batch size and augmentation.
         rng: draws the order of the examples, how they are augmented, and what dropout drops.
         rule: what an algorithm changes; None changes nothing.
+        precision: of the arithmetic, as `arithmetic` has it.
     """
     rule = rule or LocalRule()
     model.train()
-    inputs, labels = examples.inputs, examples.labels
-    device, count = inputs.device, len(examples)
-    _seed_dropout(model, device, rng)
+    device, count = examples.labels.device, len(examples)
+    seed_dropout(model, device, rng)
     optimizer = torch.optim.SGD(model.parameters(), training.lr, training.momentum, fused=True)
     total = torch.zeros((), device=device)
-    rule.begin(model, Task(examples, training, rng.spawn(1)[0]))
+    rule.begin(model, Task(examples.labels, training, rng.spawn(1)[0]))
+    course = Course.draw(count, examples.inputs.shape[2:], training, rng)
     steps = 0
-    for _ in range(training.local_epochs):
-        order = torch.from_numpy(rng.permutation(count)).to(device)
-        changes = augmentation.draw(count, inputs.shape[2:], rng).to(device) if training.augment else None
+    for epoch in range(training.local_epochs):
+        order = course.order[epoch].to(device)
+        changes = None if course.changes is None else course.changes[epoch].to(device)
         for start in range(0, count, training.batch_size):
-            batch = order[start : start + training.batch_size]
-            chosen = inputs[batch]
-            if changes is not None:
-                chosen = augmentation.crop_and_flip(chosen, changes[batch], dataset.background)
-            loss = rule.step(model, optimizer, to_input(dataset, chosen), labels[batch])
-            total += loss * len(batch)  # on the device: reading it here would wait for every step
+            part = slice(start, start + training.batch_size)
+            batch = Batch(examples.inputs[order[part]], examples.labels[order[part]])
+            batch = batch if changes is None else batch.augmented(changes[part], dataset)
+            loss = train_step(model, optimizer, rule, dataset, batch, precision)
+            total += loss * len(batch.labels)  # on the device: reading it here would wait for every step
             steps += 1
     return Fit(count, total.item() / (count * training.local_epochs), rule.end(model, steps))
 
 
-def _seed_dropout(model: nn.Module, device: torch.device, rng: np.random.Generator) -> None:
-    """Give a model's dropouts a generator of this client's own; without dropout nothing is drawn."""
+class Batch(NamedTuple):
+    """The examples of a step.
+
+    Attributes:
+        inputs: [B, ...] uint8.
+        labels: [B] int64.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def augmented(self, changes: torch.Tensor, dataset: Dataset) -> "Batch":
+        """Return it with its images changed as [B, 3] `changes` say."""
+        return Batch(augmentation.crop_and_flip(self.inputs, changes, dataset.background), self.labels)
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rule: LocalRule,
+    dataset: Dataset,
+    batch: Batch,
+    precision: config.Precision,
+) -> torch.Tensor:
+    """Train on one batch and return its mean loss, without waiting for the device.
+
+    Args:
+        model: in training mode.
+        optimizer: of its parameters.
+        rule: what an algorithm changes.
+        dataset: how to prepare the examples.
+        batch: at least one example.
+        precision: of the arithmetic, as `arithmetic` has it.
+    """
+    inputs = to_input(dataset, batch.inputs, precision)
+    # Without its cache of converted weights, which must not outlive a recorded step.
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+        return rule.step(model, optimizer, inputs, batch.labels)
+
+
+def seed_dropout(model: nn.Module, device: torch.device, rng: np.random.Generator) -> None:
+    """Start a model's dropouts anew, with a generator of their own; without dropout nothing is drawn."""
     dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
     if dropouts:
-        generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+        generator = dropouts[0].generator or torch.Generator(device)
+        generator.manual_seed(int(rng.integers(2**63)))
         for dropout in dropouts:
             dropout.generator = generator
 
@@ -212,28 +290,64 @@ def evaluate(
     return Score(loss.item() / len(examples), correct.item() / len(examples), len(examples))
 
 
-def to_input(dataset: Dataset, inputs: torch.Tensor) -> torch.Tensor:
+def to_input(dataset: Dataset, inputs: torch.Tensor, precision: config.Precision = "float32") -> torch.Tensor:
     """Turn uint8 inputs into what a model takes, on the device where they are.
 
     Args:
         dataset: how to prepare them.
         inputs: [B, C, H, W] or [B, T] uint8.
+        precision: of the arithmetic to come.
 
     Returns:
         [B, C, H, W] float32, in the memory format that is fastest there, or [B, T] as it is.
     """
     prepared = dataset.prepare(inputs)
-    return prepared.contiguous(memory_format=_memory_format(inputs.device)) if prepared.ndim == 4 else prepared
+    if prepared.ndim < 4:
+        return prepared
+    return prepared.contiguous(memory_format=_memory_format(inputs.device, precision))
 
 
-def place(model: nn.Module, device: torch.device) -> None:
+def place(model: nn.Module, device: torch.device, precision: config.Precision = "float32") -> None:
     """Move a model to a device, in the memory format that is fastest there."""
-    model.to(device).to(memory_format=_memory_format(device))
+    model.to(device).to(memory_format=_memory_format(device, precision))
 
 
-def _memory_format(device: torch.device) -> torch.memory_format:
-    """Return the faster order of an image's values: channels last takes half the time on a CPU."""
-    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+def _memory_format(device: torch.device, precision: config.Precision) -> torch.memory_format:
+    """Return the faster order of an image's values: channels last takes half the time on a CPU, and with bf16."""
+    last = device.type == "cpu" or precision == "bf16"
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@contextmanager
+def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[None]:
+    """Compute on a CUDA device in some precision inside the block, and as before after it.
+
+    Args:
+        precision: float32, exact and the same in every run; tf32, products of ten bits, or bf16, of seven, both added
+            up in float32 and in whatever order is fastest.
+        device: where to compute; a CPU knows only float32, and is always deterministic.
+
+    Raises:
+        DeviceError: the device is a CPU, and another precision is asked for.
+    """
+    if device.type == "cpu":
+        if precision != "float32":
+            raise DeviceError(f"precision is {precision}, which needs a CUDA device; leave it out on a CPU")
+        yield
+        return
+    exact = precision == "float32"
+    # Read when cuBLAS is first used; without it, products of matrices differ from run to run.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        torch.use_deterministic_algorithms(exact)
+        torch.set_float32_matmul_precision("highest" if exact else "high")
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=exact, allow_tf32=not exact):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.set_float32_matmul_precision(before[1])
 
 
 def pick_device(name: str) -> torch.device:
@@ -284,10 +398,18 @@ def unpack(packed: Packed, layout: Layout, model: nn.Module) -> None:
     """Overwrite a model's state_dict, buffers included, with two flat vectors.
 
     Args:
-        packed: [P] floats and [Q] ints; may be read-only.
+        packed: [P] floats and [Q] ints; may be read-only, or tensors.
         layout: of the model.
         model: on any device.
     """
-    arrays = layout.unpack(Packed(packed.floats.copy(), packed.ints.copy()))
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(torch.from_numpy(arrays[name]))
+    own = list(model.state_dict().values())
+    for tensor, values in zip(own, views(packed, layout, own[0].device), strict=True):
+        tensor.copy_(values)
+
+
+def views(packed: Packed, layout: Layout, device: torch.device) -> list[torch.Tensor]:
+    """Copy a model to a device in two vectors, and return its tensors, in the order of the state_dict, as views."""
+    floats, ints = (
+        vector if isinstance(vector, torch.Tensor) else torch.tensor(vector).to(device) for vector in packed
+    )
+    return [(ints if entry.integer else floats)[entry.columns].view(entry.shape) for entry in layout.entries]

@@ -64,12 +64,15 @@ class Algorithm(Strategy):
     Raises:
         ConfigError: an option is unknown or its value wrong.
 
-    `Rule` is what its clients change in local training; `individual` says whether they get models that differ.
+    `Rule` is what its clients change in local training; `individual` says whether they get models that differ;
+    `on_gpu` whether the server's part takes models that lie on a GPU, as the one-GPU engine has them. Otherwise
+    `combine` gets them as NumPy vectors.
     """
 
     Options: ClassVar[type[Section]] = Options
     Rule: ClassVar[type[LocalRule]] = LocalRule
     individual: ClassVar[bool] = False
+    on_gpu: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -210,7 +213,7 @@ class Algorithm(Strategy):
         try:
             arrays, numbers = reply.content[ARRAYS], reply.content[METRICS]
             assert isinstance(arrays, ArrayRecord) and isinstance(numbers, MetricRecord)
-            model = self.codec.decode(arrays)
+            model = self.codec.decode(arrays) if self.on_gpu else self.codec.decode(arrays).on_host()
             metrics = plain_numbers(numbers)
             return Trained(model, metrics.pop(EXAMPLES), metrics, vectors(reply.content, self.returns()))
         except (RecordError, KeyError):

@@ -35,6 +35,7 @@ class FedAvg(Algorithm):
     """
 
     Options = FedAvgOptions
+    on_gpu = True
 
     def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
         """Send the global model to everyone."""

@@ -128,7 +128,7 @@ class Guided(LocalRule):
     def begin(self, model: nn.Module, task: Task) -> None:
         """Take up the generator."""
         classifier = cast(Classifier, model).classifier
-        classes, labels = classifier.out_features, task.examples.labels
+        classes, labels = classifier.out_features, task.labels
         self._counts = torch.bincount(labels, minlength=classes)
         self._generator: Generator | None = None
         weights = self.received.get(GENERATOR)
@@ -197,6 +197,7 @@ class FedGen(FedAvg):
 
     Options = FedGenOptions
     Rule = Guided
+    on_gpu = False
 
     generator: Generator | None = None
     _loss = 0.0

@@ -66,6 +66,7 @@ class FedMR(MultiModel):
     """
 
     Options = FedMROptions
+    on_gpu = True
 
     _sources: Sources | None = None
 

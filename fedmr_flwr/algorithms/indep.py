@@ -26,6 +26,8 @@ class Indep(MultiModel):
         evaluate_slots: whether to score every slot's model.
     """
 
+    on_gpu = True
+
     def deal(self, server_round: int, population: list[Packed], arrays: ArrayRecord) -> Sequence[ArrayRecord]:
         """Leave every slot its model."""
         return [self.codec.encode([model.floats], [model.ints]) for model in population]

@@ -115,7 +115,8 @@ class MultiModel(Algorithm):
             return {}
         state: dict[str, NDArray[Any]] = {"examples": self._examples}
         for slot, model in enumerate(self.population):
-            state |= {f"{slot}.floats": model.floats, f"{slot}.ints": model.ints}
+            floats, ints = model.on_host()
+            state |= {f"{slot}.floats": floats, f"{slot}.ints": ints}
         return state
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:

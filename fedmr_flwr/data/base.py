@@ -37,6 +37,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> "Examples":
+        """Copy all of them to a device, unless they are there."""
+        return Examples(self.inputs.to(device), self.labels.to(device))
+
     def select(self, indices: NDArray[np.int64], device: torch.device) -> "Examples":
         """Copy some of the examples to a device."""
         chosen = torch.from_numpy(indices)

@@ -1,7 +1,7 @@
 """The in-process engine: a Grid that calls the client code directly, for tests, debugging and small machines."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from uuid import uuid4
 
@@ -57,12 +57,10 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Let the clients answer, and return the messages' identifiers."""
-        pushed = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
-            self._replies[message.metadata.message_id] = self._answer(message)
-            pushed.append(message.metadata.message_id)
-        return pushed
+        pushed = [named(message) for message in messages]
+        for message, reply in zip(pushed, self._answers(pushed), strict=True):
+            self._replies[message.metadata.message_id] = reply
+        return [message.metadata.message_id for message in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to these messages, each once."""
@@ -72,29 +70,32 @@ class InProcessGrid(Grid):
         """Let the clients answer, and return their replies; calling them directly, it never times out."""
         return self.pull_messages(self.push_messages(messages))
 
+    def _answers(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the replies to these messages, in their order."""
+        return [self._answer(message) for message in messages]
+
     def _answer(self, message: Message) -> Message:
-        identifier = str(uuid4())
         # Records of the client's own, so that one who changes them changes nobody else's; the bytes are shared.
         own = copy(message)
         own.content = RecordDict(
             {name: type(record)(dict(record)) for name, record in message.content.items()}  # type: ignore[arg-type]
         )
         try:
-            reply = self._call(own)
-            reply.metadata.__dict__["_message_id"] = identifier
+            return named(self._call(own))
         except Exception as error:  # as under Flower, whatever a client raises is that client's failure
-            reply = Message(Error(_CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
-            reply.metadata.__dict__["_message_id"] = identifier
-        return reply
+            return failed(message, error)
 
     def _call(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        context = self._contexts.get(node) or self._new_context(self._numbers[node])
+        context = self._context_of(message)
         try:
             return self._app(message, context)
         finally:
             if context.state:  # most clients keep nothing between messages, and an idle one is only a number
-                self._contexts[node] = context
+                self._contexts[message.metadata.dst_node_id] = context
+
+    def _context_of(self, message: Message) -> Context:
+        node = message.metadata.dst_node_id
+        return self._contexts.get(node) or self._new_context(self._numbers[node])
 
     def _new_context(self, client: int) -> Context:
         return Context(
@@ -104,6 +105,17 @@ class InProcessGrid(Grid):
             state=RecordDict(),
             run_config={},
         )
+
+
+def failed(message: Message, error: Exception) -> Message:
+    """Return the reply of a client that has raised an exception."""
+    return named(Message(Error(_CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message))
+
+
+def named(message: Message) -> Message:
+    """Give a message an identifier, which Flower would do when it travels."""
+    message.metadata.__dict__["_message_id"] = str(uuid4())
+    return message
 
 
 def _enter_task() -> int:

@@ -84,7 +84,7 @@ def test_each_term_alone_changes_training_and_repeats(options):
 def test_what_a_batch_costs_by_hand(monkeypatch):
     """The generator is replaced by a table of representations, one for each label."""
     rule, model = guided(alpha=0.5, beta=2.0), Net()
-    rule.begin(model, Task(EXAMPLES, TRAINING, np.random.default_rng(0)))
+    rule.begin(model, Task(EXAMPLES.labels, TRAINING, np.random.default_rng(0)))
     table = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
     asked = []
     monkeypatch.setattr(rule, "_imagine", lambda labels: (asked.append(labels), table[labels])[1])

@@ -62,7 +62,7 @@ def test_what_a_batch_costs_is_cross_entropy_and_the_weighted_contrast():
     kept = {name: tensor.numpy() for name, tensor in previous.state_dict().items()}
     model = Net()
     made = rule(kept, mu=3.0, temperature=0.25)
-    made.begin(model, Task(EXAMPLES, TRAINING, np.random.default_rng(0)))
+    made.begin(model, Task(EXAMPLES.labels, TRAINING, np.random.default_rng(0)))
     with torch.no_grad():
         model.layer.weight += 0.5  # training has moved it away from what was received
     found = made.loss(model, X, EXAMPLES.labels)
