@@ -52,7 +52,8 @@ class Generator(nn.Module):
 
     def forward(self, labels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Map [B] labels and [B, 100] noise to [B, D] representations."""
-        given = functional.one_hot(labels, self.classes).to(noise.dtype)
+        # Not `one_hot`, which looks at the labels and waits for them.
+        given = (labels[:, None] == torch.arange(self.classes, device=labels.device)).to(noise.dtype)
         return self.output(torch.relu(self.norm(self.hidden(torch.cat([noise, given], 1)))))  # type: ignore[no-any-return]
 
 

@@ -54,6 +54,8 @@ class Slot:
         training, rng = self._training, client.rng
         assert isinstance(client.site, Simulated)
         indices = torch.from_numpy(client.site.indices)
+        count = len(indices) * training.local_epochs
+        self._make_room(count)
         torch._foreach_copy_(self._tensors, views(client.received, self._layout, self._device))
         for state in self._optimizer.state.values():
             if state.get("momentum_buffer") is not None:
@@ -65,8 +67,6 @@ class Slot:
         client.rule.begin(self.model, Task(labels, training, rng.spawn(1)[0]))
         self._settle(client.rule)
         course = Course.draw(len(indices), self._examples.inputs.shape[2:], training, rng)
-        count = course.order.numel()
-        self._make_room(count)
         self._order[:count] = indices[course.order].view(-1).to(self._device)
         if course.changes is not None:
             self._changes[:count] = course.changes.view(-1, 3).to(self._device)

@@ -1,0 +1,316 @@
+"""The one-GPU engine: the same model as in process, bit for bit, whatever is captured, and however few clients fit.
+
+On a CPU the slots are eager ones, or ones that record a step and replay it without Python, as a CUDA graph does.
+"""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recorder import RecordedSlot
+from rich.console import Console
+
+from fedmr_flwr import engines, server
+from fedmr_flwr.algorithms import ALGORITHMS
+from fedmr_flwr.algorithms.fedprox import Prox
+from fedmr_flwr.engines import gpu, residents
+from fedmr_flwr.engines.gpu import GpuGrid
+from fedmr_flwr.engines.slots import Slot, batches
+from fedmr_flwr.errors import DeviceError
+from fedmr_flwr.records import HeldArray
+from fedmr_flwr.runs.display import Display
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.training import LocalRule
+
+CPU = torch.device("cpu")
+CUDA = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+# Strategies, with what else is set: rounds, for instance, in which clients come back.
+STRATEGIES = [
+    "fedmr", "fedmr strategy.population=5 strategy.first-stage-rounds=1", "fedmr wire=float16", "fedavg", "fedprox",
+    "scaffold", "moon rounds=6", "fedgen", "fedasam training.augment=true", "fedexp", "fedmut", "fedcross", "clusamp",
+    "indep strategy.weighting=examples", "flwr:FedAdam", "fedmr strategy.local-rule=fedprox training.momentum=0.0",
+]  # fmt: skip
+MODELS = ["cnn", "resnet20", "resnet20-fedmr", "vgg16", "charlstm"]
+
+
+def run(settings, grid, prepared=None):
+    with Display(settings.rounds, Console(file=io.StringIO())) as display:
+        return server.run(settings, grid, display, prepared)
+
+
+def digest(out):
+    return out.read_manifest()["model-sha256"]
+
+
+def on_gpu(settings):
+    return settings.model_copy(update={"device": "cuda", "engine": "gpu"})
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Return a function that names the settings for a model: a small data set, of texts for the model of characters."""
+
+    def settings(model):
+        rng, shape = np.random.default_rng(0), (9,) if model == "charlstm" else (8, 8)
+        x, y = rng.integers(0, 20, (165, *shape), dtype=np.uint8), rng.integers(0, 20, 165)
+        np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
+        data = [f"data.name=npz:{tmp_path / 'data.npz'}", "partition.name=iid", "clients=3", "training.batch-size=20"]
+        return [f"model.name={model}", *data, "rounds=2"]
+
+    return settings
+
+
+QUICK = {"fedmr", "scaffold", "fedgen"}
+
+
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in STRATEGIES]
+)
+def test_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+    settings = [toy(*f"strategy.name={strategy}".split(), "rounds=4", run=name) for name in ("a", "b", "c")]
+    assert {text.split()[0] for text in STRATEGIES} >= set(ALGORITHMS)
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    eager = run(settings[1], GpuGrid(settings[1], device=CPU, slot=Slot))
+    replayed = RecordedSlot.replays
+    recorded = run(settings[2], GpuGrid(settings[2], device=CPU, slot=RecordedSlot))
+    assert digest(eager) == digest(recorded) == digest(expected)
+    assert RecordedSlot.replays > replayed + 20
+    for ours, theirs in zip(recorded.read_rows(), expected.read_rows(), strict=True):
+        assert ours["failures"] == 0
+        for name in ("test-accuracy", "train-loss", "clients", "bytes-up", "bytes-down"):
+            assert ours[name] == theirs[name]
+        for name in {"similarity", "spread"} & set(theirs):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_every_kind_of_model_ends_with_the_model_of_the_in_process_engine(toy, small, model):
+    settings = [toy(*small(model), run=name) for name in ("a", "b")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot))) == digest(expected)
+
+
+@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon"])
+def test_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy):
+    settings = [
+        toy(f"strategy.name={strategy}", "rounds=6", "checkpoint-every=2", run=name) for name in ("whole", "cut")
+    ]
+    whole = run(settings[0], GpuGrid(settings[0], device=CPU, slot=RecordedSlot))
+    rounds, wave = [], GpuGrid._wave
+
+    def cut(grid, messages):
+        rounds.append(1)
+        if len(rounds) == 4:
+            raise KeyboardInterrupt
+        return wave(grid, messages)
+
+    monkeypatch.setattr(GpuGrid, "_wave", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot))
+    half = RunFolder(settings[1].run_dir)
+    assert len(half.read_rows()) == 3
+    run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot), half)
+    assert digest(half) == digest(whole)
+
+
+def test_models_stay_tensors_from_round_to_round(toy):
+    settings = toy()
+    grid = GpuGrid(settings, device=CPU, slot=Slot)
+    seen, answers = [], grid._answers
+
+    def look(messages):
+        replies = answers(messages)
+        for message in [*messages, *replies]:
+            seen.extend(record["floats"] for record in message.content.array_records.values())
+        return replies
+
+    grid._answers = look
+    run(settings, grid)
+    # In the first round the initial model goes out as bytes; after that everything is where it was trained.
+    assert [isinstance(array, HeldArray) for array in seen] == [False] * 3 + [True] * (len(seen) - 3)
+
+
+def test_a_round_that_does_not_fit_the_memory_is_trained_in_waves(toy):
+    made, said = [], []
+
+    class Large(Slot):
+        def __init__(self, **arguments):
+            made.append(self)
+            if len(made) in (3, 6, 8):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(**arguments)
+
+    settings = [toy("clients-per-round=5", run=name) for name in ("a", "b")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    out = run(settings[1], GpuGrid(settings[1], said.append, CPU, Large))
+    assert digest(out) == digest(expected)
+    assert [row["failures"] for row in out.read_rows()] == [0, 0, 0]
+    # Of five slots two find no memory, the third one made and the sixth; of two made anew the second, the eighth.
+    assert [int(re.findall(r"memory for (\d) clients at a time", line)[0]) for line in said] == [3, 1]
+
+
+def test_without_memory_for_a_single_client_the_round_is_bad_and_says_why(toy):
+    class Huge(Slot):
+        def begin(self, client):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    settings = toy()
+    with pytest.raises(
+        Exception, match=r"round 1: no client gave a good reply .*OutOfMemoryError: CUDA out of memory"
+    ):
+        run(settings, GpuGrid(settings, device=CPU, slot=Huge))
+
+
+def test_what_a_client_raises_is_its_own_failure_and_its_slot_is_made_anew(toy):
+    made = []
+
+    class Failing(Slot):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            made.append(self)
+
+        def _train(self, size):
+            if self is made[1] and self._steps == 2:
+                self.model.classifier.weight.data.fill_(float("nan"))
+                raise ValueError("too bad")
+            super()._train(size)
+
+    settings = toy()
+    out = run(settings, GpuGrid(settings, device=CPU, slot=Failing))
+    rows = out.read_rows()
+    assert [row["failures"] for row in rows] == [1, 0, 0]
+    assert rows[0]["failed"][0]["reason"] == "ValueError: too bad"
+    assert rows[0]["failed"][0]["client"] == rows[0]["clients"][1]
+    assert len(made) == 4
+
+
+def test_a_rule_that_cannot_be_captured_is_trained_step_by_step_and_said_so(toy, monkeypatch):
+    class Waiting(Prox):
+        captured = False
+
+        def adjust(self, model):
+            if all(float(parameter.detach().sum()) > -1e9 for parameter in model.parameters()):
+                super().adjust(model)
+
+    settings = [toy("strategy.name=fedprox", run=name) for name in ("a", "b")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    monkeypatch.setattr(ALGORITHMS["fedprox"], "Rule", Waiting)
+    said, replayed = [], RecordedSlot.replays
+    assert digest(run(settings[1], GpuGrid(settings[1], said.append, CPU, RecordedSlot))) == digest(expected)
+    assert said == ["the local rule Waiting cannot be captured: its steps are launched kernel by kernel"]
+    assert RecordedSlot.replays == replayed
+
+
+def test_the_documentation_lists_which_rules_are_captured():
+    text = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (captured|kernel by kernel) \|$", text, re.MULTILINE))
+    rules = {algorithm.Rule for algorithm in ALGORITHMS.values()}
+    assert listed == {rule.__name__: "captured" if rule.captured else "kernel by kernel" for rule in rules}
+
+
+def test_a_client_sees_every_example_once_an_epoch_and_the_last_batch_is_as_small_as_it_is():
+    assert list(batches(7, 2, 3)) == [3, 3, 1, 3, 3, 1]
+    assert list(batches(6, 1, 3)) == [3, 3]
+    assert list(batches(2, 3, 50)) == [2, 2, 2]
+
+
+class Begun(LocalRule):
+    """A rule with one attribute of each sort."""
+
+    def __init__(self, value, seed=0, scale=1.0):
+        super().__init__()
+        self.tensors = [torch.full((2,), value), {"a": torch.full((1,), value)}]
+        self.network = torch.nn.Linear(1, 1).requires_grad_(False)
+        self.network.weight.fill_(value)
+        self.draws = torch.Generator().manual_seed(seed)
+        self.scale = scale
+        self.counts = np.full(2, value)
+        self.kept = {"own": np.full(1, value)}
+
+
+def test_a_resident_rule_takes_over_all_that_another_has_begun_with_and_its_tensors_keep_their_places():
+    resident, other = Begun(1.0), Begun(2.0, seed=5)
+    assert residents.kind_of(resident) == residents.kind_of(other)
+    places = [
+        tensor.data_ptr() for tensor in (resident.tensors[0], resident.tensors[1]["a"], resident.network.weight)
+    ]
+    draws = resident.draws
+    residents.move(other, resident)
+    assert resident.tensors[0].tolist() == [2, 2]
+    assert resident.tensors[1]["a"].item() == resident.network.weight.item() == 2
+    assert resident.counts.tolist() == [2, 2]
+    assert resident.kept["own"].tolist() == [2]
+    assert resident.draws is draws
+    assert torch.equal(torch.rand(3, generator=draws), torch.rand(3, generator=other.draws))
+    now = [tensor.data_ptr() for tensor in (resident.tensors[0], resident.tensors[1]["a"], resident.network.weight)]
+    assert now == places
+    assert residents.generators(resident, torch.nn.Linear(1, 1)) == [draws]
+
+
+def test_a_step_that_would_differ_otherwise_than_by_the_values_of_tensors_is_another_kind():
+    plain = Begun(1.0)
+    fewer, typed, frozen = Begun(1.0), Begun(1.0), Begun(1.0)
+    fewer.tensors.pop()
+    typed.tensors[0] = typed.tensors[0].double()
+    frozen.network.eval()
+    kinds = {residents.kind_of(rule) for rule in (plain, fewer, typed, frozen, Begun(1.0, scale=2.0))}
+    assert len(kinds) == 5
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = toy("engine=gpu", f"device={device}")
+    with pytest.raises(DeviceError) as error:
+        engines.grid_of(settings)
+    assert "use engine=in-process" in str(error.value) or "use device=auto or device=cpu" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in STRATEGIES])
+def test_on_a_gpu_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+    a, b = (toy(*f"strategy.name={strategy}".split(), "rounds=4", "device=cuda", run=name) for name in "ab")
+    expected = run(a, engines.grid_of(a))
+    assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
+
+
+@pytest.mark.parametrize("model", [pytest.param(model, marks=CUDA) for model in MODELS])
+def test_on_a_gpu_every_kind_of_model_ends_with_the_model_of_the_in_process_engine(toy, small, model):
+    a, b = (toy(*small(model), "device=cuda", run=name) for name in "ab")
+    expected = run(a, engines.grid_of(a))
+    assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
+
+
+@pytest.mark.parametrize("precision", [pytest.param(name, marks=CUDA) for name in ("float32", "tf32", "bf16")])
+def test_on_a_gpu_every_precision_learns(toy, precision):
+    settings = on_gpu(toy("rounds=10", f"precision={precision}"))
+    assert run(settings, engines.grid_of(settings)).read_rows()[-1]["test-accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in ("fedmr", "scaffold")])
+def test_on_a_gpu_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy):
+    whole, cut = (
+        on_gpu(toy(f"strategy.name={strategy}", "rounds=6", "checkpoint-every=2", run=name)) for name in ("a", "b")
+    )
+    expected = run(whole, engines.grid_of(whole))
+    rounds, wave = [], gpu.GpuGrid._wave
+
+    def stop(grid, messages):
+        rounds.append(1)
+        if len(rounds) == 4:
+            raise KeyboardInterrupt
+        return wave(grid, messages)
+
+    monkeypatch.setattr(gpu.GpuGrid, "_wave", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, engines.grid_of(cut))
+    half = RunFolder(cut.run_dir)
+    run(cut, engines.grid_of(cut), half)
+    assert digest(half) == digest(expected)
