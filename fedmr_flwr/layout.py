@@ -148,7 +148,7 @@ class Layout:
             ValueError: they are not.
         """
         if packed.floats.shape != (self.size,) or packed.ints.shape != (self.counters,):
-            found = f"{packed.floats.size} + {packed.ints.size}"
+            found = f"{len(packed.floats)} + {len(packed.ints)}"
             raise ValueError(f"the vectors hold {found} values, not {self.size} + {self.counters}")
 
     def unpack(self, packed: Packed) -> dict[str, NDArray[np.generic]]:

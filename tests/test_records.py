@@ -2,13 +2,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmr_flwr.errors import RecordError
 from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec, fault, join, vector_record, vectors, view
+from fedmr_flwr.records import Codec, HeldArray, fault, join, size, vector_record, vectors, view
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -258,3 +259,41 @@ def test_a_dead_process_of_ray_has_a_kind_of_its_own_and_long_reasons_are_cut():
     assert reason.endswith("run() ValueError: the disk is gone"), "of a traceback the end tells most"
     assert len(reason) <= 303
     assert "\x1b" not in reason
+
+
+def held(values):
+    return HeldArray(torch.tensor(values))
+
+
+def test_an_array_that_stays_where_it_is_becomes_the_bytes_that_would_have_been_sent():
+    plain = join([np.array([1, 2, 3], np.float32)], np.float32)
+    array = held([1.0, 2.0, 3.0])
+    assert (array.dtype, array.shape, array.stype, array.data) == (plain.dtype, plain.shape, plain.stype, plain.data)
+    assert array.numpy().tolist() == [1, 2, 3]
+    assert size(array) == size(plain) == len(plain.data)
+
+
+def test_a_model_of_tensors_goes_through_the_codec_untouched_and_is_rounded_for_a_narrow_wire():
+    layout = Layout.of({"w": np.zeros((1, 2), np.float32), "n": np.zeros((), np.int64), "v": np.zeros(1, np.float32)})
+    pieces, counters = [torch.tensor([1.0, 0.1]), np.array([3], np.float32)], np.array([7])
+    record = Codec(layout).encode(pieces, [counters])
+    model = Codec(layout).decode(record)
+    assert model.floats is record["floats"].tensor
+    assert (model.floats.tolist(), model.ints.tolist()) == ([1, pytest.approx(0.1), 3], [7])
+    narrow = Codec(layout, wire="float16")
+    floats = narrow.decode(narrow.encode(pieces, [counters])).floats
+    assert floats.tolist() == [1, float(np.float16(0.1)), 3]
+    with pytest.raises(RecordError, match=r"hold 2 \+ 1 values, not 3 \+ 1"):
+        Codec(layout).decode(Codec(layout).encode(pieces[:1], [counters]))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [([1.0, 2.0], None), ([1.0, float("nan")], "not-finite"), ([1.0], "malformed")]
+)
+def test_replies_of_tensors_are_checked_like_others(values, kind):
+    sent = Message(RecordDict({"arrays": ArrayRecord({"floats": Array(np.zeros(2, np.float32))})}), 1, "train")
+    reply = Message(
+        RecordDict({"arrays": ArrayRecord({"floats": held(values)}), "metrics": MetricRecord({"num-examples": 1})}),
+        reply_to=sent,
+    )
+    assert (fault(reply, sent) or (None,))[0] == kind

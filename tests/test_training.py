@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from fedmr_flwr.config import Training
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Dataset, Examples, Normalisation
 from fedmr_flwr.errors import DeviceError
-from fedmr_flwr.training import evaluate, fit, layout_of, pack, pick_device, place, threads, unpack
+from fedmr_flwr.training import arithmetic, evaluate, fit, layout_of, pack, pick_device, place, threads, unpack
 
 CPU = torch.device("cpu")
 
@@ -205,3 +207,42 @@ def test_the_same_code_trains_on_cuda():
     assert evaluate(model, data, data.test, device).accuracy > 0.9
     layout = layout_of(model)
     assert np.isfinite(pack(model, layout).floats).all()
+
+
+def flags():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.allow_tf32,
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "inside"),
+    [
+        ("float32", (True, "highest", True, False)),
+        *[(name, (False, "high", False, True)) for name in ("tf32", "bf16")],
+    ],
+)
+def test_float32_is_exact_and_deterministic_on_a_gpu_and_afterwards_all_is_as_before(monkeypatch, precision, inside):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = flags()
+    with arithmetic(precision, torch.device("cuda")):
+        assert flags() == inside
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert flags() == before
+    with pytest.raises(KeyError), arithmetic(precision, torch.device("cuda")):
+        raise KeyError
+    assert flags() == before
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_cpu_knows_only_float32(precision):
+    with (
+        pytest.raises(DeviceError, match=f"precision is {precision}, which needs a CUDA device"),
+        arithmetic(precision, torch.device("cpu")),
+    ):
+        pass
+    with arithmetic("float32", torch.device("cpu")):
+        assert not torch.are_deterministic_algorithms_enabled()

@@ -1,8 +1,8 @@
 """A slot that records what a step does to tensors and replays it without Python, as a CUDA graph does, on a CPU."""
 
 import torch
-from torch.utils._pytree import tree_map_only
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from fedmr_flwr.engines.slots import Slot
 
@@ -10,8 +10,7 @@ from fedmr_flwr.engines.slots import Slot
 class Recording(TorchDispatchMode):
     """The operations of a step, on tensors that keep their places and on those that the step itself makes.
 
-    What happens in Python beside them, such as a branch, a number read from a tensor or an attribute that is replaced,
-    is the same in every replay.
+    What happens in Python beside them, a branch or an attribute that is replaced, is the same in every replay.
     """
 
     def __init__(self):

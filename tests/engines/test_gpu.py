@@ -54,7 +54,7 @@ def on_gpu(settings):
 
 @pytest.fixture
 def small(tmp_path):
-    """Return a function that names the settings for a model: a small data set, of texts for the model of characters."""
+    """Return a function that names the settings for a model: a few images, or texts for the model of characters."""
 
     def settings(model):
         rng, shape = np.random.default_rng(0), (9,) if model == "charlstm" else (8, 8)

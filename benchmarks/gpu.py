@@ -1,0 +1,192 @@
+"""Seconds per round on one GPU: Flower's simulation with ten actors on it, in process, and all clients side by side.
+
+The setting is conf/fashion-mnist-cnn.yaml with alpha 0.5, or another one. Rounds that warm up are dropped; every tenth
+round ends with an evaluation, which counts.
+
+    .venv/bin/python benchmarks/gpu.py --data-dir FOLDER
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedmr_flwr import config, models
+from fedmr_flwr.config import Settings
+from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.training import Batch, LocalRule, arithmetic, place, train_step
+
+CONF = Path(__file__).parent.parent / "conf"
+ENGINES = {
+    "Ray, ten actors on the card": ["--engine", "ray", "client-gpus=0.1"],
+    "in process": ["--engine", "in-process"],
+    "gpu": ["--engine", "gpu"],
+}
+
+
+@dataclass
+class Measured:
+    """What a run took.
+
+    Attributes:
+        seconds: of a round, evaluation included.
+        steps: SGD steps of a round.
+        megabytes: of the card's memory, at most, beside what was used before.
+    """
+
+    seconds: float
+    steps: float
+    megabytes: float
+
+
+@dataclass
+class Card:
+    """What the card and its host can do.
+
+    Attributes:
+        flops: of a step, in float operations.
+        kernels: of a step.
+        flops_per_second: of a large product of matrices.
+        launches_per_second: of small kernels, one after the other.
+    """
+
+    flops: int
+    kernels: int
+    flops_per_second: float
+    launches_per_second: float
+
+
+def used_megabytes() -> float:
+    """Return the card's memory in use, by all processes."""
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 1e6
+
+
+@contextmanager
+def watched() -> Iterator[list[float]]:
+    """Watch the card's memory; the list holds what was used at any time."""
+    seen, ended = [used_megabytes()], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.2):
+            seen.append(used_megabytes())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    yield seen
+    ended.set()
+    thread.join()
+
+
+def measure(options: list[str], conf: Path, overrides: list[str], warm: int) -> Measured:
+    """Run the command line; return what its rounds took after those that warm up."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "run")
+        command = [Path(sys.executable).parent / "fedmr", "run", conf, *overrides, f"run-dir={out}", *options]
+        with watched() as seen:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][warm:]
+        sizes = [len(part) for part in partitions.read(out / "partition.npz")]
+        settings = config.load(out / "config.yaml")
+    steps = np.mean([sum(steps_of(sizes[client], settings) for client in row["clients"]) for row in rows])
+    seconds = np.mean([row["seconds"] + row.get("evaluation-seconds", 0) for row in rows])
+    return Measured(float(seconds), float(steps), max(seen) - seen[0])
+
+
+def steps_of(examples: int, settings: Settings) -> int:
+    """Return how many steps a client takes in a round."""
+    return -(-examples // settings.training.batch_size) * settings.training.local_epochs
+
+
+def card(settings: Settings, device: torch.device) -> Card:
+    """Count what a step does, and measure the card's limits."""
+    dataset = datasets.load(settings.data, settings.data_dir)
+    model = models.build(settings.model.name, dataset.input_shape, dataset.classes)
+    place(model, device, settings.precision)
+    model.train()
+    chosen = dataset.train.select(np.arange(settings.training.batch_size), device)
+    optimizer = torch.optim.SGD(model.parameters(), settings.training.lr, settings.training.momentum, fused=True)
+
+    def step() -> None:
+        batch = Batch(chosen.inputs, chosen.labels)
+        train_step(model, optimizer, LocalRule(), dataset, batch, settings.precision)
+
+    with arithmetic(settings.precision, device):
+        step()
+        with FlopCounterMode(display=False) as counter:
+            step()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            step()
+        kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
+        large = torch.rand(8192, 8192, device=device, dtype=torch.bfloat16 if settings.precision == "bf16" else None)
+        products = 2 * 8192**3 * 10 / seconds_of(lambda: large @ large, 10)
+        small = torch.zeros(1, device=device)
+        launches = 10000 / seconds_of(lambda: small.add_(1), 10000)
+    return Card(counter.get_total_flops(), kernels, products, launches)
+
+
+def seconds_of(act: Callable[[], object], times: int) -> float:
+    """Return how long something takes the card, done so many times."""
+    act()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        act()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main(
+    data_dir: Annotated[Path, typer.Option(help="Folder of the data files.")],
+    conf: Annotated[Path, typer.Option(help="A configuration.")] = CONF / "fashion-mnist-cnn.yaml",
+    override: Annotated[list[str], typer.Option(help="key=value; may be repeated.")] = ["partition.alpha=0.5"],  # noqa: B006
+    rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 50,
+    warm: Annotated[int, typer.Option(help="Rounds before them, while graphs are captured.")] = 100,
+    clients: Annotated[list[int], typer.Option(help="Clients a round; may be repeated.")] = [5, 10, 20, 50],  # noqa: B006
+) -> None:
+    """Measure all in turn and print a table."""
+    if not torch.cuda.is_available():
+        print("benchmarks/gpu.py: there is no CUDA device here", file=sys.stderr)
+        raise typer.Exit(1)
+    table = Table(caption=f"{torch.cuda.get_device_name()}, torch {torch.__version__}; mean of {rounds} rounds")
+    for name in ("", "K", "s/round", "x gpu", "steps/s", "MB", "of the arithmetic, %", "of the launches, %"):
+        table.add_column(name, justify="right" if name else "left")
+    common = [*override, "device=cuda", f"data-dir={data_dir}", "evaluate-every=10"]
+    limits = card(config.load(conf, common), torch.device("cuda"))
+    for count in clients:
+        found = {}
+        for name, options in ENGINES.items():
+            before = 5 if name != "gpu" else warm
+            overrides = [*common, f"rounds={before + rounds}", f"clients-per-round={count}"]
+            found[name] = measure(options, conf, overrides, before)
+        for name, one in found.items():
+            rate = one.steps / one.seconds
+            arithmetic_share = rate * limits.flops / limits.flops_per_second
+            launch_share = rate * limits.kernels / limits.launches_per_second
+            ratio = one.seconds / found["gpu"].seconds
+            cells = [f"{one.seconds:.3f}", f"{ratio:.1f}", f"{rate:,.0f}", f"{one.megabytes:,.0f}"]
+            table.add_row(name, str(count), *cells, f"{100 * arithmetic_share:.1f}", f"{100 * launch_share:.0f}")
+    Console(width=110).print(table)
+    Console().print(
+        f"a step: {limits.flops / 1e6:.0f} Mflop, {limits.kernels} kernels; the card: "
+        f"{limits.flops_per_second / 1e12:.0f} Tflop/s, the host: {limits.launches_per_second:,.0f} launches/s"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
