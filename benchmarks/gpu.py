@@ -1,7 +1,7 @@
 """Seconds per round on one GPU: Flower's simulation with ten actors on it, in process, and all clients side by side.
 
-The setting is conf/fashion-mnist-cnn.yaml with alpha 0.5, or another one. Rounds that warm up are dropped; every tenth
-round ends with an evaluation, which counts.
+The setting is conf/fashion-mnist-cnn.yaml with alpha 0.5, or another one. Rounds that warm up are dropped; every
+tenth round ends with an evaluation, which counts.
 
     .venv/bin/python benchmarks/gpu.py --data-dir FOLDER
 """
