@@ -3,13 +3,13 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError, pull_objects
 from flwr.superlink.grid import http_grid
 
 from fedmr_flwr.grids import WrappedGrid
@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 _REPLY_SECONDS, _NODE_SECONDS = 0.4, 2.0
 # Until a part of a message that is still being uploaded is asked for again; each time it is twice as long.
 PART_SECONDS = 0.1
-# Until a silent node is asked whether it is idle, and between such questions; and how long one stays open, so that a
-# node that trains for longer never sees it.
+# Until a silent node is asked whether it is idle, and between such questions, and until a reply of which no part comes
+# any more is given up; and how long a question stays open, so that a node that trains for longer never sees it.
 _SILENT_SECONDS, _QUESTION_SECONDS = 60.0, 30.0
 # How often a message is sent again whose reply the SuperLink has not got whole.
 _TRIES = 3
@@ -42,7 +42,7 @@ class SuperLinkGrid(WrappedGrid):
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
         # It has no setting for this.
-        vars(http_grid)["pull_objects"] = partial(pull_objects, initial_backoff=PART_SECONDS)
+        vars(http_grid)["pull_objects"] = pull_parts
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies in the order in which they came.
@@ -68,6 +68,36 @@ class SuperLinkGrid(WrappedGrid):
             if exchange.waiting:
                 time.sleep(_REPLY_SECONDS)
         return exchange.replies
+
+
+def pull_parts(parts: list[str], pull: Callable[[str], bytes], **options: Any) -> dict[str, bytes]:
+    """Fetch the parts of a reply, as Flower's `pull_objects`, soon and not for ever.
+
+    If the connection breaks while a node announces a reply, it may believe that all of it has arrived. Flower waits
+    three minutes for parts that no one sends.
+
+    Args:
+        parts: their identifiers.
+        pull: fetches one, or raises `ObjectUnavailableError` if it is not there yet.
+        **options: of `pull_objects`.
+
+    Raises:
+        ObjectPullError: for a minute no part has come.
+    """
+    last = time.monotonic()
+
+    def one(part: str) -> bytes:
+        nonlocal last
+        try:
+            content = pull(part)
+        except ObjectUnavailableError:
+            if time.monotonic() - last > _SILENT_SECONDS:
+                raise ObjectPullError(part, f"nothing has come for {_SILENT_SECONDS:g} s") from None
+            raise
+        last = time.monotonic()
+        return content
+
+    return pull_objects(parts, one, initial_backoff=PART_SECONDS, **options)
 
 
 class _Exchange:

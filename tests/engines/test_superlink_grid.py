@@ -1,10 +1,12 @@
 """`SuperLinkGrid` over a Grid that plays a SuperLink: replies come when the test lets them."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
 from fedmr_flwr.engines import superlink_grid
 from fedmr_flwr.engines.superlink_grid import SuperLinkGrid
@@ -174,3 +176,23 @@ def test_a_reply_that_stays_incomplete_is_asked_for_again_but_not_for_ever(link,
     assert sorted(reply.metadata.reply_to_message_id for reply in replies) == sorted(ids)
     assert sum(reply.has_content() for reply in replies) == good
     assert sent[3:] == [(node, "train")] * min(breaks, 3)
+
+
+def test_a_reply_is_waited_for_while_parts_of_it_come_and_given_up_after_a_minute_without(monkeypatch):
+    clock, asked = [0.0], Counter()
+    monkeypatch.setattr(superlink_grid, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(superlink_grid, "PART_SECONDS", 0.001)
+
+    def pull(part):
+        asked[part] += 1
+        clock[0] += 25
+        if asked[part] == 3 and part != "never":
+            return b"here"
+        raise ObjectUnavailableError(part)
+
+    # After 75 s comes the first part, and after 75 more the second.
+    found = superlink_grid.pull_parts(["first", "second"], pull, max_concurrent_pulls=1)
+    assert (found, clock[0]) == ({"first": b"here", "second": b"here"}, 150)
+    with pytest.raises(ObjectPullError, match="nothing has come for 60 s"):
+        superlink_grid.pull_parts(["never"], pull)
+    assert asked["never"] == 3
