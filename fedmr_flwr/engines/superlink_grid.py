@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 _REPLY_SECONDS, _NODE_SECONDS = 0.4, 2.0
 # Until a part of a message that is still being uploaded is asked for again; each time it is twice as long.
 PART_SECONDS = 0.1
-# Until a silent node is asked whether it is idle, and between such questions, and until a reply of which no part comes
-# any more is given up; and how long a question stays open, so that a node that trains for longer never sees it.
+# Until a silent node is asked whether it is idle, between such questions, and until a reply is given up of which no
+# part comes any more; and how long a question stays open, so that a node that trains for longer never sees it.
 _SILENT_SECONDS, _QUESTION_SECONDS = 60.0, 30.0
 # How often a message is sent again whose reply the SuperLink has not got whole.
 _TRIES = 3
@@ -70,15 +70,15 @@ class SuperLinkGrid(WrappedGrid):
         return exchange.replies
 
 
-def pull_parts(parts: list[str], pull: Callable[[str], bytes], **options: Any) -> dict[str, bytes]:
+def pull_parts(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **options: Any) -> dict[str, bytes]:
     """Fetch the parts of a reply, as Flower's `pull_objects`, soon and not for ever.
 
     If the connection breaks while a node announces a reply, it may believe that all of it has arrived. Flower waits
-    three minutes for parts that no one sends.
+    three minutes for parts that no one sends. The names are Flower's.
 
     Args:
-        parts: their identifiers.
-        pull: fetches one, or raises `ObjectUnavailableError` if it is not there yet.
+        object_ids: of the parts.
+        pull_object_fn: fetches one, or raises `ObjectUnavailableError` if it is not there yet.
         **options: of `pull_objects`.
 
     Raises:
@@ -89,7 +89,7 @@ def pull_parts(parts: list[str], pull: Callable[[str], bytes], **options: Any) -
     def one(part: str) -> bytes:
         nonlocal last
         try:
-            content = pull(part)
+            content = pull_object_fn(part)
         except ObjectUnavailableError:
             if time.monotonic() - last > _SILENT_SECONDS:
                 raise ObjectPullError(part, f"nothing has come for {_SILENT_SECONDS:g} s") from None
@@ -97,7 +97,7 @@ def pull_parts(parts: list[str], pull: Callable[[str], bytes], **options: Any) -
         last = time.monotonic()
         return content
 
-    return pull_objects(parts, one, initial_backoff=PART_SECONDS, **options)
+    return pull_objects(object_ids, one, initial_backoff=PART_SECONDS, **options)
 
 
 class _Exchange:

@@ -191,8 +191,8 @@ def test_a_reply_is_waited_for_while_parts_of_it_come_and_given_up_after_a_minut
         raise ObjectUnavailableError(part)
 
     # After 75 s comes the first part, and after 75 more the second.
-    found = superlink_grid.pull_parts(["first", "second"], pull, max_concurrent_pulls=1)
+    found = superlink_grid.pull_parts(object_ids=["first", "second"], pull_object_fn=pull, max_concurrent_pulls=1)
     assert (found, clock[0]) == ({"first": b"here", "second": b"here"}, 150)
     with pytest.raises(ObjectPullError, match="nothing has come for 60 s"):
-        superlink_grid.pull_parts(["never"], pull)
+        superlink_grid.pull_parts(["never"], pull_object_fn=pull)
     assert asked["never"] == 3
