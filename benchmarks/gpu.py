@@ -88,9 +88,11 @@ def watched() -> Iterator[list[float]]:
 
     thread = threading.Thread(target=look)
     thread.start()
-    yield seen
-    ended.set()
-    thread.join()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 def measure(options: list[str], conf: Path, overrides: list[str], warm: int) -> Measured:

@@ -62,7 +62,7 @@ def train(message: Message, context: Context) -> Message:
     """Train the model of the message on this client's data."""
     settings = _sent_settings(message)
     with threads(settings.client_cpus):
-        client = Training(message, context)
+        client = Assignment(message, context)
         dataset, examples = client.site.examples()
         with arithmetic(settings.precision, client.site.device):
             done = fit(
@@ -123,7 +123,7 @@ class _Job:
         return self._network
 
 
-class Training(_Job):
+class Assignment(_Job):
     """What a message asks this client to train, and the reply to it.
 
     Args:

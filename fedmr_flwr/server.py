@@ -15,7 +15,7 @@ from rich.console import Console
 from fedmr_flwr import algorithms, config, engines, models
 from fedmr_flwr.algorithms.multi_model import MultiModel
 from fedmr_flwr.client import DIGEST, train_config
-from fedmr_flwr.config import Settings
+from fedmr_flwr.config import Precision, Settings
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import ConfigError, RunFolderError
@@ -85,6 +85,11 @@ class Federation:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.device = pick_device(settings.device)
+        # A server scores on what it has; in a deployment the nodes say for themselves where they train.
+        alone = settings.engine == "deployment" and self.device.type == "cpu"
+        self.precision: Precision = "float32" if alone else settings.precision
+        with arithmetic(self.precision, self.device):
+            pass  # a precision that the device does not know is refused
         self.dataset = datasets.load(settings.data, settings.data_dir)
         if settings.training.augment and self.dataset.normalisation is None:
             raise ConfigError("training.augment: texts cannot be shifted and flipped; leave it out")
@@ -116,10 +121,9 @@ class Federation:
         return numbers
 
     def _score(self, model: Packed) -> Score:
-        precision = self.settings.precision
-        place(self.model, self.device, precision)
+        place(self.model, self.device, self.precision)
         unpack(model, self.layout, self.model)
-        with arithmetic(precision, self.device):
+        with arithmetic(self.precision, self.device):
             return evaluate(self.model, self.dataset, self._test, self.device)
 
     @cached_property

@@ -130,10 +130,18 @@ class Simulated(Site):
     @property
     def indices(self) -> partitions.Indices:
         """Which of the run's training examples this client has."""
+        return self._parts()[self.number]
+
+    @property
+    def largest(self) -> int:
+        """The number of examples of the largest client."""
+        return max(map(len, self._parts()))
+
+    def _parts(self) -> list[partitions.Indices]:
         path = self._folder.partition
         if not path.exists():
             raise PartitionError(f"{path} is not there; all clients must see the run folder under the same path")
-        return _partition(path, path.stat().st_mtime_ns)[self.number]
+        return _partition(path, path.stat().st_mtime_ns)
 
 
 class Node(Site):

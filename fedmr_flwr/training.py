@@ -323,8 +323,8 @@ def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[No
     """Compute on a CUDA device in some precision inside the block, and as before after it.
 
     Args:
-        precision: float32, exact and the same in every run; tf32, products of ten bits, or bf16, of seven, both added
-            up in float32 and in whatever order is fastest.
+        precision: float32, by deterministic algorithms and the same in every run; tf32, products of ten bits, or
+            bf16, of seven, by whatever algorithms PyTorch chooses.
         device: where to compute; a CPU knows only float32, and is always deterministic.
 
     Raises:
@@ -338,16 +338,19 @@ def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[No
     exact = precision == "float32"
     # Read when cuBLAS is first used; without it, products of matrices differ from run to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    deterministic: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    filled, warns = deterministic.fill_uninitialized_memory, torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         torch.use_deterministic_algorithms(exact)
+        deterministic.fill_uninitialized_memory = False  # a kernel for every new tensor, which finds only bugs
         torch.set_float32_matmul_precision("highest" if exact else "high")
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=exact, allow_tf32=not exact):
             yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.use_deterministic_algorithms(before[0], warn_only=warns)
         torch.set_float32_matmul_precision(before[1])
+        deterministic.fill_uninitialized_memory = filled
 
 
 def pick_device(name: str) -> torch.device:
@@ -408,7 +411,17 @@ def unpack(packed: Packed, layout: Layout, model: nn.Module) -> None:
 
 
 def views(packed: Packed, layout: Layout, device: torch.device) -> list[torch.Tensor]:
-    """Copy a model to a device in two vectors, and return its tensors, in the order of the state_dict, as views."""
+    """Return a model's tensors, in the order of the state_dict, as views of two vectors on a device.
+
+    Args:
+        packed: [P] floats and [Q] ints; NumPy's are copied there, tensors lie there.
+        layout: of the model.
+        device: where.
+
+    Raises:
+        ValueError: the vectors are not of the layout's lengths.
+    """
+    layout.check(packed)
     floats, ints = (
         vector if isinstance(vector, torch.Tensor) else torch.tensor(vector).to(device) for vector in packed
     )

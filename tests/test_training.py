@@ -215,18 +215,19 @@ def flags():
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.deterministic,
         torch.backends.cudnn.allow_tf32,
+        torch.utils.deterministic.fill_uninitialized_memory,
     )
 
 
 @pytest.mark.parametrize(
     ("precision", "inside"),
     [
-        ("float32", (True, "highest", True, False)),
-        *[(name, (False, "high", False, True)) for name in ("tf32", "bf16")],
+        ("float32", (True, "highest", True, False, False)),
+        *[(name, (False, "high", False, True, False)) for name in ("tf32", "bf16")],
     ],
 )
 def test_float32_is_exact_and_deterministic_on_a_gpu_and_afterwards_all_is_as_before(monkeypatch, precision, inside):
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(os, "environ", {})
     before = flags()
     with arithmetic(precision, torch.device("cuda")):
         assert flags() == inside

@@ -1,8 +1,8 @@
 """The one-GPU engine: a Grid whose clients train side by side on one card, all of a round at once if they fit."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -10,15 +10,15 @@ import torch
 from flwr.app import Context, Message, MessageType
 
 from fedmr_flwr import algorithms, models
-from fedmr_flwr.client import Training, app
+from fedmr_flwr.client import Assignment, app
 from fedmr_flwr.config import Settings
 from fedmr_flwr.data import datasets
-from fedmr_flwr.data.base import Dataset
 from fedmr_flwr.engines.graphs import GraphSlot
-from fedmr_flwr.engines.in_process import InProcessGrid, failed, named
+from fedmr_flwr.engines.in_process import InProcessGrid, failed, named, reason_of
 from fedmr_flwr.engines.slots import Slot
-from fedmr_flwr.errors import DeviceError
+from fedmr_flwr.errors import DeviceError, EngineError
 from fedmr_flwr.models.base import Classifier
+from fedmr_flwr.sites import Simulated
 from fedmr_flwr.training import arithmetic, layout_of, pick_device, place, threads
 
 T = TypeVar("T")
@@ -60,114 +60,133 @@ class GpuGrid(InProcessGrid):
             say(f"the local rule {type(rule).__name__} cannot be captured: its steps are launched kernel by kernel")
 
     def _answers(self, messages: Sequence[Message]) -> list[Message]:
-        """Answer a round's messages, those that ask for training together."""
-        apart = [message.metadata.message_type == MessageType.TRAIN for message in messages]
-        alone = [message for message, train in zip(messages, apart, strict=True) if not train]
+        """Answer messages: train on all of them together, if that is what they ask for."""
+        if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
+            return super()._answers(messages)
         with ExitStack() as stack:
             stack.enter_context(threads(self._settings.client_cpus))
             stack.enter_context(arithmetic(self._settings.precision, self._device))
             if self._device.type == "cuda":
                 stack.enter_context(torch.cuda.device(self._device))
-            trained = iter(self._train([message for message, train in zip(messages, apart, strict=True) if train]))
-        others = iter(super()._answers(alone))
-        return [next(trained if train else others) for train in apart]
+            return self._train(messages)
 
     def _train(self, messages: Sequence[Message]) -> list[Message]:
         """Train in as many waves as it takes."""
-        replies: dict[int, Message] = {}
-        waiting = deque(enumerate(messages))
-        while waiting:
-            wave = [waiting.popleft() for _ in range(min(len(waiting), self._most))]
-            answered = self._wave([message for _, message in wave])
-            replies |= {at: reply for (at, _), reply in zip(wave, answered, strict=True) if reply}
-            waiting.extendleft(item for item, reply in reversed([*zip(wave, answered, strict=True)]) if not reply)
-        return [replies[at] for at in range(len(messages))]
+        turns = [_Turn(message) for message in messages]
+        while waiting := [turn for turn in turns if not turn.reply]:
+            before = self._most
+            self._wave(waiting[: self._most])
+            if self._most < before:
+                self._give_memory_back()
+                self._say(f"the GPU has memory for {self._most} clients at a time: a round is trained in waves")
+        return [named(turn.reply) for turn in turns if turn.reply]
 
-    def _wave(self, messages: Sequence[Message]) -> list[Message | None]:
-        """Train some clients side by side.
-
-        Returns:
-            Their replies; None for those who found no memory, if it is enough for fewer.
-        """
-        jobs = [_Job(message) for message in messages]
-        for at, job in enumerate(jobs):
-            job.attempt(partial(job.begin, partial(self._slot, at), self._context_of(job.message)))
-        running = [job for job in jobs if not job.error]
+    def _wave(self, turns: Sequence["_Turn"]) -> None:
+        """Train some clients side by side; those who find no memory wait for the next wave, if it is for fewer."""
+        begun: list[_Turn] = []
+        for turn in turns:
+            turn.attempt(partial(turn.begin, self._context_of(turn.message), partial(self._slot, len(begun))))
+            if turn.starved:
+                break
+            begun += [turn] if turn.slot else []
+        running = begun
         while running:  # a step of each in turn, so that no stream waits for the host
-            running = [job for job in running if job.attempt(job.step)]
-        for job in jobs:
-            job.attempt(job.end)
-        fit = sum(not isinstance(job.error, torch.OutOfMemoryError) for job in jobs)
-        if fit < len(jobs) and self._most > 1:
-            self._most = max(1, min(fit, self._most - 1))
-            self._say(f"the GPU has memory for {self._most} clients at a time: a round is trained in waves")
-            self._clear()
-            return [None if isinstance(job.error, torch.OutOfMemoryError) else self._reply(job) for job in jobs]
-        return [self._reply(job) for job in jobs]
-
-    def _reply(self, job: "_Job") -> Message:
-        if job.error:
-            self._slots = [slot for slot in self._slots if slot is not job.slot]  # who knows where it stands
-            return failed(job.message, job.error)
-        assert job.reply
-        return named(job.reply)
+            running = [turn for turn in running if turn.attempt(turn.step)]
+        for turn in begun:
+            turn.attempt(turn.end)
+        for turn in turns:
+            if turn.failure and turn.slot in self._slots:
+                turn.slot.close()
+                self._slots.remove(turn.slot)  # who knows where it stands
+        starved = [turn for turn in turns if turn.starved]
+        if starved and self._most > 1:
+            self._most = max(1, min(len(self._slots), self._most - 1))
+            for slot in self._slots[self._most :]:
+                slot.close()
+            del self._slots[self._most :]
+            for turn in starved:
+                turn.again()
+        for turn in turns:
+            turn.slot = None
+            if turn.failure:
+                turn.reply = failed(turn.message, turn.failure)
 
     def _slot(self, at: int) -> Slot:
         """Return one of the slots, or make it."""
-        while at >= len(self._slots):
+        if at == len(self._slots):
             self._slots.append(self._make_slot(model=self._model(), **self._common))
         return self._slots[at]
 
-    def _clear(self) -> None:
-        """Give back the memory of all slots."""
-        self._slots = []
+    def _give_memory_back(self) -> None:
+        """Free what slots have held that are there no more."""
         if self._device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     def _model(self) -> Classifier:
-        dataset = self._dataset
-        model = models.build(self._settings.model.name, dataset.input_shape, dataset.classes)
+        model = deepcopy(self._untrained)
         place(model, self._device, self._settings.precision)
         return model
 
     @cached_property
-    def _dataset(self) -> Dataset:
-        return datasets.load(self._settings.data, self._settings.data_dir)
+    def _untrained(self) -> Classifier:
+        dataset = self._common["dataset"]
+        return models.build(self._settings.model.name, dataset.input_shape, dataset.classes)
 
     @cached_property
     def _common(self) -> dict[str, Any]:
         """What all slots share: the training set on the GPU, above all."""
+        dataset = datasets.load(self._settings.data, self._settings.data_dir)
+        try:
+            examples = dataset.train.to(self._device)
+        except torch.OutOfMemoryError:
+            raise EngineError("the training set does not fit the GPU's memory; use engine=in-process") from None
         return {
-            "layout": layout_of(self._model()),
-            "dataset": self._dataset,
-            "examples": self._dataset.train.to(self._device),
+            "layout": layout_of(models.build(self._settings.model.name, dataset.input_shape, dataset.classes)),
+            "dataset": dataset,
+            "examples": examples,
             "settings": self._settings,
+            "largest": Simulated(self._settings, 0).largest,
         }
 
 
-class _Job:
-    """A client of a wave, from its message to its reply or its failure."""
+class _Turn:
+    """A client's way from its message to its reply, or to its failure.
+
+    Attributes:
+        message: what it is asked for.
+        reply: None until it has one.
+        failure: what went wrong, in one line.
+        starved: whether that was want of memory.
+        slot: where it trains, while it does.
+    """
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        self.error: Exception | None = None
         self.reply: Message | None = None
+        self.again()
+
+    def again(self) -> None:
+        """Begin from the beginning."""
+        self.failure: str | None = None
+        self.starved = False
         self.slot: Slot | None = None
 
     def attempt(self, act: Callable[[], T]) -> T | None:
         """Do something unless the client has failed; as under Flower, whatever it raises is this client's failure."""
+        if self.failure:
+            return None
         try:
-            return None if self.error else act()
-        except Exception as error:
-            self.error = error
+            return act()
+        except Exception as error:  # not kept: it would hold on to all that was there where it was raised
+            self.failure, self.starved = reason_of(error), _is_want_of_memory(error)
             return None
 
-    def begin(self, slot: Callable[[], Slot], context: Context) -> None:
+    def begin(self, context: Context, slot: Callable[[], Slot]) -> None:
         """Put the client into a slot."""
+        self._client = Assignment(self.message, context)
         self.slot = slot()
-        self.client = Training(self.message, context)
-        self.slot.begin(self.client)
+        self.slot.begin(self._client)
 
     def step(self) -> bool:
         """Launch the client's next step, if there is one."""
@@ -177,7 +196,19 @@ class _Job:
     def end(self) -> None:
         """Make the reply."""
         assert self.slot
-        self.reply = self.client.reply(*self.slot.end())
+        self.reply = self._client.reply(*self.slot.end())
+
+
+def _is_want_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an exception, or what it came of, says that the device has no memory left.
+
+    PyTorch's allocator has a class for it; CUDA itself and its libraries only have words.
+    """
+    if error is None:
+        return False
+    said = str(error).lower()
+    wanting = isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said
+    return wanting or _is_want_of_memory(error.__cause__ or error.__context__)
 
 
 def _gpu(settings: Settings) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fedmr_flwr.client import Training
+from fedmr_flwr.client import Assignment
 from fedmr_flwr.engines import residents
 from fedmr_flwr.engines.slots import Slot
 from fedmr_flwr.layout import Packed
@@ -35,7 +35,7 @@ class GraphSlot(Slot):
         self._pool = torch.cuda.graph_pool_handle()
         super().__init__(**arguments)
 
-    def begin(self, client: Training) -> None:
+    def begin(self, client: Assignment) -> None:
         """Take up a client; its steps come after all that the device has been asked for so far."""
         super().begin(client)
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -63,6 +63,7 @@ class GraphSlot(Slot):
             graph.replay()
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
+        """Record the step of the next batch, which does not run it."""
         graph = torch.cuda.CUDAGraph()
         for generator in residents.generators(self._rule, self.model):
             graph.register_generator_state(generator)
@@ -73,3 +74,8 @@ class GraphSlot(Slot):
     def _forget(self) -> None:
         super()._forget()
         self._graphs.clear()
+        self._pool = torch.cuda.graph_pool_handle()  # one whose graphs have gone cannot be used again
+
+    def close(self) -> None:
+        """Wait until nothing runs any more that the slot has begun."""
+        self._stream.synchronize()

@@ -83,7 +83,7 @@ class InProcessGrid(Grid):
         try:
             return named(self._call(own))
         except Exception as error:  # as under Flower, whatever a client raises is that client's failure
-            return failed(message, error)
+            return failed(message, reason_of(error))
 
     def _call(self, message: Message) -> Message:
         context = self._context_of(message)
@@ -107,9 +107,14 @@ class InProcessGrid(Grid):
         )
 
 
-def failed(message: Message, error: Exception) -> Message:
+def reason_of(error: Exception) -> str:
+    """Say what a client has raised."""
+    return f"{type(error).__name__}: {error}"
+
+
+def failed(message: Message, reason: str) -> Message:
     """Return the reply of a client that has raised an exception."""
-    return named(Message(Error(_CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message))
+    return named(Message(Error(_CLIENT_RAISED, reason), reply_to=message))
 
 
 def named(message: Message) -> Message:

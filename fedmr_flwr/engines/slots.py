@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmr_flwr.client import Training
+from fedmr_flwr.client import Assignment
 from fedmr_flwr.config import Settings
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.engines import residents
@@ -24,7 +24,8 @@ class Slot:
     """A model, its optimiser, and a client's course, on one device.
 
     What `training.fit` does for a client, a slot does with the same draws and the same operations, so that the
-    trained model is the same bit for bit.
+    trained model is the same bit for bit. (Momentum begins as zeros here and as the first gradient there, which makes
+    the same sum.)
 
     Args:
         model: on the device; the slot's own.
@@ -32,10 +33,17 @@ class Slot:
         dataset: how to prepare examples.
         examples: the whole training set, on the device.
         settings: of the run.
+        largest: examples of the largest client.
     """
 
     def __init__(
-        self, model: Classifier, layout: Layout, dataset: Dataset, examples: Examples, settings: Settings
+        self,
+        model: Classifier,
+        layout: Layout,
+        dataset: Dataset,
+        examples: Examples,
+        settings: Settings,
+        largest: int,
     ) -> None:
         self.model, self._layout, self._dataset, self._examples = model.train(), layout, dataset, examples
         self._training, self._precision = settings.training, settings.precision
@@ -46,16 +54,15 @@ class Slot:
         self._position = torch.zeros((), dtype=torch.long, device=self._device)
         self._ahead = torch.arange(self._training.batch_size, device=self._device)
         self._rules: dict[residents.Kind, LocalRule] = {}
-        self._order = torch.zeros(0, dtype=torch.long, device=self._device)
-        self._changes = torch.zeros(0, 3, dtype=torch.long, device=self._device)
+        length = largest * self._training.local_epochs
+        self._order = torch.zeros(length, dtype=torch.long, device=self._device)
+        self._changes = torch.zeros(length, 3, dtype=torch.long, device=self._device)
 
-    def begin(self, client: Training) -> None:
+    def begin(self, client: Assignment) -> None:
         """Take up a client."""
         training, rng = self._training, client.rng
         assert isinstance(client.site, Simulated)
         indices = torch.from_numpy(client.site.indices)
-        count = len(indices) * training.local_epochs
-        self._make_room(count)
         torch._foreach_copy_(self._tensors, views(client.received, self._layout, self._device))
         for state in self._optimizer.state.values():
             if state.get("momentum_buffer") is not None:
@@ -67,6 +74,7 @@ class Slot:
         client.rule.begin(self.model, Task(labels, training, rng.spawn(1)[0]))
         self._settle(client.rule)
         course = Course.draw(len(indices), self._examples.inputs.shape[2:], training, rng)
+        count = course.order.numel()
         self._order[:count] = indices[course.order].view(-1).to(self._device)
         if course.changes is not None:
             self._changes[:count] = course.changes.view(-1, 3).to(self._device)
@@ -85,6 +93,9 @@ class Slot:
     def computing(self) -> AbstractContextManager[Any]:
         """Return the context in which the slot's steps are run."""
         return nullcontext()
+
+    def close(self) -> None:
+        """Wait until nothing that the slot has begun runs any more; then its memory may serve for something else."""
 
     def end(self) -> tuple[Packed, Fit]:
         """Return the trained model, its floats on the device, and what became of the training."""
@@ -117,6 +128,9 @@ class Slot:
 
     def _settle(self, rule: LocalRule) -> None:
         """Move what a rule has begun with into the tensors of an earlier rule of its kind, if there was one."""
+        if not rule.captured:
+            self._rule, self._kind = rule, None
+            return
         kind = residents.kind_of(rule)
         if kind in self._rules:
             residents.move(rule, self._rules[kind])
@@ -126,16 +140,8 @@ class Slot:
             self._rules[kind] = rule
         self._rule, self._kind = self._rules[kind], kind
 
-    def _make_room(self, count: int) -> None:
-        """Have room for a course of so many steps of one example each."""
-        if count <= len(self._order):
-            return
-        self._forget()
-        self._order = torch.zeros(2 * count, dtype=torch.long, device=self._device)
-        self._changes = torch.zeros(2 * count, 3, dtype=torch.long, device=self._device)
-
     def _forget(self) -> None:
-        """Drop what was made for tensors that lose their places."""
+        """Drop all rules, and what was made for their tensors."""
         self._rules.clear()
 
 

@@ -25,5 +25,7 @@ class CharLSTM(Classifier):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, T] numbers of characters to the [B, 256] representation of the text."""
-        outputs, _ = self.lstm(self.embedding(images.long()))
+        # Autocast to bfloat16 would run cuDNN's LSTM in float16, which has not the range for gradients.
+        with torch.autocast(images.device.type, enabled=False):
+            outputs, _ = self.lstm(self.embedding(images.long()))
         return outputs[:, -1]  # type: ignore[no-any-return]

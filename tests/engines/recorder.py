@@ -6,6 +6,10 @@ from torch.utils._pytree import tree_map_only
 
 from fedmr_flwr.engines.slots import Slot
 
+aten = torch.ops.aten
+# What needs a number of the device on the host, or copies one to it that no replay copies again.
+WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.lift_fresh}
+
 
 class Recording(TorchDispatchMode):
     """The operations of a step, on tensors that keep their places and on those that the step itself makes.
@@ -15,30 +19,24 @@ class Recording(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.calls = []
-        self._kept = []  # so that no identity is used twice
+        self.calls = []  # with their tensors, so that none loses its place
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in (torch.ops.aten._local_scalar_dense.default,):
-            raise RuntimeError("a step waits for the device")
+        if func.overloadpacket in WAITING:
+            raise RuntimeError(f"a step waits for the device: {func}")
         result = func(*args, **kwargs)
-        self._kept.append((args, kwargs, result))
         self.calls.append((func, args, kwargs, result, torch.is_grad_enabled()))
         return result
 
     def replay(self):
-        made = {}
-
-        def own(tensor):
-            return made.get(id(tensor), tensor)
-
+        """Do the same again in the same places."""
         for func, args, kwargs, result, grad in self.calls:
-            args, kwargs = (tree_map_only(torch.Tensor, own, part) for part in (args, kwargs))
             with torch._C._AutoDispatchBelowAutograd(), torch.set_grad_enabled(grad):  # some kernels look at it
                 again = func(*args, **kwargs)
-            for before, now in zip(tensors_in(result), tensors_in(again), strict=True):
-                made[id(before)] = now
+                for place, now in zip(tensors_in(result), tensors_in(again), strict=True):
+                    if place.untyped_storage().data_ptr() != now.untyped_storage().data_ptr():
+                        place.copy_(now)
 
 
 def tensors_in(tree):
