@@ -66,7 +66,7 @@ def test_a_client_trains_with_what_it_kept_of_its_last_good_reply(toy, monkeypat
     known = {}
     spoiled = []
 
-    def fit(model, dataset, examples, training, rng, rule):
+    def fit(model, dataset, examples, training, rng, rule, precision):
         client = examples.inputs.numpy().tobytes()
         assert int(rule.kept.get("n", 0)) == known.get(client, 0)
         done = training_fit(model, dataset, examples, training, rng)

@@ -104,9 +104,9 @@ def test_clients_train_with_the_threads_they_are_given_and_in_another_order_ever
 
     fit, threads, orders = client.fit, [], []
 
-    def look(model, dataset, examples, training, rng, rule):
+    def look(model, dataset, examples, training, rng, rule, precision):
         threads.append(torch.get_num_threads())
-        result = fit(model, dataset, examples, training, rng, rule)
+        result = fit(model, dataset, examples, training, rng, rule, precision)
         orders.append(rng.integers(2**62))
         return result
 
@@ -230,8 +230,8 @@ def poisoned_client(monkeypatch, client_of_all=3):
     """Let one client return its model with a large random step instead of a trained one."""
     train = client.fit
 
-    def fit(model, dataset, examples, training, rng, rule):
-        done = train(model, dataset, examples, training, rng, rule)
+    def fit(model, dataset, examples, training, rng, rule, precision):
+        done = train(model, dataset, examples, training, rng, rule, precision)
         if len(examples) == sizes[client_of_all]:
             with torch.no_grad():
                 for parameter in model.parameters():

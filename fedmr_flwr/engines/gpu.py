@@ -13,6 +13,7 @@ from fedmr_flwr import algorithms, models
 from fedmr_flwr.client import Assignment, app
 from fedmr_flwr.config import Settings
 from fedmr_flwr.data import datasets
+from fedmr_flwr.data.base import Dataset
 from fedmr_flwr.engines.graphs import GraphSlot
 from fedmr_flwr.engines.in_process import InProcessGrid, failed, named, reason_of
 from fedmr_flwr.engines.slots import Slot
@@ -129,21 +130,23 @@ class GpuGrid(InProcessGrid):
         return model
 
     @cached_property
+    def _dataset(self) -> Dataset:
+        return datasets.load(self._settings.data, self._settings.data_dir)
+
+    @cached_property
     def _untrained(self) -> Classifier:
-        dataset = self._common["dataset"]
-        return models.build(self._settings.model.name, dataset.input_shape, dataset.classes)
+        return models.build(self._settings.model.name, self._dataset.input_shape, self._dataset.classes)
 
     @cached_property
     def _common(self) -> dict[str, Any]:
         """What all slots share: the training set on the GPU, above all."""
-        dataset = datasets.load(self._settings.data, self._settings.data_dir)
         try:
-            examples = dataset.train.to(self._device)
+            examples = self._dataset.train.to(self._device)
         except torch.OutOfMemoryError:
             raise EngineError("the training set does not fit the GPU's memory; use engine=in-process") from None
         return {
-            "layout": layout_of(models.build(self._settings.model.name, dataset.input_shape, dataset.classes)),
-            "dataset": dataset,
+            "layout": layout_of(self._untrained),
+            "dataset": self._dataset,
             "examples": examples,
             "settings": self._settings,
             "largest": Simulated(self._settings, 0).largest,

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -188,10 +189,12 @@ def _until_trained(nodes, enough):
 
 
 def in_the_background(env, folder, *arguments, within=()):
-    """Start a `fedmr` command; its `communicate` returns what it says."""
+    """Start a `fedmr` command that hears Ctrl-C; its `communicate` returns what it says."""
     return subprocess.Popen(
         [*within, BIN / "fedmr", *map(str, arguments)],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell runs in the background ignore it, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 
