@@ -1,7 +1,7 @@
 """Slots whose steps are captured as CUDA graphs and replayed, each slot on a stream of its own.
 
-Launching the kernels of a small model's step takes the host several times as long as the GPU needs to run them. A graph
-is launched as a whole, and graphs of several slots run side by side.
+Launching the kernels of a small model's step takes the host several times as long as the GPU needs to run them. A
+graph is launched as a whole, and graphs of several slots run side by side.
 """
 
 from contextlib import AbstractContextManager
