@@ -294,6 +294,7 @@ def test_a_round_in_which_nobody_answers_ends_the_run(toy, monkeypatch):
         ("strategy.layout=1", ConfigError),
         ("clients=200", PartitionError),
         ("device=cuda:99", DeviceError),
+        ("precision=bf16", DeviceError),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_written(toy, override, error):
