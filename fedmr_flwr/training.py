@@ -197,7 +197,7 @@ def fit(
             batch = Batch(examples.inputs[order[part]], examples.labels[order[part]])
             batch = batch if changes is None else batch.augmented(changes[part], dataset)
             loss = train_step(model, optimizer, rule, dataset, batch, precision)
-            total += loss * len(batch.labels)  # on the device: reading it here would wait for every step
+            total.add_(loss, alpha=len(batch.labels))  # on the device: reading it here would wait for every step
             steps += 1
     return Fit(count, total.item() / (count * training.local_epochs), rule.end(model, steps))
 

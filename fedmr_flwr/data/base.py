@@ -66,7 +66,7 @@ class Normalisation:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] uint8 to float32 on the same device."""
         mean, std = _constants(self, images.device)
-        return (images.float() / self.white - mean) / std
+        return (images / self.white - mean) / std
 
     @classmethod
     def measure(cls, images: NDArray[np.generic], white: float = 255.0) -> "Normalisation":

@@ -16,7 +16,7 @@ from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Dataset
 from fedmr_flwr.engines.graphs import GraphSlot
 from fedmr_flwr.engines.in_process import InProcessGrid, failed, named, reason_of
-from fedmr_flwr.engines.slots import Slot
+from fedmr_flwr.engines.slots import Slot, sizes_of
 from fedmr_flwr.errors import DeviceError, EngineError
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.sites import Simulated
@@ -85,14 +85,17 @@ class GpuGrid(InProcessGrid):
     def _wave(self, turns: Sequence["_Turn"]) -> None:
         """Train some clients side by side; those who find no memory wait for the next wave, if it is for fewer."""
         begun: list[_Turn] = []
+        running: list[_Turn] = []
         for turn in turns:
-            turn.attempt(partial(turn.begin, self._context_of(turn.message), partial(self._slot, len(begun))))
+            free = [slot for slot in self._slots if slot not in (other.slot for other in begun)]
+            turn.attempt(partial(turn.begin, self._context_of(turn.message), partial(self._slot_for, free)))
             if turn.starved:
                 break
-            begun += [turn] if turn.slot else []
-        running = begun
-        while running:  # a step of each in turn, so that no stream waits for the host
-            running = [turn for turn in running if turn.attempt(turn.step)]
+            if turn.slot:
+                begun.append(turn)
+                running = _stepped([*running, turn])  # the GPU has something to do while the host prepares the next
+        while running:
+            running = _stepped(running)
         for turn in begun:
             turn.attempt(turn.end)
         for turn in turns:
@@ -112,11 +115,13 @@ class GpuGrid(InProcessGrid):
             if turn.failure:
                 turn.reply = failed(turn.message, turn.failure)
 
-    def _slot(self, at: int) -> Slot:
-        """Return one of the slots, or make it."""
-        if at == len(self._slots):
+    def _slot_for(self, free: Sequence[Slot], client: Assignment) -> Slot:
+        """Return the free slot that knows most of a client's sizes of batches, or a new one if none is free."""
+        if not free:
             self._slots.append(self._make_slot(model=self._model(), **self._common))
-        return self._slots[at]
+            return self._slots[-1]
+        sizes = sizes_of(client, self._settings.training.batch_size)
+        return min(free, key=lambda slot: len(sizes - slot.sizes))
 
     def _give_memory_back(self) -> None:
         """Free what slots have held that are there no more."""
@@ -185,10 +190,10 @@ class _Turn:
             self.failure, self.starved = reason_of(error), _is_want_of_memory(error)
             return None
 
-    def begin(self, context: Context, slot: Callable[[], Slot]) -> None:
+    def begin(self, context: Context, slot_for: Callable[[Assignment], Slot]) -> None:
         """Put the client into a slot."""
         self._client = Assignment(self.message, context)
-        self.slot = slot()
+        self.slot = slot_for(self._client)
         self.slot.begin(self._client)
 
     def step(self) -> bool:
@@ -200,6 +205,11 @@ class _Turn:
         """Make the reply."""
         assert self.slot
         self.reply = self._client.reply(*self.slot.end())
+
+
+def _stepped(running: Sequence[_Turn]) -> list[_Turn]:
+    """Launch a step of each client in turn, so that no stream waits for the host; return those that have more."""
+    return [turn for turn in running if turn.attempt(turn.step)]
 
 
 def _is_want_of_memory(error: BaseException | None) -> bool:

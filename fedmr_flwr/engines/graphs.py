@@ -4,7 +4,7 @@ Launching the kernels of a small model's step takes the host several times as lo
 graph is launched as a whole, and graphs of several slots run side by side.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -38,15 +38,21 @@ class GraphSlot(Slot):
     def begin(self, client: Assignment) -> None:
         """Take up a client; its steps come after all that the device has been asked for so far."""
         super().begin(client)
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._others = torch.cuda.current_stream()
+        self._stream.wait_stream(self._others)
 
-    def computing(self) -> AbstractContextManager[Any]:
-        """Return the slot's stream as a context."""
-        return torch.cuda.stream(self._stream)
+    def step(self) -> bool:
+        """Go on by one batch on the slot's own stream; tell whether there was one left."""
+        # Not with torch.cuda.stream: that asks for the device so often that it takes longer than to launch a graph.
+        torch.cuda.set_stream(self._stream)
+        try:
+            return super().step()
+        finally:
+            torch.cuda.set_stream(self._others)
 
     def end(self) -> tuple[Packed, Fit]:
         """Return the trained model and what became of the training, when it has come to its end."""
-        torch.cuda.current_stream().wait_stream(self._stream)
+        self._others.wait_stream(self._stream)
         return super().end()
 
     def _run(self, size: int) -> None:
@@ -64,11 +70,26 @@ class GraphSlot(Slot):
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
         """Record the step of the next batch, which does not run it."""
+        try:
+            return self._captured(size)
+        except torch.OutOfMemoryError:  # during a capture PyTorch does not give back what it keeps for later
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            return self._captured(size)
+
+    def _captured(self, size: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         for generator in residents.generators(self._rule, self.model):
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Not with torch.cuda.graph: that waits until the GPU has done all that it has been asked for.
+        graph.capture_begin(self._pool)
+        try:
             self._train(size)
+        except BaseException:
+            with suppress(Exception):  # it would only say that the step failed
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph
 
     def _forget(self) -> None:

@@ -1,11 +1,10 @@
 """Slots: each trains one client after the other in tensors that keep their places, so that steps can be replayed."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedmr_flwr.client import Assignment
 from fedmr_flwr.config import Settings
@@ -34,6 +33,9 @@ class Slot:
         examples: the whole training set, on the device.
         settings: of the run.
         largest: examples of the largest client.
+
+    Attributes:
+        sizes: of the batches that it has trained on; those of another size take longer at first.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Slot:
         self._tensors = list(model.state_dict().values())
         self._optimizer = torch.optim.SGD(model.parameters(), self._training.lr, self._training.momentum, fused=True)
         self._total = torch.zeros((), device=self._device)
-        self._position = torch.zeros((), dtype=torch.long, device=self._device)
-        self._ahead = torch.arange(self._training.batch_size, device=self._device)
+        self._first = torch.arange(self._training.batch_size, device=self._device)
+        self._places = self._first.clone()  # of the next batch, in the order
         self._rules: dict[residents.Kind, LocalRule] = {}
+        self.sizes: set[int] = set()
         length = largest * self._training.local_epochs
         self._order = torch.zeros(length, dtype=torch.long, device=self._device)
         self._changes = torch.zeros(length, 3, dtype=torch.long, device=self._device)
@@ -61,14 +64,13 @@ class Slot:
     def begin(self, client: Assignment) -> None:
         """Take up a client."""
         training, rng = self._training, client.rng
-        assert isinstance(client.site, Simulated)
-        indices = torch.from_numpy(client.site.indices)
+        indices = torch.from_numpy(_indices(client))
         torch._foreach_copy_(self._tensors, views(client.received, self._layout, self._device))
         for state in self._optimizer.state.values():
             if state.get("momentum_buffer") is not None:
                 state["momentum_buffer"].zero_()
         self._total.zero_()
-        self._position.zero_()
+        self._places.copy_(self._first)
         seed_dropout(self.model, self._device, rng)
         labels = self._examples.labels[indices.to(self._device)]
         client.rule.begin(self.model, Task(labels, training, rng.spawn(1)[0]))
@@ -85,14 +87,10 @@ class Slot:
         """Go on by one batch, without waiting for the device; tell whether there was one left."""
         size = next(self._left, 0)
         if size:
-            with self.computing():
-                self._run(size)
+            self._run(size)
+            self.sizes.add(size)
             self._steps += 1
         return size > 0
-
-    def computing(self) -> AbstractContextManager[Any]:
-        """Return the context in which the slot's steps are run."""
-        return nullcontext()
 
     def close(self) -> None:
         """Wait until nothing that the slot has begun runs any more; then its memory may serve for something else."""
@@ -117,14 +115,14 @@ class Slot:
 
     def _train(self, size: int) -> None:
         """Train on the next `size` examples of the course; nothing here depends on the client but through tensors."""
-        places = self._position + self._ahead[:size]
+        places = self._places[:size]
         chosen = self._order.index_select(0, places)
         batch = Batch(self._examples.inputs.index_select(0, chosen), self._examples.labels.index_select(0, chosen))
         if self._training.augment:
             batch = batch.augmented(self._changes.index_select(0, places), self._dataset)
         loss = train_step(self.model, self._optimizer, self._rule, self._dataset, batch, self._precision)
-        self._total += loss * size
-        self._position += size
+        self._total.add_(loss, alpha=size)
+        self._places += size
 
     def _settle(self, rule: LocalRule) -> None:
         """Move what a rule has begun with into the tensors of an earlier rule of its kind, if there was one."""
@@ -143,6 +141,18 @@ class Slot:
     def _forget(self) -> None:
         """Drop all rules, and what was made for their tensors."""
         self._rules.clear()
+        self.sizes.clear()
+
+
+def sizes_of(client: Assignment, batch_size: int) -> set[int]:
+    """Return the sizes of a client's batches."""
+    return set(batches(len(_indices(client)), 1, batch_size))
+
+
+def _indices(client: Assignment) -> NDArray[np.int64]:
+    """Return which examples a client has."""
+    assert isinstance(client.site, Simulated)
+    return client.site.indices
 
 
 def batches(examples: int, epochs: int, batch_size: int) -> Iterator[int]:
