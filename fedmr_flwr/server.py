@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from fedmr_flwr.client import DIGEST, train_config
 from fedmr_flwr.config import Precision, Settings
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Examples
-from fedmr_flwr.errors import ConfigError, RunFolderError
+from fedmr_flwr.errors import ConfigError, DeviceError, RunFolderError
 from fedmr_flwr.layout import Packed
 from fedmr_flwr.records import Codec
 from fedmr_flwr.roster import RosterGrid
@@ -223,7 +224,13 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
     )
     if roster_state:
         roster.restore(roster_state)
-    arrays = loop.run(settings, strategy, roster, arrays, config, federation.evaluate, report, completed)
+    try:
+        arrays = loop.run(settings, strategy, roster, arrays, config, federation.evaluate, report, completed)
+    except torch.OutOfMemoryError:
+        raise DeviceError(
+            f"device {federation.device}: no memory is left to average and to score models; lower clients-per-round, "
+            "or set device=cpu"
+        ) from None
     if settings.evaluate_clients:
         scores = clients.accuracies(roster, arrays, config, settings.clients_per_round, settings.round_timeout)
         out.note(**{"client-accuracy": clients.summary(scores)})

@@ -1,7 +1,7 @@
 """The one-GPU engine: a Grid whose clients train side by side on one card, all of a round at once if they fit."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -20,9 +20,12 @@ from fedmr_flwr.engines.slots import Slot, sizes_of
 from fedmr_flwr.errors import DeviceError, EngineError
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.sites import Simulated
-from fedmr_flwr.training import arithmetic, layout_of, pick_device, place, threads
+from fedmr_flwr.training import arithmetic, evaluate, layout_of, pick_device, place, threads
 
 T = TypeVar("T")
+
+# Of a model's size in float32: what a sum in double precision takes, with all that it is made of.
+_SUMS = 10
 
 
 class GpuGrid(InProcessGrid):
@@ -74,16 +77,31 @@ class GpuGrid(InProcessGrid):
     def _train(self, messages: Sequence[Message]) -> list[Message]:
         """Train in as many waves as it takes."""
         turns = [_Turn(message) for message in messages]
-        while waiting := [turn for turn in turns if not turn.reply]:
-            before = self._most
-            self._wave(waiting[: self._most])
-            if self._most < before:
-                self._give_memory_back()
-                self._say(f"the GPU has memory for {self._most} clients at a time: a round is trained in waves")
+        with self._spared():
+            while waiting := [turn for turn in turns if not turn.reply]:
+                if not self._wave(waiting[: self._most]):
+                    self._tell()
         return [named(turn.reply) for turn in turns if turn.reply]
 
-    def _wave(self, turns: Sequence["_Turn"]) -> None:
-        """Train some clients side by side; those who find no memory wait for the next wave, if it is for fewer."""
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """Keep the slots from taking the memory that the server needs after the training."""
+        spare = None
+        while spare is None:
+            try:
+                spare = torch.empty(self._spare, dtype=torch.uint8, device=self._device)
+            except torch.OutOfMemoryError:
+                if not self._fewer():
+                    break
+                self._tell()
+        yield
+
+    def _wave(self, turns: Sequence["_Turn"]) -> bool:
+        """Train some clients side by side.
+
+        Returns:
+            False if some found no memory, and wait for the next wave, which is for fewer.
+        """
         begun: list[_Turn] = []
         running: list[_Turn] = []
         for turn in turns:
@@ -103,17 +121,30 @@ class GpuGrid(InProcessGrid):
                 turn.slot.close()
                 self._slots.remove(turn.slot)  # who knows where it stands
         starved = [turn for turn in turns if turn.starved]
-        if starved and self._most > 1:
-            self._most = max(1, min(len(self._slots), self._most - 1))
-            for slot in self._slots[self._most :]:
-                slot.close()
-            del self._slots[self._most :]
+        fewer = bool(starved) and self._fewer()
+        if fewer:
             for turn in starved:
                 turn.again()
         for turn in turns:
             turn.slot = None
             if turn.failure:
                 turn.reply = failed(turn.message, turn.failure)
+        return not fewer
+
+    def _fewer(self) -> bool:
+        """Train fewer clients at a time, and drop the slots that are too many; tell whether that was possible."""
+        if self._most == 1:
+            return False
+        self._most = max(1, min(len(self._slots), self._most - 1))
+        for slot in self._slots[self._most :]:
+            slot.close()
+        del self._slots[self._most :]
+        return True
+
+    def _tell(self) -> None:
+        """Free what slots have held that are there no more, and say that they are fewer."""
+        self._give_memory_back()
+        self._say(f"the GPU has memory for {self._most} clients at a time: a round is trained in waves")
 
     def _slot_for(self, free: Sequence[Slot], client: Assignment) -> Slot:
         """Return the free slot that knows most of a client's sizes of batches, or a new one if none is free."""
@@ -133,6 +164,18 @@ class GpuGrid(InProcessGrid):
         model = deepcopy(self._untrained)
         place(model, self._device, self._settings.precision)
         return model
+
+    @cached_property
+    def _spare(self) -> int:
+        """Bytes that the server takes after a training: to score a model, for its sums, and for the next models."""
+        if self._device.type != "cuda":
+            return 0
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        evaluate(self._model(), self._dataset, self._dataset.test.to(self._device), self._device)
+        vectors = _SUMS + self._settings.clients_per_round
+        taken: int = torch.cuda.max_memory_allocated() - before
+        return taken + vectors * 4 * layout_of(self._untrained).size
 
     @cached_property
     def _dataset(self) -> Dataset:

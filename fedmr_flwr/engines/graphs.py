@@ -12,6 +12,7 @@ import torch
 from fedmr_flwr.client import Assignment
 from fedmr_flwr.engines import residents
 from fedmr_flwr.engines.slots import Slot
+from fedmr_flwr.errors import EngineError
 from fedmr_flwr.layout import Packed
 from fedmr_flwr.training import Fit
 
@@ -85,10 +86,15 @@ class GraphSlot(Slot):
         graph.capture_begin(self._pool)
         try:
             self._train(size)
-        except BaseException:
+        except Exception as error:
             with suppress(Exception):  # it would only say that the step failed
                 graph.capture_end()
-            raise
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise EngineError(
+                f"a step of {type(self._rule).__name__} cannot be captured ({error}); if it waits for the device, "
+                "set captured = False"
+            ) from error
         graph.capture_end()
         return graph
 

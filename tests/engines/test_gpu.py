@@ -33,6 +33,15 @@ CUDA = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
+
+
+def cuda(test):
+    """Mark a test that needs a GPU."""
+    for mark in CUDA:
+        test = mark(test)
+    return test
+
+
 # Strategies, with what else is set: rounds, for instance, in which clients come back.
 STRATEGIES = [
     "fedmr", "fedmr strategy.population=5 strategy.first-stage-rounds=1", "fedmr wire=float16", "fedavg", "fedprox",
@@ -271,6 +280,22 @@ def test_the_documentation_lists_which_rules_are_captured():
     assert listed == {rule.__name__: "captured" if rule.captured else "kernel by kernel" for rule in rules}
 
 
+def test_a_client_goes_to_the_slot_that_knows_its_batches(toy):
+    settings = toy("clients-per-round=6", "rounds=8")  # all clients in every round, in another order
+    grid = GpuGrid(settings, device=CPU, slot=Slot)
+    seen, wave = [], grid._wave
+
+    def look(turns):
+        done = wave(turns)
+        seen.append([sorted(slot.sizes) for slot in grid._slots])
+        return done
+
+    grid._wave = look
+    run(settings, grid)
+    assert len({tuple(sizes) for sizes in seen[0]}) > 2
+    assert seen == [seen[0]] * 8
+
+
 def test_a_client_sees_every_example_once_an_epoch_and_the_last_batch_is_as_small_as_it_is():
     assert list(batches(7, 2, 3)) == [3, 3, 1, 3, 3, 1]
     assert list(batches(6, 1, 3)) == [3, 3]
@@ -351,6 +376,57 @@ def test_on_a_gpu_a_model_of_every_sort_of_layer_ends_with_the_model_of_the_in_p
 def test_on_a_gpu_every_precision_learns(toy, precision):
     settings = on_gpu(toy("rounds=10", f"precision={precision}"))
     assert run(settings, engines.grid_of(settings)).read_rows()[-1]["test-accuracy"] > 0.5
+
+
+@cuda
+def test_on_a_gpu_that_is_too_small_a_round_is_trained_in_waves_and_the_server_finds_its_memory(toy, small):
+    a, b = (on_gpu(toy(*small("vgg16"), run=name)) for name in "ab")
+    torch.cuda.reset_peak_memory_stats()
+    expected = run(a, engines.grid_of(a))
+    layout = server.Federation(a).layout
+    # A slot holds a model, its gradients and its momentum; of the third one most is missing.
+    limit, said = torch.cuda.max_memory_reserved() - 0.75 * 3 * 4 * layout.size, []
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        out = run(b, engines.grid_of(b, say=said.append))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert digest(out) == digest(expected)
+    assert [row["failures"] for row in out.read_rows()] == [0, 0]
+    assert len(said) == 1 and re.search(r"memory for [12] clients at a time", said[0])
+
+
+@cuda
+def test_on_a_gpu_a_capture_that_finds_no_memory_is_tried_again(toy, monkeypatch):
+    a, b = (toy("device=cuda", run=name) for name in "ab")
+    expected = run(a, engines.grid_of(a))
+    failed, train = [], Slot._train
+
+    def starving(slot, size):
+        train(slot, size)
+        if torch.cuda.is_current_stream_capturing() and size not in failed:
+            failed.append(size)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Slot, "_train", starving)
+    said = []
+    out = run(on_gpu(b), engines.grid_of(on_gpu(b), say=said.append))
+    assert failed and not said
+    assert digest(out) == digest(expected)
+
+
+@cuda
+def test_on_a_gpu_a_step_that_waits_for_the_device_says_what_to_do(toy, monkeypatch):
+    class Waiting(LocalRule):
+        def adjust(self, model):
+            next(model.parameters()).sum().item()
+
+    monkeypatch.setattr(ALGORITHMS["fedavg"], "Rule", Waiting)
+    settings = on_gpu(toy("strategy.name=fedavg"))
+    with pytest.raises(FederationError, match=r"a step of Waiting cannot be captured .* set captured = False"):
+        run(settings, engines.grid_of(settings))
 
 
 @pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in ("fedmr", "scaffold")])
