@@ -80,8 +80,9 @@ class GraphSlot(Slot):
 
     def _captured(self, size: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        for generator in residents.generators(self._rule, self.model):
-            graph.register_generator_state(generator)
+        if torch.__version__ < (2, 14):  # from then on PyTorch finds them itself, and warns
+            for generator in residents.generators(self._rule, self.model):
+                graph.register_generator_state(generator)
         # Not with torch.cuda.graph: that waits until the GPU has done all that it has been asked for.
         graph.capture_begin(self._pool)
         try:

@@ -78,15 +78,10 @@ def small(tmp_path):
     return settings
 
 
-QUICK = {"fedmr", "scaffold", "fedgen"}
-
-
-@pytest.mark.parametrize(
-    "strategy", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in STRATEGIES]
-)
-def test_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
-    settings = [toy(*f"strategy.name={strategy}".split(), "rounds=4", run=name) for name in ("a", "b", "c")]
-    assert {text.split()[0] for text in STRATEGIES} >= set(ALGORITHMS)
+# On a CPU only some; all of them where there is a GPU, if only an emulated one.
+@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "fedgen", "flwr:FedAdam"])
+def test_a_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+    settings = [toy(f"strategy.name={strategy}", "rounds=4", run=name) for name in ("a", "b", "c")]
     expected = run(settings[0], engines.grid_of(settings[0]))
     eager = run(settings[1], GpuGrid(settings[1], device=CPU, slot=Slot))
     replayed = RecordedSlot.replays
@@ -101,9 +96,8 @@ def test_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strate
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
-def test_a_model_of_every_sort_of_layer_ends_with_the_model_of_the_in_process_engine(toy, small, model):
+@pytest.mark.parametrize("model", ["mlp", "charlstm"])
+def test_a_network_ends_with_the_model_of_the_in_process_engine(toy, small, model):
     settings = [toy(*small(model), run=name) for name in ("a", "b")]
     expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedSlot.replays
     assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot))) == digest(expected)
@@ -360,6 +354,7 @@ def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
 
 @pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in STRATEGIES])
 def test_on_a_gpu_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+    assert {text.split()[0] for text in STRATEGIES} >= set(ALGORITHMS)
     a, b = (toy(*f"strategy.name={strategy}".split(), "rounds=4", "device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
     assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
@@ -380,21 +375,25 @@ def test_on_a_gpu_every_precision_learns(toy, precision):
 
 @cuda
 def test_on_a_gpu_that_is_too_small_a_round_is_trained_in_waves_and_the_server_finds_its_memory(toy, small):
-    a, b = (on_gpu(toy(*small("vgg16"), run=name)) for name in "ab")
+    def free():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    a, b = (on_gpu(toy(*small("vgg16"), "rounds=1", run=name)) for name in "ab")
+    free()
     torch.cuda.reset_peak_memory_stats()
     expected = run(a, engines.grid_of(a))
     layout = server.Federation(a).layout
     # A slot holds a model, its gradients and its momentum; of the third one most is missing.
     limit, said = torch.cuda.max_memory_reserved() - 0.75 * 3 * 4 * layout.size, []
-    gc.collect()
-    torch.cuda.empty_cache()
+    free()
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         out = run(b, engines.grid_of(b, say=said.append))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert digest(out) == digest(expected)
-    assert [row["failures"] for row in out.read_rows()] == [0, 0]
+    assert [row["failures"] for row in out.read_rows()] == [0]
     assert len(said) == 1 and re.search(r"memory for [12] clients at a time", said[0])
 
 
