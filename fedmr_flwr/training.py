@@ -396,7 +396,6 @@ def pack(model: nn.Module, layout: Layout) -> Packed:
     return layout.pack({name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()})
 
 
-@torch.no_grad()
 def unpack(packed: Packed, layout: Layout, model: nn.Module) -> None:
     """Overwrite a model's state_dict, buffers included, with two flat vectors.
 
@@ -405,9 +404,20 @@ def unpack(packed: Packed, layout: Layout, model: nn.Module) -> None:
         layout: of the model.
         model: on any device.
     """
-    own = list(model.state_dict().values())
-    for tensor, values in zip(own, views(packed, layout, own[0].device), strict=True):
-        tensor.copy_(values)
+    overwrite(list(model.state_dict().values()), packed, layout)
+
+
+@torch.no_grad()
+def overwrite(tensors: list[torch.Tensor], packed: Packed, layout: Layout) -> None:
+    """Overwrite a model's tensors, in the order of the state_dict, with two flat vectors, as `unpack`."""
+    # All tensors in a few kernels, which copy only between tensors of one type and the same order of values.
+    alike: dict[tuple[torch.dtype, bool], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for tensor, values in zip(tensors, views(packed, layout, tensors[0].device), strict=True):
+        own, given = alike.setdefault((tensor.dtype, tensor.stride() == values.stride()), ([], []))
+        own.append(tensor)
+        given.append(values)
+    for own, given in alike.values():
+        torch._foreach_copy_(own, given)
 
 
 def views(packed: Packed, layout: Layout, device: torch.device) -> list[torch.Tensor]:

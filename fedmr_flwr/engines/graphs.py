@@ -80,7 +80,7 @@ class GraphSlot(Slot):
 
     def _captured(self, size: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        if torch.__version__ < (2, 14):  # from then on PyTorch finds them itself, and warns
+        if torch.__version__ < (2, 14):  # type: ignore[operator]  # later it finds them itself, and warns
             for generator in residents.generators(self._rule, self.model):
                 graph.register_generator_state(generator)
         # Not with torch.cuda.graph: that waits until the GPU has done all that it has been asked for.

@@ -13,7 +13,7 @@ from fedmr_flwr.engines import residents
 from fedmr_flwr.layout import Layout, Packed
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.sites import Simulated
-from fedmr_flwr.training import Batch, Course, Fit, LocalRule, Task, seed_dropout, train_step, views
+from fedmr_flwr.training import Batch, Course, Fit, LocalRule, Task, overwrite, seed_dropout, train_step
 
 # So many kinds of local rule a slot knows at a time: MOON, for instance, has two, with an earlier model and without.
 _KINDS = 8
@@ -65,10 +65,10 @@ class Slot:
         """Take up a client."""
         training, rng = self._training, client.rng
         indices = torch.from_numpy(_indices(client))
-        torch._foreach_copy_(self._tensors, views(client.received, self._layout, self._device))
-        for state in self._optimizer.state.values():
-            if state.get("momentum_buffer") is not None:
-                state["momentum_buffer"].zero_()
+        overwrite(self._tensors, client.received, self._layout)
+        momenta = [state.get("momentum_buffer") for state in self._optimizer.state.values()]
+        if momenta and momenta[0] is not None:
+            torch._foreach_zero_(momenta)
         self._total.zero_()
         self._places.copy_(self._first)
         seed_dropout(self.model, self._device, rng)
