@@ -169,7 +169,7 @@ def main(
     for name in ("", "K", "s/round", "x gpu", "steps/s", "MB", "of the arithmetic, %", "of the launches, %"):
         table.add_column(name, justify="right" if name else "left")
     common = [*override, "device=cuda", f"data-dir={data_dir}", "evaluate-every=10"]
-    limits = card(config.load(conf, common), torch.device("cuda"))
+    limits = card(config.load(conf, [*common, "engine=gpu"]), torch.device("cuda"))
     for count in clients:
         found = {}
         for name, options in ENGINES.items():
