@@ -18,7 +18,7 @@ class PartitionError(FedmrError):
 
 
 class DeviceError(FedmrError):
-    """The device asked for is not there."""
+    """The device asked for is not there, or too small."""
 
 
 class RunFolderError(FedmrError):

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
@@ -28,7 +27,17 @@ from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.display import Display, quiet
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.sites import Form
-from fedmr_flwr.training import Score, arithmetic, evaluate, layout_of, pack, pick_device, place, unpack
+from fedmr_flwr.training import (
+    Score,
+    arithmetic,
+    evaluate,
+    is_want_of_memory,
+    layout_of,
+    pack,
+    pick_device,
+    place,
+    unpack,
+)
 from fedmr_flwr.units import describe
 
 # What the roster keeps stands in a checkpoint beside what the strategy keeps.
@@ -226,10 +235,12 @@ def _train(federation: Federation, grid: Grid, out: RunFolder, display: Display)
         roster.restore(roster_state)
     try:
         arrays = loop.run(settings, strategy, roster, arrays, config, federation.evaluate, report, completed)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_want_of_memory(error):
+            raise
         raise DeviceError(
-            f"device {federation.device}: no memory is left to average and to score models; lower clients-per-round, "
-            "or set device=cpu"
+            f"device {federation.device}: there is no memory to average and to score models; set device=cpu, or with "
+            "engine=gpu lower clients-per-round"
         ) from None
     if settings.evaluate_clients:
         scores = clients.accuracies(roster, arrays, config, settings.clients_per_round, settings.round_timeout)

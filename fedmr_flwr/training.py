@@ -373,6 +373,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def is_want_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an exception, or what it came of, says that a device has no memory left.
+
+    PyTorch's allocator has a class for it; CUDA itself and its libraries only have words.
+    """
+    if error is None:
+        return False
+    said = str(error).lower()
+    wanting = isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said
+    return wanting or is_want_of_memory(error.__cause__ or error.__context__)
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let PyTorch use `count` CPU threads inside the block, and as many as before after it."""

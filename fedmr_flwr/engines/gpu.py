@@ -4,23 +4,34 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cached_property, partial
+from math import ceil
 from typing import Any, TypeVar
 
 import torch
 from flwr.app import Context, Message, MessageType
 
 from fedmr_flwr import algorithms, models
+from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.client import Assignment, app
 from fedmr_flwr.config import Settings
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Dataset
-from fedmr_flwr.engines.graphs import GraphSlot
+from fedmr_flwr.engines.graphs import STREAMS, GraphSlot
 from fedmr_flwr.engines.in_process import InProcessGrid, failed, named, reason_of
 from fedmr_flwr.engines.slots import Slot, sizes_of
 from fedmr_flwr.errors import DeviceError, EngineError
 from fedmr_flwr.models.base import Classifier
+from fedmr_flwr.records import ARRAYS, FLOATS, HeldArray
 from fedmr_flwr.sites import Simulated
-from fedmr_flwr.training import arithmetic, evaluate, layout_of, pick_device, place, threads
+from fedmr_flwr.training import (
+    arithmetic,
+    evaluate,
+    is_want_of_memory,
+    layout_of,
+    pick_device,
+    place,
+    threads,
+)
 
 T = TypeVar("T")
 
@@ -57,8 +68,8 @@ class GpuGrid(InProcessGrid):
         self._device = device or _gpu(settings)
         self._make_slot = slot or GraphSlot
         self._slots: list[Slot] = []
-        # How many slots fit into the memory; found by trying.
-        self._most = settings.clients_per_round
+        # How many slots fit into the memory is found by trying; each needs a stream of its own.
+        self._most = self._told = min(settings.clients_per_round, STREAMS)
         rule = algorithms.local_rule(settings)
         if not rule.captured:
             say(f"the local rule {type(rule).__name__} cannot be captured: its steps are launched kernel by kernel")
@@ -75,84 +86,62 @@ class GpuGrid(InProcessGrid):
             return self._train(messages)
 
     def _train(self, messages: Sequence[Message]) -> list[Message]:
-        """Train in as many waves as it takes."""
+        """Train in as many waves as it takes, all of about the same size."""
         turns = [_Turn(message) for message in messages]
-        with self._spared():
+        with self._reserve(messages):
             while waiting := [turn for turn in turns if not turn.reply]:
-                if not self._wave(waiting[: self._most]):
-                    self._tell()
+                self._tell()
+                waves = ceil(len(waiting) / self._most)
+                self._wave(waiting[: ceil(len(waiting) / waves)])
         return [named(turn.reply) for turn in turns if turn.reply]
 
-    @contextmanager
-    def _spared(self) -> Iterator[None]:
-        """Keep the slots from taking the memory that the server needs after the training."""
-        spare = None
-        while spare is None:
-            try:
-                spare = torch.empty(self._spare, dtype=torch.uint8, device=self._device)
-            except torch.OutOfMemoryError:
-                if not self._fewer():
-                    break
-                self._tell()
-        yield
-
-    def _wave(self, turns: Sequence["_Turn"]) -> bool:
-        """Train some clients side by side.
-
-        Returns:
-            False if some found no memory, and wait for the next wave, which is for fewer.
-        """
-        begun: list[_Turn] = []
+    def _wave(self, turns: Sequence["_Turn"]) -> None:
+        """Train some clients side by side; those who find no memory wait for the next wave, if it is for fewer."""
         running: list[_Turn] = []
         for turn in turns:
-            free = [slot for slot in self._slots if slot not in (other.slot for other in begun)]
-            turn.attempt(partial(turn.begin, self._context_of(turn.message), partial(self._slot_for, free)))
+            turn.attempt(partial(turn.begin, self._context_of(turn.message), partial(self._slot_for, turns)))
             if turn.starved:
                 break
-            if turn.slot:
-                begun.append(turn)
-                running = _stepped([*running, turn])  # the GPU has something to do while the host prepares the next
+            running = _stepped([*running, turn])  # the GPU has something to do while the host prepares the next
         while running:
             running = _stepped(running)
-        for turn in begun:
-            turn.attempt(turn.end)
         for turn in turns:
-            if turn.failure and turn.slot in self._slots:
-                turn.slot.close()
-                self._slots.remove(turn.slot)  # who knows where it stands
-        starved = [turn for turn in turns if turn.starved]
-        fewer = bool(starved) and self._fewer()
-        if fewer:
-            for turn in starved:
-                turn.again()
+            if turn.slot:
+                turn.attempt(turn.end)
         for turn in turns:
+            if turn.slot and turn.failure:  # who knows where it stands
+                self._drop([turn.slot])
             turn.slot = None
-            if turn.failure:
+        again = any(turn.starved for turn in turns) and self._fewer()
+        for turn in turns:
+            if turn.starved and again:
+                turn.again()
+            elif turn.failure:
                 turn.reply = failed(turn.message, turn.failure)
-        return not fewer
 
-    def _fewer(self) -> bool:
-        """Train fewer clients at a time, and drop the slots that are too many; tell whether that was possible."""
-        if self._most == 1:
-            return False
-        self._most = max(1, min(len(self._slots), self._most - 1))
-        for slot in self._slots[self._most :]:
-            slot.close()
-        del self._slots[self._most :]
-        return True
-
-    def _tell(self) -> None:
-        """Free what slots have held that are there no more, and say that they are fewer."""
-        self._give_memory_back()
-        self._say(f"the GPU has memory for {self._most} clients at a time: a round is trained in waves")
-
-    def _slot_for(self, free: Sequence[Slot], client: Assignment) -> Slot:
-        """Return the free slot that knows most of a client's sizes of batches, or a new one if none is free."""
+    def _slot_for(self, turns: Sequence["_Turn"], client: Assignment) -> Slot:
+        """Return the free slot that has seen most of a client's sizes of batches, or a new one if none is free."""
+        taken = [turn.slot for turn in turns]
+        free = [slot for slot in self._slots if slot not in taken]
         if not free:
             self._slots.append(self._make_slot(model=self._model(), **self._common))
             return self._slots[-1]
         sizes = sizes_of(client, self._settings.training.batch_size)
         return min(free, key=lambda slot: len(sizes - slot.sizes))
+
+    def _fewer(self) -> bool:
+        """Train fewer clients at a time, without the slots that are too many; tell whether that is possible."""
+        if self._most == 1:
+            return False
+        self._most = max(1, min(len(self._slots), self._most - 1))
+        self._drop(self._slots[self._most :])
+        self._give_memory_back()
+        return True
+
+    def _drop(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            slot.close()
+            self._slots.remove(slot)
 
     def _give_memory_back(self) -> None:
         """Free what slots have held that are there no more."""
@@ -160,22 +149,57 @@ class GpuGrid(InProcessGrid):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
+    def _tell(self) -> None:
+        """Say how many clients train at a time, if they have become fewer."""
+        if self._most < self._told:
+            self._told = self._most
+            self._say(f"the GPU has memory for {self._most} clients at a time: a round is trained in waves")
+
+    @contextmanager
+    def _reserve(self, messages: Sequence[Message]) -> Iterator[None]:
+        """Hold the memory that the server needs after the training, so that the slots do not take it."""
+        held = None
+        while held is None:
+            try:
+                held = torch.empty(self._for_server(messages), dtype=torch.uint8, device=self._device)
+            except RuntimeError as error:
+                if not is_want_of_memory(error):
+                    raise
+            if held is None and not (self._slots and self._fewer()):
+                break
+        yield
+
+    def _for_server(self, messages: Sequence[Message]) -> int:
+        """Return the bytes of what the server makes after a training: scores, sums, and at first the next models.
+
+        Later the next models take the place of those that have been sent.
+        """
+        if self._device.type != "cuda":
+            return 0
+        if not self._strategy.on_gpu:
+            return self._for_scoring
+        sent = messages[0].content.array_records[ARRAYS].get(FLOATS)
+        vectors = _SUMS + (0 if isinstance(sent, HeldArray) else self._strategy.slots)
+        return self._for_scoring + vectors * 4 * self._strategy.codec.layout.size
+
+    @cached_property
+    def _strategy(self) -> Algorithm:
+        """Another one like the server's, to be asked what it needs."""
+        return algorithms.create(self._settings, self._common["layout"])
+
+    @cached_property
+    def _for_scoring(self) -> int:
+        """The bytes that it takes to score a model; found by trying."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before: int = torch.cuda.memory_reserved()
+        evaluate(self._model(), self._dataset, self._dataset.test.to(self._device), self._device)
+        return torch.cuda.max_memory_reserved() - before
+
     def _model(self) -> Classifier:
         model = deepcopy(self._untrained)
         place(model, self._device, self._settings.precision)
         return model
-
-    @cached_property
-    def _spare(self) -> int:
-        """Bytes that the server takes after a training: to score a model, for its sums, and for the next models."""
-        if self._device.type != "cuda":
-            return 0
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        evaluate(self._model(), self._dataset, self._dataset.test.to(self._device), self._device)
-        vectors = _SUMS + self._settings.clients_per_round
-        taken: int = torch.cuda.max_memory_allocated() - before
-        return taken + vectors * 4 * layout_of(self._untrained).size
 
     @cached_property
     def _dataset(self) -> Dataset:
@@ -230,7 +254,7 @@ class _Turn:
         try:
             return act()
         except Exception as error:  # not kept: it would hold on to all that was there where it was raised
-            self.failure, self.starved = reason_of(error), _is_want_of_memory(error)
+            self.failure, self.starved = reason_of(error), is_want_of_memory(error)
             return None
 
     def begin(self, context: Context, slot_for: Callable[[Assignment], Slot]) -> None:
@@ -253,18 +277,6 @@ class _Turn:
 def _stepped(running: Sequence[_Turn]) -> list[_Turn]:
     """Launch a step of each client in turn, so that no stream waits for the host; return those that have more."""
     return [turn for turn in running if turn.attempt(turn.step)]
-
-
-def _is_want_of_memory(error: BaseException | None) -> bool:
-    """Tell whether an exception, or what it came of, says that the device has no memory left.
-
-    PyTorch's allocator has a class for it; CUDA itself and its libraries only have words.
-    """
-    if error is None:
-        return False
-    said = str(error).lower()
-    wanting = isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said
-    return wanting or _is_want_of_memory(error.__cause__ or error.__context__)
 
 
 def _gpu(settings: Settings) -> torch.device:

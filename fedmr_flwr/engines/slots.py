@@ -66,8 +66,8 @@ class Slot:
         training, rng = self._training, client.rng
         indices = torch.from_numpy(_indices(client))
         overwrite(self._tensors, client.received, self._layout)
-        momenta = [state.get("momentum_buffer") for state in self._optimizer.state.values()]
-        if momenta and momenta[0] is not None:
+        buffers = [state.get("momentum_buffer") for state in self._optimizer.state.values()]
+        if momenta := [buffer for buffer in buffers if buffer is not None]:
             torch._foreach_zero_(momenta)
         self._total.zero_()
         self._places.copy_(self._first)

@@ -141,6 +141,8 @@ def test_after_the_death_of_the_server_a_run_goes_on_to_the_same_model(deploymen
         last = in_the_background(there, deployment, "resume", "run")
         _, error = last.communicate(timeout=240)
         assert (last.returncode, error) == (0, "")
-    assert [row["round"] for row in out.read_rows()] == [*range(1, 13)]
+    rows = out.read_rows()
+    assert [row["round"] for row in rows] == [*range(1, 13)]
+    assert [row["failed"] for row in rows if row["failures"]] == []
     assert manifest(out.path)["model-sha256"] == manifest(deployment / "reference")["model-sha256"]
     assert left(env) == []

@@ -1,9 +1,8 @@
 """A CUDA device for machines without one: PyTorch's own CUDA code, on the memory and with the arithmetic of the host.
 
-`runtime.cpp` stands in for CUDA's runtime. What kernels would compute is computed here, below autograd, by the CPU's
-operations on the same memory; a graph that is captured remembers what to compute, and at which addresses, and does it
-again with every replay. So the allocator, streams, generators and graphs are PyTorch's, and only the numbers are a
-CPU's. cuDNN is off, because it talks to a GPU past the runtime.
+`runtime.cpp` stands in for CUDA's runtime and cuBLAS, and `kernels.py` computes what kernels would. So the allocator,
+streams, generators and graphs are PyTorch's, and only the numbers are a CPU's. cuDNN, which talks to a GPU past the
+runtime, is off.
 
 `command` makes a command run on it; as a plugin of pytest (`-p emulated_cuda`) this module switches it on. A test in
 which streams race fails.
@@ -11,34 +10,43 @@ which streams race fails.
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import kernels
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 HERE = Path(__file__).parent
+SITE = Path(torch.__file__).parent.parent
+HEADERS = SITE / "triton/backends/nvidia/include"  # Triton brings them along
 LIBRARY = "libemulated_cuda.so"
+
+
+def missing():
+    """Say what the emulation wants on this machine; None if it has all."""
+    if not (torch.version.cuda or "").startswith("13."):
+        return "PyTorch is not built for CUDA 13"
+    if not (HEADERS / "cuda_runtime_api.h").exists():
+        return "there are no headers of CUDA"
+    return None if shutil.which("g++") and shutil.which("nm") else "there is no compiler"
 
 
 def build(folder):
     """Compile the runtime, with a function that does nothing for everything else that PyTorch links against."""
-    site = Path(torch.__file__).parent.parent
-    include = site / "triton/backends/nvidia/include"
     compiler = ["g++", "-std=c++17", "-O2", "-fPIC", "-fno-builtin", "-w"]
     runtime, rest = folder / "runtime.o", folder / "rest.cpp"
-    subprocess.run([*compiler, f"-I{include}", "-c", HERE / "runtime.cpp", "-o", runtime], check=True)
+    subprocess.run([*compiler, f"-I{HEADERS}", "-c", HERE / "runtime.cpp", "-o", runtime], check=True)
     wanted = {
         name
         for library in ("torch_cuda", "torch_cpu", "torch_python", "c10_cuda", "caffe2_nvrtc")
-        for name in symbols(site / f"torch/lib/lib{library}.so", "--undefined-only", "--dynamic")
-        if name.startswith(("cuda", "__cuda", "cublas", "cuda")) or (name[:2] == "cu" and name[2:3].isupper())
+        for name in symbols(SITE / f"torch/lib/lib{library}.so", "--undefined-only", "--dynamic")
+        if name.startswith(("cuda", "__cuda", "cublas")) or (name[:2] == "cu" and name[2:3].isupper())
     }
-    missing = sorted(wanted - symbols(runtime, "--defined-only"))
-    rest.write_text("\n".join(f'extern "C" int {name}() {{ return 0; }}' for name in missing))
+    absent = sorted(wanted - symbols(runtime, "--defined-only"))
+    rest.write_text("\n".join(f'extern "C" int {name}() {{ return 0; }}' for name in absent))
     library = folder / LIBRARY
     shared = [*compiler, "-shared", "-Wl,--no-as-needed"]
     subprocess.run([*shared, f"-Wl,-soname,{LIBRARY}", runtime, rest, "-o", library], check=True)
@@ -53,254 +61,14 @@ def symbols(library, *which):
 
 def command(folder, *arguments):
     """Return a command of this Python that finds a GPU, and the environment for it."""
-    paths = {"LD_PRELOAD": str(folder / LIBRARY), "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(HERE)}
+    first = {"LD_PRELOAD": folder / LIBRARY, "LD_LIBRARY_PATH": folder, "PYTHONPATH": HERE}
+    paths = {name: ":".join(filter(None, [str(path), os.environ.get(name)])) for name, path in first.items()}
     return [sys.executable, *arguments], {**os.environ, **paths}
-
-
-class Place:
-    """Where a tensor of the device lies; it may be gone by the time somebody looks there."""
-
-    def __init__(self, tensor):
-        storage = tensor.untyped_storage()
-        self.address, self.size, self.offset = storage.data_ptr(), storage.nbytes(), tensor.storage_offset()
-        self.shape, self.stride, self.dtype = tuple(tensor.shape), tensor.stride(), tensor.dtype
-
-    def view(self):
-        """Return a tensor of the host on the same memory."""
-        if not self.size:
-            return torch.empty(self.shape, dtype=self.dtype)
-        memory = torch.frombuffer((ctypes.c_char * self.size).from_address(self.address), dtype=torch.uint8)
-        return torch.empty(0, dtype=self.dtype).set_(memory.untyped_storage(), self.offset, self.shape, self.stride)
-
-    def note(self, what, writes):
-        """Tell the runtime that the current stream looks at this memory."""
-        if self.size and 0 not in self.shape:
-            item = self.dtype.itemsize
-            spanned = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
-            stream = torch.cuda.current_stream().cuda_stream
-            start = self.address + self.offset * item
-            runtime.emulated_access(start, spanned * item, stream, writes, str(what).encode())
-
-
-def is_place(value):
-    return isinstance(value, Place)
-
-
-def on_device(value):
-    return isinstance(value, torch.Tensor) and value.device.type == "cuda"
-
-
-def places(tree):
-    """Replace the tensors of the device by their places."""
-    return tree_map(lambda value: Place(value) if on_device(value) else value, tree)
-
-
-def for_host(tree):
-    """Replace places by tensors of the host, and the device by the host."""
-
-    def one(value):
-        if isinstance(value, torch.device) and value.type == "cuda":
-            return torch.device("cpu")
-        return value.view() if is_place(value) else value
-
-    return tree_map(one, tree, is_leaf=is_place)
-
-
-aten = torch.ops.aten
-# Only the host's part is asked for: the memory of a new tensor, or a number that was computed before.
-PLAIN = {
-    aten._local_scalar_dense, aten.detach, aten.record_stream, aten.is_pinned, aten._pin_memory, aten.set_,
-    aten.resize_, aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided,
-}  # fmt: skip
-# The sizes of what comes out depend on the values.
-SIZED_BY_VALUES = {aten.bincount, aten.nonzero, aten.masked_select, aten._unique2}
-
-
-class Arithmetic(TorchDispatchMode):
-    """Lets PyTorch do what it does on a CUDA device, and computes the values."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        leaves = tree_flatten((args, kwargs))[0]
-        device = any(isinstance(leaf, torch.device) and leaf.type == "cuda" for leaf in leaves)
-        if not device and not any(map(on_device, leaves)):
-            return function(*args, **kwargs)
-        packet, schema = function.overloadpacket, function._schema
-        if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"):
-            with self:
-                return function.decompose(*args, **kwargs)
-        is_view = not schema.is_mutable and any(result.alias_info is not None for result in schema.returns)
-        if packet in PLAIN or is_view or crosses(packet, args, kwargs):
-            return function(*args, **kwargs)
-        recording = Recording.current if torch.cuda.is_current_stream_capturing() else None
-        inside = places((args, kwargs))
-        booleans = packet is aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if packet in SIZED_BY_VALUES or booleans:
-            assert recording is None, f"{function} waits for the device"
-            values = computed(function, *inside)
-            return tree_map(lambda value: value.cuda() if isinstance(value, torch.Tensor) else value, values)
-        draw = Draw(kwargs["generator"], recording) if kwargs.get("generator") is not None else None
-        result = function(*args, **kwargs)  # finds the memory, launches kernels that do nothing
-        outside = [places(value) for value in tree_flatten(result)[0] if isinstance(value, torch.Tensor)]
-        if draw is not None:
-            draw.after(function, outside[0])
-        operation = Operation(function, *inside, outside if schema.returns else [], draw)
-        operation() if recording is None else recording.operations.append(operation)
-        return result
-
-
-def crosses(packet, args, kwargs):
-    """Tell whether an operation copies from or to the host, which the runtime does itself."""
-    if packet is aten.copy_:
-        return args[0].device != args[1].device
-    if packet is aten._to_copy:
-        crossing = torch.device(kwargs.get("device") or args[0].device).type != args[0].device.type
-        assert not crossing or kwargs.get("dtype") in (None, args[0].dtype), "to another device and another type"
-        return crossing
-    return False
-
-
-def written(schema, args, kwargs):
-    """Return the places that an operation writes to besides its results."""
-    names = {argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write}
-    given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
-    trees = [value for name, value in given.items() if name in names]
-    return [leaf for leaf in tree_flatten(trees, is_leaf=is_place)[0] if is_place(leaf)]
-
-
-def computed(function, args, kwargs):
-    """Return what an operation gives on the host."""
-    with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
-        args, kwargs = for_host((args, kwargs))
-        return BY_HAND.get(function.overloadpacket, function)(*args, **kwargs)
-
-
-class Operation:
-    """What a kernel would compute, at which addresses."""
-
-    def __init__(self, function, args, kwargs, results, draw):
-        self.function, self.args, self.kwargs, self.results, self.draw = function, args, kwargs, results, draw
-        self.grad = torch.is_grad_enabled()  # some operations look at it
-
-    def __call__(self):
-        writes = [*written(self.function._schema, self.args, self.kwargs), *self.results]
-        for leaf in tree_flatten((self.args, self.kwargs), is_leaf=is_place)[0]:
-            if is_place(leaf):
-                leaf.note(self.function, writes=False)
-        for place in writes:
-            place.note(self.function, writes=True)
-        kwargs = self.kwargs if self.draw is None else {**self.kwargs, "generator": self.draw.on_host()}
-        with torch.set_grad_enabled(self.grad):
-            values = computed(self.function, self.args, kwargs)
-        found = [value for value in tree_flatten(values)[0] if isinstance(value, torch.Tensor)]
-        with torch._C._DisableTorchDispatch(), torch.no_grad():
-            for place, value in zip(self.results, found, strict=not self.draw) if self.results else ():
-                target = place.view()
-                if target.numel() == value.numel() and target.data_ptr() != value.data_ptr():
-                    target.copy_(value)
-
-
-def state(generator):
-    """Return the seed and the offset of a generator of the device."""
-    found = generator.get_state().numpy().tobytes()
-    return int.from_bytes(found[:8], "little"), int.from_bytes(found[8:16], "little")
-
-
-# How far a generator goes on, by the operation that draws and the shape.
-advances = {}
-
-
-class Draw:
-    """What an operation draws: a function of its generator's seed and offset, as on a GPU.
-
-    Args:
-        generator: of the device.
-        recording: None if the operation is not captured.
-    """
-
-    def __init__(self, generator, recording):
-        self.generator, self.recording = generator, recording
-        self.start = state(generator) if recording is None else recording.drawn.get(generator, 0)
-
-    def after(self, function, result):
-        """Note how far the generator has gone on; during a capture it does not say."""
-        key = function, result.shape
-        if self.recording is None:
-            advances[key] = state(self.generator)[1] - self.start[1]
-        else:
-            self.recording.drawn[self.generator] = self.start + advances[key]
-
-    def on_host(self):
-        """Return a generator of the host that draws it."""
-        seed, offset = self.start if self.recording is None else self.recording.starts[self.generator]
-        offset += 0 if self.recording is None else self.start
-        return torch.Generator().manual_seed((seed * 1_000_003 + offset) % 2**63)
-
-
-class Recording:
-    """The operations of a graph.
-
-    Attributes:
-        current: of the capture that is under way.
-        drawn: by generator, how far its offset goes on in a replay.
-        starts: by generator, its seed and offset at the beginning of a replay.
-    """
-
-    current = None
-
-    def __init__(self):
-        self.operations, self.drawn, self.starts = [], {}, {}
-
-    def replay(self):
-        for operation in self.operations:
-            operation()
-
-
-class Graph(torch.cuda.CUDAGraph):
-    """PyTorch's graph, which launches nothing, with the operations that it stands for."""
-
-    def capture_begin(self, *args, **kwargs):
-        super().capture_begin(*args, **kwargs)
-        self.recording = Recording.current = Recording()
-
-    def replay(self):
-        recording = self.recording
-        recording.starts = {generator: state(generator) for generator in recording.drawn}
-        super().replay()
-        for generator, (_, offset) in recording.starts.items():
-            assert state(generator)[1] == offset + recording.drawn[generator]
-        recording.replay()
-
-
-def lstm_cell(inputs, hidden, cell, input_bias=None, hidden_bias=None):
-    gates = inputs + hidden + (0 if input_bias is None else input_bias + hidden_bias)
-    i, f, g, o = gates.chunk(4, 1)
-    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-    after = f * cell + i * g
-    return o * after.tanh(), after, torch.cat([i, f, g, o], 1)
-
-
-def lstm_cell_backward(of_hidden, of_cell, before, after, gates, has_bias):
-    i, f, g, o = gates.chunk(4, 1)
-    of_hidden, of_cell = (torch.zeros_like(after) if given is None else given for given in (of_hidden, of_cell))
-    squashed = after.tanh()
-    of_cell = of_cell + of_hidden * o * (1 - squashed**2)
-    parts = of_cell * g * i * (1 - i), of_cell * before * f * (1 - f), of_cell * i * (1 - g**2)
-    of_gates = torch.cat([*parts, of_hidden * squashed * o * (1 - o)], 1)
-    return of_gates, of_cell * f, of_gates.sum(0)
-
-
-# A CPU has no such operations.
-BY_HAND = {
-    aten._thnn_fused_lstm_cell: lstm_cell,
-    aten._thnn_fused_lstm_cell_backward_impl: lstm_cell_backward,
-}
 
 
 def switch_on():
     """Make PyTorch compute on the emulated device, in this process and from here on."""
-    global runtime
-    runtime = ctypes.CDLL(os.environ["LD_PRELOAD"])
+    runtime = kernels.runtime = ctypes.CDLL(os.environ["LD_PRELOAD"].split(":")[0])
     runtime.emulated_access.argtypes = [
         ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p,
     ]  # fmt: skip
@@ -308,8 +76,13 @@ def switch_on():
     flags = torch.backends.cudnn.flags
     torch.backends.cudnn.flags = lambda **settings: flags(**{**settings, "enabled": False})
     torch.backends.cudnn.enabled = False
-    torch.cuda.CUDAGraph = Graph
-    Arithmetic().__enter__()
+    torch.cuda.CUDAGraph = kernels.Graph
+    kernels.Arithmetic().__enter__()
+
+
+def races():
+    """Return how many there have been."""
+    return kernels.runtime.emulated_races()
 
 
 def pytest_configure():
@@ -318,6 +91,6 @@ def pytest_configure():
 
 @pytest.fixture(autouse=True)
 def _no_races():
-    before = runtime.emulated_races()
+    before = races()
     yield
-    assert runtime.emulated_races() == before, "streams race: see what the emulated CUDA wrote to stderr"
+    assert races() == before, "streams race: see what the emulated CUDA wrote to stderr"

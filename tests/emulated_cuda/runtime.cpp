@@ -2,7 +2,7 @@
 //
 // PyTorch is loaded with this library in place of libcudart and cuBLAS, and takes it for a GPU: its allocator, its
 // streams, generators and graphs and the host's part of every kernel do what they would do. A kernel itself does
-// nothing here; `emulated_cuda.py` computes what it would have computed. What CUDA forbids while a stream is captured
+// nothing here; `kernels.py` computes what it would have computed. What CUDA forbids while a stream is captured
 // is refused, and every access to memory is checked against those of other streams: without an event or a wait
 // between two of them, of which one writes, it is a race.
 //
@@ -10,6 +10,8 @@
 
 #define __dv(value)
 #include <cuda_runtime_api.h>
+
+#include <sys/mman.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -30,6 +32,7 @@ constexpr size_t TOTAL = 5ull << 30;  // enough for three slots of VGG-16
 
 struct Graph {
   size_t nodes = 0;
+  bool invalid = false;
 };
 
 struct Stream {
@@ -53,6 +56,7 @@ bool is_captured(cudaStream_t stream) { return own(stream) && own(stream)->captu
 
 cudaError_t refused(const char* what) {
   fprintf(stderr, "emulated CUDA: refused during a capture: %s\n", what);
+  for (Stream* stream : capturing) stream->captured->invalid = true;
   return failed(cudaErrorStreamCaptureUnsupported);
 }
 
@@ -114,7 +118,7 @@ void split(size_t at) {
 
 }  // namespace
 
-// What `emulated_cuda.py` asks and tells.
+// What `kernels.py` asks and tells.
 
 API long emulated_races() { return races; }
 
@@ -232,8 +236,10 @@ API cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int
 API cudaError_t cudaMalloc(void** address, size_t size) {
   ALONE;
   if (cudaError_t error = unsafe("cudaMalloc")) return error;
-  if (used + size > TOTAL || posix_memalign(address, ALIGNED, size + !size)) return failed(cudaErrorMemoryAllocation);
-  memset(*address, 0, size);
+  if (used + size > TOTAL) return failed(cudaErrorMemoryAllocation);
+  // Zeros that take no memory of the host until they are used.
+  *address = mmap(nullptr, size + !size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (*address == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
   on_device[(char*)*address] = size, used += size;
   return cudaSuccess;
 }
@@ -244,9 +250,9 @@ API cudaError_t cudaFree(void* address) {
   for (auto& [stream, clock] : streams) join(host, clock);  // it waits for the device
   auto found = on_device.find((char*)address);
   if (found == on_device.end()) return failed(cudaErrorInvalidValue);
+  munmap(address, found->second + !found->second);
   used -= found->second;
   on_device.erase(found);
-  free(address);
   return cudaSuccess;
 }
 API cudaError_t cudaHostAlloc(void** address, size_t size, unsigned) {
@@ -339,7 +345,7 @@ API cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsi
   return is_captured(stream) ? refused("cudaStreamWaitEvent") : cudaSuccess;
 }
 
-// Graphs. That one is launched `emulated_cuda.py` hears of PyTorch.
+// Graphs. That one is launched `kernels.py` hears from PyTorch.
 
 API cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   ALONE;
@@ -351,9 +357,10 @@ API cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMod
 API cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   ALONE;
   capturing.erase(own(stream));
-  *graph = (cudaGraph_t)own(stream)->captured;
+  Graph* captured = own(stream)->captured;
   own(stream)->captured = nullptr;
-  return cudaSuccess;
+  *graph = captured->invalid ? nullptr : (cudaGraph_t)captured;
+  return captured->invalid ? failed(cudaErrorStreamCaptureInvalidated) : cudaSuccess;
 }
 API cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   ALONE;
@@ -397,6 +404,7 @@ API const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess: return "no error";
     case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
     default: return "an error of the emulated CUDA";
   }

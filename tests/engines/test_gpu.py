@@ -22,6 +22,7 @@ from fedmr_flwr.algorithms import ALGORITHMS
 from fedmr_flwr.algorithms.fedprox import Prox
 from fedmr_flwr.engines import gpu, residents
 from fedmr_flwr.engines.gpu import GpuGrid
+from fedmr_flwr.engines.graphs import GraphSlot
 from fedmr_flwr.engines.slots import Slot, batches
 from fedmr_flwr.errors import DeviceError, FederationError
 from fedmr_flwr.models import MODELS
@@ -277,15 +278,29 @@ def test_the_documentation_lists_which_rules_are_captured():
     assert listed == {rule.__name__: "captured" if rule.captured else "kernel by kernel" for rule in rules}
 
 
+def test_more_clients_than_streams_are_trained_in_waves_of_the_same_size(toy):
+    settings = [toy("clients=35", "clients-per-round=34", "rounds=1", run=name) for name in ("a", "b")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    grid, said, waves = GpuGrid(settings[1], device=CPU, slot=Slot), [], []
+    grid._say, wave = said.append, grid._wave
+
+    def look(turns):
+        waves.append(len(turns))
+        wave(turns)
+
+    grid._wave = look
+    assert digest(run(settings[1], grid)) == digest(expected)
+    assert waves == [17, 17] and len(grid._slots) == 17 and not said
+
+
 def test_a_client_goes_to_the_slot_that_knows_its_batches(toy):
     settings = toy("clients-per-round=6", "rounds=8")  # all clients in every round, in another order
     grid = GpuGrid(settings, device=CPU, slot=Slot)
     seen, wave = [], grid._wave
 
     def look(turns):
-        done = wave(turns)
+        wave(turns)
         seen.append([sorted(slot.sizes) for slot in grid._slots])
-        return done
 
     grid._wave = look
     run(settings, grid)
@@ -384,8 +399,8 @@ def test_on_a_gpu_that_is_too_small_a_round_is_trained_in_waves_and_the_server_f
         gc.collect()
         torch.cuda.empty_cache()
 
-    monkeypatch.setitem(MODELS, "mlp", partial(MLP, hidden=4000))
-    a, b = (on_gpu(toy(*small("mlp"), run=name)) for name in "ab")
+    monkeypatch.setitem(MODELS, "wide-mlp", partial(MLP, hidden=4000))
+    a, b = (on_gpu(toy(*small("wide-mlp"), run=name)) for name in "ab")
     free()
     torch.cuda.reset_peak_memory_stats()
     expected = run(a, engines.grid_of(a))
@@ -404,21 +419,30 @@ def test_on_a_gpu_that_is_too_small_a_round_is_trained_in_waves_and_the_server_f
 
 
 @cuda
-def test_on_a_gpu_a_capture_that_finds_no_memory_is_tried_again(toy, monkeypatch):
+def test_on_a_gpu_a_capture_that_finds_no_memory_is_tried_again_with_nothing_left_of_it(toy, monkeypatch):
     a, b = (toy("device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
-    failed, train = [], Slot._train
+    tries, captured, loss = [], GraphSlot._captured, LocalRule.loss
 
-    def starving(slot, size):
-        train(slot, size)
-        if torch.cuda.is_current_stream_capturing() and size not in failed:
-            failed.append(size)
+    def trying(slot, size):
+        tries.append((size, torch.cuda.memory_allocated()))
+        return captured(slot, size)
+
+    def starving(rule, model, inputs, labels):
+        value = loss(rule, model, inputs, labels)  # with all that it holds on to
+        if torch.cuda.is_current_stream_capturing() and len(tries) % 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        return value
 
-    monkeypatch.setattr(Slot, "_train", starving)
+    monkeypatch.setattr(GraphSlot, "_captured", trying)
+    monkeypatch.setattr(LocalRule, "loss", starving)
     said = []
     out = run(on_gpu(b), engines.grid_of(on_gpu(b), say=said.append))
-    assert failed and not said
+    # Of the first try nothing is left, the gradients before it are gone, and what cuBLAS works with is not.
+    gradients = 4 * server.Federation(b).layout.size + 2**14
+    assert len(tries) > 4 and not said
+    for (size, first), (again, second) in zip(tries[::2], tries[1::2], strict=True):
+        assert size == again and 0 <= first - second <= gradients
     assert digest(out) == digest(expected)
 
 

@@ -1,6 +1,5 @@
 """What needs a GPU, on a machine without one: PyTorch's CUDA code on an emulated device."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,8 +11,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU"),
-    pytest.mark.skipif(torch.version.cuda is None, reason="this PyTorch has no CUDA code"),
-    pytest.mark.skipif(not shutil.which("g++") or not shutil.which("nm"), reason="there is no compiler"),
+    pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(emulated_cuda.missing())),
 ]
 
 
@@ -52,7 +50,7 @@ with torch.cuda.stream(stream):
     total = values.sum()
 torch.cuda.current_stream().wait_stream(stream)
 assert total.item() == 3
-print(emulated_cuda.runtime.emulated_races())
+print(emulated_cuda.races())
 """
 
 
