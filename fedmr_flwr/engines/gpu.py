@@ -76,7 +76,7 @@ class GpuGrid(InProcessGrid):
 
     def _answers(self, messages: Sequence[Message]) -> list[Message]:
         """Answer messages: train on all of them together, if that is what they ask for."""
-        if any(message.metadata.message_type != MessageType.TRAIN for message in messages):
+        if not messages or any(message.metadata.message_type != MessageType.TRAIN for message in messages):
             return super()._answers(messages)
         with ExitStack() as stack:
             stack.enter_context(threads(self._settings.client_cpus))

@@ -373,7 +373,7 @@ def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
 @pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in STRATEGIES])
 def test_on_a_gpu_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
     assert {text.split()[0] for text in STRATEGIES} >= set(ALGORITHMS)
-    a, b = (toy(*f"strategy.name={strategy}".split(), "rounds=4", "device=cuda", run=name) for name in "ab")
+    a, b = (toy("rounds=3", *f"strategy.name={strategy}".split(), "device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
     assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
 
@@ -444,6 +444,12 @@ def test_on_a_gpu_a_capture_that_finds_no_memory_is_tried_again_with_nothing_lef
     for (size, first), (again, second) in zip(tries[::2], tries[1::2], strict=True):
         assert size == again and 0 <= first - second <= gradients
     assert digest(out) == digest(expected)
+
+
+@cuda
+def test_on_a_gpu_no_messages_get_no_replies(toy):
+    settings = on_gpu(toy())
+    assert engines.grid_of(settings).push_messages([]) == []
 
 
 @cuda
