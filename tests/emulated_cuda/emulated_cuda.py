@@ -63,7 +63,7 @@ def command(folder, *arguments):
     """Return a command of this Python that finds a GPU, and the environment for it."""
     first = {"LD_PRELOAD": folder / LIBRARY, "LD_LIBRARY_PATH": folder, "PYTHONPATH": HERE}
     paths = {name: ":".join(filter(None, [str(path), os.environ.get(name)])) for name, path in first.items()}
-    return [sys.executable, *arguments], {**os.environ, **paths}
+    return [sys.executable, *arguments], {**os.environ, **paths, "OMP_NUM_THREADS": "1"}
 
 
 def switch_on():
