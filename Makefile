@@ -6,7 +6,7 @@ FAST := -m "not e2e and not slow"
 # Two at a time: tests of deployments wait for minutes until Flower misses a dead node.
 PYTEST := pytest -n 2 --dist worksteal
 
-.PHONY: run test check test-latest help clean
+.PHONY: run test lint check test-latest help clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,10 +14,12 @@ help: ## Show this list.
 run: $(VENV)/.ready ## Train FedMR on real handwritten digits in Flower's simulation (about a minute).
 	$(VENV)/bin/fedmr run conf/quickstart.yaml
 
-check: $(VENV)/.ready ## Lint, types, unit and contract tests.
+lint: $(VENV)/.ready ## Style and types.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+check: lint ## Style, types, unit and contract tests.
 	$(VENV)/bin/$(PYTEST) $(FAST)
 
 test: $(VENV)/.ready ## All tests; the end-to-end ones start Flower for real.
