@@ -474,3 +474,26 @@ def test_augmentation_changes_training_and_repeats(toy):
         for at, how in enumerate(("true", "true", "false"))
     ]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")]
+)
+def test_a_server_without_memory_says_so_in_one_line(toy, monkeypatch, error):
+    def starving(*args):
+        raise error
+
+    monkeypatch.setattr(server, "evaluate", starving)
+    with pytest.raises(
+        DeviceError, match=r"device cpu: there is no memory to average and to score models; set device=cpu"
+    ):
+        run(toy())
+
+
+def test_another_error_of_the_server_keeps_its_traceback(toy, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(server, "evaluate", broken)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run(toy())
