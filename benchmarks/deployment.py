@@ -24,8 +24,8 @@ from rich.table import Table
 from fedmr_flwr.deployment import commands, folders
 from fedmr_flwr.deployment.admission import admit
 from fedmr_flwr.deployment.commands import FEDERATION
-from fedmr_flwr.engines.flower import Connection, environment
 from fedmr_flwr.errors import EngineError
+from fedmr_flwr.launch.flower import Connection, environment
 
 APP = Path(__file__).parent / "exchange-app"
 NODES = 2

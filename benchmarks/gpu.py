@@ -27,9 +27,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedmr_flwr import config, models
-from fedmr_flwr.config import Settings
+from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.training import Batch, LocalRule, arithmetic, place, train_step
+from fedmr_flwr.training.devices import arithmetic, place
+from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.training.sgd import Batch, train_step
 
 CONF = Path(__file__).parent.parent / "conf"
 ENGINES = {

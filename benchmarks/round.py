@@ -21,9 +21,9 @@ from rich.table import Table
 from torch.nn.functional import cross_entropy
 
 from fedmr_flwr import config, models
-from fedmr_flwr.config import Settings
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.randomness import stream
 
 CONF = Path(__file__).parent.parent / "conf" / "fashion-mnist-cnn.yaml"
 

@@ -29,11 +29,15 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 
-from fedmr_flwr import FedMR, client, config, engines, server
+from fedmr_flwr import FedMR, config
+from fedmr_flwr.cli import server
+from fedmr_flwr.client import app as client
 from fedmr_flwr.data import partitions
-from fedmr_flwr.roster import RosterGrid
-from fedmr_flwr.runs import plots
-from fedmr_flwr.runs.display import Display
+from fedmr_flwr.launch import engines
+from fedmr_flwr.report import plots
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.server.run import run as serve
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 EXAMPLES, WARM_CLIENTS = 14, 5
 # The first rounds are dropped: PyTorch's first steps are slow.
@@ -118,7 +122,7 @@ def run(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Run a federation from start to end and return the metrics of its rounds."""
     settings = config.parse(values, "scale.py")
     with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return server.run(settings, engines.grid_of(settings), display).read_rows()
+        return serve(settings, engines.grid_of(settings), display).read_rows()
 
 
 def memory(name: str) -> float:

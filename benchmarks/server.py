@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmr_flwr import FedMR, models
-from fedmr_flwr.engines.in_process import InProcessGrid
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.population import recombine
-from fedmr_flwr.records import Codec, fault
-from fedmr_flwr.training import layout_of
-from fedmr_flwr.units import units
+from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.population import recombine
+from fedmr_flwr.core.units import units
+from fedmr_flwr.models.packing import layout_of
+from fedmr_flwr.wire.checks import fault
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.in_process import InProcessGrid
 
 REPEATS = 15
 

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedmr_flwr.population import deal
-from fedmr_flwr.randomness import stream
+from fedmr_flwr.core.population import deal
+from fedmr_flwr.core.randomness import stream
 
 LAYERS = ("conv1", "conv2", "hidden", "classifier")
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52")

@@ -18,8 +18,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedmr_flwr import config
-from fedmr_flwr.config import Settings
-from fedmr_flwr.engines.in_process import InProcessGrid
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.wire.grids.in_process import InProcessGrid
 
 CONF = Path(__file__).parent.parent / "conf"
 

@@ -10,9 +10,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedmr_flwr import models
-from fedmr_flwr.engines.superlink_grid import SuperLinkGrid
-from fedmr_flwr.records import Codec
-from fedmr_flwr.training import layout_of, pack, unpack
+from fedmr_flwr.models.packing import layout_of, pack, unpack
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
 SHAPE, CLASSES, CLIENTS = (3, 32, 32), 10, 2
 

@@ -14,10 +14,11 @@ from fedmr_flwr.algorithms.flower import PREFIX, flower_strategy
 from fedmr_flwr.algorithms.indep import Indep
 from fedmr_flwr.algorithms.moon import Moon
 from fedmr_flwr.algorithms.scaffold import Scaffold
-from fedmr_flwr.config import Section, Settings, Strategy, checked
+from fedmr_flwr.config.sections import Section, checked
+from fedmr_flwr.config.settings import Settings, Strategy
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.training import LocalRule
+from fedmr_flwr.training.rules import LocalRule
 
 # Add one line to add one.
 ALGORITHMS: dict[str, type[Algorithm]] = {

@@ -12,13 +12,14 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
-from fedmr_flwr.config import Section, checked
+from fedmr_flwr.config.sections import Section, checked
+from fedmr_flwr.core.layout import Floats, Layout, Packed
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError, RecordError
-from fedmr_flwr.layout import Floats, Layout, Packed
-from fedmr_flwr.randomness import stream
-from fedmr_flwr.records import ARRAYS, CONFIG, EXAMPLES, METRICS, RETURNS, ROUND, Codec, vector_record, vectors
-from fedmr_flwr.roster import RosterGrid
-from fedmr_flwr.training import LocalRule
+from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
+from fedmr_flwr.wire.messages import ARRAYS, CONFIG, EXAMPLES, METRICS, RETURNS, ROUND, vector_record, vectors
 
 
 class Options(Section):

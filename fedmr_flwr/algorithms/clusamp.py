@@ -15,11 +15,11 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedmr_flwr.algorithms.base import Algorithm, Trained
+from fedmr_flwr.core.layout import Floats
+from fedmr_flwr.core.population import average
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Floats
-from fedmr_flwr.population import average
-from fedmr_flwr.randomness import stream
-from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 
 class CluSamp(Algorithm):

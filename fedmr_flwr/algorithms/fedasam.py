@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import nn
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
-from fedmr_flwr.config import Section
-from fedmr_flwr.training import LocalRule
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.training.rules import LocalRule
 
 
 class ASAMOptions(Section):

@@ -10,8 +10,8 @@ from typing import Literal
 from flwr.app import ArrayRecord
 
 from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config import Section
-from fedmr_flwr.population import average
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.population import average
 
 
 class FedAvgOptions(Section):

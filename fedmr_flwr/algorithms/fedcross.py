@@ -12,8 +12,8 @@ from flwr.app import ArrayRecord
 from pydantic import Field
 
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions
-from fedmr_flwr.layout import Packed
-from fedmr_flwr.population import cosines
+from fedmr_flwr.core.layout import Packed
+from fedmr_flwr.core.population import cosines
 
 
 class FedCrossOptions(MultiModelOptions):

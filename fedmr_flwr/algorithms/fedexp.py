@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config import Section
-from fedmr_flwr.layout import Floats, Packed
-from fedmr_flwr.population import average, mean
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.layout import Floats, Packed
+from fedmr_flwr.core.population import average, mean
 
 
 class FedExPOptions(Section):

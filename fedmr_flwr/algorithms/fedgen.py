@@ -18,12 +18,14 @@ from torch.nn import functional
 
 from fedmr_flwr.algorithms.base import Trained
 from fedmr_flwr.algorithms.fedavg import FedAvg, FedAvgOptions
-from fedmr_flwr.config import Section
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.layout import Entry, Floats, Packed
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Entry, Floats, Packed
 from fedmr_flwr.models.base import Classifier, materialise
-from fedmr_flwr.randomness import stream
-from fedmr_flwr.training import LocalRule, Outcome, Task, layout_of, pack, threads, unpack
+from fedmr_flwr.models.packing import layout_of, pack, unpack
+from fedmr_flwr.training.devices import threads
+from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
 GENERATOR, COUNTS = "generator", "label-counts"
 _HEAD = ("classifier.weight", "classifier.bias")

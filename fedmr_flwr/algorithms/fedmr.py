@@ -17,11 +17,11 @@ from flwr.app import ArrayRecord
 from pydantic import Field, field_validator
 
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions
+from fedmr_flwr.core.layout import Packed
+from fedmr_flwr.core.population import Sources
+from fedmr_flwr.core.recombination import Buffers, Recombination, shuffled
+from fedmr_flwr.core.units import Unit, grouping
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Packed
-from fedmr_flwr.population import Sources
-from fedmr_flwr.recombination import Buffers, Recombination, shuffled
-from fedmr_flwr.units import Unit, grouping
 
 
 class FedMROptions(MultiModelOptions):

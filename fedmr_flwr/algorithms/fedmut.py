@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config import Section
-from fedmr_flwr.layout import Floats
-from fedmr_flwr.population import average
-from fedmr_flwr.randomness import stream
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.layout import Floats
+from fedmr_flwr.core.population import average
+from fedmr_flwr.core.randomness import stream
 
 
 class FedMutOptions(Section):

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import nn
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
-from fedmr_flwr.config import Section
-from fedmr_flwr.training import LocalRule, Task
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.training.rules import LocalRule, Task
 
 
 class ProxOptions(Section):

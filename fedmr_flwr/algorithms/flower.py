@@ -16,7 +16,7 @@ from pydantic import Field
 from fedmr_flwr.algorithms import state as kept
 from fedmr_flwr.algorithms import wrappers
 from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config import Section
+from fedmr_flwr.config.sections import Section
 from fedmr_flwr.errors import ConfigError, FederationError
 
 # The names of Flower's strategies begin with this.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from flwr.app import ArrayRecord
 
 from fedmr_flwr.algorithms.multi_model import MultiModel
-from fedmr_flwr.layout import Packed
+from fedmr_flwr.core.layout import Packed
 
 
 class Indep(MultiModel):

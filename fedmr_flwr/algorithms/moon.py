@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
-from fedmr_flwr.config import Section
+from fedmr_flwr.config.sections import Section
 from fedmr_flwr.models.base import Classifier
-from fedmr_flwr.training import LocalRule, Outcome, Task
+from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
 
 class ContrastiveOptions(Section):

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config import Section
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.layout import Packed
+from fedmr_flwr.core.population import average, similarity, spread
+from fedmr_flwr.core.units import Unit, units
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Packed
-from fedmr_flwr.population import average, similarity, spread
-from fedmr_flwr.units import Unit, units
 
 
 class MultiModelOptions(Section):

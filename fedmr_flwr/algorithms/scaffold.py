@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import nn
 
 from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config import Section
-from fedmr_flwr.layout import Floats
-from fedmr_flwr.population import average
-from fedmr_flwr.training import LocalRule, Outcome, Task
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.layout import Floats
+from fedmr_flwr.core.population import average
+from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
 CONTROL = "control"
 

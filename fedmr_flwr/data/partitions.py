@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmr_flwr import config
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data.base import Dataset
 from fedmr_flwr.errors import ConfigError, PartitionError
 from fedmr_flwr.files import write_aside
-from fedmr_flwr.randomness import stream
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedmr_flwr.deployment.commands import FEDERATION
-from fedmr_flwr.engines.flower import Connection
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.files import write_aside
+from fedmr_flwr.launch.flower import Connection
 
 
 class Admission(NamedTuple):

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERVER_KEY, Node, Server
-from fedmr_flwr.engines.flower import environment
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.files import write_aside, writing
+from fedmr_flwr.launch.flower import environment
 
 # What `fedmr run --federation` calls the SuperLink that `fedmr deploy server` starts.
 FEDERATION = "deployment"

@@ -9,7 +9,7 @@ from typing import TypeVar
 import yaml
 from pydantic import Field
 
-from fedmr_flwr.config import Section, checked
+from fedmr_flwr.config.sections import Section, checked
 from fedmr_flwr.deployment.certificates import Authority, node_keys, write_private
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import write_aside, writing

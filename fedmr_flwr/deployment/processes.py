@@ -13,9 +13,9 @@ import psutil
 from fedmr_flwr.deployment import commands
 from fedmr_flwr.deployment.admission import admit
 from fedmr_flwr.deployment.folders import Node, Server
-from fedmr_flwr.engines.flower import Connection, environment
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.files import writing
+from fedmr_flwr.launch.flower import Connection, environment
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0

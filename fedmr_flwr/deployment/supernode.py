@@ -15,7 +15,7 @@ from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supernode import start_client_internal as loop
 from flwr.supernode.cli import flower_supernode
 
-from fedmr_flwr.engines.superlink_grid import PART_SECONDS
+from fedmr_flwr.wire.grids.superlink import PART_SECONDS
 
 # Not by the module's name: a forked process imports the main module of the one that asked for it, and with it
 # `fedmr_flwr` in the version that is installed here, where it should take the one that came with the run.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Classifier, materialise
 from fedmr_flwr.models.charlstm import CharLSTM
@@ -14,7 +15,6 @@ from fedmr_flwr.models.mlp import MLP
 from fedmr_flwr.models.mobilenet import MobileNetV2
 from fedmr_flwr.models.resnet import FedMRResNet, resnet18, resnet18_groupnorm, resnet20
 from fedmr_flwr.models.vgg import VGG
-from fedmr_flwr.randomness import stream
 
 Builder = Callable[[tuple[int, ...], int], Classifier]
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as read_tensors
 
+from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.files import write_aside, write_tensors, writing
-from fedmr_flwr.layout import Packed
 
 # How many checkpoints of a run are kept.
 KEPT = 2

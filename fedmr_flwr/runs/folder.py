@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr import config
 from fedmr_flwr.algorithms import resolve
-from fedmr_flwr.config import Settings
+from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.data.datasets import default_data_dir
 from fedmr_flwr.errors import FedmrError, RunFolderError
 from fedmr_flwr.files import write_aside, write_new, write_tensors, writing

@@ -6,10 +6,10 @@ from flwr.app import ConfigRecord
 
 from fedmr_flwr.algorithms import CluSamp
 from fedmr_flwr.algorithms.clusamp import distributions
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec
-from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of({"w": np.zeros(4, np.float32), "bn.running_var": np.zeros(1, np.float32)})
 CODEC = Codec(LAYOUT)

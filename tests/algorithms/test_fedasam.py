@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fedmr_flwr.algorithms.fedasam import ASAM, ASAMOptions
-from fedmr_flwr.training import LocalRule
+from fedmr_flwr.training.rules import LocalRule
 
 
 class Quadratic(LocalRule):

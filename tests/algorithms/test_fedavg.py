@@ -3,10 +3,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from fedmr_flwr import FedAvg
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec
-from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of({"w": np.zeros(2, np.float32), "n": np.zeros(1, np.int64)})
 CODEC = Codec(LAYOUT)

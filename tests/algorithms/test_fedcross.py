@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from fedmr_flwr.algorithms import FedCross, Indep
-from fedmr_flwr.layout import Layout, Packed
-from fedmr_flwr.population import cosines
-from fedmr_flwr.records import Codec
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.core.population import cosines
+from fedmr_flwr.wire.codec import Codec
 
 LAYOUT = Layout.of({"w": np.zeros(2, np.float32), "n": np.zeros(1, np.int64)})
 CODEC = Codec(LAYOUT)

@@ -3,9 +3,9 @@ import pytest
 from flwr.app import ConfigRecord
 
 from fedmr_flwr.algorithms import FedExP
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec
-from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of(
     {"w": np.zeros(2, np.float32), "bn.running_mean": np.zeros(1, np.float32), "n": np.zeros(1, np.int64)}

@@ -17,14 +17,17 @@ from fedmr_flwr.algorithms.fedgen import (
     _teach,
     diversity,
     teaching,
-)  # fmt: skip
-from fedmr_flwr.config import Training
+)
+from fedmr_flwr.config.settings import Training
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Layout
 from fedmr_flwr.models.base import Classifier
-from fedmr_flwr.records import Codec
-from fedmr_flwr.training import LocalRule, Task, fit, layout_of, pack, threads
+from fedmr_flwr.models.packing import layout_of, pack
+from fedmr_flwr.training.devices import threads
+from fedmr_flwr.training.rules import LocalRule, Task
+from fedmr_flwr.training.sgd import fit
+from fedmr_flwr.wire.codec import Codec
 
 SHAPES = {"cnn": (1, 28, 28), "charlstm": (80,)}
 

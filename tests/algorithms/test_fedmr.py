@@ -3,11 +3,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedmr_flwr import FedAvg, FedMR
+from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.units import units
 from fedmr_flwr.errors import ConfigError, FederationError
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec
-from fedmr_flwr.roster import RosterGrid
-from fedmr_flwr.units import units
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 ARRAYS = {
     "conv.weight": np.zeros((2, 2), np.float32),
@@ -29,7 +29,7 @@ def decode(messages):
     return [CODEC.decode(message.content["arrays"]) for message in messages]
 
 
-class Federation:
+class Experiment:
     """Clients that return a model filled with a number of their own: 100 * round + client."""
 
     def __init__(self, grid_of, answer, clients=8, silent=(), **options):
@@ -55,13 +55,13 @@ class Federation:
 
 
 def test_the_first_round_sends_the_initial_model_to_everyone(grid_of, answer):
-    federation = Federation(grid_of, answer)
+    federation = Experiment(grid_of, answer)
     assert all((sent.floats == 0).all() for sent in federation.round(1))
 
 
 @pytest.mark.parametrize("unit", ["tensor", "layer"])
 def test_after_it_the_trained_models_are_recombined_unit_by_unit(grid_of, answer, unit):
-    federation = Federation(grid_of, answer, unit=unit)
+    federation = Experiment(grid_of, answer, unit=unit)
     federation.round(1)
     values = sorted(trained.floats[0] for trained in federation.trained)
     mixed = federation.round(2)
@@ -77,7 +77,7 @@ def test_after_it_the_trained_models_are_recombined_unit_by_unit(grid_of, answer
 
 
 def test_the_global_model_is_the_uniform_mean_and_integers_are_not_averaged(grid_of, answer):
-    federation = Federation(grid_of, answer)
+    federation = Experiment(grid_of, answer)
     federation.round(1)
     global_model = CODEC.decode(federation.arrays)
     values = [trained.floats[0] for trained in federation.trained]
@@ -86,7 +86,7 @@ def test_the_global_model_is_the_uniform_mean_and_integers_are_not_averaged(grid
 
 
 def test_recombination_does_not_change_the_mean(grid_of, answer):
-    federation = Federation(grid_of, answer)
+    federation = Experiment(grid_of, answer)
     federation.round(1)
     before = CODEC.decode(federation.arrays).floats
     mixed = federation.round(2)
@@ -95,7 +95,7 @@ def test_recombination_does_not_change_the_mean(grid_of, answer):
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_the_first_stage_averages_exactly_that_many_times(grid_of, answer, stage):
-    federation = Federation(grid_of, answer, first_stage_rounds=stage)
+    federation = Experiment(grid_of, answer, first_stage_rounds=stage)
     for number in range(1, 6):
         before = CODEC.decode(federation.arrays).floats
         sent = federation.round(number)
@@ -126,7 +126,7 @@ def test_with_a_first_stage_of_all_rounds_it_is_uniform_fedavg_bit_for_bit(grid_
 
 
 def test_a_slot_without_a_good_reply_keeps_the_model_it_was_sent(grid_of, answer):
-    federation = Federation(grid_of, answer, silent=[(2, client) for client in range(4)])
+    federation = Experiment(grid_of, answer, silent=[(2, client) for client in range(4)])
     federation.round(1)
     sent = federation.round(2)
     state = federation.strategy.population
@@ -152,7 +152,7 @@ def test_the_pairing_of_slots_and_clients_is_random_in_every_round(grid_of, answ
 
 
 def test_similarity_of_the_population_is_reported(grid_of, answer):
-    federation = Federation(grid_of, answer)
+    federation = Experiment(grid_of, answer)
     federation.round(1)
     assert federation.metrics["similarity"] == pytest.approx(1), "models of one direction"
 

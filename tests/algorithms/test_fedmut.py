@@ -5,9 +5,9 @@ from flwr.app import ConfigRecord
 from fedmr_flwr import FedAvg
 from fedmr_flwr.algorithms import FedMut
 from fedmr_flwr.algorithms.base import Trained
-from fedmr_flwr.layout import Layout, Packed
-from fedmr_flwr.records import Codec
-from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of(
     {"a.w": np.zeros(2, np.float32), "b.w": np.zeros(3, np.float32), "b.running_var": np.zeros(1, np.float32)}

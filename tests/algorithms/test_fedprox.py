@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from fedmr_flwr.algorithms.fedprox import Prox, ProxOptions
-from fedmr_flwr.config import Training
+from fedmr_flwr.config.settings import Training
 from fedmr_flwr.data.base import Dataset, Examples
-from fedmr_flwr.training import LocalRule, fit
+from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.training.sgd import fit
 
 X = np.array([[1.0, 2.0], [-0.5, 1.0], [2.0, 0.25]], np.float32)
 Y = np.array([0, 1, 1])

@@ -8,13 +8,14 @@ from flwr.app import ConfigRecord
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from fedmr_flwr import engines, server
 from fedmr_flwr.algorithms.flower import flower_strategy
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError, FederationError
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec
-from fedmr_flwr.roster import RosterGrid
-from fedmr_flwr.runs.display import Display
+from fedmr_flwr.launch import engines
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.server.run import run as serve
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of({"w": np.zeros(3, np.float32), "n": np.zeros(1, np.int64)})
 CODEC = Codec(LAYOUT)
@@ -23,7 +24,7 @@ START = CODEC.encode([np.array([1, 2, 3], np.float32)], [np.zeros(1, np.int64)])
 
 def run(settings):
     with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return server.run(settings, engines.grid_of(settings), display)
+        return serve(settings, engines.grid_of(settings), display)
 
 
 NAMES = {
@@ -45,7 +46,7 @@ def test_a_run_repeats_and_goes_on_from_a_checkpoint_to_the_same_model(toy, name
     first.config.write_text(first.config.read_text().replace("rounds: 1\n", "rounds: 3\n"))
     settings = toy(*common, run="c")
     with Display(3, Console(file=io.StringIO())) as display:
-        done = server.run(settings, engines.grid_of(settings), display, first)
+        done = serve(settings, engines.grid_of(settings), display, first)
     assert done.read_manifest()["model-sha256"] == whole.read_manifest()["model-sha256"]
     rows = whole.read_rows()
     assert all(row["replies"] == 4 and row["test-accuracy"] > 0 for row in rows)

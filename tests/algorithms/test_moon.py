@@ -6,10 +6,11 @@ from torch.nn import functional
 
 from fedmr_flwr import models
 from fedmr_flwr.algorithms.moon import Contrastive, ContrastiveOptions, contrastive
-from fedmr_flwr.config import Training
+from fedmr_flwr.config.settings import Training
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.models.base import Classifier
-from fedmr_flwr.training import LocalRule, Task, fit
+from fedmr_flwr.training.rules import LocalRule, Task
+from fedmr_flwr.training.sgd import fit
 
 
 class Net(Classifier):

@@ -6,13 +6,15 @@ from torch import nn
 
 from fedmr_flwr.algorithms import FedAvg, Scaffold
 from fedmr_flwr.algorithms.scaffold import CONTROL, Corrected
-from fedmr_flwr.config import Settings, Training
+from fedmr_flwr.config.settings import Settings, Training
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data.base import Dataset, Examples
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec, vector_record, vectors
-from fedmr_flwr.roster import RosterGrid
-from fedmr_flwr.runs import loop
-from fedmr_flwr.training import LocalRule, fit
+from fedmr_flwr.server import rounds as loop
+from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.training.sgd import fit
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
+from fedmr_flwr.wire.messages import vector_record, vectors
 
 X = np.array([[1.0, 2.0], [-0.5, 1.0], [2.0, 0.25]], np.float32)
 Y = np.array([0, 1, 1])

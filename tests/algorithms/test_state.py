@@ -10,10 +10,10 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmr_flwr.algorithms.state import restore, state_of
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.records import Codec, retyped
-from fedmr_flwr.roster import RosterGrid
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.checkpoint import Checkpoint
+from fedmr_flwr.wire.codec import Codec, retyped
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 ROUNDS, STOP, CLIENTS = 5, 3, 7
 # More than ten, so that "10" must not come before "2"; a name that looks like a moment's; a tensor without a shape.

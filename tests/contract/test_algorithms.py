@@ -9,9 +9,10 @@ from flwr.app import ConfigRecord
 
 from fedmr_flwr.algorithms import ALGORITHMS
 from fedmr_flwr.algorithms.multi_model import MultiModel
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec, vector_record
-from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
+from fedmr_flwr.wire.messages import vector_record
 
 LAYOUT = Layout.of(
     {

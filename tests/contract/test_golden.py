@@ -24,15 +24,18 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from rich.console import Console
 
-from fedmr_flwr import FedAvg, FedMR, engines, server
+from fedmr_flwr import FedAvg, FedMR
 from fedmr_flwr.algorithms import CluSamp, FedCross, FedExP, FedMut, Indep, Scaffold
-from fedmr_flwr.engines.in_process import InProcessGrid
-from fedmr_flwr.layout import Layout, Packed
-from fedmr_flwr.randomness import stream
-from fedmr_flwr.records import Codec, vector_record
-from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.core.randomness import stream
+from fedmr_flwr.launch import engines
+from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
-from fedmr_flwr.runs.display import Display
+from fedmr_flwr.server.run import run as serve
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.in_process import InProcessGrid
+from fedmr_flwr.wire.grids.roster import RosterGrid
+from fedmr_flwr.wire.messages import vector_record
 
 GOLDEN = Path(__file__).with_name("golden.json")
 ANEW = "if the change is meant, write the file anew: python tests/contract/test_golden.py"
@@ -193,7 +196,7 @@ def test_real_training_computes_what_it_always_did(golden, name, toy, monkeypatc
     unit = ["strategy.unit=layer"] if name == "fedmr" else []
     settings = toy(f"strategy.name={name}", *unit, "client-cpus=1", "checkpoint-every=1")
     with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        out = server.run(settings, engines.grid_of(settings), display)
+        out = serve(settings, engines.grid_of(settings), display)
     rows = out.read_rows()
     saved = [checkpoint.load(note) for note in sorted(out.checkpoints.glob("*.json"))]
     hashes = [digest(Packed(*each.model), each.state) for each in saved]

@@ -1,85 +1,35 @@
-"""The rooms of the library stand in an order; each imports only from rooms above it."""
+"""The rooms of the package stand on floors; each imports only from rooms below it.
+
+`python tests/contract/test_imports.py` prints the figures: rooms, floors, the longest chain of modules.
+"""
 
 import ast
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fedmr_flwr"
+# From the ground up. A room may import from those before it.
 ROOMS = [
-    "errors",
-    "grids",
-    "files",
-    "client_state",
-    "randomness",
-    "layout",
-    "tensors",
-    "population",
-    "units",
-    "recombination",
-    "config",
-    "data",
-    "models",
-    "training",
-    "records",
-    "attendance",
-    "roster",
-    "algorithms",
-    "classic",
-    "runs",
-    "sites",
-    "privacy",
-    "client",
-    "engines.in_process",
-    "engines.superlink_grid",
-    "engines.residents",
-    "engines.slots",
-    "engines.graphs",
-    "engines.gpu",
-    "engines",
-    "server",
-    "engines.cluster",
-    "engines.flower",
-    "engines.ray",
-    "engines.deployment",
-    "deployment",
-    "cli",
-]
+    "errors", "files", "core", "config", "data", "models", "training", "wire", "algorithms", "runs", "client", "gpu",
+    "report", "server", "launch", "deployment", "cli",
+]  # fmt: skip
 # What a room may import from outside the standard library and this project, where the design limits it.
 ALLOWED = {
     "errors": set(),
     "files": {"numpy", "safetensors"},
-    "client_state": {"numpy", "safetensors"},
-    "randomness": {"numpy"},
-    "layout": {"numpy"},
-    "tensors": {"numpy", "torch"},
-    "population": {"numpy"},
-    "units": set(),
-    "recombination": {"numpy"},
+    "core": {"numpy"},
+    "core.tensors": {"numpy", "torch"},
     "config": {"pydantic", "yaml"},
-    "models": {"torch", "torchvision"},
+    "models": {"numpy", "torch", "torchvision"},
     "training": {"numpy", "torch"},
-    "records": {"flwr", "numpy"},
-    "grids": {"flwr"},
-    "roster": {"flwr", "numpy"},
-    "classic": {"flwr", "numpy"},
+    "wire": {"flwr", "numpy"},
+    "algorithms.classic": {"flwr", "numpy"},
+    "runs": {"numpy", "safetensors"},
 }
-
-
-def room_of(module: str) -> str:
-    inner = module.removeprefix("fedmr_flwr.")
-    return max((room for room in ROOMS if inner == room or inner.startswith(room + ".")), key=len)
-
-
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+MOST_ROOMS, MOST_FLOORS, LONGEST_CHAIN = 18, 9, 14
 
 
 def module_name(path: Path) -> str:
@@ -87,22 +37,82 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+# The package's own __init__ only names what users import, and imports it when it is asked for.
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_a_room_imports_only_from_rooms_above_it(path):
-    here = room_of(module_name(path))
-    for name in imports(path):
-        if name.startswith("fedmr_flwr."):
-            there = room_of(name)
-            # engines/__init__ hands out the client app lazily, and cli is the top: both stand below what they name.
-            assert ROOMS.index(there) <= ROOMS.index(here), f"{path} imports {name}, which stands below '{here}'"
-        elif here in ALLOWED:
-            import sys
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Return what a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
 
-            top = name.split(".")[0]
-            assert top in ALLOWED[here] or top in sys.stdlib_module_names, f"{path} imports {name}"
+
+@cache
+def own_imports(module: str) -> frozenset[str]:
+    """Return the modules of this package that a module imports."""
+    found = {name if name in FILES else name.rpartition(".")[0] for name in imports(module)}
+    return frozenset(name for name in found if name in FILES and name != module)
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+@cache
+def floor(room: str) -> int:
+    below = {room_of(name) for module in FILES if room_of(module) == room for name in own_imports(module)} - {room}
+    return 1 + max(map(floor, below), default=0)
+
+
+def chain_from(module: str, above: tuple[str, ...] = ()) -> list[str]:
+    """Return the longest chain of imports that starts at a module."""
+    assert module not in above, f"a circle of imports: {' > '.join([*above, module])}"
+    return [module, *max((_chain(name, (*above, module)) for name in own_imports(module)), key=len, default=[])]
+
+
+_known: dict[str, list[str]] = {}
+
+
+def _chain(module: str, above: tuple[str, ...]) -> list[str]:
+    if module not in _known:
+        _known[module] = chain_from(module, above)
+    return _known[module]
+
+
+def longest_chain() -> list[str]:
+    return max((_chain(module, ()) for module in FILES), key=len)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_only_from_rooms_below(module):
+    here = ROOMS.index(room_of(module))
+    for name in own_imports(module):
+        assert ROOMS.index(room_of(name)) <= here, f"{module} imports {name}, which stands above it"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_only_libraries_of_its_room(module):
+    inner = module.removeprefix("fedmr_flwr.")
+    allowed = ALLOWED.get(inner, ALLOWED.get(room_of(module)))
+    libraries = {name.split(".")[0] for name in imports(module)} - set(sys.stdlib_module_names) - {"fedmr_flwr"}
+    assert allowed is None or libraries <= allowed
+
+
+def test_few_rooms_on_few_floors():
+    assert {room_of(module) for module in FILES} == set(ROOMS)
+    assert len(ROOMS) <= MOST_ROOMS
+    assert max(map(floor, ROOMS)) <= MOST_FLOORS
+
+
+def test_chains_of_imports_are_short():
+    assert len(longest_chain()) <= LONGEST_CHAIN, " > ".join(longest_chain())
 
 
 def test_nothing_draws_from_a_global_generator():
@@ -110,3 +120,11 @@ def test_nothing_draws_from_a_global_generator():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
         assert not [word for word in banned if word in text], path
+
+
+if __name__ == "__main__":
+    print(f"{len(ROOMS)} rooms on {max(map(floor, ROOMS))} floors")
+    for number in range(1, 1 + max(map(floor, ROOMS))):
+        print(f"  {number}: {', '.join(room for room in ROOMS if floor(room) == number)}")
+    print(f"longest chain of modules: {len(longest_chain())}")
+    print("  " + "\n  ".join(longest_chain()))

@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedmr_flwr import FedAvg, FedMR
-from fedmr_flwr.config import Settings
-from fedmr_flwr.engines.in_process import InProcessGrid
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import BadRoundError
-from fedmr_flwr.layout import Layout
-from fedmr_flwr.records import Codec
-from fedmr_flwr.roster import RosterGrid
-from fedmr_flwr.runs import loop
-from fedmr_flwr.runs.display import Display
+from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server import rounds as loop
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.in_process import InProcessGrid
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 K, LAST = 4, 3
 MAX = float(np.finfo(np.float32).max)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from fedmr_flwr import FedAvg, FedMR
 from fedmr_flwr.algorithms import Indep
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.core.population import average, mean, spread
+from fedmr_flwr.core.recombination import Recombination, shuffled
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.layout import Layout, Packed
-from fedmr_flwr.population import average, mean, spread
-from fedmr_flwr.recombination import Recombination, shuffled
-from fedmr_flwr.records import Codec
-from fedmr_flwr.roster import RosterGrid
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
 
 
 def floats(*shape):
@@ -171,7 +171,7 @@ def test_counters_are_never_averaged():
 # Whole rounds
 
 
-class Federation:
+class Experiment:
     """Runs rounds and keeps what happened: the models sent, the models trained, who trained them."""
 
     def __init__(self, grid_of, answer, kind, update, clients=9, m=4, **options):
@@ -205,7 +205,7 @@ class Federation:
 @pytest.fixture
 def federate(grid_of, answer):
     def make(kind, update, **options):
-        return Federation(grid_of, answer, kind, update, **options)
+        return Experiment(grid_of, answer, kind, update, **options)
 
     return make
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedmr_flwr.config import Partition
+from fedmr_flwr.config.settings import Partition
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import partitions
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import ConfigError, PartitionError
-from fedmr_flwr.randomness import stream
 
 
 def dataset(labels, owners=None):

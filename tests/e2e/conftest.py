@@ -4,7 +4,8 @@ import os
 from uuid import uuid4
 
 import pytest
-from tools import BIN, deploy, family, free_ports, settle
+
+from tests.support.tools import BIN, deploy, family, free_ports, settle
 
 # A deployment: four nodes, each with examples of its own.
 CLIENTS = 4

@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tools import BIN, flwr, left, local_superlink, wait_for_end
+
+from tests.support.tools import BIN, flwr, left, local_superlink, wait_for_end
 
 APPS = Path(__file__).parent / "apps"
 

@@ -6,7 +6,10 @@ from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
-from tools import (
+
+from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs.folder import RunFolder
+from tests.support.tools import (
     family,
     fedmr,
     flwr,
@@ -19,9 +22,6 @@ from tools import (
     until_one_trains,
     wait_for_rounds,
 )  # fmt: skip
-
-from fedmr_flwr.runs import checkpoint
-from fedmr_flwr.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

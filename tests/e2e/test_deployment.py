@@ -3,15 +3,26 @@
 import shutil
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
-from tools import ROOT, Part, fedmr, flwr, free_ports, left, manifest, node, server, settle, wait_for_end
 
 from fedmr_flwr.deployment import commands, folders
 from fedmr_flwr.runs.folder import RunFolder
+from tests.support.tools import (
+    ROOT,
+    Part,
+    fedmr,
+    flwr,
+    free_ports,
+    left,
+    manifest,
+    node,
+    server,
+    settle,
+    wait_for_end,
+)
 
-IMPOSTOR = Path(__file__).with_name("impostor.py")
+IMPOSTOR = ROOT / "tests" / "support" / "impostor.py"
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -5,7 +5,8 @@ import subprocess
 import time
 
 import pytest
-from tools import BIN, ROOT, family, flwr, left, local_superlink, manifest, wait_for_end
+
+from tests.support.tools import BIN, ROOT, family, flwr, left, local_superlink, manifest, wait_for_end
 
 TINY = ["rounds=4", "training.local-epochs=1"]
 

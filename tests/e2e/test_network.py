@@ -4,11 +4,11 @@ import threading
 from contextlib import ExitStack
 
 import pytest
-from network import Network, obstacle
-from tools import deploy, fedmr, in_the_background, left, manifest, node, server
 
 from fedmr_flwr.deployment.commands import over_grpc
 from fedmr_flwr.runs.folder import RunFolder
+from tests.support.network import Network, obstacle
+from tests.support.tools import deploy, fedmr, in_the_background, left, manifest, node, server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

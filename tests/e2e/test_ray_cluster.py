@@ -12,11 +12,11 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from tools import BIN, ROOT, family, left, manifest
 
 from fedmr_flwr import config
-from fedmr_flwr.engines import ray
 from fedmr_flwr.errors import FedmrError
+from fedmr_flwr.launch import ray
+from tests.support.tools import BIN, ROOT, family, left, manifest
 
 QUICKSTART = ROOT / "conf/quickstart.yaml"
 TINY = ["rounds=2", "training.local-epochs=1"]

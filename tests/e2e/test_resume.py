@@ -5,9 +5,9 @@ import subprocess
 import time
 
 import pytest
-from tools import BIN, ROOT, family, in_the_background, left, wait_for_rounds
 
 from fedmr_flwr.runs.folder import RunFolder
+from tests.support.tools import BIN, ROOT, family, in_the_background, left, wait_for_rounds
 
 SETTINGS = ["rounds=120", "training.local-epochs=1", "checkpoint-every=3", "run-dir=run"]
 

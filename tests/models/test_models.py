@@ -3,13 +3,14 @@ import pytest
 import torch
 
 from fedmr_flwr import config, models
+from fedmr_flwr.core.randomness import stream
+from fedmr_flwr.core.units import units
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Dropout, initialise
+from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.models.resnet import BasicBlock, Bottleneck
-from fedmr_flwr.randomness import stream
-from fedmr_flwr.training import fit, layout_of
-from fedmr_flwr.units import units
+from fedmr_flwr.training.sgd import fit
 
 COLOUR, GREY, TEXT = (3, 32, 32), (1, 28, 28), (80,)
 # Trainable values and keys of the state_dict, as published; see the models' sources.

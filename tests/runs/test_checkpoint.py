@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fedmr_flwr import files
+from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.errors import RunFolderError
-from fedmr_flwr.layout import Packed
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.checkpoint import Checkpoint
 

@@ -8,7 +8,7 @@ from flwr.server import ServerAppComponents, ServerConfig
 from flwr.serverapp import ServerApp
 
 from classic_app.task import Net, get_weights, load_data, set_weights, test
-from fedmr_flwr.classic import FedMR
+from fedmr_flwr.algorithms.classic import FedMR
 
 
 def server_fn(context: Context):

@@ -1,0 +1,272 @@
+"""What a client finds where it runs: its data, its device, and room for what it keeps between rounds.
+
+In a simulation the configuration of the run says all of that. A node of a deployment says it itself, in Flower's
+node configuration, and nothing of its file system is chosen by the server.
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedmr_flwr.client.state import ClientState
+from fedmr_flwr.config.settings import Data, Settings
+from fedmr_flwr.data import datasets, npz, partitions
+from fedmr_flwr.data.base import Dataset, Examples, Normalisation
+from fedmr_flwr.errors import ConfigError, DataError, FedmrError, PartitionError
+from fedmr_flwr.files import writing
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.training.devices import pick_device
+
+# Keys of a node's configuration.
+NUMBER, NAME, DATA, DEVICE, STATE = "partition-id", "name", "data", "device", "state"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What examples look like, as the server knows it.
+
+    Attributes:
+        input_shape: of an example.
+        classes: number of labels.
+        normalisation: of images; None for texts.
+    """
+
+    input_shape: tuple[int, ...]
+    classes: int
+    normalisation: Normalisation | None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Form":
+        """Return the form of a data set."""
+        return cls(dataset.input_shape, dataset.classes, dataset.normalisation)
+
+    def to_json(self) -> str:
+        """Write it down."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    @lru_cache(maxsize=4)
+    def from_json(cls, text: str) -> "Form":
+        """Read what `to_json` wrote."""
+        facts = json.loads(text)
+        own = facts["normalisation"]
+        if own:
+            own = Normalisation(tuple(own["mean"]), tuple(own["std"]), own["white"], own["background"])
+        return cls(tuple(facts["input_shape"]), facts["classes"], own)
+
+
+class Site(ABC):
+    """Where a client runs.
+
+    Args:
+        settings: of the run.
+        number: of the client.
+
+    Attributes:
+        state: what the client keeps between rounds.
+    """
+
+    state: ClientState
+
+    def __init__(self, settings: Settings, number: int) -> None:
+        self.settings = settings
+        self.number = number
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the client trains."""
+
+    @abstractmethod
+    def examples(self) -> tuple[Dataset, Examples]:
+        """Return the data set, which says how examples are prepared, and this client's examples, on its device."""
+
+    @abstractmethod
+    def prepare(self, digest: str) -> int:
+        """See to it that all is there before the first round.
+
+        Args:
+            digest: the hash of the server's data.
+
+        Returns:
+            The number of the client's examples.
+        """
+
+
+class Simulated(Site):
+    """A client of a simulation: the run's configuration and its folder say everything."""
+
+    def __init__(self, settings: Settings, number: int) -> None:
+        super().__init__(settings, number)
+        assert settings.run_dir is not None
+        self._folder = RunFolder(settings.run_dir)
+        self.state = ClientState(self._folder.client_state / f"client-{number:06d}")
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the configuration."""
+        # Ray shows each client only the card it gave it, under the number 0.
+        hidden = self.settings.engine == "ray" and self.settings.device.startswith("cuda")
+        return pick_device("cuda" if hidden else self.settings.device)
+
+    def examples(self) -> tuple[Dataset, Examples]:
+        """Return the run's data set and this client's part of it."""
+        dataset = datasets.load(self.settings.data, self.settings.data_dir)
+        return dataset, dataset.train.select(self.indices, self.device)
+
+    def prepare(self, digest: str) -> int:
+        """Compare the data with the server's, and look for the run folder."""
+        _insist_on(digest, self.settings.data, self.settings.data_dir)
+        return len(self.indices)
+
+    @property
+    def indices(self) -> partitions.Indices:
+        """Which of the run's training examples this client has."""
+        return self._parts()[self.number]
+
+    @property
+    def largest(self) -> int:
+        """The number of examples of the largest client."""
+        return max(map(len, self._parts()))
+
+    def _parts(self) -> list[partitions.Indices]:
+        path = self._folder.partition
+        if not path.exists():
+            raise PartitionError(f"{path} is not there; all clients must see the run folder under the same path")
+        return _partition(path, path.stat().st_mtime_ns)
+
+
+class Node(Site):
+    """A node of a deployment, with settings of its own.
+
+    Args:
+        settings: of the run.
+        node_config: the node's own: partition-id, data (an npz file with the client's examples, or the folder of
+            the run's data set, of which the client uses its part), name, device and state (a folder).
+        form: of the server's data.
+        run: identifies the run, also when it goes on later.
+
+    Raises:
+        ConfigError: data and partition do not go together.
+    """
+
+    def __init__(self, settings: Settings, node_config: Mapping[str, Any], form: Form, run: str) -> None:
+        super().__init__(settings, number_of(node_config))
+        self._form = form
+        self._data = Path(str(node_config[DATA]))
+        self._device = str(node_config.get(DEVICE, "auto"))
+        if not re.fullmatch("[0-9a-f]{16}", run):
+            raise ConfigError(f"the run calls itself {run!r}; install the same version on server and nodes")
+        self._state = Path(str(node_config.get(STATE, "state"))) / run
+        self.state = ClientState(self._state / f"client-{self.number:06d}")
+        self._name = str(node_config.get(NAME, f"client {self.number}"))
+        if settings.partition.name.startswith(partitions.FILE):
+            raise ConfigError(
+                f"a node opens no file that the server names: partition.name={settings.partition.name}; divide the "
+                f"data by another partition, or give each node its own and the run partition.name={partitions.NODES}"
+            )
+        own = settings.partition.name == partitions.NODES
+        if own and self._data.is_dir():
+            raise ConfigError(
+                f"client {self.number} has the folder of a data set, and the run wants each client's own examples; "
+                f"set data to an npz file on the node, or partition.name in the run's configuration"
+            )
+        if not own and not self._data.is_dir():
+            raise ConfigError(
+                f"client {self.number} has no folder of data under its data setting, and the run divides a data set "
+                f"among the clients; set partition.name={partitions.NODES} for examples that each client has itself"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """The node's own device."""
+        return pick_device(self._device)
+
+    def examples(self) -> tuple[Dataset, Examples]:
+        """Return the data set as the server describes it and the node's own examples, or its part of its copy."""
+        with self._discreet():
+            return self._examples()
+
+    def _examples(self) -> tuple[Dataset, Examples]:
+        if self._data.is_dir():
+            dataset = datasets.load(self._named, self._data)
+            return dataset, dataset.train.select(self._indices(dataset), self.device)
+        own = self._own
+        return Dataset(own, own, self._form.classes, self._form.normalisation), Examples(
+            own.inputs.to(self.device), own.labels.to(self.device)
+        )
+
+    def prepare(self, digest: str) -> int:
+        """Compare a copy of the data set with the server's; look at examples of the node's own."""
+        with self._discreet():
+            return self._prepare(digest)
+
+    def _prepare(self, digest: str) -> int:
+        if self._data.is_dir():
+            _insist_on(digest, self._named, self._data)
+            return len(self._indices(datasets.load(self._named, self._data), anew=True))
+        return len(self._own)
+
+    @contextmanager
+    def _discreet(self) -> Iterator[None]:
+        """Let errors, which go to the server, say who fails and not where its files lie."""
+        try:
+            yield
+        except FedmrError as error:
+            told = str(error)
+            for path in (self._data, self._state):
+                told = told.replace(str(path), path.name)
+            raise type(error)(f"{self._name}: {told}") from None
+
+    @property
+    def _named(self) -> Data:
+        """The run's data set; the server cannot have a node open other files or fetch some."""
+        if self.settings.data.name not in datasets.DATASETS:
+            raise ConfigError(
+                f"a node reads only data sets by name, not '{self.settings.data.name}'; give it its own npz file "
+                f"and the run partition.name={partitions.NODES}"
+            )
+        return self.settings.data.model_copy(update={"download": False})
+
+    @cached_property
+    def _own(self) -> Examples:
+        """The examples of the node's npz file."""
+        return npz.read_examples(self._data, self._form.input_shape, self._form.classes)
+
+    def _indices(self, dataset: Dataset, anew: bool = False) -> partitions.Indices:
+        """Return this client's part, divided here as on the server; once for all rounds, because it takes long."""
+        path = self._state / "partition.npz"
+        if anew or not path.exists():
+            settings = self.settings
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            partitions.save(partitions.split(dataset, settings.clients, settings.partition, settings.seed), path)
+        return _partition(path, path.stat().st_mtime_ns)[self.number]
+
+
+def number_of(node_config: Mapping[str, Any]) -> int:
+    """Return a client's number."""
+    return int(node_config[NUMBER])
+
+
+def _insist_on(digest: str, data: Data, data_dir: Path | None) -> None:
+    if _digest(data, data_dir) != digest:
+        raise DataError("this client holds other data under the same name; give all machines the same files")
+
+
+@lru_cache(maxsize=2)
+def _digest(data: Data, data_dir: Path | None) -> str:
+    return datasets.load(data, data_dir).digest()
+
+
+@lru_cache(maxsize=2)
+def _partition(path: Path, changed: int) -> list[partitions.Indices]:
+    return partitions.read(path)

@@ -1,0 +1,219 @@
+"""The schema of a configuration."""
+
+import re
+from typing import Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from fedmr_flwr.config.sections import AbsolutePath, Section
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+
+class Data(Section):
+    """What is learned.
+
+    Attributes:
+        name: an entry of `fedmr_flwr.data.datasets.DATASETS`, npz:PATH or module:function.
+        normalisation: of images: as published with the data set, by the measured mean and deviation of each
+            channel of the training images, or none, pixels from 0 to 1.
+        download: whether files that are not there may be fetched from the network.
+    """
+
+    name: str = "digits"
+    normalisation: Literal["published", "measured", "none"] = "published"
+    download: bool = False
+
+
+class Partition(Section):
+    """How the training examples are divided among the clients.
+
+    Attributes:
+        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, natural, file:PATH, or nodes: each client has
+            examples of its own, in a deployment.
+        alpha: the Dirichlet concentration; small is more heterogeneous.
+        fill_up: of the Dirichlet partitions: whether clients that draw fewer than ten examples take others from
+            the largest clients; otherwise the draw is repeated, in vain if there are many clients.
+        shards_per_client: of `shards`: how many runs of equal labels a client gets.
+    """
+
+    name: str = "iid"
+    alpha: float = Field(0.5, gt=0)
+    fill_up: bool = False
+    shards_per_client: int = Field(2, ge=1)
+
+
+class Model(Section):
+    """What is trained. `name`: an entry of `fedmr_flwr.models.MODELS`."""
+
+    name: str = "cnn"
+
+
+class Training(Section):
+    """Local training: SGD on the client's own data.
+
+    Attributes:
+        lr: learning rate.
+        momentum: of SGD; starts at zero in every round.
+        local_epochs: passes over the client's data in a round.
+        batch_size: examples in a step; the last batch of an epoch may be smaller.
+        augment: shift every image by up to an eighth of its size and flip every second one, anew in each epoch.
+    """
+
+    lr: float = Field(0.01, gt=0)
+    momentum: float = Field(0.5, ge=0, lt=1)
+    local_epochs: int = Field(5, ge=1)
+    batch_size: int = Field(50, ge=1)
+    augment: bool = False
+
+
+class Strategy(Section):
+    """The algorithm; further keys are its options and those of its local rule.
+
+    Attributes:
+        name: an entry of `fedmr_flwr.algorithms.ALGORITHMS`.
+        local_rule: train as the clients of another algorithm do.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "fedmr"
+    local_rule: str | None = None
+
+
+class LocalDp(Section):
+    """Local differential privacy of what a client returns, one round's, with Flower's LocalDpMod.
+
+    The noise on each float has the standard deviation sensitivity sqrt(2 ln(1.25 / delta)) / epsilon.
+
+    Attributes:
+        clipping_norm: the longest update that leaves a client; longer ones are shortened to it.
+        sensitivity: how far two models that a client could return may lie apart: twice clipping-norm, if nothing
+            else is known of its data.
+        epsilon: the privacy budget of a round; smaller is more private.
+        delta: the probability that the budget does not hold.
+    """
+
+    clipping_norm: float = Field(gt=0)
+    sensitivity: float = Field(gt=0)
+    epsilon: float = Field(gt=0)
+    delta: float = Field(gt=0, lt=1)
+
+
+class Privacy(Section):
+    """What a client does before its model leaves it. `local_dp`: clip it and add noise; not if not given."""
+
+    local_dp: LocalDp | None = None
+
+
+class Settings(Section):
+    """A whole run.
+
+    Attributes:
+        rounds: communication rounds.
+        clients: clients in the federation.
+        clients_per_round: clients trained in a round.
+        seed: everything random derives from it.
+        device: where models train and are evaluated: auto, cpu, cuda or cuda:N.
+        precision: of the arithmetic on a GPU: float32, exact and the same in every run, or the faster tf32 or bf16.
+        engine: what carries the messages; an entry of `fedmr_flwr.engines.ENGINES`.
+        client_cpus: CPU cores that a Ray client reserves, and the threads that a client trains with.
+        client_gpus: the share of a GPU that a Ray client reserves.
+        federation: of a deployment: the SuperLink's name in Flower's own configuration.
+        min_clients: of a deployment: how many clients must be connected before the first round; all if not given.
+        join_timeout: of a deployment: seconds to wait for clients that are not connected.
+        ray_address: a running Ray cluster to join, "host:port" or "auto"; if not given, what RAY_ADDRESS in the
+            environment names, and otherwise "local", a Ray of the run's own.
+        data_dir: folder of the data files.
+        run_dir: folder of this run; made under runs/ if not given.
+        evaluate_every: rounds between evaluations of the global model; the last round is always evaluated.
+        evaluate_clients: at the end, score the global model on every client's own examples, too.
+        checkpoint_every: rounds between checkpoints.
+        round_timeout: seconds to wait for the replies of a round.
+        min_good_replies: a round with fewer good replies is bad: nothing changes in it.
+        max_bad_rounds: bad rounds in a row that are put up with; one more ends the run.
+        guard: refuse replies whose update is more than this many times as long as the round's median.
+        wire: in which type models travel; float16 halves the bytes and keeps eleven bits of each value.
+    """
+
+    rounds: int = Field(100, ge=1)
+    clients: int = Field(100, ge=1)
+    clients_per_round: int = Field(10, ge=1)
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: Precision = "float32"
+    engine: str = "ray"
+    client_cpus: int = Field(1, ge=1)
+    client_gpus: float = Field(0.0, ge=0)
+    federation: str | None = None
+    min_clients: int | None = Field(None, ge=1)
+    join_timeout: float = Field(600.0, gt=0)
+    ray_address: str | None = None
+    data_dir: AbsolutePath | None = None
+    run_dir: AbsolutePath | None = None
+    evaluate_every: int = Field(1, ge=1)
+    evaluate_clients: bool = False
+    checkpoint_every: int = Field(10, ge=1)
+    round_timeout: float = Field(3600.0, gt=0)
+    min_good_replies: int = Field(1, ge=1)
+    max_bad_rounds: int = Field(0, ge=0)
+    guard: float | None = Field(None, gt=1)
+    wire: Literal["float32", "float16"] = "float32"
+    privacy: Privacy = Privacy()
+    data: Data = Data()
+    partition: Partition = Partition()
+    model: Model = Model()
+    training: Training = Training()
+    strategy: Strategy = Strategy()
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, name: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+            raise ValueError("choose auto, cpu, cuda or cuda:N")
+        return name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Settings":
+        if self.clients_per_round > self.clients:
+            raise ValueError(
+                f"clients-per-round is {self.clients_per_round} but there are only {self.clients} clients; "
+                "lower clients-per-round or raise clients"
+            )
+        if self.min_good_replies > self.clients_per_round:
+            raise ValueError(
+                f"min-good-replies is {self.min_good_replies}, more than the {self.clients_per_round} clients of a "
+                "round; lower min-good-replies or raise clients-per-round"
+            )
+        if (self.min_clients or 0) > self.clients:
+            raise ValueError(
+                f"min-clients is {self.min_clients} but there are only {self.clients} clients; lower min-clients"
+            )
+        if self.privacy.local_dp and self.evaluate_clients:
+            raise ValueError(
+                "evaluate-clients would send each client's accuracy without the noise of privacy.local-dp; leave one "
+                "of them out"
+            )
+        if self.engine == "ray" and self.device.startswith("cuda") and self.client_gpus == 0:
+            raise ValueError(
+                f"device is {self.device} but client-gpus is 0, so Ray hides the GPU from the clients; "
+                "set client-gpus (0.1 puts ten clients on one card)"
+            )
+        return self
+
+    def division(self) -> str:
+        """Say in a few words how which data is divided."""
+        partition = self.partition
+        detail = ""
+        if partition.name in ("dirichlet", "dirichlet-plain", "quantity"):
+            detail = f" α = {partition.alpha:g}"
+            if partition.fill_up and partition.name != "quantity":
+                detail += ", filled up"
+        elif partition.name == "shards":
+            detail = f" of {partition.shards_per_client}"
+        return f"{self.data.name}, {self.clients} clients, {partition.name}{detail}"

@@ -1,0 +1,1 @@
+"""The mathematics: how a model is laid out, its units, recombination, means and similarities; NumPy alone."""

@@ -1,0 +1,244 @@
+"""K models as K rows: their mean, their recombination, how alike they are. Pure functions.
+
+`Rows` are K vectors of P columns, one model each: a [K, P] matrix or a list of K vectors, such as views
+of the messages they came in. Nothing here changes its input. Vectors that are PyTorch tensors stay on their device.
+
+Source: Hu et al., "Is Aggregation the Only Choice? Federated Learning via Layer-wise Model Recombination",
+KDD 2024 (arXiv 2305.10730).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmr_flwr.core.layout import Columns, Floats, Packed
+
+Rows = Sequence[NDArray[Any]] | NDArray[Any]
+Sources = NDArray[np.int64]
+
+# Columns worked on at a time: float64 sums of this many stay in a core's cache.
+_BLOCK = 1 << 15
+
+
+def mean(rows: Rows, weights: Sequence[float] | None = None) -> Floats:
+    """Average a population.
+
+    Summed in float64 in the order of the rows, so the result does not depend on threads or block sizes.
+
+    Args:
+        rows: K vectors [P] float32, K >= 1.
+        weights: K numbers >= 0, not all zero; None weighs all the same.
+
+    Returns:
+        [P] float32, sum(weights[i] * rows[i]) / sum(weights).
+    """
+    if not _on_host(rows):
+        from fedmr_flwr.core import tensors
+
+        return tensors.mean(rows, weights)  # type: ignore[no-any-return]
+    shares = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
+    assert len(shares) == len(rows) > 0 and shares.sum() > 0
+    out = np.empty(len(rows[0]), np.float32)
+    sums, scaled = np.empty(_BLOCK), np.empty(_BLOCK)  # made once: fresh memory costs more than the sums
+    for block in _blocks(len(out)):
+        total = sums[: block.stop - block.start]
+        total[:] = 0
+        for row, share in zip(rows, shares, strict=True):
+            if share == 1:
+                total += row[block]
+            else:
+                total += np.multiply(row[block], share, out=scaled[: len(total)])
+        total /= shares.sum()
+        out[block] = total
+    return out
+
+
+def similarity(rows: Rows) -> float:
+    """Return the mean cosine similarity over all pairs of models.
+
+    With unit vectors u_i, the sum of all K(K-1) ordered cosines is |u_1 + ... + u_K|^2 - K, so the pairs
+    need not be visited one by one.
+
+    Args:
+        rows: K vectors [P], K >= 1; a zero vector counts as orthogonal to all others.
+
+    Returns:
+        The mean of the K(K-1)/2 cosines, in [-1, 1]; 1 for a single model.
+    """
+    if not _on_host(rows):
+        from fedmr_flwr.core import tensors
+
+        return tensors.similarity(rows)
+    count = len(rows)
+    if count == 1:
+        return 1.0
+    norms = np.array([_norm(row) for row in rows])
+    scales = np.divide(1, norms, out=np.zeros(count), where=norms > 0).astype(np.float32)
+    sums, scaled = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    of_sum = 0.0
+    for block in _blocks(len(rows[0])):
+        total = sums[: block.stop - block.start]
+        total[:] = 0
+        for row, scale in zip(rows, scales, strict=True):
+            total += np.multiply(row[block], scale, out=scaled[: len(total)])
+        of_sum += float(total @ total)
+    return float(np.clip((of_sum - np.count_nonzero(norms)) / (count * (count - 1)), -1, 1))
+
+
+def cosines(rows: Rows) -> NDArray[np.float64]:
+    """Return the cosine similarity of every pair of models.
+
+    Args:
+        rows: K vectors [P]; a zero vector counts as orthogonal to all others.
+
+    Returns:
+        [K, K], symmetric.
+    """
+    norms = np.array([_norm(row) for row in rows])
+    scales = np.divide(1, norms, out=np.zeros(len(rows)), where=norms > 0)
+    products = np.zeros((len(rows), len(rows)))
+    for block in _blocks(len(rows[0])):
+        some = np.stack([row[block] for row in rows]).astype(np.float64)
+        products += some @ some.T
+    return np.asarray(scales[:, None] * products * scales)
+
+
+def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[float]:
+    """Return how far the models lie from their center, unit by unit.
+
+    Args:
+        rows: K vectors [P].
+        center: [P], for instance their mean.
+        units: the column ranges of each unit.
+
+    Returns:
+        For each unit the root of the mean square of (row - center) over its values and all rows: a standard
+        deviation across models, in the units of the weights; 0 for a unit without values.
+    """
+    if not _on_host([*rows, center]):
+        from fedmr_flwr.core import tensors
+
+        return tensors.spread(rows, center, units)
+
+    def squares(unit: Columns, dtype: type[np.floating[Any]]) -> float:
+        total = 0.0
+        for block in (block for part in unit for block in _blocks(part.stop, part.start)):
+            for row in rows:
+                off = np.subtract(row[block], center[block], dtype=dtype)
+                total += float(np.vdot(off, off))
+        return total
+
+    deviations = []
+    for unit in units:
+        with np.errstate(over="ignore"):
+            total = squares(unit, np.float32)
+        if not np.isfinite(total):  # the squares of large but finite values overflow float32
+            total = squares(unit, np.float64)
+        values = len(rows) * sum(part.stop - part.start for part in unit)
+        deviations.append(float(np.sqrt(total / values)) if values else 0.0)
+    return deviations
+
+
+def average(models: Sequence[Packed], weights: Sequence[float] | None = None) -> Packed:
+    """Average models; integers, such as BatchNorm's counters, are not averaged: the largest counts.
+
+    Args:
+        models: K models of one layout, K >= 1.
+        weights: K numbers >= 0, not all zero; None weighs all the same.
+    """
+    floats = mean([model.floats for model in models], weights)
+    return Packed(floats, np.max([model.ints for model in models], axis=0))
+
+
+def deal(units: int, slots: int, rng: np.random.Generator) -> Sources:
+    """Draw, for every unit, an independent uniform permutation of the slots.
+
+    Args:
+        units: U, the number of units.
+        slots: K, the number of models.
+        rng: the only source of randomness.
+
+    Returns:
+        [U, K]: new slot i gets unit u from old slot [u, i]. Every row is a permutation of 0..K-1.
+
+    Source: Hu et al., KDD 2024, model recombination.
+    """
+    return rng.permuted(np.tile(np.arange(slots), (units, 1)), axis=1)
+
+
+def in_order(units: Sequence[Columns], width: int) -> list[tuple[slice, int]]:
+    """List the column ranges of all units from left to right.
+
+    Args:
+        units: the column ranges of each unit.
+        width: P, the number of columns.
+
+    Returns:
+        (range, index of its unit) for every range that is not empty.
+
+    Raises:
+        ValueError: the units overlap or leave columns out.
+    """
+    runs = [(part, unit) for unit, columns in enumerate(units) for part in columns if part.start < part.stop]
+    runs.sort(key=lambda run: run[0].start)
+    edges = [0, *(part.stop for part, _ in runs)]
+    if [part.start for part, _ in runs] != edges[:-1] or edges[-1] != width:
+        raise ValueError(f"the units must cover {width} columns once each")
+    return runs
+
+
+def pieces(rows: Rows, runs: Sequence[tuple[slice, int]], sources: Sources) -> list[NDArray[Any]]:
+    """Return the parts of one recombined model, as views: nothing is copied before it is sent.
+
+    Args:
+        rows: K vectors [P].
+        runs: the column ranges from left to right, from `in_order`.
+        sources: [U], the slot that each unit comes from: one column of `deal`.
+
+    Returns:
+        Views whose concatenation is the model.
+    """
+    return [rows[sources[unit]][part] for part, unit in runs]
+
+
+def recombine(rows: Rows, units: Sequence[Columns], rng: np.random.Generator) -> NDArray[Any]:
+    """Shuffle every unit independently across a population.
+
+    Args:
+        rows: K vectors [P], one model each, K >= 1.
+        units: column ranges that cover P; the columns of one unit move together.
+        rng: the only source of randomness.
+
+    Returns:
+        [K, P], a new matrix. In each unit the K pieces are a permutation of the input's, so the column
+        means are unchanged.
+
+    Raises:
+        ValueError: the units overlap or leave columns out.
+
+    Source: Hu et al., KDD 2024, model recombination.
+    """
+    runs = in_order(units, len(rows[0]))
+    sources = deal(len(units), len(rows), rng)
+    out = np.empty((len(rows), len(rows[0])), rows[0].dtype)
+    for slot, row in enumerate(out):
+        for (part, _), piece in zip(runs, pieces(rows, runs, sources[:, slot]), strict=True):
+            row[part] = piece
+    return out
+
+
+def _on_host(rows: Rows) -> bool:
+    """Tell whether all vectors are NumPy's; otherwise `fedmr_flwr.tensors` computes."""
+    return all(isinstance(row, np.ndarray) for row in rows)
+
+
+def _norm(row: NDArray[Any]) -> float:
+    """Return a vector's length; in double precision where the squares overflow float32."""
+    square = sum(float(np.vdot(row[part], row[part])) for part in _blocks(len(row)))
+    return float(np.sqrt(square)) if np.isfinite(square) else float(np.linalg.norm(row.astype(np.float64)))
+
+
+def _blocks(stop: int, start: int = 0) -> Iterator[slice]:
+    return (slice(at, min(at + _BLOCK, stop)) for at in range(start, stop, _BLOCK))

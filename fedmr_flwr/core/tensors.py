@@ -1,0 +1,75 @@
+"""The mathematics of `fedmr_flwr.population` for models that are tensors, and stay on the GPU where they are.
+
+Vectors of NumPy may be among them, such as the models of slots that no client has trained yet; they are copied there.
+A module of its own, imported when it is needed, because `population` serves programs without PyTorch, too.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedmr_flwr.core.layout import Columns
+
+Vector = torch.Tensor | NDArray[Any]
+Rows = Sequence[Any] | NDArray[Any]
+
+
+def together(vectors: Rows) -> list[torch.Tensor]:
+    """Bring vectors, at least one of them a tensor, to the device of the first tensor."""
+    device = next(vector.device for vector in vectors if isinstance(vector, torch.Tensor))
+    return [vector if isinstance(vector, torch.Tensor) else torch.tensor(vector).to(device) for vector in vectors]
+
+
+def mean(rows: Rows, weights: Sequence[float] | None = None) -> Any:
+    """Average a population: the same operations in the same order as `population.mean`, and so the same bits.
+
+    Args:
+        rows: K vectors [P] float32, K >= 1.
+        weights: K numbers >= 0, not all zero; None weighs all the same.
+
+    Returns:
+        [P] float32.
+    """
+    shares = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
+    assert len(shares) == len(rows) > 0 and shares.sum() > 0
+    vectors = together(rows)
+    total = torch.zeros_like(vectors[0], dtype=torch.float64)
+    for row, share in zip(vectors, shares.tolist(), strict=True):
+        # In two steps: one that multiplies and adds would round once where NumPy rounds twice.
+        total += row if share == 1 else row.double() * share
+    # Not by a number of the host: CUDA would multiply by its reciprocal, which rounds differently.
+    return (total / torch.tensor(shares.sum(), device=total.device)).float()
+
+
+def similarity(rows: Rows) -> float:
+    """Return the mean cosine similarity over all pairs of models, as `population.similarity`, up to rounding."""
+    count = len(rows)
+    if count == 1:
+        return 1.0
+    vectors = together(rows)
+    norms = torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in vectors])
+    scales = torch.where(norms > 0, 1 / norms, 0.0)
+    total = torch.zeros_like(vectors[0], dtype=torch.float64)
+    for row, scale in zip(vectors, scales, strict=True):
+        total += row * scale
+    of_sum, some = torch.stack([torch.dot(total, total), (norms > 0).sum()]).tolist()
+    return float(np.clip((of_sum - some) / (count * (count - 1)), -1, 1))
+
+
+def spread(rows: Rows, center: Vector, units: Sequence[Columns]) -> list[float]:
+    """Return how far the models lie from their center, unit by unit, as `population.spread`, up to rounding."""
+    *vectors, middle = together([*rows, center])
+    squares = torch.zeros_like(middle, dtype=torch.float64)
+    for row in vectors:
+        squares += (row.double() - middle).square()
+    sums = torch.stack([sum((squares[part].sum() for part in unit), squares.new_zeros(())) for unit in units])
+    values = [len(vectors) * sum(part.stop - part.start for part in unit) for unit in units]
+    return [float(np.sqrt(total / size)) if size else 0.0 for total, size in zip(sums.tolist(), values, strict=True)]
+
+
+def join(pieces: Iterable[Vector]) -> torch.Tensor:
+    """Concatenate vectors, at least one of them a tensor."""
+    return torch.cat(together(list(pieces)))

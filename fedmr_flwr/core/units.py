@@ -1,0 +1,170 @@
+"""Units of recombination: which tensors of a model move as one piece."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedmr_flwr.core.layout import Columns, Entry, Layout
+from fedmr_flwr.errors import ConfigError
+
+# How a configuration names the units: one of `KINDS`, or a list of regular expressions.
+Spec = str | Sequence[str]
+# Tensors by the name of their unit.
+_Groups = dict[str, list[Entry]]
+
+KINDS = ("tensor", "layer", "block", "block:DEPTH", "fraction:P", "[PATTERN, ...]")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tensors that recombination moves together.
+
+    Attributes:
+        name: the tensor's key, the module's path, or the pattern.
+        keys: the tensors' keys.
+        floats: their column ranges in `Packed.floats`.
+        ints: their column ranges in `Packed.ints`.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    floats: Columns
+    ints: Columns
+
+    @property
+    def size(self) -> int:
+        """The number of floating-point values."""
+        return sum(part.stop - part.start for part in self.floats)
+
+
+def units(layout: Layout, spec: Spec) -> tuple[Unit, ...]:
+    """Group a model's tensors into units of recombination.
+
+    Args:
+        layout: of the model.
+        spec: "tensor": every key for itself, as in FedMR's published code; "layer": all keys of one module;
+            "block": the blocks that the model names and each other layer for itself, or, if it names none, all
+            keys below one top-level module; "block:2": all keys below one module path of two names;
+            "fraction:0.25": runs of a quarter of the keys, as they follow each other, the last run with what
+            is left; a list of regular expressions: each makes a unit of the keys in which it is the first to
+            be found.
+
+    Returns:
+        The units in the order of the state_dict; together they cover every column once.
+
+    Raises:
+        ConfigError: the specification is not one of these, or its patterns leave keys out or find none.
+    """
+    groups = grouping(spec)(layout)
+    return tuple(
+        Unit(
+            name,
+            tuple(entry.name for entry in entries),
+            _ranges([entry.columns for entry in entries if not entry.integer]),
+            _ranges([entry.columns for entry in entries if entry.integer]),
+        )
+        for name, entries in groups.items()
+    )
+
+
+def grouping(spec: Spec) -> Callable[[Layout], _Groups]:
+    """Return the function that a specification stands for.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    if not isinstance(spec, str):
+        return _by_patterns(spec)
+    kind, colon, value = spec.partition(":")
+    if kind == "fraction" and colon:
+        return _by_fraction(_number(spec, value))
+    if kind == "block" and re.fullmatch(r"[1-9]\d?", value):
+        return lambda layout: _grouped(layout, lambda key: ".".join(module_of(key).split(".")[: int(value)]))
+    if not colon and kind in ("tensor", "layer"):
+        return lambda layout: _grouped(layout, module_of if kind == "layer" else str)
+    if spec == "block":
+        return _by_block
+    raise ConfigError(f"'{spec}' is no unit; choose one of {', '.join(KINDS)}")
+
+
+def describe(spec: Spec) -> str:
+    """Say in a few words which units a specification stands for."""
+    return spec if isinstance(spec, str) else f"[{', '.join(spec)}]"
+
+
+def module_of(key: str) -> str:
+    """Return the path of the module that owns a state_dict key; the model itself is named "model"."""
+    return key.rpartition(".")[0] or "model"
+
+
+def _grouped(layout: Layout, name_of: Callable[[str], str]) -> _Groups:
+    groups: _Groups = {}
+    for entry in layout.entries:
+        groups.setdefault(name_of(entry.name), []).append(entry)
+    return groups
+
+
+def _by_block(layout: Layout) -> _Groups:
+    if not layout.blocks:
+        return grouping("block:1")(layout)
+
+    def block_of(key: str) -> str:
+        above = [block for block in layout.blocks if key.startswith(f"{block}.")]
+        return max(above, key=len, default=module_of(key))
+
+    return _grouped(layout, block_of)
+
+
+def _by_fraction(share: float) -> Callable[[Layout], _Groups]:
+    def groups(layout: Layout) -> _Groups:
+        entries = list(layout.entries)
+        length = max(1, int(len(entries) * share + 1e-9))  # 100 * 0.29 is 28.999999999999996
+        runs = [entries[start : start + length] for start in range(0, len(entries), length)]
+        return {run[0].name if len(run) == 1 else f"{run[0].name} to {run[-1].name}": run for run in runs}
+
+    return groups
+
+
+def _by_patterns(patterns: Sequence[str]) -> Callable[[Layout], _Groups]:
+    if not patterns:
+        raise ConfigError("an empty list of patterns makes no units; '.*' makes one of the whole model")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"'{pattern}' is no regular expression: {error}") from None
+
+    def first(key: str) -> str:
+        found = next((pattern for pattern in patterns if re.search(pattern, key)), None)
+        if found is None:
+            raise ConfigError(f"no pattern matches '{key}'; add one, or '.*' as the last for all that is left")
+        return found
+
+    def groups(layout: Layout) -> _Groups:
+        found = _grouped(layout, first)
+        if unused := [pattern for pattern in patterns if pattern not in found]:
+            raise ConfigError(f"the pattern '{unused[0]}' matches no key that is left; remove or correct it")
+        return found
+
+    return groups
+
+
+def _number(spec: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"'{spec}': the fraction must be above 0 and at most 1")
+    return share
+
+
+def _ranges(columns: Sequence[slice]) -> Columns:
+    """Join column ranges that touch."""
+    joined: list[slice] = []
+    for part in columns:
+        if joined and joined[-1].stop == part.start:
+            joined[-1] = slice(joined[-1].start, part.stop)
+        else:
+            joined.append(part)
+    return tuple(joined)

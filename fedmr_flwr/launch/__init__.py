@@ -1,0 +1,1 @@
+"""How a run is started: the engines, and the programs that they need."""

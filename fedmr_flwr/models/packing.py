@@ -1,0 +1,60 @@
+"""A network to flat vectors and back."""
+
+import torch
+from torch import nn
+
+from fedmr_flwr.core.layout import Layout, Packed
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """Return where a model's tensors lie in its packed form."""
+    arrays = {name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()}
+    buffers = {name for name, _ in model.named_buffers()}
+    return Layout.of(arrays, buffers, getattr(model, "blocks", ()))
+
+
+def pack(model: nn.Module, layout: Layout) -> Packed:
+    """Copy a model's state_dict into two flat vectors on the host."""
+    return layout.pack({name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()})
+
+
+def unpack(packed: Packed, layout: Layout, model: nn.Module) -> None:
+    """Overwrite a model's state_dict, buffers included, with two flat vectors.
+
+    Args:
+        packed: [P] floats and [Q] ints; may be read-only, or tensors.
+        layout: of the model.
+        model: on any device.
+    """
+    overwrite(list(model.state_dict().values()), packed, layout)
+
+
+@torch.no_grad()
+def overwrite(tensors: list[torch.Tensor], packed: Packed, layout: Layout) -> None:
+    """Overwrite a model's tensors, in the order of the state_dict, with two flat vectors, as `unpack`."""
+    # All tensors in a few kernels, which copy only between tensors of one type and the same order of values.
+    alike: dict[tuple[torch.dtype, bool], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for tensor, values in zip(tensors, views(packed, layout, tensors[0].device), strict=True):
+        own, given = alike.setdefault((tensor.dtype, tensor.stride() == values.stride()), ([], []))
+        own.append(tensor)
+        given.append(values)
+    for own, given in alike.values():
+        torch._foreach_copy_(own, given)
+
+
+def views(packed: Packed, layout: Layout, device: torch.device) -> list[torch.Tensor]:
+    """Return a model's tensors, in the order of the state_dict, as views of two vectors on a device.
+
+    Args:
+        packed: [P] floats and [Q] ints; NumPy's are copied there, tensors lie there.
+        layout: of the model.
+        device: where.
+
+    Raises:
+        ValueError: the vectors are not of the layout's lengths.
+    """
+    layout.check(packed)
+    floats, ints = (
+        vector if isinstance(vector, torch.Tensor) else torch.tensor(vector).to(device) for vector in packed
+    )
+    return [(ints if entry.integer else floats)[entry.columns].view(entry.shape) for entry in layout.entries]

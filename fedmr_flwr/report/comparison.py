@@ -1,0 +1,327 @@
+"""Several strategies side by side: which runs that takes, and what came of them as tables."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmr_flwr import config
+from fedmr_flwr.algorithms import resolve
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.errors import ConfigError, RunFolderError
+from fedmr_flwr.files import write_aside
+from fedmr_flwr.runs import folder
+from fedmr_flwr.runs.folder import RunFolder
+
+# What must be the same for a run to be taken as it is; the rest says where and how it is computed.
+_SAME = {
+    "rounds", "clients", "clients_per_round", "seed", "evaluate_every", "min_good_replies", "max_bad_rounds", "guard",
+    "data", "partition", "model", "training", "strategy",
+}  # fmt: skip
+_LAST = 5
+_NO_NUMBER = "–"
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A strategy with options, as written on the command line: "fedprox", "fedmut/radius=1", "flwr:FedAdam".
+
+    Attributes:
+        label: as written.
+    """
+
+    label: str
+
+    def overrides(self) -> list[str]:
+        """Return what names it in a configuration.
+
+        Raises:
+            ConfigError: an option is not written as key=value.
+        """
+        name, *options = self.label.split("/")
+        if wrong := [option for option in options if "=" not in option]:
+            raise ConfigError(f"--strategies {self.label}: '{wrong[0]}' is no option; write NAME/key=value")
+        return [f"strategy.name={name}", *(f"strategy.{option}" for option in options)]
+
+    def folder(self, seed: int) -> str:
+        """Return the name of its run's folder."""
+        return f"{re.sub(r'[^A-Za-z0-9.=+-]+', '_', self.label)}-seed{seed}"
+
+
+def variants(text: str) -> list[Variant]:
+    """Read a list of strategies, separated by commas; a comma in brackets belongs to an option.
+
+    Raises:
+        ConfigError: it is empty, or one stands twice.
+    """
+    labels = [label.strip() for label in re.split(r",(?![^\[]*\])", text) if label.strip()]
+    if not labels or len(set(labels)) < len(labels):
+        raise ConfigError(f"--strategies {text}: name each strategy once, separated by commas")
+    return [Variant(label) for label in labels]
+
+
+def accuracy(number: float) -> float:
+    """Insist on a share from 0 to 1.
+
+    Raises:
+        ConfigError: it is something else, perhaps a percentage.
+    """
+    if not 0 <= number <= 1:
+        raise ConfigError(f"--target {number:g}: an accuracy is from 0 to 1, such as 0.8")
+    return number
+
+
+def seeds(text: str) -> list[int]:
+    """Read a list of seeds, separated by commas.
+
+    Raises:
+        ConfigError: one is no whole number from 0 on, or stands twice.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
+        raise ConfigError(f"--seeds {text}: name each seed once, whole numbers separated by commas")
+    return [int(word) for word in words]
+
+
+def plan(
+    conf: Path, overrides: Iterable[str], compared: Iterable[Variant], of_seeds: Iterable[int] | None, out: Path
+) -> list[tuple[Variant, Settings]]:
+    """Return the runs that a comparison takes, strategy by strategy.
+
+    Args:
+        conf: a configuration file.
+        overrides: for all runs.
+        compared: the strategies.
+        of_seeds: the seeds; None takes the configuration's own.
+        out: the folder that gets a folder for every run.
+
+    Raises:
+        ConfigError: a configuration is wrong.
+        RunFolderError: a run's folder holds another run.
+    """
+    overrides = list(overrides)
+    if taken := [text for text in overrides if text.startswith(("run-dir=", "strategy.name=", "seed="))]:
+        raise ConfigError(f"'{taken[0]}': use --strategies, --seeds and, for all runs, --out FOLDER")
+    runs = []
+    for variant in compared:
+        for seed in of_seeds or [config.load(conf, overrides).seed]:
+            own = [f"seed={seed}", f"run-dir={out / variant.folder(seed)}"]
+            settings = config.load(conf, [*overrides, *variant.overrides(), *own])
+            runs.append((variant, resolve(settings)))
+    folders = [str(settings.run_dir) for _, settings in runs]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise ConfigError(f"--strategies: two of them would share the folder {twice[0]}; write one of them otherwise")
+    for _, settings in runs:
+        _check_same(settings)
+    return runs
+
+
+def earlier(settings: Settings) -> RunFolder | None:
+    """Return the folder of a run that was begun earlier, None if it was not.
+
+    Raises:
+        RunFolderError: the folder holds something else, or a damaged run.
+    """
+    assert settings.run_dir is not None
+    if (settings.run_dir / "config.yaml").exists():
+        return RunFolder.open(settings.run_dir)
+    folder.check_free(settings.run_dir, "--out FOLDER")
+    return None
+
+
+def rows_of(run: RunFolder) -> Rows:
+    """Return the metrics of a run that is complete.
+
+    Raises:
+        RunFolderError: they are damaged.
+    """
+    rows, rounds = run.read_rows(), run.read_manifest().get("rounds")
+    if len(rows) != rounds:
+        raise RunFolderError(
+            f"{run.metrics} is damaged: it holds {len(rows)} of {rounds} rounds; delete {run.path} to train again"
+        )
+    return rows
+
+
+def _check_same(settings: Settings) -> None:
+    """Insist that an earlier run in the folder is the one that is wanted."""
+    if (out := earlier(settings)) is None:
+        return
+    before, now = (
+        known.model_dump(mode="json", by_alias=True, include=_SAME)
+        for known in (resolve(config.load(out.config)), settings)
+    )
+    for name, value in now.items():
+        if before[name] != value:
+            raise RunFolderError(
+                f"{out.path} was begun with {name} = {before[name]}, and now it is {value}; name another folder with "
+                "--out"
+            )
+
+
+@dataclass(frozen=True)
+class Line:
+    """What came of one strategy, over its complete runs.
+
+    Attributes:
+        label: of the strategy.
+        runs: how many are complete.
+        wanted: how many there should be.
+        last: test accuracy after the last round, one for each run; 0 to 1.
+        best: of all evaluated rounds.
+        late: mean of the last five evaluated rounds.
+        reached: the first evaluated round with the target accuracy; infinite if there was none.
+        bytes_down: bytes that a client was sent in a round, mean over rounds.
+        bytes_up: bytes that it sent back.
+        seconds: seconds of a round, mean over rounds.
+    """
+
+    label: str
+    runs: int
+    wanted: int
+    last: tuple[float, ...]
+    best: tuple[float, ...]
+    late: tuple[float, ...]
+    reached: tuple[float, ...]
+    bytes_down: tuple[float, ...]
+    bytes_up: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+
+def lines(found: Mapping[str, Sequence[Rows]], wanted: int, target: float | None = None) -> tuple[list[Line], float]:
+    """Sum up what came of every strategy.
+
+    Args:
+        found: the metrics of the complete runs by strategy.
+        wanted: how many runs each strategy should have.
+        target: the accuracy to reach; None takes the highest whole percentage that all runs have reached.
+
+    Returns:
+        A line for each strategy, and the target.
+    """
+    scored = {label: [_scored(rows) for rows in runs] for label, runs in found.items()}
+    if target is None:
+        bests = [accuracies.max() for runs in scored.values() for _, accuracies in runs]
+        target = float(np.floor(100 * min(bests)) / 100) if bests else 0.0
+
+    def line(label: str, runs: Sequence[Rows]) -> Line:
+        def each(number: Callable[[Any], Any], of: Iterable[Any]) -> tuple[float, ...]:
+            return tuple(float(number(one)) for one in of)
+
+        accuracies = [by_round for _, by_round in scored[label]]
+        return Line(
+            label,
+            len(runs),
+            wanted,
+            last=each(lambda by_round: by_round[-1], accuracies),
+            best=each(np.max, accuracies),
+            late=each(lambda by_round: by_round[-_LAST:].mean(), accuracies),
+            reached=each(lambda run: np.append(run[0][run[1] >= target], np.inf)[0], scored[label]),
+            bytes_down=each(lambda rows: np.mean([_per_client(row, "bytes-down") for row in rows]), runs),
+            bytes_up=each(lambda rows: np.mean([_per_client(row, "bytes-up") for row in rows]), runs),
+            seconds=each(lambda rows: np.mean([row["seconds"] for row in rows]), runs),
+        )
+
+    return [line(label, runs) for label, runs in found.items()], target
+
+
+def _scored(rows: Rows) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the evaluated rounds and their accuracies."""
+    scored = [row for row in rows if "test-accuracy" in row]
+    return np.array([row["round"] for row in scored]), np.array([row["test-accuracy"] for row in scored])
+
+
+def _per_client(row: Mapping[str, Any], direction: str) -> float:
+    return float(sum(row[direction].values()) / len(row["clients"]))
+
+
+def cells(line: Line, plus_minus: str = "±") -> list[str]:
+    """Return a line of the table as text, in the order of `heads`."""
+
+    def number(values: Sequence[float], scale: float, digits: int) -> str:
+        if not values:
+            return _NO_NUMBER
+        mean = f"{scale * np.mean(values):.{digits}f}"
+        return mean if len(values) == 1 else f"{mean} {plus_minus} {scale * np.std(values, ddof=1):.{digits}f}"
+
+    reached = _NO_NUMBER if np.isinf(line.reached).any() else number(line.reached, 1, int(len(line.reached) > 1))
+    costs = (line.bytes_down, 1e-6), (line.bytes_up, 1e-6), (line.seconds, 1)
+    return [
+        line.label,
+        f"{line.runs}" if line.runs == line.wanted else f"{line.runs} of {line.wanted}",
+        *(number(values, 100, 1) for values in (line.last, line.best, line.late)),
+        reached,
+        *(number(values and (float(np.mean(values)),), scale, 2) for values, scale in costs),
+    ]
+
+
+def heads(target: float) -> list[str]:
+    """Return the heads of the table."""
+    return [
+        "strategy",
+        "runs",
+        "last",
+        "best",
+        f"last {_LAST}",
+        f"rounds to {100 * target:g} %",
+        "MB down",
+        "MB up",
+        "s/round",
+    ]
+
+
+def markdown(table: Sequence[Line], target: float) -> str:
+    """Write the table in Markdown, its columns lined up."""
+    head, *body = heads(target), *(cells(line) for line in table)
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+
+    def aligned(row: Sequence[str]) -> list[str]:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        return [first.strip().ljust(widths[0]), *rest]
+
+    rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (aligned(head), rule, *map(aligned, body)))
+
+
+def latex(table: Sequence[Line], target: float) -> str:
+    """Write the table in LaTeX, for the package booktabs."""
+    text = [heads(target), *(cells(line, r"$\pm$") for line in table)]
+    safe = [[re.sub(r"([%_#&])", r"\\\1", cell).replace("–", "--") for cell in row] for row in text]
+    head, *body = (rf"{' & '.join(row)} \\" for row in safe)
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(safe[0]) - 1)}}}"
+    rows = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "".join(f"{row}\n" for row in rows)
+
+
+def comma_separated(table: Sequence[Line], target: float) -> str:
+    """Write the table as CSV: mean and standard deviation of every number, in full precision."""
+    out = io.StringIO()
+    names = ("last", "best", "late", "reached", "bytes_down", "bytes_up", "seconds")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["strategy", "runs", "target", *(f"{name}_{what}" for name in names for what in ("mean", "std"))])
+    for line in table:
+        numbers: list[float | str] = []
+        for name in names:
+            values = getattr(line, name)
+            known = len(values) > 0 and np.isfinite(values).all()
+            numbers.append(float(np.mean(values)) if known else "")
+            numbers.append(float(np.std(values, ddof=1)) if known and len(values) > 1 else "")
+        writer.writerow([line.label, line.runs, target, *numbers])
+    return out.getvalue()
+
+
+def write(table: Sequence[Line], target: float, out: Path) -> None:
+    """Write the table into a folder, as comparison.md, .tex and .csv.
+
+    Raises:
+        RunFolderError: the disk refuses it.
+    """
+    for kind, text in {"md": markdown, "tex": latex, "csv": comma_separated}.items():
+        write_aside(out / f"comparison.{kind}", text(table, target).encode())

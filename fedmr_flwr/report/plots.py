@@ -1,0 +1,350 @@
+"""The pictures of a run."""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from fedmr_flwr import config
+from fedmr_flwr.files import write_aside
+from fedmr_flwr.report.lineage import STRATEGIES, History, Run, history, trace
+from fedmr_flwr.runs.folder import RunFolder
+
+# Ten colours that colour-blind readers tell apart: Petroff 2021, arXiv 2107.02270.
+_COLOURS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadb"),
+)
+_MOST_NAMED_LINES = 12
+_MOST_NAMED_CLASSES = 20
+_MOST_NUMBERED_SLOTS = 20
+
+Metrics = Sequence[Mapping[str, Any]]
+
+
+def draw(folder: RunFolder) -> list[Path]:
+    """Draw every picture that the rounds of a run allow, complete or not.
+
+    Args:
+        folder: of the run, with its configuration.
+
+    Returns:
+        The pictures: curves.png, and for an algorithm with a population diversity.png and lineage.png.
+
+    Raises:
+        ConfigError: the folder's configuration cannot be read.
+        RunFolderError: a picture cannot be written.
+    """
+    rows, manifest = folder.read_rows(), folder.read_manifest()
+    strategy, units = manifest.get("strategy", {}), manifest.get("units", [])
+    title = manifest.get("title", strategy.get("name", ""))
+    drawn = []
+    if any("test-accuracy" in row or "train-loss" in row for row in rows):
+        curves(rows, title, folder.curves)
+        drawn.append(folder.curves)
+    if units and any("spread" in row for row in rows):
+        drawn.append(folder.path / "diversity.png")
+        diversity(rows, units, title, drawn[-1])
+    if units and strategy.get("name") in STRATEGIES and any("slots" in row for row in rows):
+        settings = config.load(folder.config)
+        slots = strategy.get("population") or settings.clients_per_round
+        first_stage = strategy.get("first-stage-rounds", 0)
+        run = Run(strategy["name"], settings.seed, first_stage, len(units), slots, settings.clients)
+        drawn.append(folder.path / "lineage.png")
+        lineage(history(rows, run), units, title, drawn[-1])
+    return drawn
+
+
+def curves(rows: Metrics, title: str, path: Path) -> None:
+    """Draw test accuracy and loss over the rounds.
+
+    Args:
+        rows: the metrics of all rounds; with "slot-accuracies" their range is drawn, too.
+        title: what was run.
+        path: the picture.
+    """
+    scored = [row for row in rows if "test-accuracy" in row]
+    rounds = [row["round"] for row in scored]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(rounds, [100 * row["test-accuracy"] for row in scored], **_marks(scored), label="global model")
+    by_slot = {row["round"]: 100 * np.array(row["slot-accuracies"]) for row in rows if "slot-accuracies" in row}
+    if by_slot:
+        ends = np.array([[of.min(), of.max()] for of in by_slot.values()])
+        _band(left, list(by_slot), ends, color="C0", label="slots, lowest to highest")
+        left.legend(frameon=False)
+    if not scored:
+        left.text(0.5, 0.5, "not evaluated yet", ha="center", transform=left.transAxes)
+    left.set_ylabel("test accuracy (%)")
+    right.plot(rounds, [row["test-loss"] for row in scored], **_marks(scored), label="test")
+    trained = [row for row in rows if "train-loss" in row]
+    right.plot(
+        [row["round"] for row in trained],
+        [row["train-loss"] for row in trained],
+        linewidth=1,
+        alpha=0.6,
+        label="training, mean over the round's clients",
+    )
+    right.set_ylabel("cross-entropy")
+    right.legend(frameon=False)
+    _over_rounds(left, right)
+    _save(figure, title, path)
+
+
+def comparison(runs: Mapping[str, Sequence[Metrics]], title: str, path: Path) -> None:
+    """Draw the test accuracy of several strategies over the rounds.
+
+    Args:
+        runs: the metrics of each strategy's runs, one for each seed; of several the mean is drawn, and a band from
+            the lowest to the highest.
+        title: what was run.
+        path: the picture.
+    """
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    for at, (label, of_seeds) in enumerate(runs.items()):
+        by_seed = [
+            {row["round"]: row["test-accuracy"] for row in rows if "test-accuracy" in row} for rows in of_seeds
+        ]
+        rounds = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+        if not rounds:
+            continue
+        accuracy = 100 * np.array([[scores[number] for number in rounds] for scores in by_seed])
+        colour, style = _COLOURS[at % len(_COLOURS)], ("-", "--", ":")[at // len(_COLOURS) % 3]
+        axes.plot(rounds, accuracy.mean(0), color=colour, linestyle=style, **_marks(rounds), label=_plain(label))
+        if len(by_seed) > 1:
+            _band(axes, rounds, np.stack([accuracy.min(0), accuracy.max(0)], axis=1), color=colour)
+    axes.set_ylabel("test accuracy (%)")
+    _over_rounds(axes)
+    figure.legend(title="strategy", loc="outside right center", frameon=False)
+    _save(figure, title, path)
+
+
+def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
+    """Draw how many examples of each class each client holds.
+
+    Args:
+        counts: [clients, classes].
+        title: which division of which data.
+        path: the picture.
+    """
+    number, classes = counts.shape
+    figure = Figure(figsize=(min(24.0, max(8.0, 0.13 * number + 2)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["tab10" if classes <= 10 else "turbo"](np.linspace(0, 1, max(classes, 10)))
+    # One collection per class: a bar object per client and class takes minutes for a thousand clients.
+    left, right = np.arange(number) - 0.45, np.arange(number) + 0.45
+    tops = np.vstack([np.zeros(number), np.cumsum(counts, axis=1).T])
+    for label, (low, high) in enumerate(pairwise(tops)):
+        corners = np.stack([[left, right, right, left], [low, low, high, high]]).T
+        axes.add_collection(
+            PolyCollection(
+                corners[counts[:, label] > 0],  # type: ignore[arg-type]  # an array takes a much faster way
+                facecolor=colours[label],
+                edgecolor="none",
+                antialiased=False,
+                label=str(label),
+            )
+        )
+    axes.set_ylim(0, 1.05 * tops[-1].max())
+    axes.set_xlim(-0.7, number - 0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=25, integer=True))
+    axes.set_xlabel("client")
+    axes.set_ylabel("training examples")
+    axes.set_title(_plain(title), fontsize=11)
+    if classes <= _MOST_NAMED_CLASSES:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], title="class", loc="outside right center", frameon=False)
+    else:
+        _gradient(figure, axes, colours, "class")
+    _write(figure, path)
+
+
+def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> None:
+    """Draw how alike the models of a population are, as a whole and unit by unit.
+
+    Args:
+        rows: the metrics of all rounds; those with "similarity" and "spread" are drawn, at least one.
+        units: the names of the units, in the order of "spread".
+        title: what was run.
+        path: the picture.
+    """
+    good = [row for row in rows if "spread" in row]
+    rounds = [row["round"] for row in good]
+    spreads = np.array([row["spread"] for row in good], np.float64)
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(rounds, [row["similarity"] for row in good], **_marks(good))
+    left.set_ylabel("cosine similarity, mean over pairs of models")
+    named = len(units) <= _MOST_NAMED_LINES
+    # The bright end of the gradient would be lost on white.
+    colours = _colours(len(units)) if named else colormaps["viridis"](np.linspace(0, 0.93, len(units)))
+    for unit, (name, colour) in enumerate(zip(units, colours, strict=True)):
+        style = "-" if unit < len(_COLOURS) or not named else "--"
+        width = 1.5 if named else 0.9
+        right.plot(rounds, spreads[:, unit], style, color=colour, linewidth=width, label=_short(name), **_marks(good))
+    right.set_ylabel("spread: standard deviation across models")
+    _scale(right, spreads)
+    if named:
+        figure.legend(title="unit", loc="outside right center", frameon=False)
+    else:
+        bar, at = _gradient(figure, right, colours, "unit, in the order of the network")
+        bar.set_ticks(list(at), labels=[_short(units[unit]) for unit in at])
+    _over_rounds(left, right)
+    _save(figure, title, path)
+
+
+def lineage(past: History, units: Sequence[str], title: str, path: Path, most_units: int = 10) -> None:
+    """Draw where the units of slot 0's model have been, and how many clients have trained a unit and a model.
+
+    Args:
+        past: the lineage, with at least one step.
+        units: the names of the units.
+        title: what was run.
+        path: the picture.
+        most_units: of more units, so many are followed, evenly chosen.
+    """
+    figure = Figure(figsize=(14, min(9.0, max(5.0, 0.55 * past.run.slots + 2))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    chosen = np.linspace(0, len(units) - 1, min(len(units), most_units)).round().astype(int)
+    _trace(left, past, chosen, [_short(units[unit], 22) for unit in chosen])
+    heading = "unit" if len(chosen) == len(units) else f"unit ({len(chosen)} of {len(units)})"
+    _legend_below(figure, left, heading, "outside lower left", 4)
+    for counts, name, colour, width, style in (
+        (past.by_unit, "one unit of a slot's model", _COLOURS[0], 3, "-"),
+        (past.by_model, "any unit of a slot's model", _COLOURS[2], 1.5, "--"),
+    ):
+        _band(right, past.rounds, counts[:, [0, 2]], color=colour)
+        line = {"color": colour, "linewidth": width, "linestyle": style}
+        right.plot(past.rounds, counts[:, 1], **line, **_marks(past.rounds), label=name)
+    _legend_below(figure, right, "clients that have trained (mean, fewest to most)", "outside lower right", 1)
+    right.set_ylabel(f"distinct clients, of {past.run.clients}")
+    right.set_ylim(0, 1.05 * min(past.run.clients, 1.5 * past.by_model[:, 2].max()))
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _over_rounds(left, right)
+    _save(figure, title, path)
+
+
+def _trace(axes: Axes, past: History, chosen: NDArray[np.int64], names: Sequence[str]) -> None:
+    """Draw one line per chosen unit through the slots of the latest steps."""
+    slots, paths = past.run.slots, trace(past.steps, past.run.units)[:, chosen]
+    first = int(np.argmax(paths[:, 0] >= 0))
+    steps, paths = past.steps[first:], paths[first:]
+    rounds = [step.round for step in steps]
+    trained = np.array([[slot in step.trained for slot in path] for step, path in zip(steps, paths, strict=True)])
+    # Beside each other within the slot, below the client's number.
+    offsets = np.linspace(-0.15, 0.4, len(chosen)) if len(chosen) > 1 else np.zeros(1)
+    for at, (name, colour) in enumerate(zip(names, _colours(len(chosen)), strict=True)):
+        axes.plot(rounds, paths[:, at] + offsets[at], color=colour, label=name)
+        faces = np.where(trained[:, at], colour, "white")
+        axes.scatter(rounds, paths[:, at] + offsets[at], 16, faces, edgecolors=colour, zorder=3)
+    numbered = slots <= _MOST_NUMBERED_SLOTS
+    if numbered:
+        for step, path in zip(steps, paths, strict=True):
+            for slot in sorted(set(path.tolist()) & set(step.trained)):
+                _note(axes, step.round, slot - 0.33, str(step.trained[slot]))
+        for slot in range(0, slots, 2):
+            axes.axhspan(slot - 0.5, slot + 0.5, color="0.95", zorder=0)
+    middle = slots / 2 - 0.5
+    for gap in sorted(set(range(rounds[0], rounds[-1])) - set(rounds)):
+        _note(axes, gap, middle, "bad round: nothing changed", rotation=90)
+    if steps[0].sources is None:
+        origin = "the initial model" if first == 0 and past.begins else "the mean of all slots"
+        axes.axvline(rounds[0] - 0.5, color="0.3", linestyle=":")
+        _note(axes, rounds[0] - 0.7, middle, origin, rotation=90)
+    axes.set_xlim(rounds[0] - 1, rounds[-1] + 0.5)
+    axes.set_ylim(slots - 0.5, -0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
+    axes.set_ylabel("slot")
+    what = "number: the client; hollow: not trained" if numbered else "hollow: not trained"
+    axes.set_title(f"where the units of slot 0's model were trained ({what})", fontsize=10)
+
+
+def _note(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    """Write small text that lines do not hide."""
+    halo = [withStroke(linewidth=2.5, foreground="white")]
+    axes.text(x, y, text, fontsize=8, ha="center", va="center", zorder=4, path_effects=halo, **style)
+
+
+def _legend_below(
+    figure: Figure, axes: Axes, title: str, place: Literal["outside lower left", "outside lower right"], columns: int
+) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc=place, title=title, ncols=columns, frameon=False, fontsize="small")
+
+
+def _band(axes: Axes, rounds: Sequence[int] | NDArray[np.int64], ends: NDArray[np.float64], **style: Any) -> None:
+    """Fill from the lowest to the highest, [R, 2]; the edge shows a band of one round."""
+    axes.fill_between(rounds, ends[:, 0], ends[:, 1], alpha=0.2, linewidth=1, **style)
+
+
+def _gradient(figure: Figure, axes: Axes, colours: Any, label: str) -> tuple[Colorbar, NDArray[np.int64]]:
+    """Explain many colours by a bar with five of their numbers; return these, too."""
+    last = len(colours) - 1
+    bar = figure.colorbar(ScalarMappable(Normalize(0, last), ListedColormap(colours)), ax=axes, label=label, pad=0.01)
+    at = np.linspace(0, last, 5).round().astype(int)
+    bar.set_ticks(list(at))
+    return bar, at
+
+
+def _marks(points: Sequence[Any] | NDArray[Any]) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 4} if len(points) <= 30 else {}
+
+
+def _colours(number: int) -> list[str]:
+    return [_COLOURS[at % len(_COLOURS)] for at in range(number)]
+
+
+def _short(name: str, length: int = 28) -> str:
+    """Return a unit's name, a path or a pattern, as a legend can show it; it leaves out what starts with "_"."""
+    cut = name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
+    return _plain(f" {cut}" if cut.startswith("_") else cut)
+
+
+def _plain(text: str) -> str:
+    """Keep Matplotlib from reading what is between two dollars as a formula."""
+    return text.replace("$", r"\$")
+
+
+def _scale(axes: Axes, values: NDArray[np.float64]) -> None:
+    """Make the y-axis logarithmic for values of different magnitude; zeros lie on its foot."""
+    positive = values[values > 0]
+    if not positive.size or positive.max() <= 20 * positive.min():
+        axes.set_ylim(bottom=0)
+    elif (values == 0).any():
+        axes.set_yscale("symlog", linthresh=positive.min(), linscale=0.3)
+        axes.set_ylim(bottom=-0.2 * positive.min())
+    else:
+        axes.set_yscale("log")
+
+
+def _over_rounds(*panels: Axes) -> None:
+    for axes in panels:
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+
+
+def _save(figure: Figure, title: str, path: Path) -> None:
+    figure.suptitle(_plain(textwrap.fill(title, int(12 * figure.get_figwidth()))), fontsize=11)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    write_aside(path, content.getvalue())

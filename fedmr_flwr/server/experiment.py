@@ -1,0 +1,95 @@
+"""Everything that a run needs on the server, made and checked before anything is written."""
+
+from functools import cached_property
+from typing import Any
+
+from flwr.app import ArrayRecord
+
+from fedmr_flwr import algorithms, models
+from fedmr_flwr.algorithms.multi_model import MultiModel
+from fedmr_flwr.config.settings import Precision, Settings
+from fedmr_flwr.core.layout import Packed
+from fedmr_flwr.core.units import describe
+from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data.base import Examples
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.models.packing import layout_of, pack, unpack
+from fedmr_flwr.training.devices import arithmetic, pick_device, place
+from fedmr_flwr.training.evaluation import Score, evaluate
+from fedmr_flwr.wire.codec import Codec
+
+
+class Experiment:
+    """Everything a run needs on the server, checked before anything is written.
+
+    Args:
+        settings: the run.
+
+    Raises:
+        FedmrError: something in the configuration or the data is wrong.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device = pick_device(settings.device)
+        # A server scores on what it has; in a deployment the nodes say for themselves where they train.
+        alone = settings.engine == "deployment" and self.device.type == "cpu"
+        self.precision: Precision = "float32" if alone else settings.precision
+        with arithmetic(self.precision, self.device):
+            pass  # a precision that the device does not know is refused
+        self.dataset = datasets.load(settings.data, settings.data_dir)
+        if settings.training.augment and self.dataset.normalisation is None:
+            raise ConfigError("training.augment: texts cannot be shifted and flipped; leave it out")
+        model = models.build(settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed)
+        self.layout = layout_of(model)
+        self.codec = Codec(self.layout, wire=settings.wire)
+        initial = pack(model, self.layout)
+        self.arrays = self.codec.encode([initial.floats], [initial.ints])
+        self.model = model
+        self.strategy = algorithms.create(settings, self.layout)
+        self.units = self.strategy.units if isinstance(self.strategy, MultiModel) else ()
+        # None if every client has examples of its own, of which the server knows nothing.
+        self.parts: list[partitions.Indices] | None = None
+        if settings.engine != "deployment" or settings.partition.name != partitions.NODES:
+            self.parts = partitions.split(self.dataset, settings.clients, settings.partition, settings.seed)
+
+    @cached_property
+    def digest(self) -> str:
+        """The hash of the data."""
+        return self.dataset.digest()
+
+    def evaluate(self, arrays: ArrayRecord) -> dict[str, Any]:
+        """Score a global model and, if the strategy asks for it, the model of every slot on the test set."""
+        score = self._score(self.codec.decode(arrays))
+        numbers: dict[str, Any] = {"test-loss": score.loss, "test-accuracy": score.accuracy}
+        strategy = self.strategy
+        if isinstance(strategy, MultiModel) and strategy.options.evaluate_slots and strategy.population:
+            numbers["slot-accuracies"] = [self._score(model).accuracy for model in strategy.population]
+        return numbers
+
+    def _score(self, model: Packed) -> Score:
+        place(self.model, self.device, self.precision)
+        unpack(model, self.layout, self.model)
+        with arithmetic(self.precision, self.device):
+            return evaluate(self.model, self.dataset, self._test, self.device)
+
+    @cached_property
+    def _test(self) -> Examples:
+        """The test set, where models are scored."""
+        return self.dataset.test.to(self.device)
+
+    def title(self) -> str:
+        """Say in one line what is run."""
+        settings = self.settings
+        changed = settings.strategy.model_dump(by_alias=True, include={"local_rule"}, exclude_none=True)
+        changed |= self.strategy.options.model_dump(by_alias=True, include={"unit"})
+        for options in (self.strategy.options, algorithms.local_rule(settings).options):
+            changed |= options.model_dump(by_alias=True, exclude_defaults=True)
+        if settings.privacy.local_dp:
+            changed["local-dp ε"] = settings.privacy.local_dp.epsilon
+        described = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
+        return f"{settings.strategy.name}{described} · {settings.division()} · seed {settings.seed}"
+
+
+def _plain(value: Any) -> str:
+    return describe(value) if isinstance(value, tuple) else str(value)

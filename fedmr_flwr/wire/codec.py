@@ -1,0 +1,127 @@
+"""Models to records and back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.errors import RecordError
+from fedmr_flwr.wire.messages import FLOATS, INTS
+from fedmr_flwr.wire.npy import HeldArray, join, view
+
+
+def retyped(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
+    """Give a model's arrays back the types that they had; what must become an integer is rounded.
+
+    Flower's own strategies average integers, such as BatchNorm's counters, into float64, and FedAdam makes
+    float64 of everything; clients would refuse such a model or answer with another one.
+
+    Args:
+        record: the model.
+        before: the model before the round.
+    """
+    out = ArrayRecord()
+    for name, array in record.items():
+        out[name] = array
+        if name in before and array.dtype != before[name].dtype:
+            values, dtype = view(array), np.dtype(before[name].dtype)
+            out[name] = Array(np.asarray(np.rint(values) if dtype.kind in "iu" else values, dtype))
+    return out
+
+
+class Codec:
+    """Models to records and back.
+
+    Args:
+        layout: of the models.
+        packed: whether a model travels as one array per type; otherwise as one array per tensor.
+        wire: in which type packed floats travel: "float32", or "float16" for half the bytes, which keeps eleven
+            bits of each value.
+    """
+
+    def __init__(self, layout: Layout, packed: bool = True, wire: str = "float32") -> None:
+        self.layout = layout
+        self.packed = packed
+        self._wire = np.dtype(wire)
+
+    @classmethod
+    def infer(cls, record: ArrayRecord) -> "Codec":
+        """Take the layout from a record of one array per tensor.
+
+        Raises:
+            RecordError: an array is damaged or of a type that does not travel.
+        """
+        try:
+            return cls(Layout.of({name: view(array) for name, array in record.items()}), packed=False)
+        except TypeError as error:
+            raise RecordError(f"the model cannot be packed: {error}") from None
+
+    def encode(self, floats: Sequence[NDArray[Any]], ints: Sequence[NDArray[Any]]) -> ArrayRecord:
+        """Turn a model into a record.
+
+        Args:
+            floats: vectors whose concatenation is the model's [P] floats.
+            ints: vectors whose concatenation is the model's [Q] ints.
+
+        Raises:
+            RecordError: a value is too large for float16.
+        """
+        if self.packed:
+            record = ArrayRecord()
+            record[FLOATS] = self._joined(floats)
+            if self.layout.counters:
+                record[INTS] = join(ints, np.int64)
+            return record
+        whole = Packed(
+            np.concatenate([*floats, np.empty(0, np.float32)]), np.concatenate([*ints, np.empty(0, np.int64)])
+        )
+        tensors = self.layout.unpack(Packed(whole.floats.astype(np.float32), whole.ints.astype(np.int64)))
+        return ArrayRecord({name: Array(tensor) for name, tensor in tensors.items()})
+
+    def decode(self, record: ArrayRecord) -> Packed:
+        """Turn a record into a model; packed float32 without a copy, and from a GPU still there.
+
+        Raises:
+            RecordError: names, shapes or types are not the layout's.
+        """
+        arrays: dict[str, Any] = {
+            name: array.tensor if isinstance(array, HeldArray) else view(array) for name, array in record.items()
+        }
+        try:
+            if not self.packed:
+                return self.layout.pack(arrays)
+            floats = arrays.pop(FLOATS, np.empty(0, np.float32))
+            ints = arrays.pop(INTS, np.empty(0, np.int64))
+            if arrays:
+                raise ValueError(f"unknown arrays {', '.join(sorted(arrays))}")
+            held = not isinstance(floats, np.ndarray)
+            if not held and (floats.dtype != self._wire or ints.dtype != np.int64):
+                raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, not {self._wire} and int64")
+            self.layout.check(Packed(floats, ints))
+        except ValueError as error:
+            raise RecordError(f"the model does not fit: {error}") from None
+        return Packed(floats if held else floats.astype(np.float32, copy=False), ints)
+
+    def _joined(self, floats: Sequence[NDArray[Any]]) -> Array:
+        """Return the concatenation of vectors as one array; on the GPU, if one of them lies there."""
+        if any(not isinstance(piece, np.ndarray) for piece in floats):
+            from fedmr_flwr.core import tensors
+
+            joined = tensors.join(floats)
+            if self._wire == np.float32:
+                return HeldArray(joined)
+            floats = [joined.numpy(force=True)]
+        return join([self._narrow(piece) for piece in floats], self._wire)
+
+    def _narrow(self, floats: NDArray[Any]) -> NDArray[Any]:
+        """Return floats in the type in which they travel."""
+        with np.errstate(over="ignore"):
+            narrow = floats.astype(self._wire, copy=False)
+        if narrow is not floats and not np.isfinite(narrow).all() and np.isfinite(floats).all():
+            raise RecordError(
+                f"the model holds {np.abs(floats).max():g}, too large to travel as {self._wire}; set wire=float32"
+            )
+        return narrow

@@ -1,0 +1,1 @@
+"""The Grids that carry messages: each a `flwr.serverapp.Grid`, some around another one."""

@@ -1,0 +1,543 @@
+import logging
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.common import (
+    Code,
+    FitRes,
+    GetParametersRes,
+    Parameters,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+from flwr.server.client_manager import SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.server import Server
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedmr_flwr
+from fedmr_flwr.algorithms import classic
+from fedmr_flwr.algorithms.classic import FedMR
+from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.randomness import stream
+from fedmr_flwr.core.units import units
+from fedmr_flwr.errors import ConfigError, FederationError, RecordError
+from fedmr_flwr.wire.grids.roster import RosterGrid
+
+ARRAYS = {
+    "conv.weight": np.zeros((2, 2), np.float32),
+    "conv.bias": np.zeros(2, np.float32),
+    "bn.weight": np.zeros(3, np.float32),
+    "bn.running_mean": np.zeros(3, np.float32),
+    "bn.num_batches_tracked": np.zeros((), np.int64),
+    "out.weight": np.zeros(4, np.float32),
+}
+KEYS = list(ARRAYS)
+LAYOUT = Layout.of(ARRAYS)
+BUFFERS = ["bn.running_mean", "bn.num_batches_tracked"]
+K, CLIENTS = 5, 8
+CLASSIC = "fedmr_flwr.algorithms.classic"
+
+
+def model(value):
+    """A model whose every number is `value`."""
+    return ndarrays_to_parameters([np.full_like(array, value) for array in ARRAYS.values()])
+
+
+def tensors(parameters):
+    return dict(zip(KEYS, parameters_to_ndarrays(parameters), strict=True))
+
+
+def values(parameters):
+    """The number that each tensor is filled with."""
+    found = {}
+    for name, array in tensors(parameters).items():
+        assert (array == array.flat[0]).all()
+        found[name] = float(array.flat[0])
+    return found
+
+
+def result(parameters, examples=10, code=Code.OK, **metrics):
+    return FitRes(Status(code, "message"), parameters, examples, metrics)
+
+
+class Client(ClientProxy):
+    """A client that adds 1 to every number."""
+
+    def fit(self, ins, timeout, group_id):
+        return result(ndarrays_to_parameters([array + 1 for array in parameters_to_ndarrays(ins.parameters)]))
+
+    def get_parameters(self, ins, timeout, group_id):
+        return GetParametersRes(Status(Code.OK, ""), model(7))
+
+    def get_properties(self, ins, timeout, group_id):
+        raise NotImplementedError
+
+    evaluate = reconnect = get_properties
+
+
+def manager_of(count):
+    manager = SimpleClientManager()
+    for client in range(count):
+        manager.register(Client(str(client)))
+    return manager
+
+
+class Experiment:
+    """Clients that return a model filled with a number of their own: 100 * round + client.
+
+    `bad(round, client)` gives the result or the failure that takes the place of that, `MISSING` for none at all.
+    """
+
+    MISSING = object()
+
+    def __init__(self, clients=CLIENTS, bad=lambda server_round, client: None, **options):
+        self.strategy = FedMR(**{"clients_per_round": K, "keys": KEYS} | options)
+        self.manager, self.bad = manager_of(clients), bad
+        self.parameters = model(0)
+
+    def round(self, number):
+        """Run a round; return what was sent, by the draw."""
+        orders = self.strategy.configure_fit(number, self.parameters, self.manager)
+        results, failures, self.trained = [], [], []
+        for proxy, _ in reversed(orders):  # as Flower does: in any order
+            other = self.bad(number, int(proxy.cid))
+            if other is None:
+                self.trained.append(100 * number + int(proxy.cid))
+                results.append((proxy, result(model(self.trained[-1]), loss=1.0)))
+            elif isinstance(other, BaseException):
+                failures.append(other)
+            elif other is not self.MISSING:
+                (results if other.status.code == Code.OK else failures).append((proxy, other))
+        self.clients = [int(proxy.cid) for proxy, _ in orders]
+        parameters, self.metrics = self.strategy.aggregate_fit(number, results, failures)
+        if parameters:
+            self.parameters = parameters
+        return [ins.parameters for _, ins in orders]
+
+    @property
+    def population(self):
+        return [model.floats for model in self.strategy.population]
+
+
+def test_the_first_round_sends_the_initial_model_to_all_with_instructions_of_their_own():
+    strategy = FedMR(clients_per_round=K, keys=KEYS, on_fit_config_fn=lambda server_round: {"lr": 1 / server_round})
+    sent = [ins for _, ins in strategy.configure_fit(2, model(3), manager_of(CLIENTS))]
+    assert [ins.parameters for ins in sent] == [model(3)] * K
+    assert [ins.config for ins in sent] == [{"lr": 0.5}] * K
+    sent[0].parameters.tensors.pop()
+    sent[0].config.clear()
+    assert sent[1].parameters == model(3)
+    assert sent[1].config == {"lr": 0.5}
+
+
+@pytest.mark.parametrize("unit", ["tensor", "layer", "block", "fraction:0.4", ["weight", "."]])
+def test_after_it_the_trained_models_are_recombined_unit_by_unit(unit):
+    federation = Experiment(unit=unit)
+    federation.round(1)
+    trained = sorted(federation.trained)
+    mixed = [values(parameters) for parameters in federation.round(2)]
+    orders = set()
+    for part in units(LAYOUT, unit):
+        assert all(len({row[name] for name in part.keys}) == 1 for row in mixed), "a unit comes from one slot"
+        order = tuple(row[part.keys[0]] for row in mixed)
+        assert sorted(order) == trained, "each slot gives the unit once"
+        orders.add(order)
+    assert len(orders) > 1, "the units are shuffled independently"
+
+
+def test_averaged_buffers_are_the_global_models_in_every_slot():
+    federation = Experiment(buffers="average")
+    federation.round(1)
+    center = values(federation.parameters)
+    assert center["bn.running_mean"] == np.float32(np.mean(federation.trained))
+    assert center["bn.num_batches_tracked"] == max(federation.trained), "integers are not averaged"
+    trained = sorted(federation.trained)
+    mixed = [values(parameters) for parameters in federation.round(2)]
+    for name in KEYS:
+        if name in BUFFERS:
+            assert {row[name] for row in mixed} == {center[name]}
+        else:
+            assert sorted(row[name] for row in mixed) == trained
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), slots=st.integers(1, 6), unit=st.sampled_from(["tensor", "layer"]))
+def test_dealing_permutes_every_number_and_so_keeps_the_mean(seed, slots, unit):
+    rng = np.random.default_rng(seed)
+    strategy = FedMR(clients_per_round=slots, keys=KEYS, unit=unit, seed=seed)
+    manager = manager_of(slots)
+
+    def trained():
+        return result(
+            ndarrays_to_parameters([np.asarray(rng.normal(size=a.shape), a.dtype) for a in ARRAYS.values()])
+        )
+
+    orders = strategy.configure_fit(1, model(0), manager)
+    center, _ = strategy.aggregate_fit(1, [(client, trained()) for client, _ in orders], [])
+    before = np.array([row.floats for row in strategy.population])
+    sent = [tensors(ins.parameters) for _, ins in strategy.configure_fit(2, center, manager)]
+    after = np.array([LAYOUT.pack(row).floats for row in sent])
+    np.testing.assert_array_equal(np.sort(after, axis=0), np.sort(before, axis=0))
+    np.testing.assert_allclose(after.mean(axis=0), LAYOUT.pack(tensors(center)).floats, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_first_stage_averages_exactly_that_many_times(stage):
+    federation = Experiment(first_stage_rounds=stage)
+    for number in range(1, 6):
+        before = federation.parameters
+        averaged = all(sent == before for sent in federation.round(number))
+        assert averaged == (number <= stage + 1), number  # round 1 sends the initial model in any case
+
+
+def broken(change):
+    """A result with one tensor changed."""
+    parameters = model(5)
+    change(parameters.tensors)
+    return result(parameters)
+
+
+def put(array, at=0):
+    def change(tensors):
+        tensors[at] = ndarrays_to_parameters([array]).tensors[0]
+
+    return broken(change)
+
+
+def put_bytes(change):
+    return broken(lambda tensors: tensors.__setitem__(0, change(tensors[0])))
+
+
+HUGE = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }".ljust(127) + b"\n"
+BAD = {
+    "status": (lambda: result(model(5), code=Code.FIT_NOT_IMPLEMENTED), "FIT_NOT_IMPLEMENTED: message"),
+    "count": (lambda: broken(lambda tensors: tensors.pop()), "the model has 5 tensors, not 6"),
+    "nothing": (lambda: result(Parameters([], "")), "the model has 0 tensors, not 6"),
+    "shape": (lambda: put(np.zeros((4, 1), np.float32)), "'conv.weight' is float32[4, 1], not float32[2, 2]"),
+    "dtype": (lambda: put(np.zeros((2, 2))), "'conv.weight' is float64[2, 2], not float32[2, 2]"),
+    "integer": (lambda: put(np.zeros(()), at=4), "'bn.num_batches_tracked' is float64[], not int64[]"),
+    "NaN": (lambda: put(np.full((2, 2), np.nan, np.float32)), "its model holds NaN or infinite values"),
+    "infinite": (lambda: put(np.array([[0, 1], [2, -np.inf]], np.float32)), "its model holds NaN or infinite values"),
+    "no examples": (lambda: result(model(5), 0), "it trained on 0 examples"),
+    "fewer": (lambda: result(model(5), -3), "it trained on -3 examples"),
+    "odd examples": (lambda: result(model(5), float("nan")), "it trained on nan examples"),
+    "endless examples": (lambda: result(model(5), float("inf")), "it trained on inf examples"),
+    "list of examples": (lambda: result(model(5), [1]), "it trained on [1] examples"),
+    "short": (lambda: put_bytes(lambda data: data[:-1]), "an array is damaged"),
+    "empty": (lambda: put_bytes(lambda data: b""), "an array is damaged"),
+    "pickle": (lambda: put_bytes(lambda data: data.replace(b"<f4", b"|O8")), "an array is damaged"),
+    "huge": (lambda: put_bytes(lambda data: HUGE % 10**30), "an array is damaged"),
+    "exception": (lambda: ValueError("it\nbroke"), "it broke"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_result_is_logged_once_and_its_slot_keeps_what_it_was_dealt(kind, caplog):
+    make, reason = BAD[kind]
+    federation = Experiment(clients=K, bad=lambda number, client: make() if (number, client) == (2, 3) else None)
+    federation.round(1)
+    caplog.clear()
+    sent = federation.round(2)
+    slot = federation.clients.index(3)
+    for at, row in enumerate(federation.population):
+        if at == slot:
+            np.testing.assert_array_equal(row, LAYOUT.pack(tensors(sent[at])).floats)
+        else:
+            assert (row == 200 + federation.clients[at]).all()
+    np.testing.assert_allclose(
+        LAYOUT.pack(tensors(federation.parameters)).floats, np.mean(federation.population, axis=0), rtol=1e-6
+    )
+    (record,) = [record for record in caplog.records if record.name == CLASSIC]
+    assert (record.levelno, record.getMessage().count("\n")) == (logging.WARNING, 0)
+    assert record.getMessage().startswith("client 3: ")
+    assert reason in record.getMessage()
+
+
+def test_the_bytes_of_a_good_model_may_be_in_fortran_order():
+    array = np.asfortranarray(np.arange(4, dtype=np.float32).reshape(2, 2))
+    assert b"'fortran_order': True" in put(array).parameters.tensors[0]
+    federation = Experiment(clients=1, clients_per_round=1, bad=lambda *_: put(array))
+    federation.round(1)
+    assert tensors(federation.parameters)["conv.weight"].tolist() == [[0, 1], [2, 3]]
+
+
+def test_of_several_exceptions_all_who_did_not_answer_are_named(caplog):
+    bad = {1: RuntimeError("first"), 3: RuntimeError()}
+    Experiment(clients=K, bad=lambda number, client: bad.get(client)).round(1)
+    said = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
+    assert sorted(said) == ["client 1 or 3: RuntimeError", "client 1 or 3: first"]
+
+
+def test_who_was_not_asked_or_answers_twice_does_not_count(caplog):
+    strategy = FedMR(clients_per_round=2, keys=KEYS)
+    (first, _), (second, _) = strategy.configure_fit(1, model(0), manager_of(2))
+    answers = [(first, result(model(1))), (Client("99"), result(model(50))), (second, result(model(3)))]
+    parameters, _ = strategy.aggregate_fit(1, [*answers, (first, result(model(50)))], [])
+    assert [row.floats[0] for row in strategy.population] == [1, 3]
+    assert values(parameters)["out.weight"] == 2
+    said = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
+    assert said == [f"client {who}: it was not asked, or has answered before" for who in ("99", first.cid)]
+
+
+def test_without_any_good_result_everything_stays_and_training_goes_on():
+    federation = Experiment(clients=K, bad=lambda number, client: result(model(9), 0) if number == 2 else None)
+    federation.round(1)
+    before, parameters = [row.copy() for row in federation.population], federation.parameters
+    dealt = federation.round(2)
+    assert federation.metrics == {}
+    assert federation.parameters is parameters
+    np.testing.assert_array_equal(federation.population, before)
+    again = federation.round(3)
+    assert sorted(values(row)["out.weight"] for row in again) == sorted(values(row)["out.weight"] for row in dealt)
+
+
+def test_without_any_good_result_in_the_first_round_the_initial_model_goes_out_again():
+    federation = Experiment(bad=lambda number, client: Experiment.MISSING if number == 1 else None)
+    federation.round(1)
+    assert federation.strategy.population is None
+    assert federation.round(2) == [model(0)] * K
+
+
+def test_of_a_population_larger_than_a_round_the_slots_not_drawn_keep_what_they_were_dealt():
+    slots, federation = 7, Experiment(clients_per_round=3, population=7, unit="layer", seed=4)
+    federation.round(1)
+    drawn = sorted(stream(4, "slots", 1).choice(slots, 3, replace=False).tolist())
+    assert [row[0] for row in federation.population] == [
+        federation.clients[drawn.index(slot)] + 100 if slot in drawn else 0 for slot in range(slots)
+    ]
+    touched = set(drawn)
+    for number in range(2, 9):
+        before = np.array(federation.population)
+        center = federation.parameters
+        sent = federation.round(number)
+        drawn = sorted(stream(4, "slots", number).choice(slots, 3, replace=False).tolist())
+        kept = [row for slot, row in enumerate(federation.population) if slot not in drawn]
+        dealt = np.array([*kept, *(LAYOUT.pack(tensors(parameters)).floats for parameters in sent)])
+        np.testing.assert_array_equal(np.sort(dealt, axis=0), np.sort(before, axis=0))
+        assert sorted(federation.trained) == sorted(
+            row[0] for slot, row in enumerate(federation.population) if slot in drawn
+        )
+        assert federation.parameters != center
+        touched |= set(drawn)
+    assert touched == set(range(slots)), "every slot has its turn"
+
+
+def test_the_global_model_may_weigh_slots_by_the_examples_that_they_were_last_trained_on():
+    def reply(number, client):
+        if number == 2 and client == 0:
+            return Experiment.MISSING
+        return result(model(10 * number + client), examples=1 + 3 * client)
+
+    federation = Experiment(clients=2, clients_per_round=2, weighting="examples", first_stage_rounds=9, bad=reply)
+    federation.round(1)  # 10 of 1 example, 11 of 4
+    assert values(federation.parameters)["out.weight"] == np.float32((10 + 4 * 11) / 5)
+    first = federation.clients
+    federation.round(2)  # client 0's slot keeps the mean, 10.8, and the examples of whoever had it before
+    kept = [1, 4][first[federation.clients.index(0)]]
+    expected = (kept * np.float32(10.8) + 4 * 21) / (kept + 4)
+    assert values(federation.parameters)["out.weight"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_metrics_are_means_weighted_by_examples_of_what_all_good_clients_returned():
+    answers = {
+        0: result(model(1), 1, loss=1.0, accuracy=0, note="text", own=3.0),
+        1: result(model(3), 3, loss=2.0, accuracy=1),
+        2: result(model(9), 0, loss=50.0),
+    }
+    federation = Experiment(clients=3, clients_per_round=3, bad=lambda number, client: answers[client])
+    federation.round(1)
+    assert federation.metrics == {"loss": 1.75, "accuracy": 0.75, "similarity": pytest.approx(2 / 3 / 2)}
+    # Of the three pairs only that of slots 1 and 3 is alike; the initial model of zeros is orthogonal to both.
+
+
+def test_similarity_is_that_of_the_population():
+    def reply(number, client):  # unit vectors at 0, 10, 20 degrees
+        arrays = [array.copy() for array in ARRAYS.values()]
+        arrays[1][:] = np.cos(np.radians(10 * client)), np.sin(np.radians(10 * client))
+        return result(ndarrays_to_parameters(arrays))
+
+    federation = Experiment(clients=3, clients_per_round=3, bad=reply)
+    federation.round(1)
+    expected = np.mean(np.cos(np.radians([10, 10, 20])))
+    assert federation.metrics == {"similarity": pytest.approx(expected, rel=1e-5)}
+
+
+TWIN = [
+    {"unit": "layer"},
+    {"unit": "tensor", "seed": 3},
+    {"unit": "layer", "first_stage_rounds": 2},
+    {"unit": "tensor", "buffers": "average"},
+    {"unit": "layer", "population": 7, "weighting": "examples"},
+]
+
+
+@pytest.mark.parametrize("options", TWIN, ids=str)
+def test_it_deals_trains_and_averages_as_the_message_api_does_bit_for_bit(options, grid_of, answer):
+    noise = np.random.default_rng(0).normal(size=(10, CLIENTS, LAYOUT.size)).astype(np.float32)
+
+    def train(arrays, number, client):
+        old = LAYOUT.pack(dict(zip(KEYS, arrays, strict=True)))
+        new = old._replace(floats=old.floats * np.float32(0.9) + noise[number, client], ints=old.ints + 1 + client)
+        return list(LAYOUT.unpack(new).values())
+
+    def silent(number, client):
+        return (number + client) % 4 == 0
+
+    def reply(message, client):
+        number = message.content["config"]["server-round"]
+        if silent(number, client):
+            raise RuntimeError("silent")
+        arrays = train([array.numpy() for array in message.content["arrays"].values()], number, client)
+        record = ArrayRecord({name: Array(np.asarray(array)) for name, array in zip(KEYS, arrays, strict=True)})
+        return answer(record, examples=client + 1, loss=float(client))
+
+    def fit(ins, number, client):
+        return result(
+            ndarrays_to_parameters(train(parameters_to_ndarrays(ins.parameters), number, client)),
+            examples=client + 1,
+            loss=float(client),
+        )
+
+    twin, grid = fedmr_flwr.FedMR(clients_per_round=K, **options), RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
+    strategy, manager = FedMR(clients_per_round=K, keys=KEYS, **options), manager_of(CLIENTS)
+    arrays, parameters = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()}), model(0)
+    missing = 0
+    for number in range(1, 7):
+        messages = twin.configure_train(number, arrays, ConfigRecord(), grid)
+        orders = strategy.configure_fit(number, parameters, manager)
+        for message, (_, ins) in zip(messages, orders, strict=True):
+            assert [array.data for array in message.content["arrays"].values()] == ins.parameters.tensors
+        arrays, expected = twin.aggregate_train(number, grid.send_and_receive(messages))
+        results = [
+            (client, fit(ins, number, int(client.cid)))
+            for client, ins in reversed(orders)
+            if not silent(number, int(client.cid))
+        ]
+        missing += K - len(results)
+        parameters, metrics = strategy.aggregate_fit(number, results, [])
+        assert [array.data for array in arrays.values()] == parameters.tensors
+        assert metrics == dict(expected)
+    assert missing > 0
+
+
+def test_clients_are_drawn_from_the_sorted_identifiers_by_the_round():
+    strategy = FedMR(clients_per_round=3, keys=KEYS, seed=5)
+    manager = SimpleClientManager()
+    for cid in ("30", "4", "111", "20"):
+        manager.register(Client(cid))
+    rounds = [[client.cid for client, _ in strategy.configure_fit(n, model(0), manager)] for n in range(1, 30)]
+    for number, cids in enumerate(rounds, start=1):
+        drawn = stream(5, "select", number).choice(4, 3, replace=False)
+        assert cids == [["111", "20", "30", "4"][at] for at in drawn]
+    assert len({tuple(cids) for cids in rounds}) > 10
+
+
+def test_too_few_clients_are_an_error_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(classic, "_PATIENCE", 0)
+    with pytest.raises(FederationError, match="3 of 5 clients are connected .*num-supernodes=5"):
+        FedMR(clients_per_round=5, keys=KEYS).configure_fit(1, model(0), manager_of(3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"unit='layer' .* give keys=list\(model.state_dict\(\)\), or take unit='tensor'"),
+        ({"unit": "block:2"}, "unit='block:2' with"),
+        ({"unit": "tensor", "buffers": "average"}, "buffers='average' needs the names"),
+        ({"unit": "blocks"}, "'blocks' is no unit; choose one of"),
+        ({"keys": KEYS, "clients_per_round": 0}, "clients_per_round is 0; it must be at least 1"),
+        ({"keys": KEYS, "clients_per_round": 5, "population": 4}, "population is 4; it must be at least 5"),
+        ({"keys": KEYS, "first_stage_rounds": -1}, "first_stage_rounds is -1"),
+        ({"keys": KEYS, "buffers": "drop"}, "buffers is 'drop'; choose one of move, average"),
+        ({"keys": KEYS, "weighting": "loss"}, "weighting is 'loss'; choose one of uniform, examples"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        FedMR(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "initial", "error", "message"),
+    [
+        (KEYS[:-1], model(0), ConfigError, "the first model has 6 tensors and keys 5 names"),
+        ([*KEYS[:-1], KEYS[0]], model(0), ConfigError, "the first model has 6 tensors and keys 5 names"),
+        (KEYS, Parameters([], ""), ConfigError, "the first model has 0 tensors and keys 6 names; give initial_"),
+        (["a"], ndarrays_to_parameters([np.zeros(2)]), ConfigError, r"'a' is float64: .*; convert .*float32"),
+        (["a"], Parameters([b"noise"], ""), RecordError, "an array is damaged"),
+    ],
+)
+def test_the_first_model_is_checked(keys, initial, error, message):
+    with pytest.raises(error, match=message):
+        FedMR(clients_per_round=1, keys=keys, unit="tensor").configure_fit(1, initial, manager_of(1))
+
+
+@pytest.mark.parametrize("unit", ["tensor", "fraction:0.5", ["^[0-2]$", "."]])
+def test_units_without_names_need_no_keys(unit):
+    federation = Experiment(keys=None, unit=unit)
+    federation.round(1)
+    mixed = [values(parameters) for parameters in federation.round(2)]
+    orders = [tuple(row[name] for row in mixed) for name in KEYS]
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert len(set(orders)) == (len(KEYS) if unit == "tensor" else 2)
+    assert orders[0] == orders[2] or unit == "tensor"
+
+
+def test_the_server_and_the_clients_objects_are_left_as_they_are():
+    federation = Experiment(clients=K, population=7, weighting="examples")
+    federation.round(1)
+    parameters = federation.parameters
+    for number in (2, 3):
+        before = list(parameters.tensors)
+        orders = federation.strategy.configure_fit(number, parameters, federation.manager)
+        results = [(client, result(model(number), loss=1.0)) for client, _ in orders]
+        federation.strategy.aggregate_fit(number, results, [])
+        assert parameters.tensors == before
+        assert [answer for _, answer in results] == [result(model(number), loss=1.0)] * K
+
+
+def test_flowers_own_server_runs_it_from_a_clients_model_and_evaluates_on_the_server():
+    seen = []
+
+    def evaluate(number, arrays, config):
+        arrays[0][:] = 0  # may be changed: they are copies
+        seen.append((number, arrays[-1].mean()))
+        return 1.0, {"accuracy": 0.5}
+
+    strategy = FedMR(clients_per_round=3, keys=KEYS, evaluate_fn=evaluate)
+    server = Server(client_manager=manager_of(4), strategy=strategy)
+    for _ in range(2):  # the second training begins anew
+        seen.clear()
+        history, _ = server.fit(3, timeout=None)
+        assert seen == [(0, 7), (1, 8), (2, 9), (3, 10)]  # clients start at 7 and add 1
+        assert values(server.parameters)["conv.weight"] == 10
+        assert [value for _, value in history.metrics_distributed_fit["similarity"]] == pytest.approx([1, 1, 1])
+        assert history.losses_distributed == []
+
+
+def test_without_an_evaluation_function_nothing_is_evaluated():
+    strategy = FedMR(clients_per_round=2, keys=KEYS, initial_parameters=model(1))
+    assert strategy.evaluate(1, model(0)) is None
+    assert strategy.configure_evaluate(1, model(0), manager_of(2)) == []
+    assert strategy.aggregate_evaluate(1, [], []) == (None, {})
+    assert strategy.initialize_parameters(manager_of(2)) == model(1)
+
+
+def test_a_new_training_knows_nothing_of_an_earlier_one():
+    federation = Experiment(clients=2, clients_per_round=2, population=3, weighting="examples")
+    for number in range(1, 6):
+        federation.round(number)
+    strategy, manager = federation.strategy, federation.manager
+    assert strategy._examples.all()
+    strategy.initialize_parameters(manager)
+    assert strategy.population is None
+    other = ndarrays_to_parameters([np.zeros(n + 1, np.float32) for n in range(len(KEYS))])
+    (first, _), (second, _) = strategy.configure_fit(1, other, manager)
+    one = ndarrays_to_parameters([np.ones(n + 1, np.float32) for n in range(len(KEYS))])
+    parameters, _ = strategy.aggregate_fit(1, [(first, result(one)), (second, result(other))], [])
+    assert values(parameters)["out.weight"] == 0.5, "the slot that was not trained weighs nothing"

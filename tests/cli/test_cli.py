@@ -1,0 +1,221 @@
+"""The command line: what it prints and how it ends."""
+
+import json
+import socket
+import sys
+
+import pytest
+import yaml
+
+from fedmr_flwr import cli
+
+TINY = [
+    "rounds=2",
+    "clients=6",
+    "clients-per-round=2",
+    "training.local-epochs=1",
+    "partition.name=iid",
+    "device=cpu",
+]
+
+
+@pytest.fixture
+def fedmr(monkeypatch, capfd, tmp_path):
+    """Run the command in a folder of its own; return exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    conf = tmp_path / "run.yaml"
+    conf.write_text("data: {name: digits}\n")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedmr", *arguments])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_a_run_prints_its_folder_first_and_last_and_a_table(fedmr, tmp_path):
+    status, out, _ = fedmr("run", "run.yaml", *TINY, "strategy.first-stage-rounds=1", "--engine", "in-process")
+    assert status == 0
+    lines = [line for line in out.splitlines() if line.strip()]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert lines[0] == lines[-1] == f"run folder: {folder}"
+    assert any(line.startswith("round 2/2  accuracy ") for line in lines)
+    assert any("test accuracy" in line for line in lines)
+    assert any("best test accuracy" in line for line in lines)
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["engine"] == "in-process"
+    assert resolved["strategy"]["first-stage-rounds"] == 1
+    assert resolved["strategy"]["unit"] == "layer", "defaults are written out, too"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["roundz=3"], ["run.yaml", "unknown key 'roundz'", "did you mean 'rounds'?"]),
+        (["rounds=many"], ["rounds = 'many'", "valid integer"]),
+        (["clients-per-round=7"], ["clients-per-round is 7", "only 6 clients", "lower clients-per-round"]),
+        (["partition.alpha=0"], ["partition.alpha = 0", "greater than 0"]),
+        (["training.local-epochs=0"], ["training.local-epochs = 0", "greater than or equal to 1"]),
+        (["data.name=fashion-mnist", "data-dir=nowhere"], ["nowhere", "train-images-idx3-ubyte", "data-dir=FOLDER"]),
+        (["strategy.unit=blocks"], ["strategy.unit = 'blocks'", "choose one of tensor, layer, block"]),
+        (["strategy.unit=[conv, nothing]"], ["strategy.unit: no pattern matches 'hidden.0.weight'"]),
+        (["strategy.population=1"], ["strategy.population is 1, less than the 2 clients of a round"]),
+        (["min-good-replies=3"], ["min-good-replies is 3, more than the 2 clients of a round"]),
+        (["round-timeout=0"], ["round-timeout = 0", "greater than 0"]),
+        (
+            ["strategy.local-rule=fedpox"],
+            ["strategy.local-rule: 'fedpox' is not known; choose one of clusamp"],
+        ),
+        (["strategy.mu=0.1"], ["unknown key 'strategy.mu'"]),
+        (["strategy.name=fedprox", "strategy.mu=-1"], ["strategy.mu = -1", "greater than or equal to 0"]),
+        (["guard=1"], ["guard = 1", "greater than 1"]),
+        (["device=cuda:7"], ["device is cuda:7", "device=auto or device=cpu"]),
+        (["engine=spark"], ["'spark' is not known", "ray, in-process"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status_and_writes_nothing(fedmr, tmp_path, monkeypatch, overrides, words):
+    from torchvision.datasets import FashionMNIST
+
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(FashionMNIST, "download", no_network)
+    status, out, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out", *overrides)
+    assert status == 1
+    assert err.startswith("fedmr: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_units_prints_a_table_of_units_with_keys_sizes_and_shares(fedmr):
+    status, out, _ = fedmr("units", "run.yaml", "strategy.unit=block")
+    assert status == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows[0] == ["conv1", "2", "160", "1.17 %", "conv1.weight, conv1.bias"]  # 16 * 9 + 16 of 13,706
+    assert [row[0] for row in rows] == ["conv1", "conv2", "hidden", "classifier"]
+    assert sum(int(row[2].replace(",", "")) for row in rows) == 13706
+    assert "unit block: 4 units, 8 tensors, 13,706 values" in out
+    status, out, _ = fedmr("units", "run.yaml", "strategy.unit=[conv, '[a-z]']")
+    assert status == 0
+    assert "[a-z]" in out
+    status, _, err = fedmr("units", "run.yaml", "strategy.name=fedavg")
+    assert (status, err) == (1, "fedmr: error: fedavg does not recombine; choose strategy.name=fedmr\n")
+
+
+def test_partition_prints_draws_and_saves_what_a_run_can_use(fedmr, tmp_path):
+    settings = ["clients=6", "clients-per-round=2", "partition.name=shards", "partition.shards-per-client=1"]
+    status, out, _ = fedmr("partition", "run.yaml", *settings)
+    assert status == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "5", "fewest", "median", "most"]
+    assert sum(int(row[1].replace(",", "")) for row in rows[:6]) == 1438
+    assert all(int(row[2]) <= 3 for row in rows[:6])
+    assert "digits, 6 clients, shards of 1" in out
+    assert out.split()[-2:] == ["partition/partition.npz", "partition/clients.png"]
+    status, out, _ = fedmr("partition", "run.yaml", "clients=300", "--out", "many")
+    assert status == 0
+    assert len([line for line in out.splitlines() if line.startswith("│")]) == 3
+    status, _, err = fedmr("partition", "run.yaml")
+    assert (status, err) == (1, "fedmr: error: partition is not empty; name another folder with --out FOLDER\n")
+
+    saved = tmp_path / "partition" / "partition.npz"
+    status, _, err = fedmr(
+        "run", "run.yaml", *TINY, "rounds=1", "engine=in-process", "run-dir=out", f"partition.name=file:{saved}"
+    )
+    assert (status, err) == (0, "")
+    assert (tmp_path / "out" / "partition.npz").read_bytes() == saved.read_bytes()
+
+
+def test_plot_draws_what_the_rounds_allow(fedmr, tmp_path):
+    assert fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out")[0] == 0
+    pictures = [tmp_path / "out" / name for name in ("curves.png", "diversity.png", "lineage.png")]
+    for picture in pictures:
+        picture.unlink()
+    status, out, _ = fedmr("plot", "out")
+    assert status == 0
+    assert out.split() == [str(picture) for picture in pictures]
+    assert all(picture.stat().st_size > 0 for picture in pictures)
+    (tmp_path / "out" / "metrics.jsonl").unlink()
+    status, _, err = fedmr("plot", "out")
+    assert (status, err) == (1, "fedmr: error: out holds no finished round yet, so there is nothing to draw\n")
+    status, _, err = fedmr("plot", "nowhere")
+    assert status == 1
+    assert "nowhere is no run folder: it holds no config.yaml" in err
+
+
+def test_the_accuracy_over_clients_is_said_at_the_end(fedmr, tmp_path):
+    status, out, _ = fedmr("run", "run.yaml", *TINY, "engine=in-process", "evaluate-clients=true", "run-dir=out")
+    assert status == 0
+    over = json.loads((tmp_path / "out" / "manifest.json").read_text())["client-accuracy"]
+    assert len(over["accuracies"]) == over["clients"] == 6
+    assert f"accuracy over 6 clients: mean {over['mean']:.4f}, standard deviation" in out
+    assert 0 <= over["worst-tenth"] == min(over["accuracies"]) <= over["mean"] <= 1
+
+
+def test_a_truncated_data_file_is_named(fedmr, tmp_path):
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{part}-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x63short")
+    status, _, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "data.name=fashion-mnist", "data-dir=.")
+    assert status == 1
+    assert "train-images-idx3-ubyte states 99 bytes of data but holds 5; replace it" in err
+
+
+def test_a_used_run_folder_is_refused(fedmr, tmp_path):
+    arguments = ["run", "run.yaml", *TINY, "rounds=1", "engine=in-process", "run-dir=out"]
+    assert fedmr(*arguments)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    status, _, err = fedmr(*arguments)
+    assert status == 1
+    assert "out already holds a run; name another folder with run-dir=FOLDER" in err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_a_missing_configuration_is_named(fedmr):
+    status, _, err = fedmr("run", "none.yaml")
+    assert status == 1
+    assert err == "fedmr: error: cannot read the configuration none.yaml: No such file or directory\n"
+
+
+def test_an_occupied_port_is_named_with_the_variable(fedmr, tmp_path, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", str(port))
+        status, _, err = fedmr("run", "run.yaml", *TINY, "run-dir=out")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert f"port {port} of FLWR_LOCAL_SUPERLINK_HTTP_API_PORT cannot be used" in err
+    assert "unset the variable" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("override", ["client-cpus=4096", "client-gpus=512"])
+def test_more_than_the_machine_has_is_refused(fedmr, tmp_path, override):
+    status, _, err = fedmr("run", "run.yaml", *TINY, "run-dir=out", override)
+    key = override.partition("=")[0]
+    assert status == 1
+    assert err.startswith(f"fedmr: error: {key} is ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_says_so(fedmr, tmp_path, monkeypatch):
+    from fedmr_flwr.client import app as client
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "fit", interrupt)
+    status, _, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out")
+    assert (status, err) == (130, "fedmr: interrupted\n")
+    assert '"status": "failed"' in (tmp_path / "out" / "manifest.json").read_text()

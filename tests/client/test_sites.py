@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fedmr_flwr import config
+from fedmr_flwr.client import sites
+from fedmr_flwr.client.sites import Form, Node
+from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data.base import Normalisation
+from fedmr_flwr.errors import ConfigError, DataError
+
+FORM = Form((1, 8, 8), 10, Normalisation((0.5,), (0.25,), 16.0, 3))
+RUN = "0123456789abcdef"
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Return a function that writes a node's npz file and returns its configuration: own(y_train=...)."""
+
+    def make(**arrays):
+        rng = np.random.default_rng(0)
+        good = {"x_train": rng.integers(0, 17, (12, 8, 8), np.uint8), "y_train": np.arange(12) % 10}
+        np.savez(tmp_path / "own.npz", **(good | arrays))
+        return {"partition-id": 2, "data": str(tmp_path / "own.npz"), "device": "cpu", "state": str(tmp_path / "s")}
+
+    return make
+
+
+def of_its_own(toy, node_config, form=FORM, run=RUN):
+    settings = toy().model_copy(update={"partition": config.Partition(name="nodes")})
+    return Node(settings, node_config, form, run)
+
+
+def test_the_form_of_the_data_comes_through_whole():
+    assert Form.from_json(FORM.to_json()) == FORM
+    text = Form((80,), 90, None)
+    assert Form.from_json(text.to_json()) == text
+
+
+def test_a_node_trains_on_all_examples_of_its_file_prepared_as_the_server_says(toy, own):
+    site = of_its_own(toy, own())
+    dataset, examples = site.examples()
+    assert site.prepare("whatever the server has") == len(examples) == 12
+    assert examples.inputs.shape == (12, 1, 8, 8)
+    assert examples.labels.tolist() == [*range(10), 0, 1]
+    assert (dataset.classes, dataset.background) == (10, 3)
+    prepared = dataset.prepare(examples.inputs)
+    torch.testing.assert_close(prepared, (examples.inputs.float() / 16 - 0.5) / 0.25)
+    assert (site.number, site.device) == (2, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"y_train": np.arange(12)}, "has the label 11, but labels are 0 to 9"),
+        ({"x_train": np.zeros((12, 9, 9), np.uint8)}, r"not examples of shape \[1, 8, 8\]"),
+        ({"x_train": np.zeros((12, 8, 8))}, "it must be uint8"),
+        ({"y_train": np.arange(11)}, "it must be 12 integers"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(toy, own, arrays, words):
+    with pytest.raises(DataError, match=words) as caught:
+        of_its_own(toy, own(**arrays)).prepare("")
+    assert "own.npz" in str(caught.value)
+
+
+def test_a_node_divides_a_data_set_as_the_server_and_only_once(toy, own, tmp_path, monkeypatch):
+    settings = toy("clients=6")
+    (tmp_path / "data").mkdir()
+    node_config = own() | {"data": str(tmp_path / "data")}
+    dataset = datasets.load(settings.data, None)
+    part = partitions.split(dataset, 6, settings.partition, settings.seed)[2]
+    assert Node(settings, node_config, FORM, RUN).prepare(dataset.digest()) == len(part)
+    monkeypatch.setattr(sites.partitions, "split", None)
+    _, examples = Node(settings, node_config, FORM, RUN).examples()
+    assert torch.equal(examples.inputs, dataset.train.inputs[part])
+    with pytest.raises(DataError, match="this client holds other data under the same name"):
+        Node(settings, node_config, FORM, RUN).prepare("another")
+
+
+@pytest.mark.parametrize("name", ["npz:/etc/passwd", "os:listdir", "npz:own.npz"])
+def test_the_server_cannot_have_a_node_open_other_files(toy, own, tmp_path, name):
+    settings = toy().model_copy(update={"data": config.Data(name=name)})
+    with pytest.raises(ConfigError, match="a node reads only data sets by name"):
+        Node(settings, own() | {"data": str(tmp_path)}, FORM, RUN).prepare("")
+
+
+@pytest.mark.parametrize("name", ["file:/etc/hostname", "file:own.npz"])
+def test_nor_a_file_that_says_who_holds_what(toy, own, tmp_path, name):
+    settings = toy().model_copy(update={"partition": config.Partition(name=name)})
+    with pytest.raises(ConfigError, match="a node opens no file that the server names"):
+        Node(settings, own() | {"data": str(tmp_path)}, FORM, RUN)
+
+
+def test_errors_say_who_fails_and_not_where_its_files_lie(toy, own, tmp_path):
+    node_config = own() | {"name": "gpu-a", "data": str(tmp_path / "patients.npz")}
+    with pytest.raises(DataError, match="^gpu-a: .*patients.npz") as caught:
+        of_its_own(toy, node_config).prepare("")
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_node_fetches_nothing_that_the_server_asks_for(toy, own, tmp_path):
+    settings = toy().model_copy(update={"data": config.Data(name="fashion-mnist", download=True)})
+    site = Node(settings, own() | {"data": str(tmp_path)}, FORM, RUN)
+    assert not site._named.download
+
+
+@pytest.mark.parametrize("run", ["../../elsewhere", "", "0123456789ABCDEF", json.dumps(RUN)])
+def test_the_server_cannot_have_a_node_write_elsewhere(toy, own, run):
+    with pytest.raises(ConfigError, match="the run calls itself"):
+        of_its_own(toy, own(), run=run)
+
+
+def test_data_and_partition_must_go_together(toy, own, tmp_path):
+    with pytest.raises(ConfigError, match="client 2 has the folder of a data set, and the run wants"):
+        of_its_own(toy, own() | {"data": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"set partition\.name=nodes for examples that each client has itself"):
+        Node(toy(), own(), FORM, RUN)

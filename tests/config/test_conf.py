@@ -1,0 +1,88 @@
+"""Every file in conf/ is a run that works."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fedmr_flwr import config, models
+from fedmr_flwr.data import datasets
+from fedmr_flwr.launch import engines
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.server.run import run as serve
+
+CONF = Path(__file__).parents[2] / "conf"
+FILES = sorted(CONF.glob("*.yaml"))
+
+
+@pytest.fixture
+def data_dir(tmp_path, write_fashion_mnist, write_cifar, write_femnist):
+    """A folder with small data sets in their true formats, in the place and of the shape of the real ones."""
+    write_fashion_mnist(tmp_path / "data", packed=True, train=200)
+    for name in ("CIFAR10", "CIFAR100"):
+        write_cifar(tmp_path / "data", name)
+    write_femnist(tmp_path / "data" / "femnist", writers=5)
+    return tmp_path / "data"
+
+
+def slow_if_large(path):
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if re.search("vgg|resnet", path.stem) else [])
+
+
+@pytest.mark.parametrize("path", map(slow_if_large, FILES))
+def test_a_round_with_three_clients(path, tmp_path, data_dir):
+    small = ["rounds=1", "clients=3", "clients-per-round=3", "training.local-epochs=1", "engine=in-process"]
+    settings = config.load(path, [*small, f"data-dir={data_dir}", f"run-dir={tmp_path / 'run'}"])
+    with Display(1, Console(file=io.StringIO())) as display:
+        out = serve(settings, engines.grid_of(settings), display)
+    (row,) = out.read_rows()
+    assert (row["replies"], row["failures"]) == (3, 0)
+
+
+def test_fashion_mnist_is_in_the_setting_of_the_published_code():
+    settings = config.load(CONF / "fashion-mnist-cnn.yaml")
+    assert (settings.clients, settings.clients_per_round, settings.evaluate_every) == (100, 10, 10)
+    assert settings.partition == config.Partition(name="dirichlet", alpha=0.1)
+    assert settings.training == config.Training(lr=0.01, momentum=0.5, local_epochs=5, batch_size=50)
+    assert settings.strategy.model_extra == {"unit": "tensor"}
+
+
+PAPER = {
+    "cifar10-cnn": ("cifar10", "cnn", 62_006),
+    "cifar10-resnet20": ("cifar10", "resnet20-fedmr", 219_482),
+    "cifar10-vgg16": ("cifar10", "vgg16", 33_646_666),
+    "cifar100-cnn": ("cifar100-coarse", "cnn", 62_856),
+    "cifar100-resnet20": ("cifar100-coarse", "resnet20-fedmr", 222_052),
+    "cifar100-vgg16": ("cifar100-coarse", "vgg16", 33_687_636),
+    "femnist-cnn": ("femnist", "cnn", 160_510),
+    "femnist-resnet20": ("femnist", "resnet20-fedmr", None),
+    "femnist-vgg16": ("femnist", "vgg16", None),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_data_and_models_of_the_paper_are_in_the_setting_of_the_published_code(name):
+    path = CONF / f"{name}.yaml"
+    settings = config.load(path, ["rounds=3", "partition.alpha=0.5"])
+    data, model, parameters = PAPER[name]
+    assert (settings.data.name, settings.model.name) == (data, model)
+    assert settings.training == config.Training(lr=0.01, momentum=0.5, local_epochs=5, batch_size=50)
+    assert config.load(path).rounds == 2000
+    assert settings.clients == 10 * settings.clients_per_round
+    assert settings.partition.name == ("natural" if data == "femnist" else "dirichlet")
+    first_stage = {"first-stage-rounds": 100} if model == "vgg16" else {}
+    assert settings.strategy.model_extra == {"unit": "tensor", **first_stage}
+    built = models.build(model, *datasets.known_form(settings.data, None))
+    count = models.parameter_count(built)
+    assert f"{count:,} parameters" in path.read_text().splitlines()[0], "what the file says of itself is true"
+    assert parameters in (count, None)
+
+
+def test_the_readme_names_only_files_that_are_there():
+    root = CONF.parent
+    for text in (root / "README.md", root / "docs" / "running.md"):
+        named = re.findall(r"(?:conf|docs|benchmarks)/[\w./-]+\.(?:yaml|png|md|py)", text.read_text())
+        missing = [name for name in named if not (root / name).exists()]
+        assert named and not missing, f"{text.name} names {missing}"

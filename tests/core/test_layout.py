@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from fedmr_flwr.core.layout import Layout, Packed
+
+ARRAYS = {
+    "conv.weight": np.arange(4, dtype=np.float32).reshape(2, 2),
+    "conv.bias": np.array([4, 5], np.float32),
+    "bn.weight": np.array([6], np.float32),
+    "bn.running_mean": np.array([7], np.float32),
+    "bn.num_batches_tracked": np.array(3, np.int64),
+    "scale": np.array([8], np.float16),
+}
+
+
+def test_pack_writes_floats_and_ints_in_the_order_of_the_state_dict():
+    layout = Layout.of(ARRAYS)
+    packed = layout.pack(ARRAYS)
+    assert packed.floats.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert packed.ints.tolist() == [3]
+    assert (packed.floats.dtype, packed.ints.dtype) == (np.float32, np.int64)
+    assert (layout.size, layout.counters) == (9, 1)
+
+
+def test_unpack_gives_back_names_shapes_types_and_values():
+    layout = Layout.of(ARRAYS)
+    back = layout.unpack(layout.pack(ARRAYS))
+    assert list(back) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array, strict=True)
+
+
+def test_buffers_are_the_ones_named_or_else_pytorchs_statistics():
+    by_name = Layout.of(ARRAYS, buffers={"scale"})
+    assert [entry.name for entry in by_name.entries if entry.buffer] == ["scale"]
+    by_suffix = Layout.of(ARRAYS)
+    assert [entry.name for entry in by_suffix.entries if entry.buffer] == [
+        "bn.running_mean",
+        "bn.num_batches_tracked",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv.bias": np.zeros(3, np.float32)}, r"'conv.bias' is float32\[3\], not float32\[2\]"),
+        ({"conv.bias": np.zeros(2, np.int64)}, r"'conv.bias' is int64\[2\], not float32\[2\]"),
+        ({"more": np.zeros(1, np.float32)}, "more"),
+    ],
+)
+def test_pack_refuses_another_model(change, message):
+    with pytest.raises(ValueError, match=message):
+        Layout.of(ARRAYS).pack(ARRAYS | change)
+
+
+def test_unpack_refuses_vectors_of_another_length():
+    with pytest.raises(ValueError, match=r"8 \+ 1 values, not 9 \+ 1"):
+        Layout.of(ARRAYS).unpack(Packed(np.zeros(8, np.float32), np.zeros(1, np.int64)))
+
+
+def test_float64_is_refused_because_it_would_lose_precision():
+    with pytest.raises(TypeError, match="float64"):
+        Layout.of({"a": np.zeros(1)})
+
+
+def test_fingerprints_tell_architectures_apart_but_not_weights():
+    layout = Layout.of(ARRAYS)
+    assert layout.fingerprint == Layout.of({name: array + 1 for name, array in ARRAYS.items()}).fingerprint
+    assert layout.fingerprint != Layout.of(ARRAYS | {"conv.bias": np.zeros(3, np.float32)}).fingerprint

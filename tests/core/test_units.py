@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.units import describe, module_of, units
+from fedmr_flwr.errors import ConfigError
+
+KEYS = [
+    "stem.conv.weight",
+    "stem.bn.weight",
+    "stem.bn.count",
+    "stage.0.conv.weight",
+    "stage.0.conv.bias",
+    "stage.1.conv.weight",
+    "stage.1.conv.bias",
+    "head.weight",
+    "scale",
+]
+ARRAYS = {
+    name: np.zeros((), np.int64) if name.endswith("count") else np.zeros(size, np.float32)
+    for size, name in enumerate(KEYS, 1)
+}
+LAYOUT = Layout.of(ARRAYS)
+SPECS = ["tensor", "layer", "block", "block:2", "fraction:0.3", "fraction:1", ["stage", "bn|scale", "."]]
+
+
+def keys_of(spec, layout=LAYOUT):
+    return {unit.name: list(unit.keys) for unit in units(layout, spec)}
+
+
+def test_tensor_is_one_key_and_layer_is_one_module():
+    assert keys_of("tensor") == {key: [key] for key in KEYS}
+    layers = keys_of("layer")
+    assert layers["stem.bn"] == ["stem.bn.weight", "stem.bn.count"]
+    assert layers["stage.0.conv"] == ["stage.0.conv.weight", "stage.0.conv.bias"]
+    assert layers["model"] == ["scale"], "a key without a module belongs to the model itself"
+
+
+def test_block_is_the_depth_of_the_module_path():
+    assert list(keys_of("block")) == list(keys_of("block:1")) == ["stem", "stage", "head", "model"]
+    assert list(keys_of("block:2")) == ["stem.conv", "stem.bn", "stage.0", "stage.1", "head", "model"]
+    assert keys_of("block:9") == keys_of("layer")
+
+
+def test_or_what_the_model_names_and_every_other_layer_by_itself():
+    named = Layout.of(ARRAYS, blocks=("stage.0", "stage.1"))
+    assert list(keys_of("block", named)) == ["stem.conv", "stem.bn", "stage.0", "stage.1", "head", "model"]
+    assert keys_of("block", named)["stage.1"] == ["stage.1.conv.weight", "stage.1.conv.bias"]
+    nested = Layout.of(ARRAYS, blocks=("stage", "stage.1"))
+    assert keys_of("block", nested)["stage"] == ["stage.0.conv.weight", "stage.0.conv.bias"], "the innermost counts"
+    other = Layout.of(ARRAYS, blocks=("st",))
+    assert "st" not in keys_of("block", other), "a block is a whole name, not the start of one"
+
+
+def test_fraction_is_runs_of_keys_and_1_the_whole_model():
+    assert [len(keys) for keys in keys_of("fraction:0.3").values()] == [2, 2, 2, 2, 1]  # int(9 * 0.3) = 2
+    assert list(keys_of("fraction:0.3").values())[1] == ["stem.bn.count", "stage.0.conv.weight"]
+    assert list(keys_of("fraction:1").values()) == [KEYS]
+    assert len(keys_of("fraction:0.001")) == len(KEYS), "at least one key"
+    hundred = Layout.of({f"k{n}": np.zeros(1, np.float32) for n in range(100)})
+    assert len(units(hundred, "fraction:0.29")[0].keys) == 29
+
+
+def test_a_pattern_takes_the_keys_that_none_before_it_took():
+    assert keys_of(["stage", r"conv|bn\.", "."]) == {
+        "stage": [key for key in KEYS if key.startswith("stage")],
+        r"conv|bn\.": ["stem.conv.weight", "stem.bn.weight", "stem.bn.count"],
+        ".": ["head.weight", "scale"],
+    }
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=describe)
+def test_units_cover_every_column_once(spec):
+    found = units(LAYOUT, spec)
+    for width, parts in (
+        (LAYOUT.size, [part for unit in found for part in unit.floats]),
+        (LAYOUT.counters, [part for unit in found for part in unit.ints]),
+    ):
+        columns = [column for part in parts for column in range(part.start, part.stop)]
+        assert sorted(columns) == list(range(width))
+    assert sum(unit.size for unit in found) == LAYOUT.size
+
+
+@given(st.lists(st.sampled_from(KEYS), min_size=1, unique=True), st.floats(0.01, 1))
+def test_no_key_is_ever_lost_or_doubled(keys, share):
+    layout = Layout.of({key: ARRAYS[key] for key in keys})
+    for spec in ("tensor", "layer", "block", "block:3", f"fraction:{share}", [r"\.", "s"]):
+        try:
+            found = units(layout, spec)
+        except ConfigError:
+            assert not isinstance(spec, str)
+            continue
+        assert sorted(key for unit in found for key in unit.keys) == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("blocks", "'blocks' is no unit; choose one of tensor, layer, block"),
+        ("layer:2", "'layer:2' is no unit"),
+        ("block:0", "'block:0' is no unit"),
+        ("block:x", "'block:x' is no unit"),
+        ("fraction", "'fraction' is no unit"),
+        ("fraction:0", "above 0 and at most 1"),
+        ("fraction:1.5", "above 0 and at most 1"),
+        ("fraction:nan", "above 0 and at most 1"),
+        ("fraction:x", "above 0 and at most 1"),
+        ([], "an empty list"),
+        (["("], r"'\(' is no regular expression"),
+        (["stage"], "no pattern matches 'stem.conv.weight'; add one"),
+        ([".", "stage"], "the pattern 'stage' matches no key that is left"),
+    ],
+)
+def test_what_is_wrong_with_a_unit_is_said(spec, reason):
+    with pytest.raises(ConfigError, match=reason):
+        units(LAYOUT, spec)
+
+
+def test_module_of():
+    assert module_of("a.b.weight") == "a.b"
+    assert module_of("weight") == "model"

@@ -1,0 +1,489 @@
+"""The one-GPU engine: the same model as in process, bit for bit, whatever is captured, and however few clients fit.
+
+On a CPU the slots are eager ones, or ones that record a step and replay it without Python, as a CUDA graph does.
+"""
+
+import gc
+import io
+import re
+import weakref
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from fedmr_flwr.algorithms import ALGORITHMS
+from fedmr_flwr.algorithms.fedprox import Prox
+from fedmr_flwr.errors import DeviceError, FederationError
+from fedmr_flwr.gpu import grid as gpu
+from fedmr_flwr.gpu import residents
+from fedmr_flwr.gpu.graphs import GraphSlot
+from fedmr_flwr.gpu.grid import GpuGrid
+from fedmr_flwr.gpu.slots import Slot, batches
+from fedmr_flwr.launch import engines
+from fedmr_flwr.models import MODELS
+from fedmr_flwr.models.mlp import MLP
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server import experiment
+from fedmr_flwr.server.run import run as serve
+from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.wire.npy import HeldArray
+from tests.support.recorder import RecordedSlot
+
+CPU = torch.device("cpu")
+CUDA = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+def cuda(test):
+    """Mark a test that needs a GPU."""
+    for mark in CUDA:
+        test = mark(test)
+    return test
+
+
+# Strategies, with what else is set: rounds, for instance, in which clients come back.
+STRATEGIES = [
+    "fedmr", "fedmr strategy.population=5 strategy.first-stage-rounds=1", "fedmr wire=float16", "fedavg", "fedprox",
+    "scaffold", "moon rounds=6", "fedgen", "fedasam training.augment=true", "fedexp", "fedmut", "fedcross", "clusamp",
+    "indep strategy.weighting=examples", "flwr:FedAdam", "fedmr strategy.local-rule=fedprox training.momentum=0.0",
+]  # fmt: skip
+NETWORKS = ["cnn", "mlp", "resnet20", "resnet20-fedmr", "vgg16", "charlstm"]
+
+
+def run(settings, grid, prepared=None):
+    with Display(settings.rounds, Console(file=io.StringIO())) as display:
+        return serve(settings, grid, display, prepared)
+
+
+def digest(out):
+    return out.read_manifest()["model-sha256"]
+
+
+def on_gpu(settings):
+    return settings.model_copy(update={"device": "cuda", "engine": "gpu"})
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Return a function that names the settings for a model: a few images, or texts for the model of characters."""
+
+    def settings(model):
+        rng, shape = np.random.default_rng(0), (9,) if model == "charlstm" else (8, 8)
+        x, y = rng.integers(0, 20, (165, *shape), dtype=np.uint8), rng.integers(0, 20, 165)
+        np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
+        data = [f"data.name=npz:{tmp_path / 'data.npz'}", "partition.name=iid", "clients=3", "training.batch-size=20"]
+        return [f"model.name={model}", *data, "rounds=2"]
+
+    return settings
+
+
+# On a CPU only some; all of them where there is a GPU, if only an emulated one.
+@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "fedgen", "flwr:FedAdam"])
+def test_a_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+    settings = [toy(f"strategy.name={strategy}", "rounds=4", run=name) for name in ("a", "b", "c")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    eager = run(settings[1], GpuGrid(settings[1], device=CPU, slot=Slot))
+    replayed = RecordedSlot.replays
+    recorded = run(settings[2], GpuGrid(settings[2], device=CPU, slot=RecordedSlot))
+    assert digest(eager) == digest(recorded) == digest(expected)
+    assert RecordedSlot.replays > replayed + 20
+    for ours, theirs in zip(recorded.read_rows(), expected.read_rows(), strict=True):
+        assert ours["failures"] == 0
+        for name in ("test-accuracy", "train-loss", "clients", "bytes-up", "bytes-down"):
+            assert ours[name] == theirs[name]
+        for name in {"similarity", "spread"} & set(theirs):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["mlp", "charlstm"])
+def test_a_network_ends_with_the_model_of_the_in_process_engine(toy, small, model):
+    settings = [toy(*small(model), run=name) for name in ("a", "b")]
+    expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedSlot.replays
+    assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot))) == digest(expected)
+    assert RecordedSlot.replays > replayed
+
+
+@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon"])
+def test_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy):
+    settings = [
+        toy(f"strategy.name={strategy}", "rounds=6", "checkpoint-every=2", run=name) for name in ("whole", "cut")
+    ]
+    whole = run(settings[0], GpuGrid(settings[0], device=CPU, slot=RecordedSlot))
+    rounds, wave = [], GpuGrid._wave
+
+    def cut(grid, messages):
+        rounds.append(1)
+        if len(rounds) == 4:
+            raise KeyboardInterrupt
+        return wave(grid, messages)
+
+    monkeypatch.setattr(GpuGrid, "_wave", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot))
+    half = RunFolder(settings[1].run_dir)
+    assert len(half.read_rows()) == 3
+    run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot), half)
+    assert digest(half) == digest(whole)
+
+
+def test_models_stay_tensors_from_round_to_round(toy):
+    settings = toy()
+    grid = GpuGrid(settings, device=CPU, slot=Slot)
+    seen, answers = [], grid._answers
+
+    def look(messages):
+        replies = answers(messages)
+        for message in [*messages, *replies]:
+            seen.extend(record["floats"] for record in message.content.array_records.values())
+        return replies
+
+    grid._answers = look
+    run(settings, grid)
+    # In the first round the initial model goes out as bytes; after that everything is where it was trained.
+    assert [isinstance(array, HeldArray) for array in seen] == [False] * 3 + [True] * (len(seen) - 3)
+
+
+def test_a_round_that_does_not_fit_the_memory_is_trained_in_waves(toy):
+    made, said = [], []
+
+    class Large(Slot):
+        def __init__(self, **arguments):
+            made.append(self)
+            if len(made) == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(**arguments)
+
+    settings = [toy("clients-per-round=5", run=name) for name in ("a", "b")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    out = run(settings[1], GpuGrid(settings[1], said.append, CPU, Large))
+    assert digest(out) == digest(expected)
+    assert [row["failures"] for row in out.read_rows()] == [0, 0, 0]
+    # The third slot finds no memory, so that three clients wait; no more slots are made, and none fails again.
+    assert [int(re.findall(r"memory for (\d) clients at a time", line)[0]) for line in said] == [2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+    ids=lambda error: str(error).split()[0],
+)
+def test_a_client_that_runs_out_of_memory_half_way_begins_again_and_its_slot_is_gone_by_then(toy, error):
+    made, gone = [], []
+
+    class Large(Slot):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            made.append(weakref.ref(self))
+
+        def _train(self, size):
+            if len(made) == 3 and self is made[1]() and self._steps == 2:
+                made.append(None)
+                raise type(error)(str(error))  # anew, because an error holds on to where it was raised
+            super()._train(size)
+
+    class Looking(GpuGrid):
+        def _give_memory_back(self):
+            gone.append([made[at]() is None for at in range(3)])
+
+    settings = [toy(run=name) for name in ("a", "b")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    gc.disable()
+    try:
+        out = run(settings[1], Looking(settings[1], device=CPU, slot=Large))
+    finally:
+        gc.enable()
+    assert digest(out) == digest(expected)
+    assert [row["failures"] for row in out.read_rows()] == [0, 0, 0]
+    # Nothing holds on to the slot that failed; the other two go on.
+    assert gone == [[False, True, False]]
+
+
+def test_without_memory_for_a_single_client_the_round_is_bad_and_says_why(toy):
+    class Huge(Slot):
+        def begin(self, client):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    settings = toy()
+    with pytest.raises(
+        Exception, match=r"round 1: no client gave a good reply .*OutOfMemoryError: CUDA out of memory"
+    ):
+        run(settings, GpuGrid(settings, device=CPU, slot=Huge))
+
+
+def test_what_a_client_raises_is_its_own_failure_and_its_slot_is_made_anew(toy):
+    made = []
+
+    class Failing(Slot):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            made.append(self)
+
+        def _train(self, size):
+            if made.index(self) == 1 and self._steps == 2:
+                self.model.classifier.weight.data.fill_(float("nan"))
+                raise ValueError("too bad")
+            super()._train(size)
+
+    settings = toy()
+    out = run(settings, GpuGrid(settings, device=CPU, slot=Failing))
+    rows = out.read_rows()
+    assert [row["failures"] for row in rows] == [1, 0, 0]
+    assert rows[0]["failed"][0]["reason"] == "ValueError: too bad"
+    assert rows[0]["failed"][0]["client"] == rows[0]["clients"][1]
+    assert len(made) == 4
+
+
+def test_a_rule_that_cannot_be_captured_is_trained_step_by_step_and_said_so(toy, monkeypatch):
+    class Waiting(Prox):
+        captured = False
+
+        def adjust(self, model):
+            if all(float(parameter.detach().sum()) > -1e9 for parameter in model.parameters()):
+                super().adjust(model)
+
+    settings = [toy("strategy.name=fedprox", run=name) for name in ("a", "b")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    monkeypatch.setattr(ALGORITHMS["fedprox"], "Rule", Waiting)
+    said, replayed = [], RecordedSlot.replays
+    assert digest(run(settings[1], GpuGrid(settings[1], said.append, CPU, RecordedSlot))) == digest(expected)
+    assert said == ["the local rule Waiting cannot be captured: its steps are launched kernel by kernel"]
+    assert RecordedSlot.replays == replayed
+
+
+def test_a_rule_whose_state_cannot_be_followed_is_refused(toy, monkeypatch):
+    class Hiding(Prox):
+        def begin(self, model, task):
+            super().begin(model, task)
+            self.hidden = SimpleNamespace(received=self._received)
+
+    monkeypatch.setattr(ALGORITHMS["fedprox"], "Rule", Hiding)
+    settings = toy("strategy.name=fedprox")
+    with pytest.raises(FederationError, match=r"cannot follow Hiding\.hidden, a SimpleNamespace: keep tensors"):
+        run(settings, GpuGrid(settings, device=CPU, slot=Slot))
+
+
+def test_the_documentation_lists_which_rules_are_captured():
+    text = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (captured|kernel by kernel) \|$", text, re.MULTILINE))
+    rules = {algorithm.Rule for algorithm in ALGORITHMS.values()}
+    assert listed == {rule.__name__: "captured" if rule.captured else "kernel by kernel" for rule in rules}
+
+
+def test_more_clients_than_streams_are_trained_in_waves_of_the_same_size(toy):
+    settings = [toy("clients=35", "clients-per-round=34", "rounds=1", run=name) for name in ("a", "b")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    grid, said, waves = GpuGrid(settings[1], device=CPU, slot=Slot), [], []
+    grid._say, wave = said.append, grid._wave
+
+    def look(turns):
+        waves.append(len(turns))
+        wave(turns)
+
+    grid._wave = look
+    assert digest(run(settings[1], grid)) == digest(expected)
+    assert waves == [17, 17] and len(grid._slots) == 17 and not said
+
+
+def test_a_client_goes_to_the_slot_that_knows_its_batches(toy):
+    settings = toy("clients-per-round=6", "rounds=8")  # all clients in every round, in another order
+    grid = GpuGrid(settings, device=CPU, slot=Slot)
+    seen, wave = [], grid._wave
+
+    def look(turns):
+        wave(turns)
+        seen.append([sorted(slot.sizes) for slot in grid._slots])
+
+    grid._wave = look
+    run(settings, grid)
+    assert len({tuple(sizes) for sizes in seen[0]}) > 2
+    assert seen == [seen[0]] * 8
+
+
+def test_a_client_sees_every_example_once_an_epoch_and_the_last_batch_is_as_small_as_it_is():
+    assert list(batches(7, 2, 3)) == [3, 3, 1, 3, 3, 1]
+    assert list(batches(6, 1, 3)) == [3, 3]
+    assert list(batches(2, 3, 50)) == [2, 2, 2]
+
+
+class Begun(LocalRule):
+    """A rule with one attribute of each sort."""
+
+    def __init__(self, value, seed=0, scale=1.0):
+        super().__init__()
+        self.tensors = [torch.full((2,), value), {"a": torch.full((1,), value)}]
+        self.network = torch.nn.Linear(1, 1).requires_grad_(False)
+        self.network.weight.fill_(value)
+        self.network.draws = torch.Generator().manual_seed(seed)
+        self.draws = torch.Generator().manual_seed(seed)
+        self.scale = scale
+        self.counts = np.full(2, value)
+        self.kept = {"own": np.full(1, value)}
+
+
+def test_a_resident_rule_takes_over_all_that_another_has_begun_with_and_its_tensors_keep_their_places():
+    resident, other = Begun(1.0), Begun(2.0, seed=5)
+    assert residents.kind_of(resident) == residents.kind_of(other)
+    places = [
+        tensor.data_ptr() for tensor in (resident.tensors[0], resident.tensors[1]["a"], resident.network.weight)
+    ]
+    draws = resident.draws
+    residents.move(other, resident)
+    assert resident.tensors[0].tolist() == [2, 2]
+    assert resident.tensors[1]["a"].item() == resident.network.weight.item() == 2
+    assert resident.counts.tolist() == [2, 2]
+    assert torch.equal(torch.rand(3, generator=resident.network.draws), torch.rand(3, generator=other.network.draws))
+    assert resident.kept["own"].tolist() == [2]
+    assert resident.draws is draws
+    assert torch.equal(torch.rand(3, generator=draws), torch.rand(3, generator=other.draws))
+    now = [tensor.data_ptr() for tensor in (resident.tensors[0], resident.tensors[1]["a"], resident.network.weight)]
+    assert now == places
+    assert residents.generators(resident, torch.nn.Linear(1, 1)) == [resident.network.draws, draws]
+    assert residents.generators(LocalRule(), resident.network) == [resident.network.draws]
+
+
+def test_a_step_that_would_differ_otherwise_than_by_the_values_of_tensors_is_another_kind():
+    plain = Begun(1.0)
+    fewer, typed, frozen = Begun(1.0), Begun(1.0), Begun(1.0)
+    fewer.tensors.pop()
+    typed.tensors[0] = typed.tensors[0].double()
+    frozen.network.eval()
+    kinds = {residents.kind_of(rule) for rule in (plain, fewer, typed, frozen, Begun(1.0, scale=2.0))}
+    assert len(kinds) == 5
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = toy("engine=gpu", f"device={device}")
+    with pytest.raises(DeviceError) as error:
+        engines.grid_of(settings)
+    assert "use engine=in-process" in str(error.value) or "use device=auto or device=cpu" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in STRATEGIES])
+def test_on_a_gpu_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+    assert {text.split()[0] for text in STRATEGIES} >= set(ALGORITHMS)
+    a, b = (toy("rounds=3", *f"strategy.name={strategy}".split(), "device=cuda", run=name) for name in "ab")
+    expected = run(a, engines.grid_of(a))
+    assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
+
+
+@pytest.mark.parametrize("model", [pytest.param(model, marks=CUDA) for model in NETWORKS])
+def test_on_a_gpu_a_model_of_every_sort_of_layer_ends_with_the_model_of_the_in_process_engine(toy, small, model):
+    a, b = (toy(*small(model), "device=cuda", run=name) for name in "ab")
+    expected = run(a, engines.grid_of(a))
+    assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
+
+
+@pytest.mark.parametrize("precision", [pytest.param(name, marks=CUDA) for name in ("float32", "tf32", "bf16")])
+def test_on_a_gpu_every_precision_learns(toy, precision):
+    settings = on_gpu(toy("rounds=10", f"precision={precision}"))
+    assert run(settings, engines.grid_of(settings)).read_rows()[-1]["test-accuracy"] > 0.5
+
+
+@cuda
+def test_on_a_gpu_that_is_too_small_a_round_is_trained_in_waves_and_the_server_finds_its_memory(
+    toy, small, monkeypatch
+):
+    def free():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    monkeypatch.setitem(MODELS, "wide-mlp", partial(MLP, hidden=4000))
+    a, b = (on_gpu(toy(*small("wide-mlp"), run=name)) for name in "ab")
+    free()
+    torch.cuda.reset_peak_memory_stats()
+    expected = run(a, engines.grid_of(a))
+    layout = experiment.Experiment(a).layout
+    # A slot holds a model, its gradients and its momentum; of three slots a half of them is missing.
+    limit, said = torch.cuda.max_memory_reserved() - 1.5 * 3 * 4 * layout.size, []
+    free()
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        out = run(b, engines.grid_of(b, say=said.append))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert digest(out) == digest(expected)
+    assert [row["failures"] for row in out.read_rows()] == [0, 0]
+    assert len(said) == 1 and re.search(r"memory for [12] clients at a time", said[0])
+
+
+@cuda
+def test_on_a_gpu_a_capture_that_finds_no_memory_is_tried_again_with_nothing_left_of_it(toy, monkeypatch):
+    a, b = (toy("device=cuda", run=name) for name in "ab")
+    expected = run(a, engines.grid_of(a))
+    tries, captured, loss = [], GraphSlot._captured, LocalRule.loss
+
+    def trying(slot, size):
+        tries.append((size, torch.cuda.memory_allocated()))
+        return captured(slot, size)
+
+    def starving(rule, model, inputs, labels):
+        value = loss(rule, model, inputs, labels)  # with all that it holds on to
+        if torch.cuda.is_current_stream_capturing() and len(tries) % 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return value
+
+    monkeypatch.setattr(GraphSlot, "_captured", trying)
+    monkeypatch.setattr(LocalRule, "loss", starving)
+    said = []
+    out = run(on_gpu(b), engines.grid_of(on_gpu(b), say=said.append))
+    # Of the first try nothing is left, the gradients before it are gone, and what cuBLAS works with is not.
+    gradients = 4 * experiment.Experiment(b).layout.size + 2**14
+    assert len(tries) > 4 and not said
+    for (size, first), (again, second) in zip(tries[::2], tries[1::2], strict=True):
+        assert size == again and 0 <= first - second <= gradients
+    assert digest(out) == digest(expected)
+
+
+@cuda
+def test_on_a_gpu_no_messages_get_no_replies(toy):
+    settings = on_gpu(toy())
+    assert engines.grid_of(settings).push_messages([]) == []
+
+
+@cuda
+def test_on_a_gpu_a_step_that_waits_for_the_device_says_what_to_do(toy, monkeypatch):
+    class Waiting(LocalRule):
+        def adjust(self, model):
+            next(model.parameters()).sum().item()
+
+    monkeypatch.setattr(ALGORITHMS["fedavg"], "Rule", Waiting)
+    settings = on_gpu(toy("strategy.name=fedavg"))
+    with pytest.raises(FederationError, match=r"a step of Waiting cannot be captured .* set captured = False"):
+        run(settings, engines.grid_of(settings))
+
+
+@pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in ("fedmr", "scaffold")])
+def test_on_a_gpu_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy):
+    whole, cut = (
+        on_gpu(toy(f"strategy.name={strategy}", "rounds=6", "checkpoint-every=2", run=name)) for name in ("a", "b")
+    )
+    expected = run(whole, engines.grid_of(whole))
+    rounds, wave = [], gpu.GpuGrid._wave
+
+    def stop(grid, messages):
+        rounds.append(1)
+        if len(rounds) == 4:
+            raise KeyboardInterrupt
+        return wave(grid, messages)
+
+    monkeypatch.setattr(gpu.GpuGrid, "_wave", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, engines.grid_of(cut))
+    half = RunFolder(cut.run_dir)
+    run(cut, engines.grid_of(cut), half)
+    assert digest(half) == digest(expected)

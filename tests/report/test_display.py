@@ -1,0 +1,56 @@
+import io
+
+from rich.console import Console
+
+from fedmr_flwr.report.display import Display, table
+
+ROWS = [
+    {"round": 1, "seconds": 1.5, "train-loss": 2.0, "replies": 3, "failures": 0},
+    {
+        "round": 2,
+        "seconds": 0.5,
+        "train-loss": 1.0,
+        "replies": 2,
+        "failures": 1,
+        "test-loss": 0.7,
+        "test-accuracy": 0.5,
+        "failed": [{"client": 4, "kind": "not-finite", "reason": "'floats' holds [NaN]"}],
+    },
+]
+
+
+def shown(terminal):
+    console = Console(file=io.StringIO(), width=100 if terminal else 30, force_terminal=terminal)
+    with Display(2, console) as display:
+        for row in ROWS:
+            display.show(row)
+    return console.file.getvalue()
+
+
+def test_without_a_terminal_there_is_a_line_per_round():
+    assert shown(terminal=False).splitlines() == [
+        "round 1/2  train loss 2.0000  1.50 s/round",
+        "round 2/2  accuracy 0.5000  loss 0.7000  train loss 1.0000  0.50 s/round  1 failed",
+        "  client 4: not-finite: 'floats' holds [NaN]",
+    ]
+
+
+def test_with_a_terminal_there_is_a_bar_with_the_latest_numbers():
+    text = shown(terminal=True)
+    for part in ("2/2", "accuracy 0.5000", "loss 0.7000", "0.50 s/round", "━"):
+        assert part in text
+
+
+def test_the_table_is_short_and_always_has_the_last_round():
+    rows = [ROWS[1] | {"round": number, "test-accuracy": number / 100} for number in range(1, 98)]
+    made = table(rows)
+    rounds = list(made.columns[0].cells)
+    assert len(rounds) <= 12
+    assert rounds[-1] == "97"
+    assert made.caption == "best test accuracy 0.9700 in round 97"
+
+
+def test_a_run_without_an_evaluated_round_has_a_table_all_the_same():
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table([{"round": 1, "seconds": 0.1, "failures": 0}]))
+    assert "no round was evaluated" in console.file.getvalue()

@@ -1,0 +1,447 @@
+"""A run that is stopped at any moment goes on to the same final model, bit for bit."""
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fedmr_flwr import cli, config
+from fedmr_flwr.client import app as client
+from fedmr_flwr.errors import ConfigError, FederationError, RunFolderError
+from fedmr_flwr.launch import engines, ray
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.run import run as serve
+from fedmr_flwr.wire.grids import in_process
+
+# Processes that have everything imported already and so start in no time.
+_SERVERS = multiprocessing.get_context("forkserver")
+_SERVERS.set_forkserver_preload(
+    ["fedmr_flwr.cli", "fedmr_flwr.server.run", "fedmr_flwr.client.app", "sklearn.datasets"]
+)
+
+
+def run(settings, prepared=None):
+    with Display(settings.rounds, Console(file=io.StringIO())) as display:
+        return serve(settings, engines.grid_of(settings), display, prepared)
+
+
+def fedmr(*arguments, before=""):
+    """Start the command line in a process of its own; `before` is run in it first."""
+    argv = ["fedmr", *map(str, arguments)]
+    code = f"import sys\nsys.argv = {argv!r}\n{before}\nfrom fedmr_flwr.cli import main\nmain()"
+    process = _SERVERS.Process(target=exec, args=(code, {}))
+    process.start()
+    return process
+
+
+def ended(process, seconds=120):
+    process.join(seconds)
+    assert process.exitcode is not None, "it still runs"
+    return process.exitcode
+
+
+def resume(path, *options):
+    return CliRunner().invoke(cli.app, ["resume", str(path), *options])
+
+
+def digest(out):
+    return out.read_manifest()["model-sha256"]
+
+
+class Stop(Exception):
+    """What stops a run in the middle."""
+
+
+def stopped(settings, monkeypatch, fits):
+    """Start a run and let it end at the given number of trainings."""
+    fit, calls = client.fit, []
+
+    def counted(*arguments):
+        calls.append(1)
+        if len(calls) > fits:
+            raise KeyboardInterrupt
+        return fit(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "fit", counted)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings)
+    return RunFolder(settings.run_dir)
+
+
+STRATEGIES = [
+    ("strategy.name=fedavg",),
+    ("strategy.unit=tensor", "strategy.first-stage-rounds=2"),
+    ("strategy.population=5", "strategy.weighting=examples", "strategy.evaluate-slots=true"),
+    ("strategy.name=indep",),
+    ("strategy.name=scaffold",),
+    ("strategy.name=moon", "strategy.mu=0.5"),
+    pytest.param(("strategy.name=fedgen", "strategy.generator-steps=3"), marks=pytest.mark.slow),
+    pytest.param(("strategy.name=clusamp",), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("options", STRATEGIES, ids=lambda options: options[0])
+def test_a_stopped_run_goes_on_to_the_same_model_and_metrics(toy, monkeypatch, options):
+    common = ("rounds=6", "checkpoint-every=2", *options)
+    whole = run(toy(*common, run="whole"))
+    out = stopped(toy(*common, run="part"), monkeypatch, fits=3 * 4 + 1)  # in round 5, after the checkpoint of 4
+    assert out.status == "failed"
+    assert len(out.read_rows()) == 4
+    assert resume(out.path).exit_code == 0
+    assert digest(out) == digest(whole)
+    assert out.status == "completed"
+    assert "error" not in out.read_manifest()
+    assert out.read_manifest()["resumed"][0]["after-round"] == 4
+    for ours, theirs in zip(out.read_rows(), whole.read_rows(), strict=True):
+        assert {k: v for k, v in ours.items() if "seconds" not in k} == {
+            k: v for k, v in theirs.items() if "seconds" not in k
+        }
+
+
+@pytest.mark.slow
+def test_before_the_first_checkpoint_it_begins_again(toy, monkeypatch):
+    whole = run(toy("checkpoint-every=9", run="whole"))
+    out = stopped(toy("checkpoint-every=9", run="part"), monkeypatch, fits=7)
+    assert len(out.read_rows()) == 2
+    assert resume(out.path).exit_code == 0
+    assert [row["round"] for row in out.read_rows()] == [1, 2, 3]
+    assert digest(out) == digest(whole)
+
+
+@pytest.mark.slow
+def test_rows_after_the_checkpoint_and_a_torn_line_are_done_again(toy, monkeypatch):
+    out = stopped(toy("rounds=5", "checkpoint-every=2", run="part"), monkeypatch, fits=10)
+    with out.metrics.open("a") as file:
+        file.write('{"round": 4, "seco')
+    assert resume(out.path).exit_code == 0
+    assert [json.loads(line)["round"] for line in out.metrics.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(toy, monkeypatch):
+    common = ("rounds=5", "checkpoint-every=1")
+    whole = run(toy(*common, run="whole"))
+    out = stopped(toy(*common, run="part"), monkeypatch, fits=10)
+    newest = out.checkpoints / "round-000003.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    done = resume(out.path)
+    assert done.exit_code == 0
+    said = " ".join(done.output.split())
+    assert "round-000003 is damaged: its checksum is wrong; the one before it is used" in said
+    assert "going on after round 2" in done.output
+    assert digest(out) == digest(whole)
+
+
+def test_a_complete_run_is_left_alone(toy):
+    out = run(toy("rounds=1"))
+    before = {path: path.stat().st_mtime_ns for path in out.path.rglob("*")}
+    done = resume(out.path)
+    assert (done.exit_code, done.output.splitlines()[-1].endswith("is complete: all 1 rounds are done")) == (0, True)
+    assert {path: path.stat().st_mtime_ns for path in out.path.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_moved_goes_on_where_it_is_now(toy, monkeypatch, tmp_path):
+    whole = run(toy("checkpoint-every=1", run="whole"))
+    out = stopped(toy("checkpoint-every=1", run="part"), monkeypatch, fits=4)
+    moved = out.path.rename(tmp_path / "moved elsewhere")
+    assert resume(moved).exit_code == 0
+    assert digest(RunFolder(moved)) == digest(whole)
+    assert not out.path.exists()
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match="is no run folder: it holds no config.yaml"):
+        cli.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data-sha256": "0" * 64}, "was begun with data-sha256 = 0000"),
+        ({"partition-sha256": "0" * 64}, "was begun with partition-sha256 = 0000"),
+        ("seed=9", "was begun with seed = 0, and now it is 9"),
+        ("clients-per-round=4", "was begun with clients-per-round = 3, and now it is 4"),
+        ("training.lr=0.5", "was begun with training = {'lr': 0.05"),
+        ("strategy.name=fedavg", "was begun with strategy = {'name': 'fedmr'"),
+        ("strategy.unit=tensor", "was begun with strategy = {'name': 'fedmr'"),
+    ],
+    ids=str,
+)
+def test_another_experiment_is_refused(toy, monkeypatch, change, said):
+    out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=4)
+    if isinstance(change, dict):
+        out.note(**change)
+    else:
+        settings = config.load(out.config, [change])
+        out.config.write_text(config.to_yaml(settings))
+    with pytest.raises(RunFolderError) as caught:
+        cli.resume(out.path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert out.read_manifest()["error"] == str(caught.value)
+
+
+@pytest.mark.slow
+def test_with_more_rounds_in_its_configuration_a_complete_run_goes_on(toy):
+    whole = run(toy("rounds=5", run="whole"))
+    out = run(toy("rounds=3", run="part"))
+    out.config.write_text(out.config.read_text().replace("rounds: 3", "rounds: 5", 1))
+    assert resume(out.path).exit_code == 0
+    assert digest(out) == digest(whole)
+
+
+def test_an_engine_that_is_not_known_changes_nothing(toy, monkeypatch):
+    out = stopped(toy(), monkeypatch, fits=4)
+    before = out.read_manifest()
+    with pytest.raises(ConfigError, match="'spark' is not known"):
+        cli.resume(out.path, engine="spark")
+    assert out.read_manifest() == before
+
+
+def test_who_finds_the_folder_in_use_does_not_call_the_other_run_a_failure(toy, monkeypatch):
+    settings = toy()
+    out = stopped(settings, monkeypatch, fits=4)
+    out.note(status="running", error=None)
+    with out.locked(), pytest.raises(RunFolderError, match="in use"):
+        run(settings, out)
+    assert out.status == "running"
+    assert "error" not in out.read_manifest()
+    with out.locked(launching=True), pytest.raises(RunFolderError, match="in use"):
+        ray.run(settings, None, out)
+    assert out.status == "running"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torn", [b'{"round": 2, "sec', b"\0\0\0\n", b"[]\n", b""])
+def test_metrics_torn_by_a_power_cut_do_not_keep_a_run_from_going_on(toy, monkeypatch, torn):
+    out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=7)
+    first = out.metrics.read_bytes().splitlines(keepends=True)[0] if torn else b""
+    out.metrics.write_bytes(first + torn)
+    assert resume(out.path).exit_code == 0
+    assert [row["round"] for row in out.read_rows()] == ([1, 3] if torn else [3])
+
+
+def test_a_damaged_manifest_and_an_empty_configuration_are_one_line(toy, monkeypatch):
+    out = stopped(toy(), monkeypatch, fits=4)
+    out.manifest.write_text("")
+    with pytest.raises(RunFolderError, match=r"manifest.json is damaged \(.*\); delete it"):
+        cli.resume(out.path)
+    out.config.write_text("")
+    with pytest.raises(RunFolderError, match=r"is no run folder: it holds no config.yaml, or an empty one"):
+        cli.resume(out.path)
+
+
+@pytest.mark.slow
+def test_a_bad_round_that_was_put_up_with_is_not_done_again(toy, monkeypatch):
+    """The clients are well again when the run goes on, but what was trained on top of the bad round counts."""
+    common = ("rounds=5", "max-bad-rounds=1", "checkpoint-every=2")
+    fit, calls = client.fit, []
+
+    def failing(*arguments, until=None):
+        calls.append(1)
+        if 4 <= len(calls) <= 6:
+            raise Stop("no data today")  # round 2
+        if until and len(calls) > until:
+            raise KeyboardInterrupt
+        return fit(*arguments)
+
+    monkeypatch.setattr(client, "fit", failing)
+    whole = run(toy(*common, run="whole"))
+    calls.clear()
+    settings = toy(*common, run="part")
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "fit", lambda *a: failing(*a, until=10))  # in round 4
+        with pytest.raises(KeyboardInterrupt):
+            run(settings)
+    out = RunFolder(settings.run_dir)
+    assert resume(out.path).exit_code == 0
+    assert [row.get("bad", False) for row in out.read_rows()] == [False, True, False, False, False]
+    assert digest(out) == digest(whole)
+
+
+def test_a_change_of_version_is_said(toy, monkeypatch):
+    out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=4)
+    out.note(versions=out.read_manifest()["versions"] | {"torch": "1.0"})
+    assert "torch was 1.0 and is 2" in resume(out.path).output
+
+
+def test_two_servers_never_use_one_folder(toy, monkeypatch):
+    settings = toy()
+    out = stopped(settings, monkeypatch, fits=4)
+    with out.locked():
+        for again in (lambda: cli.resume(out.path), lambda: run(settings, out)):
+            with pytest.raises(RunFolderError, match=rf"in use by process {os.getpid()} on .*; wait for it to end"):
+                again()
+    with out.locked():
+        pass
+
+
+@pytest.mark.slow
+def test_after_too_many_bad_rounds_a_checkpoint_is_there_to_go_on_from(toy, monkeypatch):
+    common = ("rounds=6", "max-bad-rounds=1", "min-good-replies=2", "checkpoint-every=100")
+    fit, calls = client.fit, []
+
+    def failing(*arguments):
+        calls.append(1)
+        if 7 <= len(calls) <= 12 and len(calls) % 3:  # in rounds 3 and 4 one of three answers
+            raise Stop("no data today")
+        return fit(*arguments)
+
+    settings = toy(*common, run="part")
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "fit", failing)
+        with pytest.raises(FederationError, match=r"round 4: 1 of 3 clients gave a good reply, fewer than"):
+            run(settings)
+    out = RunFolder(settings.run_dir)
+    assert [row.get("bad", False) for row in out.read_rows()] == [False, False, True, True]
+    assert checkpoint.latest(out.checkpoints)[0].round == 3
+    assert resume(out.path).exit_code == 0
+    rows = out.read_rows()
+    assert [row.get("bad", False) for row in rows] == [False, False, True, False, False, False]
+    assert rows[2]["failures-by-kind"] == {"client-error": 2}
+    assert rows[2]["test-accuracy"] == rows[1]["test-accuracy"], "in a bad round nothing changed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("least", [1, 3])
+def test_when_a_process_of_ray_dies_the_run_stops_at_once_and_goes_on_to_the_same_model(toy, monkeypatch, least):
+    # With clients that keep something: what they kept of that round must not count either.
+    common = ("rounds=5", "max-bad-rounds=3", "checkpoint-every=100", f"min-good-replies={least}")
+    common += ("strategy.name=scaffold",)
+    whole = run(toy(*common, run="whole"))
+    fit, calls = client.fit, []
+    monkeypatch.setattr(in_process, "_CLIENT_RAISED", 0)  # as Flower reports what Ray raises
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == 8:
+            raise RuntimeError("<class 'ray.exceptions.ActorDiedError'>: <'The actor died unexpectedly'>")
+        return fit(*arguments)
+
+    settings = toy(*common, run="part")
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "fit", dying)
+        with pytest.raises(FederationError, match=r"round 3: a Ray process has died .*`fedmr resume`"):
+            run(settings)
+    out = RunFolder(settings.run_dir)
+    assert out.read_rows()[-1]["failures-by-kind"] == {"actor-died": 1}
+    assert resume(out.path).exit_code == 0
+    assert digest(out) == digest(whole), "the round in which it died is done again, by all clients"
+
+
+def random_stops(out, rng, kills, seconds):
+    """Start and SIGKILL a server at random moments; the last one ends by itself. Return when each was killed."""
+    moments = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        process = fedmr("resume", out.path)
+        if len(moments) == kills:
+            assert ended(process) == 0
+            return moments
+        done, more = len(out.read_rows()), rng.randrange(4)
+        while process.is_alive() and len(out.read_rows()) < done + more and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.2 if more else 1.0))  # anywhere in a round, in a checkpoint or in the start
+        os.kill(process.pid, signal.SIGKILL)
+        assert ended(process) == -signal.SIGKILL, "it was over before it could be killed"
+        moments.append(len(out.read_rows()))
+    raise TimeoutError(moments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kills", "options"),
+    [(20, ()), (8, ("strategy.name=scaffold",)), (8, ("strategy.name=moon", "strategy.mu=0.5"))],
+    ids=["fedmr", "scaffold", "moon"],
+)
+def test_killed_at_random_moments_it_ends_with_the_same_model(toy, kills, options):
+    """Clients of SCAFFOLD and MOON keep something on disk, which the rounds that are done again must find."""
+    common = (f"rounds={6 * kills}", "checkpoint-every=2", "evaluate-every=7", *options)
+    whole = run(toy(*common, run="whole"))
+    settings = toy(*common, run="part")
+    out = RunFolder.create(settings)
+    moments = random_stops(out, random.Random(3), kills, seconds=300)
+    assert len(set(moments)) > kills / 2, f"the kills were in different rounds: {moments}"
+    assert digest(out) == digest(whole)
+    assert [row["round"] for row in out.read_rows()] == list(range(1, 6 * kills + 1))
+    assert not any("lost-state" in row for row in out.read_rows())
+
+
+def test_a_client_that_lost_its_state_is_reported_and_begins_anew(toy, monkeypatch):
+    settings = toy("strategy.name=scaffold", "checkpoint-every=1", "clients=3", "rounds=4")
+    out = stopped(settings, monkeypatch, fits=7)
+    assert [row.get("lost-state") for row in out.read_rows()] == [None, None]
+    shutil.rmtree(out.client_state / "client-000001")
+    done = resume(out.path)
+    assert done.exit_code == 0
+    assert "client 1: what it kept of earlier rounds is lost; it began anew" in done.output
+    assert [row.get("lost-state") for row in out.read_rows()] == [None, None, [1], None]
+    assert all(row["failures"] == 0 for row in out.read_rows())
+
+
+KILL_WHILE_SAVING = """
+import os, signal
+from fedmr_flwr import files
+flush, steps = os.fsync, []
+def stop(descriptor):
+    steps.append(descriptor)
+    if len(steps) == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(descriptor)
+def begin(*_):
+    files.os.fsync = stop
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 9, 13])
+def test_killed_while_a_checkpoint_is_written(toy, monkeypatch, step):
+    """Each checkpoint takes five flushes: metrics, tensors, folder, note, folder."""
+    common = ("rounds=6", "checkpoint-every=1")
+    whole = run(toy(*common, run="whole"))
+    out = stopped(toy(*common, run="part"), monkeypatch, fits=4)
+    before = KILL_WHILE_SAVING.format(step=step) + (
+        "from fedmr_flwr.runs import loop\ntrain = loop._train_round\n"
+        "loop._train_round = lambda *a: (begin(), train(*a))[1]\n"
+    )
+    assert ended(fedmr("resume", out.path, before=before)) == -signal.SIGKILL
+    assert resume(out.path).exit_code == 0
+    assert digest(out) == digest(whole)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_one_line_and_the_last_checkpoint_is_intact(toy, monkeypatch):
+    common = ("rounds=6", "checkpoint-every=1")
+    whole = run(toy(*common, run="whole"))
+    out = stopped(toy(*common, run="part"), monkeypatch, fits=7)
+    size = (out.checkpoints / "round-000002.safetensors").stat().st_size
+
+    code = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size - 1},) * 2); "
+        f"sys.argv = ['fedmr', 'resume', {str(out.path)!r}]; from fedmr_flwr.cli import main; main()"
+    )
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("fedmr: error: cannot write ")
+    assert "round-000003.safetensors: File too large; make room" in done.stderr
+    assert out.read_manifest()["error"] in done.stderr
+    assert checkpoint.latest(out.checkpoints)[0].round == 2
+    assert resume(out.path).exit_code == 0
+    assert digest(out) == digest(whole)

@@ -1,0 +1,498 @@
+"""Whole runs on real digits with the in-process engine."""
+
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from fedmr_flwr import models
+from fedmr_flwr.algorithms import ALGORITHMS
+from fedmr_flwr.cli import server
+from fedmr_flwr.client import app as client
+from fedmr_flwr.client import sites
+from fedmr_flwr.errors import ConfigError, DeviceError, FederationError, FedmrError, PartitionError, RunFolderError
+from fedmr_flwr.launch import engines
+from fedmr_flwr.models.packing import layout_of
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.server import experiment
+from fedmr_flwr.server.run import run as serve
+
+
+def run(settings):
+    with Display(settings.rounds, Console(file=io.StringIO())) as display:
+        return serve(settings, engines.grid_of(settings), display)
+
+
+def test_a_run_writes_everything_it_promises(toy):
+    settings = toy("evaluate-every=2", "checkpoint-every=2", "strategy.unit=tensor")
+    out = run(settings)
+    assert sorted(path.name for path in out.path.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "clients.png",
+        "config.yaml",
+        "curves.png",
+        "diversity.png",
+        "lineage.png",
+        "manifest.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "partition.npz",
+    ]
+    rows = [json.loads(line) for line in out.metrics.read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert ["test-accuracy" in row for row in rows] == [False, True, True]
+    for row in rows:
+        assert {"round", "seconds", "train-loss", "replies", "failures", "similarity"} <= set(row)
+        assert len(row["spread"]) == len(out.read_manifest()["units"]) == 8
+        assert all(value > 0 for value in row["spread"])
+        assert row["slots"] == [0, 1, 2]
+        assert len(set(row["clients"])) == 3
+        assert (row["replies"], row["failures"]) == (3, 0)
+        assert 0 < row["similarity"] <= 1
+    assert 0 <= rows[-1]["test-accuracy"] <= 1
+
+    manifest = out.read_manifest()
+    assert manifest["status"] == "completed"
+    assert manifest["strategy"]["unit"] == "tensor"
+    assert manifest["model-sha256"] == hashlib.sha256(out.model.read_bytes()).hexdigest()
+    resolved = yaml.safe_load((out.path / "config.yaml").read_text())
+    assert resolved["training"]["momentum"] == 0.5
+    assert resolved["run-dir"] == str(out.path)
+
+
+def test_the_saved_model_is_the_mean_of_the_population(toy):
+    out = run(toy("checkpoint-every=1"))
+    model = models.build("cnn", (1, 8, 8), 10)
+    layout = layout_of(model)
+    saved = layout.pack(load_file(out.model))
+    last = checkpoint.load(max(out.checkpoints.glob("*.json")))
+    assert last.round == 3
+    np.testing.assert_array_equal(saved.floats, last.model.floats)
+    population = np.stack([last.state[f"{slot}.floats"] for slot in range(3)])
+    assert population.shape == (3, layout.size)
+    assert len({row.tobytes() for row in population}) == 3, "K different models"
+    np.testing.assert_allclose(saved.floats, population.astype(np.float64).mean(0), rtol=1e-6)
+
+
+def test_the_same_configuration_gives_the_same_model_and_another_seed_another(toy):
+    hashes = [
+        run(toy(f"seed={seed}", run=name)).read_manifest()["model-sha256"]
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.slow
+def test_how_often_one_evaluates_does_not_change_the_model(toy):
+    a = run(toy("evaluate-every=1", run="a")).read_manifest()["model-sha256"]
+    b = run(toy("evaluate-every=3", "checkpoint-every=1", run="b")).read_manifest()["model-sha256"]
+    assert a == b
+
+
+@pytest.mark.slow
+def test_clients_train_with_the_threads_they_are_given_and_in_another_order_every_round(toy, monkeypatch):
+    import torch
+
+    fit, threads, orders = client.fit, [], []
+
+    def look(model, dataset, examples, training, rng, rule, precision):
+        threads.append(torch.get_num_threads())
+        result = fit(model, dataset, examples, training, rng, rule, precision)
+        orders.append(rng.integers(2**62))
+        return result
+
+    monkeypatch.setattr(client, "fit", look)
+    before = torch.get_num_threads()
+    run(toy("clients-per-round=6", "client-cpus=1", run="a"))
+    assert set(threads) == {1}
+    assert torch.get_num_threads() == before
+    assert len(set(orders)) == 18, "every client and round has a stream of its own"
+    threads.clear()
+    run(toy("rounds=1", "client-cpus=2", run="b"))
+    assert set(threads) == {2}
+
+
+def test_a_client_scores_a_model_on_its_own_data(toy):
+    from flwr.app import Message, RecordDict
+
+    settings = toy("partition.name=iid")
+    out = run(settings)
+    federation = experiment.Experiment(settings)
+    grid = engines.grid_of(settings)
+    form = sites.Form.of(federation.dataset)
+    config = client.train_config(settings, federation.layout, form, out.identifier())
+    packed = federation.layout.pack(load_file(out.model))
+    arrays = federation.codec.encode([packed.floats], [packed.ints])
+    content = RecordDict({"arrays": arrays, "config": config})
+    replies = grid.send_and_receive([Message(content, node, "evaluate") for node in grid.get_node_ids()])
+    metrics = [reply.content["metrics"] for reply in replies]
+    assert [m["num-examples"] for m in metrics] == [len(part) for part in federation.parts]
+    assert all(0 <= m["accuracy"] <= 1 and m["loss"] > 0 for m in metrics)
+
+
+def test_fedavg_and_fedmr_draw_the_same_clients(toy, monkeypatch):
+    drawn = {}
+    for name in ("fedavg", "fedmr"):
+        fit = client.fit
+        monkeypatch.setattr(
+            client, "fit", lambda *a, fit=fit, name=name: drawn.setdefault(name, []).append(len(a[2])) or fit(*a)
+        )
+        run(toy(f"strategy.name={name}", run=name))
+        monkeypatch.undo()
+    assert drawn["fedavg"] == drawn["fedmr"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedmr", "scaffold", "fedexp"])
+def test_float16_models_take_half_the_bytes_and_every_strategy_takes_them(toy, name):
+    whole, half = (run(toy(f"strategy.name={name}", f"wire={wire}", run=wire)) for wire in ("float32", "float16"))
+    bytes_up = [out.read_rows()[-1]["bytes-up"]["arrays"] for out in (whole, half)]
+    assert 0.5 < bytes_up[1] / bytes_up[0] < 0.51
+    assert half.read_rows()[-1]["failures"] == 0
+    whole, half = (
+        np.concatenate([tensor.ravel() for tensor in load_file(out.model).values()]) for out in (whole, half)
+    )
+    assert 0 < np.linalg.norm(half - whole) < 0.03 * np.linalg.norm(whole)  # FedExP makes steps, and rounding, longer
+
+
+@pytest.mark.slow
+def test_fedmr_learns_the_digits(toy):
+    out = run(toy("rounds=40", "clients=20", "clients-per-round=5", "training.local-epochs=5", "partition.alpha=0.3"))
+    best = max(row["test-accuracy"] for row in out.read_rows())
+    assert best > 0.85
+
+
+def test_a_failed_client_leaves_its_slot_and_is_named_in_the_metrics(toy, monkeypatch):
+    fit, calls = client.fit, []
+
+    def sometimes(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("out of memory")
+        return fit(*arguments)
+
+    monkeypatch.setattr(client, "fit", sometimes)
+    rows = run(toy()).read_rows()
+    assert [row["failures"] for row in rows] == [0, 1, 0]
+    assert [row["replies"] for row in rows] == [3, 2, 3]
+    assert rows[1]["failures-by-kind"] == {"client-error": 1}
+    assert "failures-by-kind" not in rows[0]
+    (failed,) = rows[1]["failed"]
+    assert rows[1]["clients"].index(failed["client"]) == 1, "the second to be trained in the round"
+    assert (failed["kind"], failed["reason"]) == ("client-error", "RuntimeError: out of memory")
+    assert 0 <= failed["client"] < 6
+
+
+def test_more_models_than_clients_in_a_round_and_their_accuracies(toy):
+    settings = toy("strategy.population=5", "strategy.evaluate-slots=true", "evaluate-every=2", "rounds=4")
+    rows = run(settings).read_rows()
+    assert all(len(row["slots"]) == 3 == len(row["clients"]) for row in rows)
+    assert len({tuple(row["slots"]) for row in rows}) > 1, "other slots in other rounds"
+    assert [len(row.get("slot-accuracies", [])) for row in rows] == [0, 5, 0, 5]
+    assert all(0 <= accuracy <= 1 for accuracy in rows[1]["slot-accuracies"])
+
+
+def test_data_and_a_model_of_ones_own_train(toy, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    means = rng.uniform(50, 200, (4, 5, 6))
+
+    def examples(count):
+        labels = rng.integers(0, 4, count)
+        return rng.normal(means[labels], 30).clip(0, 255).astype(np.uint8), labels
+
+    (x_train, y_train), (x_test, y_test) = examples(300), examples(80)
+    np.savez(tmp_path / "mine.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    (tmp_path / "my_own.py").write_text("from fedmr_flwr.models.mlp import MLP as Own\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = toy(
+        f"data.name=npz:{tmp_path / 'mine.npz'}", "model.name=my_own:Own", "rounds=4", "partition.name=iid"
+    )
+    assert run(settings).read_rows()[-1]["test-accuracy"] > 0.9
+
+
+def test_the_recombination_map_is_written_if_asked_for(toy):
+    rows = run(toy("strategy.log-recombination=true", "strategy.first-stage-rounds=1")).read_rows()
+    assert ["recombination" in row for row in rows] == [False, False, True]
+    assert all(sorted(sources) == [0, 1, 2] for sources in rows[2]["recombination"])
+    assert len(rows[2]["recombination"]) == 4, "one permutation for each layer"
+
+
+def poisoned_client(monkeypatch, client_of_all=3):
+    """Let one client return its model with a large random step instead of a trained one."""
+    train = client.fit
+
+    def fit(model, dataset, examples, training, rng, rule, precision):
+        done = train(model, dataset, examples, training, rng, rule, precision)
+        if len(examples) == sizes[client_of_all]:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    step = torch.from_numpy(np.sign(rng.standard_normal(parameter.shape)).astype(np.float32))
+                    parameter += 0.5 * step
+        return done
+
+    sizes = {}
+    monkeypatch.setattr(client, "fit", fit)
+    return sizes
+
+
+@pytest.mark.slow
+def test_one_poisoned_client_of_ten_ruins_an_unguarded_run_and_not_a_guarded_one(toy, monkeypatch):
+    common = (
+        "rounds=12", "clients=10", "clients-per-round=10", "partition.alpha=1.0", "training.local-epochs=2",
+        "evaluate-every=12",
+    )  # fmt: skip
+    honest = run(toy(*common, run="honest")).read_rows()[-1]
+    sizes = poisoned_client(monkeypatch)
+    sizes |= dict(enumerate(map(len, experiment.Experiment(toy(*common)).parts)))
+    assert list(sizes.values()).count(sizes[3]) == 1, "the client is known by the number of its examples"
+    unguarded = run(toy(*common, run="unguarded")).read_rows()[-1]
+    guarded = run(toy(*common, "guard=5", run="guarded")).read_rows()
+    assert honest["test-accuracy"] > 0.7
+    assert unguarded["test-accuracy"] < 0.4
+    assert guarded[-1]["test-accuracy"] > honest["test-accuracy"] - 0.1
+    assert [row["failures-by-kind"] for row in guarded] == [{"outlier": 1}] * 12
+    assert {failed["client"] for row in guarded for failed in row["failed"]} == {3}
+
+
+def test_a_diverged_client_is_refused_as_not_finite(toy):
+    with pytest.raises(FederationError, match=r"round 1: no client gave a good reply \(client \d: not-finite"):
+        run(toy("training.lr=1e30", "rounds=1"))
+
+
+def test_a_round_in_which_nobody_answers_ends_the_run(toy, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no data\nhere")
+
+    monkeypatch.setattr(client, "fit", broken)
+    settings = toy()
+    with pytest.raises(FederationError, match=r"round 1: .*client \d: client-error: RuntimeError: no data here"):
+        run(settings)
+    manifest = json.loads((settings.run_dir / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "no data here" in manifest["error"]
+    assert not (settings.run_dir / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("data.name=none", ConfigError),
+        ("model.name=none", ConfigError),
+        ("partition.name=none", ConfigError),
+        ("strategy.name=none", ConfigError),
+        ("strategy.unti=tensor", ConfigError),
+        ("strategy.seed=3", ConfigError),
+        ("strategy.layout=1", ConfigError),
+        ("clients=200", PartitionError),
+        ("device=cuda:99", DeviceError),
+        ("precision=bf16", DeviceError),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_written(toy, override, error):
+    settings = toy(override)
+    with pytest.raises(error) as caught:
+        run(settings)
+    assert "\n" not in str(caught.value)
+    assert not settings.run_dir.exists()
+
+
+def test_an_unknown_engine_is_refused(toy):
+    with pytest.raises(ConfigError, match="'spark' is not known; choose one of ray, in-process"):
+        engines.grid_of(toy("engine=spark"))
+
+
+def test_a_used_folder_is_refused_and_nothing_in_it_changes(toy):
+    out = run(toy("rounds=1"))
+    before = {path.name: path.read_bytes() for path in out.path.iterdir() if path.is_file()}
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        run(toy("rounds=1", "seed=9"))
+    assert before == {path.name: path.read_bytes() for path in out.path.iterdir() if path.is_file()}
+
+
+def test_a_client_with_another_model_than_the_server_says_so(toy, monkeypatch):
+    real = server.train_config
+    monkeypatch.setattr(
+        server,
+        "train_config",
+        lambda *facts: type(real(*facts))({**real(*facts), "layout": "another"}),
+    )
+    with pytest.raises(FederationError, match="builds another model 'cnn' than the server"):
+        run(toy())
+
+
+def test_clients_that_do_not_see_the_run_folder_are_found_before_the_first_round(toy, monkeypatch):
+    monkeypatch.setattr(server.partitions, "save", lambda parts, path: None)
+    with pytest.raises(FederationError, match=r"only 0 of the 6 clients .*partition.npz is not there; all clients"):
+        run(toy())
+
+
+@pytest.mark.slow
+def test_the_local_rule_of_one_algorithm_serves_under_another(toy):
+    def hash_and_manifest(*overrides, run_name):
+        manifest = run(toy("rounds=2", *overrides, run=run_name)).read_manifest()
+        return manifest["model-sha256"], manifest
+
+    plain, _ = hash_and_manifest(run_name="a")
+    zero, _ = hash_and_manifest("strategy.local-rule=fedprox", "strategy.mu=0", run_name="b")
+    held, manifest = hash_and_manifest("strategy.local-rule=fedprox", "strategy.mu=0.5", run_name="c")
+    assert plain == zero != held
+    assert manifest["strategy"]["mu"] == 0.5
+    assert manifest["strategy"]["local-rule"] == "fedprox"
+    assert manifest["title"].startswith("fedmr, local-rule fedprox, unit layer, mu 0.5")
+
+
+# What travels besides the model; nothing else may.
+DOWN = {"fedgen": {"generator"}, "scaffold": {"control"}}
+UP = {"fedgen": {"label-counts"}, "scaffold": {"control"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_nothing_but_what_an_algorithm_is_known_to_exchange_travels(toy, monkeypatch, name):
+    """In particular, only FedGen's clients say how many examples of each label they have."""
+    fit, received = client.fit, []
+    monkeypatch.setattr(client, "fit", lambda *a: (received.append(a[5].received.keys()), fit(*a))[1])
+    rows = run(toy(f"strategy.name={name}", "rounds=2")).read_rows()
+    assert rows[1]["bytes-down"].keys() == {"arrays"} | DOWN.get(name, set())
+    assert rows[1]["bytes-up"].keys() == {"arrays"} | UP.get(name, set())
+    assert received[-1] == DOWN.get(name, set())
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "said"),
+    [
+        (
+            "fedmr",
+            "scaffold",
+            "'scaffold' does not work under 'fedmr', because the two halves of 'scaffold' exchange",
+        ),
+        ("scaffold", "fedprox", "'fedprox' does not work under 'scaffold', because the two halves of 'scaffold'"),
+        ("scaffold", "fedgen", r"'fedgen' does not work under 'scaffold'.*generator, label-counts"),
+        ("flwr:FedAvg", "fedgen", "'fedgen' does not work under 'flwr:FedAvg', because the two halves of 'fedgen'"),
+    ],
+)
+def test_a_local_rule_that_needs_its_own_server_is_refused_under_another(toy, name, rule, said):
+    with pytest.raises(ConfigError, match=f"strategy.local-rule: {said}"):
+        run(toy(f"strategy.name={name}", f"strategy.local-rule={rule}"))
+
+
+@pytest.mark.slow
+def test_moon_is_a_local_rule_under_fedmr_and_under_flowers_strategies(toy):
+    plain, moon = (
+        run(toy("rounds=4", "clients=3", *options, run=f"run{len(options)}")).read_rows()
+        for options in ((), ("strategy.local-rule=moon", "strategy.mu=1"))
+    )
+    assert plain[0]["test-loss"] == moon[0]["test-loss"], "nobody has an earlier model in the first round"
+    assert plain[3]["test-loss"] != moon[3]["test-loss"]
+    assert len(run(toy("strategy.name=flwr:FedAvg", "strategy.local-rule=moon", run="flower")).read_rows()) == 3
+
+
+@pytest.mark.slow
+def test_fedgen_without_its_terms_is_fedavg_bit_for_bit(toy):
+    options = ("strategy.name=fedgen", "strategy.alpha=0", "strategy.beta=0")
+    fedgen, fedavg = run(toy(*options, run="a")), run(toy("strategy.name=fedavg", run="b"))
+    assert fedgen.read_manifest()["model-sha256"] == fedavg.read_manifest()["model-sha256"]
+
+
+def test_clients_with_other_data_are_found_before_the_first_round(toy, monkeypatch):
+    monkeypatch.setattr(sites, "_digest", lambda data, data_dir: "another")
+    with pytest.raises(
+        FederationError, match="6 refused, the first of them: DataError: this client holds other data"
+    ):
+        run(toy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_every_algorithm_learns_the_digits(toy, name):
+    # Five times the last update, as published, is too far after the long steps of a few rounds on so few examples.
+    gentle = ["strategy.radius=0.5"] if name == "fedmut" else []
+    rows = run(toy("rounds=8", f"strategy.name={name}", "training.local-epochs=3", *gentle)).read_rows()
+    assert rows[-1]["test-accuracy"] > 0.5
+    assert rows[-1]["test-accuracy"] > rows[0]["test-accuracy"]
+
+
+@pytest.fixture
+def shakespeare(tmp_path):
+    """Settings for a run on LEAF's Shakespeare: three roles, each of whom repeats a letter of its own."""
+    folder = tmp_path / "data" / "shakespeare"
+    users = {role: {"x": [letter * 80] * 20, "y": [letter] * 20} for role, letter in zip("XYZ", "abc", strict=True)}
+    for part in ("train", "test"):
+        (folder / part).mkdir(parents=True)
+        content = {"users": [*users], "num_samples": [20] * 3, "user_data": users}
+        (folder / part / "all_data.json").write_text(json.dumps(content))
+    return [
+        f"data-dir={tmp_path / 'data'}", "data.name=shakespeare", "model.name=charlstm", "partition.name=natural",
+        "clients=3", "clients-per-round=3", "rounds=4", "training.lr=0.5",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_texts_are_learned_by_roles(toy, shakespeare):
+    out = run(toy(*shakespeare, "strategy.name=fedavg"))
+    losses = [row["test-loss"] for row in out.read_rows()]
+    assert losses[-1] < losses[0] < np.log(80), "better than guessing, and ever better"
+    assert out.read_manifest()["title"].startswith("fedavg · shakespeare, 3 clients, natural")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("training.augment=true", "training.augment: texts cannot be shifted and flipped"),
+        ("data.normalisation=none", "data.normalisation is none, but texts have no pixels"),
+        ("model.name=cnn", "'cnn' is not defined for images of shape"),
+        ("clients=4", "has 3 natural clients, not 4; set clients=3"),
+    ],
+)
+def test_what_texts_cannot_have_is_refused_in_one_line(toy, shakespeare, change, said):
+    with pytest.raises(FedmrError, match=said):
+        run(toy(*shakespeare, change))
+
+
+@pytest.mark.slow
+def test_normalisation_is_part_of_the_experiment(toy):
+    a, b, c = (
+        run(toy("rounds=1", f"data.normalisation={how}", run=how)) for how in ("published", "measured", "none")
+    )
+    assert len({out.read_manifest()["model-sha256"] for out in (a, b, c)}) == 3
+    assert c.read_manifest()["data"] == {"name": "digits", "normalisation": "none"}
+
+
+@pytest.mark.slow
+def test_augmentation_changes_training_and_repeats(toy):
+    hashes = [
+        run(toy("rounds=1", f"training.augment={how}", run=f"{at}")).read_manifest()["model-sha256"]
+        for at, how in enumerate(("true", "true", "false"))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")]
+)
+def test_a_server_without_memory_says_so_in_one_line(toy, monkeypatch, error):
+    def starving(*args):
+        raise error
+
+    monkeypatch.setattr(server, "evaluate", starving)
+    with pytest.raises(
+        DeviceError, match=r"device cpu: there is no memory to average and to score models; set device=cpu"
+    ):
+        run(toy())
+
+
+def test_another_error_of_the_server_keeps_its_traceback(toy, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(server, "evaluate", broken)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run(toy())

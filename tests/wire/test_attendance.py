@@ -1,0 +1,163 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedmr_flwr.errors import AbsentClientsError, BadRoundError
+from fedmr_flwr.wire.grids import attendance
+from fedmr_flwr.wire.grids.attendance import Attendance
+from fedmr_flwr.wire.grids.roster import RosterGrid
+
+MODEL = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+
+
+@pytest.fixture
+def away(grid_of, answer, monkeypatch):
+    """A Grid of four clients of whom those in `away.gone` are not connected; sends nothing to them."""
+    grid = grid_of(lambda message, client: answer(MODEL), clients=4)
+    numbers, everyone, send = grid._numbers, grid.get_node_ids(), grid.send_and_receive
+    grid.gone = set()
+
+    def present():
+        return [node for node in everyone if numbers[node] not in grid.gone]
+
+    def strict(messages, **more):
+        messages = list(messages)
+        assert {message.metadata.dst_node_id for message in messages} <= set(present())
+        return send(messages, **more)
+
+    monkeypatch.setattr(grid, "get_node_ids", present)
+    monkeypatch.setattr(grid, "send_and_receive", strict)
+    monkeypatch.setattr(attendance, "_LOOK_AFAR_SECONDS", 0.01)
+    return grid
+
+
+def train(roster):
+    content = [RecordDict({"arrays": MODEL, "config": ConfigRecord()}) for _ in range(4)]
+    nodes = roster.get_node_ids()
+    return roster.send_and_receive([Message(own, node, "train") for own, node in zip(content, nodes, strict=True)])
+
+
+def test_it_begins_with_the_least_number_and_the_others_count_as_offline_until_they_come(away):
+    away.gone = {1, 2}
+    roster = RosterGrid(away, 4, min_clients=2, patience=0.1)
+    assert roster.examples is None
+    assert len(train(roster)) == 2
+    assert [(failure.client, failure.kind) for failure in roster.exchange.failures] == [
+        (1, "offline"),
+        (2, "offline"),
+    ]
+    assert roster.exchange.bytes_down == {"arrays": 2 * len(MODEL["w"].data)}
+    away.gone = {0}
+    roster.await_clients()
+    assert len(train(roster)) == 3
+    assert [failure.client for failure in roster.exchange.failures] == [0]
+    assert roster.examples.tolist() == [1, 2, 3, 4]
+
+
+def test_too_few_clients_are_waited_for_and_given_up(away):
+    away.gone = {0, 2, 3}
+    said = []
+    with pytest.raises(
+        AbsentClientsError, match=r"after 0\.1 s 1 of the 2 clients .* start the others, or raise join"
+    ):
+        Attendance(away, 4, least=2, patience=0.1, say=said.append)
+    assert said == ["waiting: 1 of the 2 clients that are needed are connected"]
+
+
+def test_who_is_waited_for_is_said_until_they_are_there(away, monkeypatch):
+    away.gone = {0, 1, 2, 3}
+    said = []
+
+    def say(line):
+        said.append(line)
+        away.gone = set(range(len(said), 4)) if len(said) < 3 else set()
+
+    Attendance(away, 4, least=3, patience=10, say=say)
+    assert said == [f"waiting: {count} of the 3 clients that are needed are connected" for count in (0, 1, 2)] + [""]
+
+
+def test_a_round_in_which_all_have_gone_is_excused_and_waited_for(away):
+    roster = RosterGrid(away, 4, min_clients=4, patience=0.05)
+    away.gone = {0, 1, 2, 3}
+    with pytest.raises(BadRoundError, match="no client gave a good reply .*client 0: offline") as caught:
+        train(roster)
+    assert caught.value.absent
+    assert not caught.value.final
+    with pytest.raises(AbsentClientsError) as caught:
+        roster.await_clients()
+    assert caught.value.final
+    assert roster.exchange.replies == 0
+    away.gone = {1, 2, 3}
+    roster.await_clients()
+
+
+def test_a_client_that_comes_back_as_another_node_is_the_same_client(away, monkeypatch):
+    roster = RosterGrid(away, 4, min_clients=4, patience=0.1)
+    old = roster.get_node_ids()[2]
+    new = 4711
+    away._numbers[new] = 2
+    others = [node for node in roster.get_node_ids() if node != old]
+    monkeypatch.setattr(away, "get_node_ids", lambda: [*others, new])
+    monkeypatch.setattr(away, "send_and_receive", type(away).send_and_receive.__get__(away))
+    roster.await_clients()
+    assert roster.get_node_ids()[2] == new
+    assert len(train(roster)) == 4
+
+
+def test_who_was_refused_is_asked_again_while_the_others_train_and_holds_nobody_up(away, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        attendance,
+        "time",
+        SimpleNamespace(
+            monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + seconds)
+        ),
+    )
+    (node,) = [node for node, client in away._numbers.items() if client == 3]
+    away._numbers[node] = 7  # no number of a client, until that is mended
+    seen = Attendance(away, 4, least=3, patience=5)
+    away._numbers[node] = 3
+    seen.gather(3)
+    assert seen.present() == 3, "not asked again at once"
+    clock.now += 16
+    seen.gather(3)
+    assert (seen.present(), clock.now) == (4, 16)
+
+
+def test_a_node_that_has_not_answered_yet_holds_nobody_up(away, monkeypatch):
+    (late,) = [node for node, client in away._numbers.items() if client == 2]
+    pull, held = away.pull_messages, []
+
+    def some(numbers):
+        replies = pull(numbers)
+        held.extend(reply for reply in replies if reply.metadata.src_node_id == late)
+        return [reply for reply in replies if reply not in held]
+
+    monkeypatch.setattr(away, "pull_messages", some)
+    seen = Attendance(away, 4, least=3, patience=0.1)
+    assert seen.present() == 3
+    monkeypatch.setattr(away, "pull_messages", lambda numbers: held)
+    seen.gather(3)
+    assert seen.present() == 4
+
+
+def test_a_round_whose_clients_are_away_counts_as_bad_if_the_next_one_would_not_wait(away):
+    roster = RosterGrid(away, 4, min_clients=4, patience=0.05)
+    away.gone = {0, 1}
+    content = [RecordDict({"arrays": MODEL, "config": ConfigRecord()}) for _ in range(2)]
+    drawn = roster.get_node_ids()[:2]
+    with pytest.raises(BadRoundError) as caught:
+        roster.send_and_receive([Message(own, node, "train") for own, node in zip(content, drawn, strict=True)])
+    assert not caught.value.absent
+
+
+@pytest.mark.parametrize(
+    ("number", "why"), [(1, "two nodes are client 1"), (7, "a node is client 7, not one of 0 to 3")]
+)
+def test_a_node_that_cannot_be_who_it_says_is_refused_by_name(away, number, why):
+    (node,) = [node for node, client in away._numbers.items() if client == 3]
+    away._numbers[node] = number
+    with pytest.raises(AbsentClientsError, match=f"3 of the 4 clients .*1 refused, the first of them: {why}"):
+        Attendance(away, 4, least=4, patience=0.1)
