@@ -20,6 +20,7 @@ from rich.table import Table
 from fedmr_flwr import FedMR, models
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.population import recombine
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.core.units import units
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.wire.checks import fault
@@ -72,7 +73,7 @@ class Server:
         """A model with trained weights: no two tensors are equal."""
         layout = self.codec.layout
         values = self.rng.standard_normal(layout.size, np.float32)
-        return self.codec.encode([values], [np.ones(layout.counters, np.int64)])
+        return self.codec.encode(Parts([values], [np.ones(layout.counters, np.int64)]))
 
     def trained(self) -> list[Message]:
         """What the clients return."""

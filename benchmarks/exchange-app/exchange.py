@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedmr_flwr import models
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
@@ -64,7 +65,7 @@ def write(model: torch.nn.Module, records: str) -> ArrayRecord:
         return ArrayRecord(model.state_dict())
     layout = layout_of(model)
     packed = pack(model, layout)
-    return Codec(layout, wire=records).encode([packed.floats], [packed.ints])
+    return Codec(layout, wire=records).encode(Parts([packed.floats], [packed.ints]))
 
 
 def read(record: ArrayRecord, model: torch.nn.Module, records: str) -> None:

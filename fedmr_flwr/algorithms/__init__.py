@@ -1,5 +1,7 @@
 """The algorithms by name; each file holds one, with its local rule if it has one."""
 
+from typing import Any
+
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.clusamp import CluSamp
 from fedmr_flwr.algorithms.fedasam import FedASAM
@@ -10,7 +12,7 @@ from fedmr_flwr.algorithms.fedgen import FedGen
 from fedmr_flwr.algorithms.fedmr import FedMR
 from fedmr_flwr.algorithms.fedmut import FedMut
 from fedmr_flwr.algorithms.fedprox import FedProx
-from fedmr_flwr.algorithms.flower import PREFIX, flower_strategy
+from fedmr_flwr.algorithms.flower import PREFIX, FlowerStrategy, flower_strategy
 from fedmr_flwr.algorithms.indep import Indep
 from fedmr_flwr.algorithms.moon import Moon
 from fedmr_flwr.algorithms.scaffold import Scaffold
@@ -21,7 +23,7 @@ from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.training.rules import LocalRule
 
 # Add one line to add one.
-ALGORITHMS: dict[str, type[Algorithm]] = {
+ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "clusamp": CluSamp,
     "fedasam": FedASAM,
     "fedavg": FedAvg,
@@ -48,7 +50,7 @@ def resolve(settings: Settings) -> Settings:
     return settings.model_copy(update={"strategy": Strategy(**named, **options, **rule_options)})
 
 
-def create(settings: Settings, layout: Layout) -> Algorithm:
+def create(settings: Settings, layout: Layout) -> Algorithm[Any] | FlowerStrategy:
     """Make the strategy that a configuration names.
 
     Args:
@@ -66,6 +68,7 @@ def create(settings: Settings, layout: Layout) -> Algorithm:
         seed=settings.seed,
         layout=layout,
         wire=settings.wire,
+        guard=settings.guard,
         **options.model_dump(),
     )
 
@@ -113,7 +116,7 @@ def _rule(settings: Settings) -> type[LocalRule]:
     return rule
 
 
-def _find(name: str, key: str) -> type[Algorithm]:
+def _find(name: str, key: str) -> type[Algorithm[Any]] | type[FlowerStrategy]:
     if name.startswith(PREFIX):
         return flower_strategy(name)
     if name not in ALGORITHMS:

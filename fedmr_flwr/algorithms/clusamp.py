@@ -6,23 +6,41 @@ Federated Learning", ICML 2021, algorithm 2; L1 distance as in the code that was
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Self
 
 import numpy as np
-from flwr.app import ArrayRecord
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.core.layout import Floats
+from fedmr_flwr.algorithms.base import Algorithm
+from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import average
-from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.wire.grids.roster import RosterGrid
 
 
-class CluSamp(Algorithm):
+@dataclass(frozen=True)
+class Updates:
+    """The state of CluSamp.
+
+    Attributes:
+        by_client: what each client that has taken part last added to its model, over trainable parameters.
+    """
+
+    by_client: Mapping[int, Floats]
+
+    def arrays(self) -> Arrays:
+        """Return each client's update."""
+        return {f"update.{client}": update for client, update in sorted(self.by_client.items())}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Make them again."""
+        return cls({int(name.removeprefix("update.")): update for name, update in arrays.items()})
+
+
+class CluSamp(Algorithm[Updates]):
     """Averaging with clustered sampling.
 
     The server keeps what each client last added to its model; a client that never took part counts as having
@@ -38,64 +56,51 @@ class CluSamp(Algorithm):
         layout: of the models, if they travel packed.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._updates: dict[int, Floats] = {}
-        self._distances: NDArray[np.float64] | None = None
-        # The clients of this round with how often each was drawn, in the order of the slots.
-        self._drawn: Counter[int] = Counter()
-        self._start: Floats | None = None
+    def init(self, layout: Layout, slots: int) -> Updates:
+        """Start without updates: no client has taken part."""
+        self._measured: dict[int, Floats] = {}  # the updates between which the distances below were taken
+        self._distances = np.zeros((0, 0))
+        return Updates({})
 
-    def _draw_clients(self, server_round: int, grid: Grid) -> list[int]:
-        """Draw one client from each distribution; return each of them once."""
-        examples = grid.examples if isinstance(grid, RosterGrid) else None
-        if examples is None:
+    def clients(self, round: Round) -> list[int]:
+        """Draw one client from each distribution."""
+        if round.examples is None:
             raise ConfigError(
-                "clusamp draws clients by their numbers of examples, and not all clients have said theirs; "
+                "clusamp draws clients by their numbers of examples, and not all clients have stated theirs; "
                 "let them answer queries with 'client' and 'num-examples', or choose another strategy"
             )
-        self._refresh(())
-        assert self._distances is not None
-        rng = stream(self.seed, "select", server_round)
-        shares = distributions(examples, self._distances, self.clients_per_round)
-        self._drawn = Counter(int(rng.choice(len(row), p=row / row.sum())) for row in shares)
-        return list(self._drawn)
+        rng = round.stream("select")
+        shares = distributions(round.examples, self._all_distances(round.num_clients), self.clients_per_round)
+        return [int(rng.choice(len(row), p=row / row.sum())) for row in shares]
 
-    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+    def models(self, round: Round) -> Sequence[Packed]:
         """Send the global model to everyone."""
-        self._start = self.codec.decode(arrays).floats
-        return [arrays] * self.clients_per_round
+        return [round.global_model] * self.slots
 
-    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
-        """Average the models that came back, each as often as it was drawn, and look at their updates."""
-        assert self._start is not None
-        good = [(client, reply) for client, reply in zip(self._drawn, trained, strict=False) if reply]
-        for client, reply in good:
-            columns = self.codec.layout.parameters
-            self._updates[client] = np.concatenate([reply.model.floats[p] - self._start[p] for p in columns])
-        self._refresh([client for client, _ in good])
-        model = average([reply.model for _, reply in good], [self._drawn[client] for client, _ in good])
-        return self.codec.encode([model.floats], [model.ints])
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Updates]:
+        """Average the models that came back, each as often as it was drawn, and remember their updates."""
+        good = {slot.client: slot.reply.model for slot in slots if slot.reply and slot.client is not None}
+        before, columns = round.global_model.floats, round.layout.parameters
+        updates = {
+            client: np.concatenate([model.floats[part] - before[part] for part in columns])
+            for client, model in good.items()
+        }
+        times = Counter(slot.client for slot in slots)
+        model = average([*good.values()], [times[client] for client in good])
+        return Combined(model, Updates({**self.state.by_client, **updates}))
 
-    def _refresh(self, changed: Sequence[int]) -> None:
-        """Measure the distances of the clients that changed to all others."""
-        if self._distances is None:
-            self._distances = np.zeros((self.federation, self.federation))
-            changed = list(self._updates)
-        for one in changed:
-            for other in range(self.federation):
+    def _all_distances(self, num_clients: int) -> NDArray[np.float64]:
+        """Return the distances of all clients' updates, [N, N]; only those that changed are measured."""
+        updates = self.state.by_client
+        if len(self._distances) != num_clients:
+            self._measured, self._distances = {}, np.zeros((num_clients, num_clients))
+        for one in [client for client, update in updates.items() if self._measured.get(client) is not update]:
+            for other in range(num_clients):
                 if other != one:
-                    distance = _distance(self._updates[one], self._updates.get(other))
+                    distance = _distance(updates[one], updates.get(other))
                     self._distances[one, other] = self._distances[other, one] = distance
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return every client's last update."""
-        return {f"update.{client}": update for client, update in sorted(self._updates.items())}
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up the updates of an earlier `state`; their distances are measured anew."""
-        self._updates = {int(name.removeprefix("update.")): update for name, update in state.items()}
-        self._distances = None
+        self._measured = dict(updates)
+        return self._distances
 
 
 def distributions(examples: NDArray[np.int64], distances: NDArray[np.float64], draws: int) -> NDArray[np.int64]:

@@ -7,11 +7,13 @@ AISTATS 2017, algorithm 1.
 from collections.abc import Sequence
 from typing import Literal
 
-from flwr.app import ArrayRecord
-
-from fedmr_flwr.algorithms.base import Algorithm, Trained
+from fedmr_flwr.algorithms.base import Algorithm
+from fedmr_flwr.algorithms.contract import Combined, NoState, Round, Slot
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.population import average
+
+Weighting = Literal["examples", "uniform"]
 
 
 class FedAvgOptions(Section):
@@ -21,10 +23,10 @@ class FedAvgOptions(Section):
         weighting: by the clients' numbers of "examples", as in the paper, or "uniform", as in FedMR's mean.
     """
 
-    weighting: Literal["examples", "uniform"] = "examples"
+    weighting: Weighting = "examples"
 
 
-class FedAvg(Algorithm):
+class FedAvg(Algorithm[NoState]):
     """Federated averaging.
 
     Args:
@@ -35,15 +37,19 @@ class FedAvg(Algorithm):
     """
 
     Options = FedAvgOptions
-    on_gpu = True
+    accepts_device_models = True
 
-    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+    def models(self, round: Round) -> Sequence[Packed]:
         """Send the global model to everyone."""
-        return [arrays] * self.clients_per_round
+        return [round.global_model] * self.slots
 
-    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
-        """Average the models that came back; integers are not averaged, the largest counts."""
-        good = [reply for reply in trained if reply]
-        weights = [reply.examples for reply in good] if self.options.weighting == "examples" else None
-        model = average([reply.model for reply in good], weights)
-        return self.codec.encode([model.floats], [model.ints])
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[NoState]:
+        """Average the models that came back."""
+        return Combined(weighted_mean(slots, self.options.weighting), self.state)
+
+
+def weighted_mean(slots: Sequence[Slot], weighting: Weighting) -> Packed:
+    """Average the models that came back; integer buffers take the elementwise maximum."""
+    good = [slot.reply for slot in slots if slot.reply]
+    weights = [reply.examples for reply in good] if weighting == "examples" else None
+    return average([reply.model for reply in good], weights)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from flwr.app import ArrayRecord
 from pydantic import Field
 
+from fedmr_flwr.algorithms.contract import Round
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.population import cosines
@@ -45,24 +45,22 @@ class FedCross(MultiModel):
 
     Options = FedCrossOptions
 
-    def deal(self, server_round: int, population: list[Packed], arrays: ArrayRecord) -> Sequence[ArrayRecord]:
-        """Mix every slot's model with its collaborator's; integers stay the slot's own."""
+    def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed]:
+        """Mix every slot's model with its collaborator's; integer buffers stay the slot's own."""
         alpha = self.options.alpha
-        if alpha == 1 or len(population) == 1:
-            return [self.codec.encode([model.floats], [model.ints]) for model in population]
-        dealt = []
-        for slot, chosen in enumerate(self._collaborators(server_round, population)):
-            own, other = population[slot], population[chosen].floats
-            floats = np.float32(alpha) * own.floats + np.float32(1 - alpha) * other
-            dealt.append(self.codec.encode([floats], [own.ints]))
-        return dealt
+        if alpha == 1 or len(models) == 1:
+            return models
+        return [
+            Packed(alpha * own.floats + (1 - alpha) * models[other].floats, own.ints)
+            for own, other in zip(models, self._collaborators(round.number, models), strict=True)
+        ]
 
-    def _collaborators(self, server_round: int, population: list[Packed]) -> list[int]:
+    def _collaborators(self, number: int, models: Sequence[Packed]) -> list[int]:
         """Choose another slot for every slot."""
-        count = len(population)
+        count = len(models)
         if self.options.collaborator == "in-order":
-            return [(slot + 1 + server_round % (count - 1)) % count for slot in range(count)]
-        alike = cosines([model.floats for model in population])
+            return [(slot + 1 + number % (count - 1)) % count for slot in range(count)]
+        alike = cosines([model.floats for model in models])
         if self.options.collaborator == "highest":
             alike = -alike
         np.fill_diagonal(alike, np.inf)

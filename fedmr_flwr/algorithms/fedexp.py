@@ -4,18 +4,18 @@ Source: Jhunjhunwala et al., "FedExP: Speeding Up Federated Averaging via Extrap
 algorithm 1 and equation 4.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-from flwr.app import ArrayRecord
-from numpy.typing import NDArray
 from pydantic import Field
 
-from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config.sections import Section
-from fedmr_flwr.core.layout import Floats, Packed
-from fedmr_flwr.core.population import average, mean
+from fedmr_flwr.algorithms.base import Algorithm
+from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.config import Section
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.core.population import average, mean, squared_distance
 
 
 class FedExPOptions(Section):
@@ -28,7 +28,27 @@ class FedExPOptions(Section):
     epsilon: float = Field(0.001, gt=0)
 
 
-class FedExP(Algorithm):
+@dataclass(frozen=True)
+class Iterate:
+    """The state of FedExP.
+
+    Attributes:
+        model: the latest iterate; None before the first good round.
+    """
+
+    model: Packed | None
+
+    def arrays(self) -> Arrays:
+        """Return both parts of the iterate."""
+        return {} if self.model is None else self.model._asdict()
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Make it again."""
+        return cls(Packed(arrays["floats"], arrays["ints"]))
+
+
+class FedExP(Algorithm[Iterate]):
     """Federated averaging with an extrapolated server step.
 
     With updates D_i of K clients and their mean D, the server steps by eta D with
@@ -41,54 +61,32 @@ class FedExP(Algorithm):
         seed: the seed of the run.
         layout: of the models, if they travel packed.
         epsilon: see above.
-
-    Attributes:
-        step: eta of the latest round.
     """
 
     Options = FedExPOptions
 
-    step = 1.0
-    # What the clients start from, and, after the first good round, the latest iterate.
-    _start: Packed | None = None
-    _iterate: Packed | None = None
+    def init(self, layout: Layout, slots: int) -> Iterate:
+        """Start without an iterate: the global model is the first."""
+        return Iterate(None)
 
-    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+    def models(self, round: Round) -> Sequence[Packed]:
         """Send the latest iterate to everyone."""
-        self._start = self._iterate or self.codec.decode(arrays)
-        return [self.codec.encode([self._start.floats], [self._start.ints])] * self.clients_per_round
+        return [self._start(round)] * self.slots
 
-    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
-        """Extrapolate the mean of the models that came back; return the mean of the last two iterates."""
-        assert self._start is not None
-        before = self._start.floats
-        models = [reply.model for reply in trained if reply]
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Iterate]:
+        """Extrapolate the mean of the models that came back; evaluate the mean of the last two iterates."""
+        before, columns = self._start(round).floats, round.layout.parameters
+        models = [slot.reply.model for slot in slots if slot.reply]
         center = average(models)
-        columns = self.codec.layout.parameters
-        lengths = [_square(model.floats, before, columns) for model in models]
-        of_mean = _square(center.floats, before, columns)
-        self.step = max(1.0, sum(lengths) / (2 * len(models) * (of_mean + self.options.epsilon)))
+        lengths = [squared_distance(model.floats, before, columns) for model in models]
+        of_mean = squared_distance(center.floats, before, columns)
+        step = max(1.0, sum(lengths) / (2 * len(models) * (of_mean + self.options.epsilon)))
         after = center.floats.copy()
         for part in columns:
-            after[part] = before[part] + self.step * (center.floats[part].astype(np.float64) - before[part])
-        evaluated = mean([before, after]) if self._iterate else after
-        self._iterate = Packed(after, center.ints)
-        return self.codec.encode([evaluated], [center.ints])
+            after[part] = before[part] + step * (center.floats[part].astype(np.float64) - before[part])
+        evaluated = mean([before, after]) if self.state.model else after
+        state = Iterate(Packed(after, center.ints))
+        return Combined(Packed(evaluated, center.ints), state, {"server-step": step})
 
-    def diagnostics(self) -> dict[str, Any]:
-        """Return the server's step."""
-        return {"server-step": self.step}
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return the latest iterate."""
-        return {} if self._iterate is None else self._iterate._asdict()
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up the latest iterate of an earlier `state`."""
-        self._iterate = Packed(state["floats"], state["ints"]) if state else None
-
-
-def _square(model: Floats, origin: Floats, columns: Sequence[slice]) -> float:
-    """Return the squared length of an update."""
-    off = (np.subtract(model[part], origin[part], dtype=np.float64) for part in columns)
-    return sum(float(np.vdot(values, values)) for values in off)
+    def _start(self, round: Round) -> Packed:
+        return self.state.model or round.global_model

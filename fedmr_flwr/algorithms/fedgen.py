@@ -6,20 +6,20 @@ weighted by its client's share of a label, where equation 4 has one loss of the 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Self, cast
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from fedmr_flwr.algorithms.base import Trained
-from fedmr_flwr.algorithms.fedavg import FedAvg, FedAvgOptions
+from fedmr_flwr.algorithms.base import Algorithm
+from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.fedavg import FedAvgOptions, weighted_mean
 from fedmr_flwr.config.sections import Section
-from fedmr_flwr.core.layout import Entry, Floats, Packed
+from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Classifier, materialise
@@ -179,7 +179,27 @@ class FedGenOptions(FedAvgOptions):
     diversity: float = Field(1.0, ge=0)
 
 
-class FedGen(FedAvg):
+@dataclass(frozen=True)
+class Taught:
+    """The state of FedGen.
+
+    Attributes:
+        generator: its weights and BatchNorm's statistics; None before the first good round.
+    """
+
+    generator: Floats | None
+
+    def arrays(self) -> Arrays:
+        """Return them."""
+        return {} if self.generator is None else {GENERATOR: self.generator}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Make it again."""
+        return cls(arrays[GENERATOR])
+
+
+class FedGen(Algorithm[Taught]):
     """Federated averaging with a generator that is trained on the server.
 
     Its labels are drawn uniformly from those that the round's clients hold. Its training is on the CPU, with one
@@ -193,71 +213,48 @@ class FedGen(FedAvg):
         generator_lr: see `FedGenOptions`.
         generator_steps: see `FedGenOptions`.
         diversity: see `FedGenOptions`.
-
-    Attributes:
-        generator: None before the first good round.
     """
 
     Options = FedGenOptions
     Rule = Guided
-    on_gpu = False
 
-    generator: Generator | None = None
-    _loss = 0.0
+    def init(self, layout: Layout, slots: int) -> Taught:
+        """Find the last layer, [C, D] weights and [C] biases; start without a generator."""
+        found = {entry.name: entry for entry in layout.entries}
+        if not all(name in found for name in _HEAD):
+            raise ConfigError("fedgen needs a model whose last layer is a Linear with bias, named 'classifier'")
+        self._head = found[_HEAD[0]], found[_HEAD[1]]
+        return Taught(None)
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        if self._codec:
-            self._head()  # a model without one is refused before the first round
+    def models(self, round: Round) -> Sequence[Packed]:
+        """Send the global model to everyone."""
+        return [round.global_model] * self.slots
 
     def sends(self) -> Mapping[str, Floats]:
         """Send the generator, once there is one."""
-        if self.generator is None:
-            return {}
-        return {GENERATOR: pack(self.generator, layout_of(self.generator)).floats}
+        return {} if self.state.generator is None else {GENERATOR: self.state.generator}
 
     def returns(self) -> Mapping[str, int]:
         """Ask for the label counts."""
-        return {COUNTS: self._head()[0].shape[0]}
+        return {COUNTS: self._head[0].shape[0]}
 
-    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Taught]:
         """Average the models that came back, and train the generator on their heads."""
-        good = [reply for reply in trained if reply]
-        if self.generator is None:
-            classes, width = self._head()[0].shape
-            self.generator = _new_generator(classes, width, stream(self.seed, "generator"))
+        good = [slot.reply for slot in slots if slot.reply]
         heads = [
             torch.from_numpy(np.stack([reply.model.floats[entry.columns].reshape(entry.shape) for reply in good]))
-            for entry in self._head()
+            for entry in self._head
         ]
         counts = torch.from_numpy(np.stack([reply.vectors[COUNTS] for reply in good])).clamp(min=0)
-        draws = torch.Generator().manual_seed(int(stream(self.seed, "generate", server_round).integers(2**63)))
+        classes, width = self._head[0].shape
+        generator = _new_generator(classes, width, stream(self.seed, "generator"))
+        if self.state.generator is not None:
+            _load(generator, self.state.generator)
+        draws = torch.Generator().manual_seed(int(round.stream("generate").integers(2**63)))
         with threads(1):
-            self._loss = _teach(self.generator, (heads[0], heads[1]), counts, self.options, draws)
-        return super().combine(server_round, trained)
-
-    def _head(self) -> tuple[Entry, Entry]:
-        """Find the last layer, [C, D] weights and [C] biases."""
-        found = {entry.name: entry for entry in self.codec.layout.entries}
-        if not all(name in found for name in _HEAD):
-            raise ConfigError("fedgen needs a model whose last layer is a Linear with bias, named 'classifier'")
-        return found[_HEAD[0]], found[_HEAD[1]]
-
-    def diagnostics(self) -> dict[str, Any]:
-        """Return the generator's loss."""
-        return {"generator-loss": self._loss}
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return the generator."""
-        return {name: values.copy() for name, values in self.sends().items()}
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up the generator of an earlier `state`."""
-        self.generator = None
-        if state:
-            classes, width = self._head()[0].shape
-            self.generator = _new_generator(classes, width, stream(self.seed, "generator"))
-            _load(self.generator, state[GENERATOR])
+            loss = _teach(generator, (heads[0], heads[1]), counts, self.options, draws)
+        state = Taught(pack(generator, layout_of(generator)).floats)
+        return Combined(weighted_mean(slots, self.options.weighting), state, {"generator-loss": loss})
 
 
 def _new_generator(classes: int, width: int, rng: np.random.Generator) -> Generator:

@@ -1,26 +1,24 @@
 """FedMR: K models, trained by different clients in every round, their layers shuffled in between.
 
-Before each round the server deals: in the first stage every slot gets the mean of the population; after
+Before each round the server recombines: in the first stage every slot gets the mean of the population; after
 that each unit of recombination (a layer, by default) is permuted across the slots, independently of the
 others. The global model, the one evaluated and saved, is the mean of the population.
 
 Source: Hu et al., "Is Aggregation the Only Choice? Federated Learning via Layer-wise Model Recombination",
 KDD 2024 (arXiv 2305.10730); where the paper and its published code differ or are silent, see
-docs/decisions.md.
+docs/fedmr.md.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
+from dataclasses import replace
 
-from flwr.app import ArrayRecord
 from pydantic import Field, field_validator
 
-from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions
-from fedmr_flwr.core.layout import Packed
-from fedmr_flwr.core.population import Sources
-from fedmr_flwr.core.recombination import Buffers, Recombination, shuffled
-from fedmr_flwr.core.units import Unit, grouping
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot
+from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions, Population
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.core.recombination import Buffers, Parts, Recombination, Sources, sources
+from fedmr_flwr.core.units import grouping
 from fedmr_flwr.errors import ConfigError
 
 
@@ -66,37 +64,34 @@ class FedMR(MultiModel):
     """
 
     Options = FedMROptions
-    on_gpu = True
+    accepts_device_models = True
 
-    _sources: Sources | None = None
-
-    @cached_property
-    def recombination(self) -> Recombination:
-        """The shuffling of this model's units; known once the model is."""
+    def init(self, layout: Layout, slots: int) -> Population:
+        """Cut the model into the units of recombination."""
+        population = super().init(layout, slots)
         try:
-            return Recombination(self.codec.layout, self.options.unit, self.options.buffers)
+            self.recombination = Recombination(layout, self.options.unit, self.options.buffers)
         except ConfigError as error:
             raise ConfigError(f"strategy.unit: {error}") from None
+        self.units = self.recombination.units
+        return population
 
-    @property
-    def units(self) -> tuple[Unit, ...]:
-        """The units of recombination."""
-        return self.recombination.units
-
-    def deal(self, server_round: int, population: list[Packed], arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+    def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed | Parts]:
         """Give every slot the mean in the first stage, and a recombined model after it."""
-        self._sources = shuffled(
-            self.seed, server_round, self.options.first_stage_rounds, len(self.units), len(population)
-        )
-        if self._sources is None:
-            return [arrays] * len(population)
-        parts = self.recombination.deal(population, self.codec.decode(arrays), self._sources)
-        # The parts are joined while they are serialised: no recombined model is ever put together before.
-        return [self.codec.encode(floats, ints) for floats, ints in parts]
+        deal = self._sources(round)
+        if deal is None:
+            return [round.global_model] * len(models)
+        # In parts, which are joined while they are serialised: no recombined model is put together before.
+        return self.recombination.gather(models, round.global_model, deal)
 
-    def diagnostics(self) -> dict[str, Any]:
-        """Return what `MultiModel` does and, if asked for, the slot that each unit of each slot came from."""
-        diagnosis = super().diagnostics()
-        if self.options.log_recombination and self._sources is not None:
-            diagnosis["recombination"] = self._sources.tolist()
-        return diagnosis
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Population]:
+        """Take the trained models into the population; report where their units came from, if asked for."""
+        first = self.state.models is None  # which was sent the initial model, whatever the round
+        combined = super().combine(round, slots)
+        deal = self._sources(round)
+        if not self.options.log_recombination or first or deal is None:
+            return combined
+        return replace(combined, diagnostics={**combined.diagnostics, "recombination": deal.tolist()})
+
+    def _sources(self, round: Round) -> Sources | None:
+        return sources(round.seed, round.number, self.options.first_stage_rounds, len(self.units), self.slots)

@@ -4,19 +4,19 @@ Source: Hu et al., "FedMut: Generalized Federated Learning via Stochastic Mutati
 acceleration of the first rounds as in the code that was published with FedMR.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config.sections import Section
-from fedmr_flwr.core.layout import Floats
+from fedmr_flwr.algorithms.base import Algorithm
+from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.config import Section
+from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import average
-from fedmr_flwr.core.randomness import stream
 
 
 class FedMutOptions(Section):
@@ -34,7 +34,27 @@ class FedMutOptions(Section):
     acceleration_rounds: int = Field(100, ge=1)
 
 
-class FedMut(Algorithm):
+@dataclass(frozen=True)
+class Previous:
+    """The state of FedMut.
+
+    Attributes:
+        floats: of the global model at the beginning of the latest good round; None before there was one.
+    """
+
+    floats: Floats | None
+
+    def arrays(self) -> Arrays:
+        """Return them."""
+        return {} if self.floats is None else {"previous": self.floats}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Make it again."""
+        return cls(arrays["previous"])
+
+
+class FedMut(Algorithm[Previous]):
     """Federated averaging of mutated models.
 
     Every tensor of a slot's model is the global one plus or minus `radius` times its last change. For each
@@ -51,50 +71,39 @@ class FedMut(Algorithm):
     """
 
     Options = FedMutOptions
-    individual = True
+    sends_individual_models = True
 
-    # The global model at the beginning of this round, and of the last one that was good.
-    _start: Floats | None = None
-    _previous: Floats | None = None
+    def init(self, layout: Layout, slots: int) -> Previous:
+        """Start without an earlier model: the first round has nothing to mutate along."""
+        return Previous(None)
 
-    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
-        """Mutate the global model for every slot; in the first round there is nothing to mutate it by."""
-        current = self.codec.decode(arrays)
-        self._start = current.floats
-        if self._previous is None or not self.options.radius:
-            return [arrays] * self.clients_per_round
-        signs = self._signs(server_round)
-        change = current.floats - self._previous
+    def models(self, round: Round) -> Sequence[Packed]:
+        """Mutate the global model for every slot; in the first round there is nothing to mutate it along."""
+        current, radius = round.global_model, self.options.radius
+        if self.state.floats is None or not radius:
+            return [current] * self.slots
+        signs = self._signs(round)
+        change = current.floats - self.state.floats
         models = []
-        for slot in range(self.clients_per_round):
+        for slot in range(self.slots):
             floats = current.floats.copy()
-            for part, sign in zip(self.codec.layout.parameters, signs[:, slot], strict=True):
-                floats[part] += np.float32(self.options.radius * sign) * change[part]
-            models.append(self.codec.encode([floats], [current.ints]))
+            for part, sign in zip(round.layout.parameters, signs[:, slot].tolist(), strict=True):
+                floats[part] += radius * sign * change[part]
+            models.append(Packed(floats, current.ints))
         return models
 
-    def _signs(self, server_round: int) -> NDArray[np.float64]:
+    def _signs(self, round: Round) -> NDArray[np.float64]:
         """Draw how each tensor of each slot is mutated, [tensors, slots]."""
-        options, rng = self.options, stream(self.seed, "mutate", server_round)
+        options = self.options
         # The first mutation is before the second round.
-        left = max(0.0, 1 - (server_round - 2) / options.acceleration_rounds)
-        pairs = self.clients_per_round // 2
-        signs = np.zeros((len(self.codec.layout.parameters), self.clients_per_round))
-        signs[:, : 2 * pairs] = rng.permuted(
-            np.tile([1, options.acceleration * left - 1], (len(signs), pairs)), axis=1
-        )
+        left = max(0.0, 1 - (round.number - 2) / options.acceleration_rounds)
+        pairs = self.slots // 2
+        signs = np.zeros((len(round.layout.parameters), self.slots))
+        alternatives = np.tile([1, options.acceleration * left - 1], (len(signs), pairs))
+        signs[:, : 2 * pairs] = round.stream("mutate").permuted(alternatives, axis=1)
         return signs
 
-    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Previous]:
         """Average the models that came back, all alike."""
-        self._previous = self._start
-        model = average([reply.model for reply in trained if reply])
-        return self.codec.encode([model.floats], [model.ints])
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return the global model at the beginning of the latest round."""
-        return {} if self._previous is None else {"previous": self._previous}
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up what an earlier `state` returned."""
-        self._previous = state.get("previous")
+        model = average([slot.reply.model for slot in slots if slot.reply])
+        return Combined(model, Previous(round.global_model.floats))

@@ -8,8 +8,7 @@ Source: the comparison in Hu et al., KDD 2024 (arXiv 2305.10730), where it is ca
 
 from collections.abc import Sequence
 
-from flwr.app import ArrayRecord
-
+from fedmr_flwr.algorithms.contract import Round
 from fedmr_flwr.algorithms.multi_model import MultiModel
 from fedmr_flwr.core.layout import Packed
 
@@ -26,8 +25,8 @@ class Indep(MultiModel):
         evaluate_slots: whether to score every slot's model.
     """
 
-    on_gpu = True
+    accepts_device_models = True
 
-    def deal(self, server_round: int, population: list[Packed], arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+    def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed]:
         """Leave every slot its model."""
-        return [self.codec.encode([model.floats], [model.ints]) for model in population]
+        return models

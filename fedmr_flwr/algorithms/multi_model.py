@@ -1,19 +1,20 @@
 """What FedMR and its relatives share: a server that keeps K models and trains M of them in a round."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedmr_flwr.algorithms.base import Algorithm, Trained
-from fedmr_flwr.config.sections import Section
-from fedmr_flwr.core.layout import Packed
+from fedmr_flwr.algorithms.base import Algorithm
+from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.config import Section
+from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, similarity, spread
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.core.units import Unit, units
 from fedmr_flwr.errors import ConfigError
 
@@ -33,18 +34,48 @@ class MultiModelOptions(Section):
     evaluate_slots: bool = False
 
 
-class MultiModel(Algorithm):
+@dataclass(frozen=True)
+class Population:
+    """K models.
+
+    Attributes:
+        models: the model of each slot: as its client returned it, or as it was sent where none did; None before
+            the first round with a good reply, when every slot holds the initial model.
+        examples: [K], on how many examples each slot was last trained; 0 for one that never was.
+    """
+
+    models: Sequence[Packed] | None
+    examples: NDArray[np.float64]
+
+    def arrays(self) -> Arrays:
+        """Return both parts of every model, and the examples."""
+        if self.models is None:
+            return {}
+        arrays: dict[str, NDArray[Any]] = {"examples": self.examples}
+        for slot, model in enumerate(self.models):
+            floats, ints = model.on_host()
+            arrays |= {f"{slot}.floats": floats, f"{slot}.ints": ints}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Make the population again."""
+        examples = arrays["examples"]
+        models = [Packed(arrays[f"{slot}.floats"], arrays[f"{slot}.ints"]) for slot in range(len(examples))]
+        return cls(models, examples)
+
+
+class MultiModel(Algorithm[Population]):
     """A strategy that keeps K models; a subclass says which of them, or what of them, each slot gets next.
 
     Attributes:
-        population: the model of each slot: as its client returned it, or as it was dealt where none did;
-            None before the first round with a good reply.
+        units: the parts of the model by which the spread is reported: its layers, or what the subclass recombines.
     """
 
     Options = MultiModelOptions
-    individual = True
+    sends_individual_models = True
 
-    population: list[Packed] | None = None
+    units: Sequence[Unit]
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -53,76 +84,46 @@ class MultiModel(Algorithm):
                 f"strategy.population is {self.slots}, less than the {self.clients_per_round} clients of a round; "
                 "raise strategy.population or lower clients-per-round"
             )
-        self._examples = np.zeros(self.slots)
-        self._center: Packed | None = None
-        self._dealt: Sequence[ArrayRecord] = ()
-
-    @abstractmethod
-    def deal(self, server_round: int, population: list[Packed], arrays: ArrayRecord) -> Sequence[ArrayRecord]:
-        """Return the model that each of the K slots gets before a round.
-
-        Args:
-            server_round: 1 for the first.
-            population: K models.
-            arrays: the global model.
-        """
 
     @property
     def slots(self) -> int:
         """K, the number of models."""
         return self.options.population or self.clients_per_round
 
-    @cached_property
-    def units(self) -> tuple[Unit, ...]:
-        """The parts of the model by which the spread is reported: its layers."""
-        return units(self.codec.layout, "layer")
+    def init(self, layout: Layout, slots: int) -> Population:
+        """Start without models of its own: every slot holds the initial one."""
+        self.units = units(layout, "layer" if layout.named else "tensor")
+        return Population(None, np.zeros(slots))
 
-    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
-        """Deal the population; before it is trained every slot holds the initial model."""
-        if self.population is None:
-            self._dealt = [arrays] * self.slots
-        else:
-            self._dealt = self.deal(server_round, self.population, arrays)
-        return self._dealt
+    def models(self, round: Round) -> Sequence[Packed | Parts]:
+        """Dispatch the population; before it is trained, the global model."""
+        if self.state.models is None:
+            return [round.global_model] * self.slots
+        return self.dispatch(round, self.state.models)
 
-    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
-        """Take the trained models into the population and return its mean."""
-        self.population = [
-            reply.model if reply else self.codec.decode(dealt)
-            for reply, dealt in zip(trained, self._dealt, strict=True)
-        ]
-        self._dealt = ()
-        for slot, reply in enumerate(trained):
-            if reply:
-                self._examples[slot] = reply.examples
-        weights = self._examples.tolist() if self.options.weighting == "examples" else None
-        self._center = average(self.population, weights)
-        return self.codec.encode([self._center.floats], [self._center.ints])
+    @abstractmethod
+    def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed | Parts]:
+        """Return the model that each of the K slots gets before a round.
 
-    def diagnostics(self) -> dict[str, Any]:
-        """Return the mean cosine similarity of all pairs, the spread by unit, and the slots that were trained."""
-        assert self.population is not None and self._center is not None
-        rows = [model.floats for model in self.population]
-        return {
+        Args:
+            round: the round.
+            models: the population.
+        """
+
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Population]:
+        """Take the trained models into the population; its mean is the global model."""
+        models = [slot.reply.model if slot.reply else slot.sent for slot in slots]
+        examples = np.array(
+            [
+                slot.reply.examples if slot.reply else before
+                for slot, before in zip(slots, self.state.examples, strict=True)
+            ]
+        )
+        mean = average(models, examples.tolist() if self.options.weighting == "examples" else None)
+        rows = [model.floats for model in models]
+        diagnostics = {
             "similarity": similarity(rows),
-            "spread": spread(rows, self._center.floats, [unit.floats for unit in self.units]),
-            "slots": self.trained_slots,
+            "spread": spread(rows, mean.floats, [unit.floats for unit in self.units]),
+            "slots": [at for at, slot in enumerate(slots) if slot.client is not None],
         }
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return the model of every slot and the examples that it was last trained on."""
-        if self.population is None:
-            return {}
-        state: dict[str, NDArray[Any]] = {"examples": self._examples}
-        for slot, model in enumerate(self.population):
-            floats, ints = model.on_host()
-            state |= {f"{slot}.floats": floats, f"{slot}.ints": ints}
-        return state
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up the population of an earlier `state`."""
-        if not state:
-            self.population = None
-            return
-        self._examples = state["examples"].copy()
-        self.population = [Packed(state[f"{slot}.floats"], state[f"{slot}.ints"]) for slot in range(self.slots)]
+        return Combined(mean, Population(models, examples), diagnostics)

@@ -5,18 +5,19 @@ algorithm 1 with option II.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from fedmr_flwr.algorithms.base import Algorithm, Trained
+from fedmr_flwr.algorithms.base import Algorithm
+from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
 from fedmr_flwr.config.sections import Section
-from fedmr_flwr.core.layout import Floats
+from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import average
 from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
@@ -81,7 +82,27 @@ class ScaffoldOptions(Section):
     server_lr: float = Field(1.0, gt=0)
 
 
-class Scaffold(Algorithm):
+@dataclass(frozen=True)
+class Control:
+    """The state of SCAFFOLD.
+
+    Attributes:
+        variate: the server's, over trainable parameters; in double precision, because it is a sum over all rounds.
+    """
+
+    variate: NDArray[np.float64]
+
+    def arrays(self) -> Arrays:
+        """Return it."""
+        return {CONTROL: self.variate}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Make it again."""
+        return cls(arrays[CONTROL])
+
+
+class Scaffold(Algorithm[Control]):
     """Averaging with control variates.
 
     From the good replies of a round the server takes x += server_lr mean(y - x) and c += sum(change of c_i) / N,
@@ -98,50 +119,33 @@ class Scaffold(Algorithm):
     Options = ScaffoldOptions
     Rule = Corrected
 
-    # The server's variate in double precision: it is a sum over all rounds.
-    _control: NDArray[np.float64] | None = None
-    _start: Floats | None = None
+    def init(self, layout: Layout, slots: int) -> Control:
+        """Start with a variate of zeros."""
+        return Control(np.zeros(sum(part.stop - part.start for part in layout.parameters)))
 
-    def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:
+    def models(self, round: Round) -> Sequence[Packed]:
         """Send the global model to everyone."""
-        self._start = self.codec.decode(arrays).floats
-        return [arrays] * self.clients_per_round
+        return [round.global_model] * self.slots
 
     def sends(self) -> Mapping[str, Floats]:
         """Send the server's variate."""
-        return {CONTROL: self._variate().astype(np.float32)}
+        return {CONTROL: self.state.variate.astype(np.float32)}
 
     def returns(self) -> Mapping[str, int]:
         """Ask for the change of the client's variate."""
-        return {CONTROL: len(self._variate())}
+        return {CONTROL: len(self.state.variate)}
 
-    def combine(self, server_round: int, trained: Sequence[Trained | None]) -> ArrayRecord:
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Control]:
         """Step towards the mean of the models that came back, and follow the clients' variates."""
-        assert self._start is not None
-        good = [reply for reply in trained if reply]
+        good = [slot.reply for slot in slots if slot.reply]
         model = average([reply.model for reply in good])
         if self.options.server_lr != 1:
-            for part in self.codec.layout.parameters:
-                before = self._start[part].astype(np.float64)
+            for part in round.layout.parameters:
+                before = round.global_model.floats[part].astype(np.float64)
                 model.floats[part] = before + self.options.server_lr * (model.floats[part] - before)
         changes = np.sum([reply.vectors[CONTROL] for reply in good], axis=0, dtype=np.float64)
-        self._control = self._variate() + changes / self.federation
-        return self.codec.encode([model.floats], [model.ints])
+        return Combined(model, Control(self.state.variate + changes / round.num_clients))
 
-    def begins_anew(self) -> bool:
+    def reset(self) -> Control:
         """Set all variates back to zero: with one client's gone, the server's would stay wrong for good."""
-        self._control = None
-        return True
-
-    def _variate(self) -> NDArray[np.float64]:
-        if self._control is None:
-            self._control = np.zeros(sum(part.stop - part.start for part in self.codec.layout.parameters))
-        return self._control
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return the server's variate."""
-        return {} if self._control is None else {CONTROL: self._control}
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take up the server's variate of an earlier `state`."""
-        self._control = state.get(CONTROL)
+        return Control(np.zeros_like(self.state.variate))

@@ -167,7 +167,7 @@ class Assignment(_Job):
             metrics["train-loss"] = done.loss
         if self._lost_state:
             metrics[LOST_STATE] = 1
-        arrays = self.codec.encode([trained.floats], [trained.ints])
+        arrays = self.codec.encode(trained)
         returned = {name: vector_record(values) for name, values in done.outcome.returned.items()}
         return Message(RecordDict({ARRAYS: arrays, **returned, METRICS: metrics}), reply_to=self._message)
 

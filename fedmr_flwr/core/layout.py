@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]
 Ints = NDArray[np.int64]
 Columns = tuple[slice, ...]
 
@@ -21,8 +21,8 @@ class Packed(NamedTuple):
     """A model as two flat vectors, in the order of its state_dict.
 
     Attributes:
-        floats: [P] float32, every tensor of a floating type. With the one-GPU engine it may be a PyTorch tensor on
-            the GPU.
+        floats: [P], every tensor of a floating type, in the widest of these types, at least float32. With the
+            one-GPU engine it may be a PyTorch tensor on the GPU.
         ints: [Q] int64, every tensor of an integer type, for instance BatchNorm's counters.
     """
 
@@ -86,16 +86,18 @@ class Layout:
             blocks: the module paths that it names as its blocks.
 
         Raises:
-            TypeError: a tensor's type does not fit into float32 or int64 without loss.
+            TypeError: a tensor's type does not fit into float64 or int64 without loss.
         """
         entries, floats, ints = [], 0, 0
         for name, array in arrays.items():
-            if array.dtype.kind == "f" and array.dtype.itemsize <= 4:
+            if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
                 floats, columns = floats + array.size, slice(floats, floats + array.size)
             elif np.can_cast(array.dtype, np.int64):
                 ints, columns = ints + array.size, slice(ints, ints + array.size)
             else:
-                raise TypeError(f"tensor '{name}' is {array.dtype}: only float32, float16 and integers travel")
+                raise TypeError(
+                    f"tensor '{name}' is {array.dtype}; only floats up to float64 and integers up to int64 travel"
+                )
             buffer = name.rpartition(".")[2] in _STATISTICS if buffers is None else name in buffers
             entries.append(Entry(name, tuple(array.shape), array.dtype.name, columns, buffer))
         return cls(tuple(entries), tuple(blocks))
@@ -111,9 +113,19 @@ class Layout:
         return max((entry.columns.stop for entry in self.entries if entry.integer), default=0)
 
     @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of `Packed.floats`."""
+        return np.result_type(np.float32, *(entry.dtype for entry in self.entries if not entry.integer))
+
+    @cached_property
     def parameters(self) -> Columns:
         """Where the trainable tensors lie among the floating-point values, one by one."""
         return tuple(entry.columns for entry in self.entries if not entry.buffer and not entry.integer)
+
+    @cached_property
+    def named(self) -> bool:
+        """Whether the tensors have names; a model that came as a list of arrays has only their numbers."""
+        return not all(entry.name.isdigit() for entry in self.entries)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -132,24 +144,24 @@ class Layout:
         """
         if odd := sorted(set(arrays) ^ {entry.name for entry in self.entries}):
             raise ValueError(f"the tensors {', '.join(odd)} are missing or extra")
-        packed = Packed(np.empty(self.size, np.float32), np.empty(self.counters, np.int64))
+        packed = Packed(np.empty(self.size, self.dtype), np.empty(self.counters, np.int64))
         for entry in self.entries:
             array = arrays[entry.name]
             if array.shape != entry.shape or array.dtype.name != entry.dtype:
                 found = f"{array.dtype.name}{list(array.shape)}"
-                raise ValueError(f"tensor '{entry.name}' is {found}, not {entry.dtype}{list(entry.shape)}")
+                raise ValueError(f"tensor '{entry.name}' is {found}, expected {entry.dtype}{list(entry.shape)}")
             (packed.ints if entry.integer else packed.floats)[entry.columns] = array.reshape(-1)
         return packed
 
     def check(self, packed: Packed) -> None:
-        """Insist on vectors of this layout's lengths.
+        """Check that vectors have this layout's lengths.
 
         Raises:
             ValueError: they are not.
         """
         if packed.floats.shape != (self.size,) or packed.ints.shape != (self.counters,):
             found = f"{len(packed.floats)} + {len(packed.ints)}"
-            raise ValueError(f"the vectors hold {found} values, not {self.size} + {self.counters}")
+            raise ValueError(f"the vectors hold {found} values, expected {self.size} + {self.counters}")
 
     def unpack(self, packed: Packed) -> dict[str, NDArray[np.generic]]:
         """Return a model's tensors by name, as views where the type allows it.

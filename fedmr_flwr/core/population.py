@@ -1,10 +1,7 @@
-"""K models as K rows: their mean, their recombination, how alike they are. Pure functions.
+"""K models as K rows: their mean, how alike they are, how far apart they lie. Pure functions.
 
 `Rows` are K vectors of P columns, one model each: a [K, P] matrix or a list of K vectors, such as views
 of the messages they came in. Nothing here changes its input. Vectors that are PyTorch tensors stay on their device.
-
-Source: Hu et al., "Is Aggregation the Only Choice? Federated Learning via Layer-wise Model Recombination",
-KDD 2024 (arXiv 2305.10730).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +13,6 @@ from numpy.typing import NDArray
 from fedmr_flwr.core.layout import Columns, Floats, Packed
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
-Sources = NDArray[np.int64]
 
 # Columns worked on at a time: float64 sums of this many stay in a core's cache.
 _BLOCK = 1 << 15
@@ -28,11 +24,11 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Floats:
     Summed in float64 in the order of the rows, so the result does not depend on threads or block sizes.
 
     Args:
-        rows: K vectors [P] float32, K >= 1.
+        rows: K vectors [P], K >= 1.
         weights: K numbers >= 0, not all zero; None weighs all the same.
 
     Returns:
-        [P] float32, sum(weights[i] * rows[i]) / sum(weights).
+        [P] of the rows' type, sum(weights[i] * rows[i]) / sum(weights).
     """
     if not _on_host(rows):
         from fedmr_flwr.core import tensors
@@ -40,7 +36,7 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Floats:
         return tensors.mean(rows, weights)  # type: ignore[no-any-return]
     shares = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
     assert len(shares) == len(rows) > 0 and shares.sum() > 0
-    out = np.empty(len(rows[0]), np.float32)
+    out = np.empty(len(rows[0]), rows[0].dtype)
     sums, scaled = np.empty(_BLOCK), np.empty(_BLOCK)  # made once: fresh memory costs more than the sums
     for block in _blocks(len(out)):
         total = sums[: block.stop - block.start]
@@ -105,6 +101,12 @@ def cosines(rows: Rows) -> NDArray[np.float64]:
     return np.asarray(scales[:, None] * products * scales)
 
 
+def squared_distance(one: NDArray[Any], other: NDArray[Any], columns: Columns) -> float:
+    """Return |one - other|^2 over some columns of two vectors [P], in double precision."""
+    differences = (np.subtract(one[part], other[part], dtype=np.float64) for part in columns)
+    return sum(float(np.vdot(values, values)) for values in differences)
+
+
 def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[float]:
     """Return how far the models lie from their center, unit by unit.
 
@@ -142,7 +144,7 @@ def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[f
 
 
 def average(models: Sequence[Packed], weights: Sequence[float] | None = None) -> Packed:
-    """Average models; integers, such as BatchNorm's counters, are not averaged: the largest counts.
+    """Average models; integer buffers, such as BatchNorm's counters, take the elementwise maximum.
 
     Args:
         models: K models of one layout, K >= 1.
@@ -152,85 +154,8 @@ def average(models: Sequence[Packed], weights: Sequence[float] | None = None) ->
     return Packed(floats, np.max([model.ints for model in models], axis=0))
 
 
-def deal(units: int, slots: int, rng: np.random.Generator) -> Sources:
-    """Draw, for every unit, an independent uniform permutation of the slots.
-
-    Args:
-        units: U, the number of units.
-        slots: K, the number of models.
-        rng: the only source of randomness.
-
-    Returns:
-        [U, K]: new slot i gets unit u from old slot [u, i]. Every row is a permutation of 0..K-1.
-
-    Source: Hu et al., KDD 2024, model recombination.
-    """
-    return rng.permuted(np.tile(np.arange(slots), (units, 1)), axis=1)
-
-
-def in_order(units: Sequence[Columns], width: int) -> list[tuple[slice, int]]:
-    """List the column ranges of all units from left to right.
-
-    Args:
-        units: the column ranges of each unit.
-        width: P, the number of columns.
-
-    Returns:
-        (range, index of its unit) for every range that is not empty.
-
-    Raises:
-        ValueError: the units overlap or leave columns out.
-    """
-    runs = [(part, unit) for unit, columns in enumerate(units) for part in columns if part.start < part.stop]
-    runs.sort(key=lambda run: run[0].start)
-    edges = [0, *(part.stop for part, _ in runs)]
-    if [part.start for part, _ in runs] != edges[:-1] or edges[-1] != width:
-        raise ValueError(f"the units must cover {width} columns once each")
-    return runs
-
-
-def pieces(rows: Rows, runs: Sequence[tuple[slice, int]], sources: Sources) -> list[NDArray[Any]]:
-    """Return the parts of one recombined model, as views: nothing is copied before it is sent.
-
-    Args:
-        rows: K vectors [P].
-        runs: the column ranges from left to right, from `in_order`.
-        sources: [U], the slot that each unit comes from: one column of `deal`.
-
-    Returns:
-        Views whose concatenation is the model.
-    """
-    return [rows[sources[unit]][part] for part, unit in runs]
-
-
-def recombine(rows: Rows, units: Sequence[Columns], rng: np.random.Generator) -> NDArray[Any]:
-    """Shuffle every unit independently across a population.
-
-    Args:
-        rows: K vectors [P], one model each, K >= 1.
-        units: column ranges that cover P; the columns of one unit move together.
-        rng: the only source of randomness.
-
-    Returns:
-        [K, P], a new matrix. In each unit the K pieces are a permutation of the input's, so the column
-        means are unchanged.
-
-    Raises:
-        ValueError: the units overlap or leave columns out.
-
-    Source: Hu et al., KDD 2024, model recombination.
-    """
-    runs = in_order(units, len(rows[0]))
-    sources = deal(len(units), len(rows), rng)
-    out = np.empty((len(rows), len(rows[0])), rows[0].dtype)
-    for slot, row in enumerate(out):
-        for (part, _), piece in zip(runs, pieces(rows, runs, sources[:, slot]), strict=True):
-            row[part] = piece
-    return out
-
-
 def _on_host(rows: Rows) -> bool:
-    """Tell whether all vectors are NumPy's; otherwise `fedmr_flwr.tensors` computes."""
+    """Tell whether all vectors are NumPy's; otherwise `fedmr_flwr.core.tensors` computes."""
     return all(isinstance(row, np.ndarray) for row in rows)
 
 

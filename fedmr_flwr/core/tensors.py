@@ -1,4 +1,4 @@
-"""The mathematics of `fedmr_flwr.population` for models that are tensors, and stay on the GPU where they are.
+"""The mathematics of `fedmr_flwr.core.population` for models that are tensors, and stay on the GPU where they are.
 
 Vectors of NumPy may be among them, such as the models of slots that no client has trained yet; they are copied there.
 A module of its own, imported when it is needed, because `population` serves programs without PyTorch, too.
@@ -17,7 +17,7 @@ Vector = torch.Tensor | NDArray[Any]
 Rows = Sequence[Any] | NDArray[Any]
 
 
-def together(vectors: Rows) -> list[torch.Tensor]:
+def to_common_device(vectors: Rows) -> list[torch.Tensor]:
     """Bring vectors, at least one of them a tensor, to the device of the first tensor."""
     device = next(vector.device for vector in vectors if isinstance(vector, torch.Tensor))
     return [vector if isinstance(vector, torch.Tensor) else torch.tensor(vector).to(device) for vector in vectors]
@@ -35,7 +35,7 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Any:
     """
     shares = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
     assert len(shares) == len(rows) > 0 and shares.sum() > 0
-    vectors = together(rows)
+    vectors = to_common_device(rows)
     total = torch.zeros_like(vectors[0], dtype=torch.float64)
     for row, share in zip(vectors, shares.tolist(), strict=True):
         # In two steps: one that multiplies and adds would round once where NumPy rounds twice.
@@ -49,7 +49,7 @@ def similarity(rows: Rows) -> float:
     count = len(rows)
     if count == 1:
         return 1.0
-    vectors = together(rows)
+    vectors = to_common_device(rows)
     norms = torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in vectors])
     scales = torch.where(norms > 0, 1 / norms, 0.0)
     total = torch.zeros_like(vectors[0], dtype=torch.float64)
@@ -61,7 +61,7 @@ def similarity(rows: Rows) -> float:
 
 def spread(rows: Rows, center: Vector, units: Sequence[Columns]) -> list[float]:
     """Return how far the models lie from their center, unit by unit, as `population.spread`, up to rounding."""
-    *vectors, middle = together([*rows, center])
+    *vectors, middle = to_common_device([*rows, center])
     squares = torch.zeros_like(middle, dtype=torch.float64)
     for row in vectors:
         squares += (row.double() - middle).square()
@@ -72,4 +72,4 @@ def spread(rows: Rows, center: Vector, units: Sequence[Columns]) -> list[float]:
 
 def join(pieces: Iterable[Vector]) -> torch.Tensor:
     """Concatenate vectors, at least one of them a tensor."""
-    return torch.cat(together(list(pieces)))
+    return torch.cat(to_common_device(list(pieces)))

@@ -53,8 +53,14 @@ def units(layout: Layout, spec: Spec) -> tuple[Unit, ...]:
         The units in the order of the state_dict; together they cover every column once.
 
     Raises:
-        ConfigError: the specification is not one of these, or its patterns leave keys out or find none.
+        ConfigError: the specification is not one of these, its patterns leave keys out or find none, or it needs
+            names and there are none.
     """
+    if isinstance(spec, str) and spec.startswith(("layer", "block")) and not layout.named:
+        raise ConfigError(
+            f"unit '{spec}' needs the names of the tensors, and this model has only their numbers; send "
+            "ArrayRecord(model.state_dict()), give keys=list(model.state_dict()), or choose unit='tensor'"
+        )
     groups = grouping(spec)(layout)
     return tuple(
         Unit(
@@ -84,11 +90,11 @@ def grouping(spec: Spec) -> Callable[[Layout], _Groups]:
         return lambda layout: _grouped(layout, module_of if kind == "layer" else str)
     if spec == "block":
         return _by_block
-    raise ConfigError(f"'{spec}' is no unit; choose one of {', '.join(KINDS)}")
+    raise ConfigError(f"unknown unit '{spec}'; choose one of {', '.join(KINDS)}")
 
 
 def describe(spec: Spec) -> str:
-    """Say in a few words which units a specification stands for."""
+    """Return a specification in a few words."""
     return spec if isinstance(spec, str) else f"[{', '.join(spec)}]"
 
 
@@ -132,7 +138,7 @@ def _by_patterns(patterns: Sequence[str]) -> Callable[[Layout], _Groups]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"'{pattern}' is no regular expression: {error}") from None
+            raise ConfigError(f"'{pattern}' is not a regular expression: {error}") from None
 
     def first(key: str) -> str:
         found = next((pattern for pattern in patterns if re.search(pattern, key)), None)

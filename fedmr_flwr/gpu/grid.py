@@ -11,7 +11,7 @@ import torch
 from flwr.app import Context, Message, MessageType
 
 from fedmr_flwr import algorithms, models
-from fedmr_flwr.algorithms.base import Algorithm
+from fedmr_flwr.algorithms.contract import ServerStrategy
 from fedmr_flwr.client.app import Assignment, app
 from fedmr_flwr.client.sites import Simulated
 from fedmr_flwr.config.settings import Settings
@@ -26,7 +26,7 @@ from fedmr_flwr.training.devices import arithmetic, is_want_of_memory, pick_devi
 from fedmr_flwr.training.evaluation import evaluate
 from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed, named, reason_of
 from fedmr_flwr.wire.messages import ARRAYS, FLOATS
-from fedmr_flwr.wire.npy import HeldArray
+from fedmr_flwr.wire.npy import DeviceArray
 
 T = TypeVar("T")
 
@@ -171,14 +171,14 @@ class GpuGrid(InProcessGrid):
         """
         if self._device.type != "cuda":
             return 0
-        if not self._strategy.on_gpu:
+        if not self._strategy.accepts_device_models:
             return self._for_scoring
         sent = messages[0].content.array_records[ARRAYS].get(FLOATS)
-        vectors = _SUMS + (0 if isinstance(sent, HeldArray) else self._strategy.slots)
+        vectors = _SUMS + (0 if isinstance(sent, DeviceArray) else self._strategy.slots)
         return self._for_scoring + vectors * 4 * self._strategy.codec.layout.size
 
     @cached_property
-    def _strategy(self) -> Algorithm:
+    def _strategy(self) -> ServerStrategy[Any]:
         """Another one like the server's, to be asked what it needs."""
         return algorithms.create(self._settings, self._common["layout"])
 

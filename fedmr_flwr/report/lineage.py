@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_flwr.core.population import Sources
-from fedmr_flwr.core.recombination import shuffled
+from fedmr_flwr.core.recombination import Sources, sources
 
 # The strategies whose deal is known here.
 STRATEGIES = ("fedmr", "indep")
@@ -44,7 +43,7 @@ class Run:
         assert self.strategy in STRATEGIES
         if self.strategy == "indep":
             return np.tile(np.arange(self.slots), (self.units, 1))
-        return shuffled(self.seed, server_round, self.first_stage_rounds, self.units, self.slots)
+        return sources(self.seed, server_round, self.first_stage_rounds, self.units, self.slots)
 
 
 @dataclass(frozen=True)

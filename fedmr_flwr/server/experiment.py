@@ -44,7 +44,7 @@ class Experiment:
         self.layout = layout_of(model)
         self.codec = Codec(self.layout, wire=settings.wire)
         initial = pack(model, self.layout)
-        self.arrays = self.codec.encode([initial.floats], [initial.ints])
+        self.arrays = self.codec.encode(initial)
         self.model = model
         self.strategy = algorithms.create(settings, self.layout)
         self.units = self.strategy.units if isinstance(self.strategy, MultiModel) else ()
@@ -63,8 +63,8 @@ class Experiment:
         score = self._score(self.codec.decode(arrays))
         numbers: dict[str, Any] = {"test-loss": score.loss, "test-accuracy": score.accuracy}
         strategy = self.strategy
-        if isinstance(strategy, MultiModel) and strategy.options.evaluate_slots and strategy.population:
-            numbers["slot-accuracies"] = [self._score(model).accuracy for model in strategy.population]
+        if isinstance(strategy, MultiModel) and strategy.options.evaluate_slots and strategy.state.models:
+            numbers["slot-accuracies"] = [self._score(model).accuracy for model in strategy.state.models]
         return numbers
 
     def _score(self, model: Packed) -> Score:

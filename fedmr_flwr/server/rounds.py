@@ -1,32 +1,78 @@
-"""The rounds of a run, for any Flower strategy."""
+"""The rounds of a run: who is asked, what comes back, whether it is enough, and what is written down."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord
-from flwr.serverapp.strategy import Strategy
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from numpy.typing import NDArray
 
-from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.algorithms.contract import ServerStrategy
+from fedmr_flwr.config import Settings
 from fedmr_flwr.errors import BadRoundError, FederationError, LostActorError
-from fedmr_flwr.wire.codec import retyped
-from fedmr_flwr.wire.grids.roster import RosterGrid
+from fedmr_flwr.wire.checks import Failure, log_failures
+from fedmr_flwr.wire.codec import restore_dtypes
+from fedmr_flwr.wire.grids.roster import Exchange, RosterGrid
+from fedmr_flwr.wire.messages import CONFIG, LAST_ROUND
 
 Row = dict[str, Any]
 
-# What these say is the server's to say: clients' metrics of such a name are left out.
+# The server reports these itself: clients' metrics of such a name are left out.
 _RESERVED = {
     "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
     "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
     "slot-accuracies", "evaluation-seconds",
 }  # fmt: skip
+# Failures of clients that are not there, or have gone while they trained.
+_ABSENT = {"offline", "node-lost"}
+
+
+class Ledger:
+    """In which round each client last took part.
+
+    A client keeps its state by round, and is told the round of its last good reply; so a reply that got lost counts
+    for neither side.
+
+    Args:
+        clients: how many there are.
+    """
+
+    def __init__(self, clients: int) -> None:
+        self._last_rounds = np.zeros(clients, np.int64)
+
+    def write_into(self, messages: Sequence[Message], grid: RosterGrid) -> None:
+        """Write into each message the round of its client's last good reply, 0 if there was none."""
+        for message in messages:
+            client = grid.client_of(message.metadata.dst_node_id)
+            last = {LAST_ROUND: int(self._last_rounds[client])}
+            # A record of its own, because strategies send the same one to all.
+            message.content[CONFIG] = ConfigRecord({**message.content.config_records[CONFIG], **last})
+
+    def settle(self, number: int, clients: Sequence[int]) -> None:
+        """Count a round as these clients' last."""
+        self._last_rounds[list(clients)] = number
+
+    def reset(self) -> None:
+        """Make every client restart from zero."""
+        self._last_rounds[:] = 0
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """Return what must be kept between rounds, by name."""
+        return {"last-rounds": self._last_rounds.copy()}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Continue from what an earlier `save` returned."""
+        self._last_rounds = arrays["last-rounds"].copy()
 
 
 def run(
     settings: Settings,
-    strategy: Strategy,
+    strategy: ServerStrategy[Any],
     grid: RosterGrid,
+    ledger: Ledger,
     arrays: ArrayRecord,
     train_config: ConfigRecord,
     evaluate: Callable[[ArrayRecord], Mapping[str, Any]],
@@ -38,12 +84,13 @@ def run(
     Args:
         settings: rounds, patience, and how often to evaluate.
         strategy: which models to send and what to make of those that come back.
-        grid: carries the messages and accounts for them.
+        grid: carries the messages.
+        ledger: which client took part when.
         arrays: the global model after the rounds that are completed.
         train_config: sent with every model.
         evaluate: scores a global model: numbers by name.
         report: called after each round with its row of metrics, the global model, and whether the run stops
-            here, before the rounds are done. A row with "bad" tells of a round with too few good replies, in
+            here, before the rounds are done. A row with "bad" is that of a round with too few good replies, in
             which neither the strategy nor the model changed.
         completed: rounds that are done already.
 
@@ -58,13 +105,14 @@ def run(
     for number in range(completed + 1, settings.rounds + 1):
         start = time.perf_counter()
         problem: BadRoundError | None = None
+        account: Row = {"clients": (), "replies": 0, "failures": 0, "bytes-down": {}, "bytes-up": {}}
         try:
-            arrays, row = _train_round(number, strategy, grid, arrays, train_config, settings.round_timeout)
+            arrays, row = _train_round(number, settings, strategy, grid, ledger, arrays, train_config, account)
             bad_rounds = 0
         except BadRoundError as error:
-            problem, row = _lost_actor(grid) or error, {"bad": True}
+            problem, row = error, {"bad": True}
             bad_rounds += not problem.absent  # the next round waits for those who have gone
-        row = {"round": number, "seconds": round(time.perf_counter() - start, 4), **row, **_account(grid)}
+        row = {"round": number, "seconds": round(time.perf_counter() - start, 4), **row, **account}
         if number % settings.evaluate_every == 0 or number == settings.rounds:
             start = time.perf_counter()
             row |= evaluate(arrays)
@@ -79,51 +127,69 @@ def run(
 
 def _train_round(
     number: int,
-    strategy: Strategy,
+    settings: Settings,
+    strategy: ServerStrategy[Any],
     grid: RosterGrid,
+    ledger: Ledger,
     arrays: ArrayRecord,
     train_config: ConfigRecord,
-    timeout: float,
+    account: Row,
 ) -> tuple[ArrayRecord, Row]:
-    """Train one round; return the new global model and the round's metrics.
+    """Train one round and fill in its account; return the new global model and the round's metrics.
 
     A function of its own, so that the messages of one round are gone before those of the next are made.
+
+    Raises:
+        BadRoundError: too few clients gave a good reply; nothing has changed.
     """
-    grid.await_clients()
+    grid.await_clients(settings.min_good_replies)
     messages = strategy.configure_train(number, arrays, train_config, grid)
-    replies = grid.send_and_receive(messages, timeout=timeout)
-    if lost := _lost_actor(grid):
-        raise lost
-    combined, metrics = strategy.aggregate_train(number, replies)
-    if combined is None:
-        raise FederationError(f"round {number}: the strategy made no model of {len(replies)} replies")
-    grid.settle(number)
-    if grid.exchange.lost_state and isinstance(strategy, Algorithm) and strategy.begins_anew():
-        grid.forget()
-    more = strategy.diagnosis if isinstance(strategy, Algorithm) else {}
-    return retyped(combined, arrays), {
-        name: value for name, value in (metrics or {}).items() if name not in _RESERVED
-    } | more
+    ledger.write_into(messages, grid)
+    exchange = grid.exchange(messages, timeout=settings.round_timeout)
+    judged = strategy.judge(exchange.replies)
+    failures = [_offline_or(failure, exchange) for failure in judged.failures]
+    log_failures(failures)
+    account |= _account(exchange, len(judged.good), failures)
+    if died := sum(failure.kind == "actor-died" for failure in failures):
+        raise LostActorError(
+            f"a Ray worker died while training {died} clients, perhaps out of memory or with its node, and Flower "
+            "starts no other; continue with `fedmr resume`, which loses nothing"
+        )
+    if len(judged.good) < settings.min_good_replies:
+        absent = all(failure.kind in _ABSENT for failure in failures) and grid.lacks_clients(
+            settings.min_good_replies
+        )
+        raise BadRoundError(_too_few(len(judged.good), failures, exchange, settings.min_good_replies), absent)
+    combined, metrics = strategy.aggregate(number, judged)
+    assert combined is not None
+    ledger.settle(number, [*judged.good])
+    if judged.lost_state:
+        account["lost-state"] = judged.lost_state
+        if strategy.reset_clients():
+            ledger.reset()
+    numbers = {name: value for name, value in (metrics or {}).items() if name not in _RESERVED}
+    return restore_dtypes(combined, arrays), numbers | dict(strategy.diagnostics)
 
 
-def _lost_actor(grid: RosterGrid) -> LostActorError | None:
-    clients = grid.exchange.by_kind.get("actor-died")
-    if not clients:
-        return None
-    return LostActorError(
-        f"a Ray process has died with {clients} clients, perhaps for want of memory or with its node, and Flower "
-        "starts no other; "
-        "go on with `fedmr resume`, which loses nothing"
-    )
+def _offline_or(failure: Failure, exchange: Exchange) -> Failure:
+    """State the reason of a missing reply where the Grid knows it."""
+    if failure.client not in exchange.offline:
+        return failure
+    return replace(failure, kind="offline", reason="its node is not connected")
 
 
-def _account(grid: RosterGrid) -> Row:
-    """Say how the round's exchange went."""
-    exchange = grid.exchange
-    row: Row = {"clients": exchange.clients, "replies": exchange.replies, "failures": len(exchange.failures)}
+def _account(exchange: Exchange, good: int, failures: Sequence[Failure]) -> Row:
+    """Return how the round's exchange went."""
+    row: Row = {"clients": exchange.clients, "replies": good, "failures": len(failures)}
     row |= {"bytes-down": exchange.bytes_down, "bytes-up": exchange.bytes_up}
-    if exchange.lost_state:
-        row["lost-state"] = exchange.lost_state
-    if exchange.failures:
-        row |= {"failures-by-kind": exchange.by_kind, "failed": [vars(failure) for failure in exchange.failures]}
+    if failures:
+        kinds = Counter(failure.kind for failure in failures)
+        row |= {"failures-by-kind": dict(sorted(kinds.items())), "failed": [vars(failure) for failure in failures]}
     return row
+
+
+def _too_few(good: int, failures: Sequence[Failure], exchange: Exchange, least: int) -> str:
+    who = f"{good} of {len(exchange.clients)} clients" if good else "no client"
+    fewer = f", fewer than min-good-replies = {least}" if good else ""
+    first = f" (client {failures[0].client}: {failures[0].kind}: {failures[0].reason})" if failures else ""
+    return f"{who} gave a good reply{fewer}{first}"

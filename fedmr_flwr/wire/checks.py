@@ -1,17 +1,23 @@
-"""What is wrong with a reply."""
+"""What is wrong with the replies to a round's messages."""
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fedmr_flwr.errors import RecordError
-from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, METRICS, RETURNS, vectors
-from fedmr_flwr.wire.npy import HeldArray, view
+from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, LOST_STATE, METRICS, RETURNS, vectors
+from fedmr_flwr.wire.npy import DeviceArray, view
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+# The number of a client that is not known.
+STRANGER = -1
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Failure:
 
     Attributes:
         client: the client's number, -1 if it is not known.
-        kind: one of client-error, actor-died, expired, node-lost, no-reply, duplicate, unasked, malformed,
+        kind: one of client-error, actor-died, expired, offline, node-lost, no-reply, duplicate, unasked, malformed,
             not-finite, no-examples, outlier, other.
         reason: one line.
     """
@@ -28,6 +34,63 @@ class Failure:
     client: int
     kind: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Judged(Generic[T]):
+    """The replies of a round, sorted out.
+
+    Attributes:
+        good: the good replies by client.
+        failures: why the others did not count, in the order of the clients asked.
+        lost_state: the clients with a good reply that have lost what they kept since their last one.
+    """
+
+    good: Mapping[int, T]
+    failures: tuple[Failure, ...] = ()
+    lost_state: tuple[int, ...] = ()
+
+
+def judge(sent: Mapping[int, Message], replies: Iterable[Message]) -> Judged[Message]:
+    """Sort the replies to a round's messages by client, and find what is wrong with them.
+
+    Args:
+        sent: the message to each client, one to a node.
+        replies: in any order. A good one is known by the node that it comes from; an error that Flower itself
+            reports by the message that it answers, or else by what is missing.
+    """
+    by_node = {message.metadata.dst_node_id: client for client, message in sent.items()}
+    by_message = {message.metadata.message_id: client for client, message in sent.items()}
+    found: dict[int, list[Message]] = {client: [] for client in sent}
+    strays = []
+    for reply in replies:
+        facts = reply.metadata
+        client = by_node.get(facts.src_node_id, by_message.get(facts.reply_to_message_id, STRANGER))
+        if client == STRANGER:
+            strays.append(Failure(STRANGER, "unasked", "a reply to a message that was not sent"))
+        else:
+            found[client].append(reply)
+    good, failures = {}, []
+    for client, group in found.items():
+        if problem := _find_group_problem(group, sent[client]):
+            failures.append(Failure(client, *problem))
+        else:
+            good[client] = group[0]
+    lost = tuple(client for client, reply in good.items() if _lost_state(reply))
+    return Judged(good, (*failures, *strays), lost)
+
+
+def _find_group_problem(group: Sequence[Message], sent: Message) -> tuple[str, str] | None:
+    if not group:
+        return "no-reply", "no reply came in time"
+    if len(group) > 1:
+        return "duplicate", f"{len(group)} replies came to one message"
+    return find_problem(group[0], sent)
+
+
+def _lost_state(reply: Message) -> bool:
+    metrics = reply.content.get(METRICS)
+    return isinstance(metrics, MetricRecord) and bool(metrics.get(LOST_STATE))
 
 
 # No client has so many examples; the bound also refuses NaN, infinity and integers beyond any float.
@@ -44,8 +107,8 @@ NOT_A_NODES = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABL
 _KINDS = {1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error"}
 
 
-def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
-    """Tell what is wrong with a reply, if anything.
+def find_problem(reply: Message, sent: Message) -> tuple[str, str] | None:
+    """Find what is wrong with a reply, if anything.
 
     Args:
         reply: what came back.
@@ -70,7 +133,7 @@ def fault(reply: Message, sent: Message) -> tuple[str, str] | None:
         if not isinstance(arrays, ArrayRecord):
             return "malformed", f"the reply has no '{ARRAYS}'"
         assert isinstance(expected, ArrayRecord)
-        return _model_fault(arrays, expected) or _vector_fault(reply.content, sent.content)
+        return _find_model_problem(arrays, expected) or _find_vector_problem(reply.content, sent.content)
     except RecordError as error:
         return "malformed", one_line(str(error))
 
@@ -84,20 +147,20 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LINE else f"{line[: _LINE * 2 // 3]} … {line[-_LINE // 3 :]}"
 
 
-def _model_fault(record: ArrayRecord, sent: ArrayRecord) -> tuple[str, str] | None:
+def _find_model_problem(record: ArrayRecord, sent: ArrayRecord) -> tuple[str, str] | None:
     if set(record) != set(sent):
         return "malformed", one_line(f"the arrays {sorted(set(record) ^ set(sent))} are missing or extra")
     for name, array in record.items():
-        values = array.tensor if isinstance(array, HeldArray) else view(array)
+        values = array.tensor if isinstance(array, DeviceArray) else view(array)
         if (array.dtype, tuple(array.shape)) != (sent[name].dtype, tuple(sent[name].shape)):
             expected = f"{sent[name].dtype}{list(sent[name].shape)}"
-            return "malformed", f"'{name}' is {array.dtype}{list(array.shape)}, not {expected}"
+            return "malformed", f"'{name}' is {array.dtype}{list(array.shape)}, expected {expected}"
         if not _finite(values):
             return "not-finite", f"'{name}' holds NaN or infinite values"
     return None
 
 
-def _vector_fault(content: RecordDict, sent: RecordDict) -> tuple[str, str] | None:
+def _find_vector_problem(content: RecordDict, sent: RecordDict) -> tuple[str, str] | None:
     wanted: Mapping[str, Any] = sent.config_records.get(RETURNS, {})
     found = vectors(content, wanted)
     for name, length in wanted.items():
@@ -105,7 +168,7 @@ def _vector_fault(content: RecordDict, sent: RecordDict) -> tuple[str, str] | No
             return "malformed", f"the reply has no '{name}', which the strategy needs"
         values = found[name]
         if values.dtype != np.float32 or values.shape != (length,):
-            return "malformed", f"'{name}' is {values.dtype}{list(values.shape)}, not float32[{length!r}]"
+            return "malformed", f"'{name}' is {values.dtype}{list(values.shape)}, expected float32[{length!r}]"
         if not _finite(values):
             return "not-finite", f"'{name}' holds NaN or infinite values"
     return None
@@ -124,32 +187,28 @@ def _finite(values: Any) -> bool:
     return bool(np.isfinite([flat.min(), flat.max()]).all())
 
 
-def outliers(exchanges: Sequence[tuple[Message, Message]], limit: float) -> list[tuple[int, str]]:
-    """Find the trained models that moved much further than most.
+def without_outliers(judged: Judged[T], lengths: Sequence[float], guard: float) -> Judged[T]:
+    """Refuse the trained models that moved much further than most. Fewer than half of the clients can fool it.
 
     Args:
-        exchanges: good replies, each with the message that it answers.
-        limit: how many times the median length of an update is still accepted.
-
-    Returns:
-        (index of the exchange, reason) for each of them. Fewer than half of the clients can fool it.
+        judged: the replies of a round.
+        lengths: of the update of each good one.
+        guard: how many times the median length is still accepted.
     """
-    lengths = [_update_length(reply, sent) for reply, sent in exchanges]
     median = float(np.median(lengths)) if lengths else 0.0
-    return [
-        (at, f"its update is {length / median:.1f} times as long as the round's median, more than guard = {limit:g}")
-        for at, length in enumerate(lengths)
-        if 0 < limit * median < length
-    ]
+    too_long = {
+        client: f"its update is {length / median:.1f} times as long as the median; guard is {guard:g}"
+        for client, length in zip(judged.good, lengths, strict=True)
+        if 0 < guard * median < length
+    }
+    return Judged(
+        {client: reply for client, reply in judged.good.items() if client not in too_long},
+        (*judged.failures, *(Failure(client, "outlier", reason) for client, reason in too_long.items())),
+        tuple(client for client in judged.lost_state if client not in too_long),
+    )
 
 
-def _update_length(reply: Message, sent: Message) -> float:
-    """Return the length of what a client added to its model, over all its floats."""
-    after, before = reply.content.array_records[ARRAYS], sent.content.array_records[ARRAYS]
-    squares = 0.0
-    for name, array in after.items():
-        values = view(array)
-        if values.dtype.kind == "f":
-            off = np.subtract(values, view(before[name]), dtype=np.float64).reshape(-1)
-            squares += float(np.vdot(off, off))
-    return float(np.sqrt(squares))
+def log_failures(failures: Iterable[Failure]) -> None:
+    """Log why replies did not count, a line each."""
+    for failure in failures:
+        _log.warning("client %s: %s: %s", failure.client, failure.kind, failure.reason)

@@ -8,16 +8,17 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import RecordError
 from fedmr_flwr.wire.messages import FLOATS, INTS
-from fedmr_flwr.wire.npy import HeldArray, join, view
+from fedmr_flwr.wire.npy import DeviceArray, join, view
 
 
-def retyped(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
-    """Give a model's arrays back the types that they had; what must become an integer is rounded.
+def restore_dtypes(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
+    """Give a model's arrays the types back that they had; what must become an integer is rounded.
 
     Flower's own strategies average integers, such as BatchNorm's counters, into float64, and FedAdam makes
-    float64 of everything; clients would refuse such a model or answer with another one.
+    float64 of everything; clients would refuse such a model or return another one.
 
     Args:
         record: the model.
@@ -38,14 +39,14 @@ class Codec:
     Args:
         layout: of the models.
         packed: whether a model travels as one array per type; otherwise as one array per tensor.
-        wire: in which type packed floats travel: "float32", or "float16" for half the bytes, which keeps eleven
-            bits of each value.
+        wire: "float16" sends packed floats in half the bytes, with eleven bits of each value; "float32" sends them in
+            the layout's own type.
     """
 
     def __init__(self, layout: Layout, packed: bool = True, wire: str = "float32") -> None:
         self.layout = layout
         self.packed = packed
-        self._wire = np.dtype(wire)
+        self._wire = np.dtype(wire) if wire == "float16" else layout.dtype
 
     @classmethod
     def infer(cls, record: ArrayRecord) -> "Codec":
@@ -59,16 +60,13 @@ class Codec:
         except TypeError as error:
             raise RecordError(f"the model cannot be packed: {error}") from None
 
-    def encode(self, floats: Sequence[NDArray[Any]], ints: Sequence[NDArray[Any]]) -> ArrayRecord:
-        """Turn a model into a record.
-
-        Args:
-            floats: vectors whose concatenation is the model's [P] floats.
-            ints: vectors whose concatenation is the model's [Q] ints.
+    def encode(self, model: Packed | Parts) -> ArrayRecord:
+        """Turn a model into a record; its parts are joined while they are serialised.
 
         Raises:
             RecordError: a value is too large for float16.
         """
+        floats, ints = model if isinstance(model, Parts) else ([model.floats], [model.ints])
         if self.packed:
             record = ArrayRecord()
             record[FLOATS] = self._joined(floats)
@@ -76,34 +74,34 @@ class Codec:
                 record[INTS] = join(ints, np.int64)
             return record
         whole = Packed(
-            np.concatenate([*floats, np.empty(0, np.float32)]), np.concatenate([*ints, np.empty(0, np.int64)])
+            np.concatenate([*floats, np.empty(0, self.layout.dtype)]).astype(self.layout.dtype, copy=False),
+            np.concatenate([*ints, np.empty(0, np.int64)]).astype(np.int64, copy=False),
         )
-        tensors = self.layout.unpack(Packed(whole.floats.astype(np.float32), whole.ints.astype(np.int64)))
-        return ArrayRecord({name: Array(tensor) for name, tensor in tensors.items()})
+        return ArrayRecord({name: Array(tensor) for name, tensor in self.layout.unpack(whole).items()})
 
     def decode(self, record: ArrayRecord) -> Packed:
-        """Turn a record into a model; packed float32 without a copy, and from a GPU still there.
+        """Turn a record into a model: packed floats without a copy, those on a GPU where they are.
 
         Raises:
             RecordError: names, shapes or types are not the layout's.
         """
         arrays: dict[str, Any] = {
-            name: array.tensor if isinstance(array, HeldArray) else view(array) for name, array in record.items()
+            name: array.tensor if isinstance(array, DeviceArray) else view(array) for name, array in record.items()
         }
         try:
             if not self.packed:
                 return self.layout.pack(arrays)
-            floats = arrays.pop(FLOATS, np.empty(0, np.float32))
+            floats = arrays.pop(FLOATS, np.empty(0, self._wire))
             ints = arrays.pop(INTS, np.empty(0, np.int64))
             if arrays:
                 raise ValueError(f"unknown arrays {', '.join(sorted(arrays))}")
-            held = not isinstance(floats, np.ndarray)
-            if not held and (floats.dtype != self._wire or ints.dtype != np.int64):
-                raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, not {self._wire} and int64")
+            on_device = not isinstance(floats, np.ndarray)
+            if not on_device and (floats.dtype != self._wire or ints.dtype != np.int64):
+                raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, expected {self._wire} and int64")
             self.layout.check(Packed(floats, ints))
         except ValueError as error:
             raise RecordError(f"the model does not fit: {error}") from None
-        return Packed(floats if held else floats.astype(np.float32, copy=False), ints)
+        return Packed(floats if on_device else floats.astype(self.layout.dtype, copy=False), ints)
 
     def _joined(self, floats: Sequence[NDArray[Any]]) -> Array:
         """Return the concatenation of vectors as one array; on the GPU, if one of them lies there."""
@@ -112,7 +110,7 @@ class Codec:
 
             joined = tensors.join(floats)
             if self._wire == np.float32:
-                return HeldArray(joined)
+                return DeviceArray(joined)
             floats = [joined.numpy(force=True)]
         return join([self._narrow(piece) for piece in floats], self._wire)
 

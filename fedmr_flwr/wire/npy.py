@@ -35,7 +35,7 @@ def join(pieces: Sequence[NDArray[Any]], dtype: DTypeLike) -> Array:
     return Array(np.dtype(dtype).name, (length,), "numpy.ndarray", data)
 
 
-class HeldArray(Array):
+class DeviceArray(Array):
     """An array that stays where it is, on a GPU, for readers in this process; it becomes bytes if somebody asks.
 
     Args:
@@ -59,7 +59,7 @@ class HeldArray(Array):
 
 def size(array: Array) -> int:
     """Return how many bytes of data an array has, on the wire or if it were sent."""
-    return array.nbytes if isinstance(array, HeldArray) else len(array.data)
+    return array.nbytes if isinstance(array, DeviceArray) else len(array.data)
 
 
 @lru_cache(maxsize=64)

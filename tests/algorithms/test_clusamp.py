@@ -7,13 +7,14 @@ from flwr.app import ConfigRecord
 from fedmr_flwr.algorithms import CluSamp
 from fedmr_flwr.algorithms.clusamp import distributions
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of({"w": np.zeros(4, np.float32), "bn.running_var": np.zeros(1, np.float32)})
 CODEC = Codec(LAYOUT)
-START = CODEC.encode([np.zeros(5, np.float32)], [])
+START = CODEC.encode(Parts([np.zeros(5, np.float32)], []))
 
 
 def apart(points):
@@ -66,7 +67,7 @@ def grid(grid_of, answer):
         number = message.content["config"]["server-round"]
         old = CODEC.decode(message.content["arrays"]).floats
         step = np.random.default_rng([number, client]).normal(size=5).astype(np.float32)
-        return answer(CODEC.encode([old + step], []), examples=client + 1)
+        return answer(CODEC.encode(Parts([old + step], [])), examples=client + 1)
 
     return RosterGrid(grid_of(reply, 8), 8)
 

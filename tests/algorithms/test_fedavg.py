@@ -4,13 +4,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from fedmr_flwr import FedAvg
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of({"w": np.zeros(2, np.float32), "n": np.zeros(1, np.int64)})
 CODEC = Codec(LAYOUT)
-START = CODEC.encode([np.zeros(2, np.float32)], [np.zeros(1, np.int64)])
+START = CODEC.encode(Parts([np.zeros(2, np.float32)], [np.zeros(1, np.int64)]))
 
 
 def one_round(grid_of, answer, weighting):
@@ -18,7 +19,7 @@ def one_round(grid_of, answer, weighting):
 
     def reply(message, client):
         floats, ints = np.array([client, 10 * client], np.float32), np.array([client])
-        return answer(CODEC.encode([floats], [ints]), examples=client + 1, loss=client)
+        return answer(CODEC.encode(Parts([floats], [ints])), examples=client + 1, loss=client)
 
     grid = RosterGrid(grid_of(reply, clients=3), clients=3)
     strategy = FedAvg(clients_per_round=3, layout=LAYOUT, weighting=weighting)

@@ -4,6 +4,7 @@ from flwr.app import ConfigRecord
 
 from fedmr_flwr.algorithms import FedExP
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
@@ -11,7 +12,7 @@ LAYOUT = Layout.of(
     {"w": np.zeros(2, np.float32), "bn.running_mean": np.zeros(1, np.float32), "n": np.zeros(1, np.int64)}
 )
 CODEC = Codec(LAYOUT)
-START = CODEC.encode([np.array([10, 20, 30], np.float32)], [np.zeros(1, np.int64)])
+START = CODEC.encode(Parts([np.array([10, 20, 30], np.float32)], [np.zeros(1, np.int64)]))
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def rounds(grid_of, answer):
         def reply(message, client):
             old = CODEC.decode(message.content["arrays"])
             return answer(
-                CODEC.encode([old.floats + np.array(updates[client], np.float32)], [old.ints + 1]), client + 1
+                CODEC.encode(Parts([old.floats + np.array(updates[client], np.float32)], [old.ints + 1])), client + 1
             )
 
         grid = RosterGrid(grid_of(reply, len(updates)), len(updates))

@@ -4,6 +4,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedmr_flwr import FedAvg, FedMR
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.core.units import units
 from fedmr_flwr.errors import ConfigError, FederationError
 from fedmr_flwr.wire.codec import Codec
@@ -22,7 +23,7 @@ K = 5
 
 
 def model(value):
-    return CODEC.encode([np.full(LAYOUT.size, value, np.float32)], [np.full(LAYOUT.counters, int(value))])
+    return CODEC.encode(Parts([np.full(LAYOUT.size, value, np.float32)], [np.full(LAYOUT.counters, int(value))]))
 
 
 def decode(messages):
@@ -110,7 +111,7 @@ def test_with_a_first_stage_of_all_rounds_it_is_uniform_fedavg_bit_for_bit(grid_
     def reply(message, client):
         old = CODEC.decode(message.content["arrays"])
         step = noise[message.content["config"]["server-round"], client]
-        return answer(CODEC.encode([old.floats * np.float32(0.9) + step], [old.ints + 1]), examples=client + 1)
+        return answer(CODEC.encode(Parts([old.floats * np.float32(0.9) + step], [old.ints + 1])), examples=client + 1)
 
     finals = []
     for strategy in (
@@ -159,7 +160,7 @@ def test_similarity_of_the_population_is_reported(grid_of, answer):
     def reply(message, client):  # clients 0..7 return vectors at angles of 0, 10, 20 ... degrees
         floats = np.zeros(LAYOUT.size, np.float32)
         floats[:2] = np.cos(np.radians(10 * client)), np.sin(np.radians(10 * client))
-        return answer(CODEC.encode([floats], [np.zeros(1, np.int64)]))
+        return answer(CODEC.encode(Parts([floats], [np.zeros(1, np.int64)])))
 
     grid = RosterGrid(grid_of(reply, 3), 3)
     strategy = FedMR(clients_per_round=3, layout=LAYOUT)

@@ -6,6 +6,7 @@ from fedmr_flwr import FedAvg
 from fedmr_flwr.algorithms import FedMut
 from fedmr_flwr.algorithms.base import Trained
 from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
@@ -13,7 +14,7 @@ LAYOUT = Layout.of(
     {"a.w": np.zeros(2, np.float32), "b.w": np.zeros(3, np.float32), "b.running_var": np.zeros(1, np.float32)}
 )
 CODEC = Codec(LAYOUT)
-START = CODEC.encode([np.zeros(6, np.float32)], [np.zeros(0, np.int64)])
+START = CODEC.encode(Parts([np.zeros(6, np.float32)], [np.zeros(0, np.int64)]))
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def sent(grid_of, answer):
     def run(strategy, count=3):
         def reply(message, client):
             old = CODEC.decode(message.content["arrays"])
-            return answer(CODEC.encode([old.floats + np.arange(1, 7, dtype=np.float32)], [old.ints]))
+            return answer(CODEC.encode(Parts([old.floats + np.arange(1, 7, dtype=np.float32)], [old.ints])))
 
         grid = RosterGrid(grid_of(reply, 8), 8)
         arrays, models = START, []
@@ -96,7 +97,7 @@ def test_a_bad_round_does_not_lose_the_last_update(sent, grid_of, answer):
     strategy = FedMut(clients_per_round=4, layout=LAYOUT, radius=2, acceleration=0)
     sent(strategy, count=1)
     grid = RosterGrid(grid_of(lambda message, client: answer(START), 8), 8)
-    arrays = CODEC.encode([CHANGE.astype(np.float32)], [np.zeros(0, np.int64)])
+    arrays = CODEC.encode(Parts([CHANGE.astype(np.float32)], [np.zeros(0, np.int64)]))
     first, second = (strategy.configure_train(2, arrays, ConfigRecord(), grid) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         a, b = (CODEC.decode(message.content["arrays"]).floats for message in (one, other))

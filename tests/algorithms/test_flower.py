@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from fedmr_flwr.algorithms.flower import flower_strategy
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, FederationError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
@@ -19,7 +20,7 @@ from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of({"w": np.zeros(3, np.float32), "n": np.zeros(1, np.int64)})
 CODEC = Codec(LAYOUT)
-START = CODEC.encode([np.array([1, 2, 3], np.float32)], [np.zeros(1, np.int64)])
+START = CODEC.encode(Parts([np.array([1, 2, 3], np.float32)], [np.zeros(1, np.int64)]))
 
 
 def run(settings):
@@ -74,7 +75,7 @@ def grid(grid_of, answer):
         if client == 2:
             raise RuntimeError("lost")
         old = CODEC.decode(message.content["arrays"])
-        return answer(CODEC.encode([old.floats + client], [old.ints + 1]), examples=client + 1, loss=client)
+        return answer(CODEC.encode(Parts([old.floats + client], [old.ints + 1])), examples=client + 1, loss=client)
 
     return RosterGrid(grid_of(reply, 5), 5)
 

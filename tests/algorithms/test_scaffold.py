@@ -8,6 +8,7 @@ from fedmr_flwr.algorithms import FedAvg, Scaffold
 from fedmr_flwr.algorithms.scaffold import CONTROL, Corrected
 from fedmr_flwr.config.settings import Settings, Training
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.server import rounds as loop
 from fedmr_flwr.training.rules import LocalRule
@@ -117,14 +118,14 @@ def federate(grid_of, answer, strategy, rule, rounds, lost_in=None):
         done = fit(model, Dataset(examples, examples, 2, None), examples, training, np.random.default_rng(0), made)
         kept[client] = done.outcome.kept
         content = answer(
-            CODEC.encode([model.w.detach().numpy()], []), examples=1, **({"lost-state": 1} if lost else {})
+            CODEC.encode(Parts([model.w.detach().numpy()], [])), examples=1, **({"lost-state": 1} if lost else {})
         )
         for name, values in done.outcome.returned.items():
             content[name] = vector_record(values)
         return content
 
     grid = RosterGrid(grid_of(reply, 2), 2)
-    arrays = CODEC.encode([np.array([10.0], np.float32)], [])
+    arrays = CODEC.encode(Parts([np.array([10.0], np.float32)], []))
     settings = Settings(rounds=rounds, clients=2, clients_per_round=2)
     arrays = loop.run(settings, strategy, grid, arrays, ConfigRecord(), lambda _: {}, lambda *_: None)
     return CODEC.decode(arrays).floats[0]
@@ -159,13 +160,13 @@ def test_the_server_by_hand_adds_a_share_of_all_clients_not_of_the_rounds(grid_o
     def reply(message, client):
         if client == 4:
             raise RuntimeError("lost")
-        content = answer(codec.encode([models[client]], []), examples=10 * client + 1)
+        content = answer(codec.encode(Parts([models[client]], [])), examples=10 * client + 1)
         content[CONTROL] = vector_record(changes[client])
         return content
 
     grid = RosterGrid(grid_of(reply, 5), 5)
     strategy = Scaffold(clients_per_round=3, seed=0, layout=layout, server_lr=server_lr)
-    arrays, start, control = codec.encode([np.ones(3, np.float32)], []), np.ones(3), np.zeros(2)
+    arrays, start, control = codec.encode(Parts([np.ones(3, np.float32)], [])), np.ones(3), np.zeros(2)
     for number in (1, 2):
         np.testing.assert_allclose(strategy.sends()[CONTROL], control)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
@@ -194,12 +195,12 @@ def test_a_round_of_a_linear_model_as_plain_numpy_has_it(grid_of, answer):
         examples = Examples(torch.from_numpy(X), torch.from_numpy(labels[client]))
         done = fit(model, Dataset(examples, examples, 2, None), examples, training, np.random.default_rng(0), rule)
         kept[client] = done.outcome.kept
-        content = answer(codec.encode([model.weight.detach().numpy().reshape(-1)], []))
+        content = answer(codec.encode(Parts([model.weight.detach().numpy().reshape(-1)], [])))
         content[CONTROL] = vector_record(done.outcome.returned[CONTROL])
         return content
 
     grid = RosterGrid(grid_of(reply, 2), 2)
-    strategy, arrays = Scaffold(clients_per_round=2, layout=layout), codec.encode([START.reshape(-1)], [])
+    strategy, arrays = Scaffold(clients_per_round=2, layout=layout), codec.encode(Parts([START.reshape(-1)], []))
     for number in (1, 2):
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
         arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))

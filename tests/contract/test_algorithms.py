@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord
 from fedmr_flwr.algorithms import ALGORITHMS
 from fedmr_flwr.algorithms.multi_model import MultiModel
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.messages import vector_record
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.parametrize("name", sorted(ALGORITHMS))
 
 def start_model():
     rng = np.random.default_rng(1)
-    return CODEC.encode([rng.normal(size=LAYOUT.size).astype(np.float32)], [np.zeros(1, np.int64)])
+    return CODEC.encode(Parts([rng.normal(size=LAYOUT.size).astype(np.float32)], [np.zeros(1, np.int64)]))
 
 
 def with_vectors(content, message, client):
@@ -51,7 +52,7 @@ def federate(grid_of, answer):
                 raise RuntimeError("silent")
             old = CODEC.decode(message.content["arrays"])
             step = np.random.default_rng([server_round, client]).normal(size=LAYOUT.size).astype(np.float32)
-            content = answer(CODEC.encode([old.floats - step], [old.ints + 1]), examples=client + 1, loss=0.5)
+            content = answer(CODEC.encode(Parts([old.floats - step], [old.ints + 1])), examples=client + 1, loss=0.5)
             return with_vectors(content, message, client)
 
         inner = grid_of(reply, CLIENTS)
@@ -107,7 +108,7 @@ def exchange(grid_of, answer, name):
     """One round up to the replies; each client returns a model that is filled with its own number."""
 
     def reply(message, client):
-        model = CODEC.encode([np.full(LAYOUT.size, client, np.float32)], [np.zeros(1, np.int64)])
+        model = CODEC.encode(Parts([np.full(LAYOUT.size, client, np.float32)], [np.zeros(1, np.int64)]))
         return with_vectors(answer(model, examples=client + 1, loss=client), message, client)
 
     def make():

@@ -28,6 +28,7 @@ from fedmr_flwr import FedAvg, FedMR
 from fedmr_flwr.algorithms import CluSamp, FedCross, FedExP, FedMut, Indep, Scaffold
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.randomness import stream
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
@@ -116,7 +117,7 @@ def federation(failing):
             raise RuntimeError("no data")
         old = CODEC.decode(message.content["arrays"])
         new = old.floats * np.float32(0.875) + noise("golden", number, client)
-        arrays = CODEC.encode([new], [old.ints + (client % 3 + 1)])
+        arrays = CODEC.encode(Parts([new], [old.ints + (client % 3 + 1)]))
         metrics = MetricRecord({"num-examples": 5 + client, "loss": 1.0})
         content = RecordDict({"arrays": arrays, "metrics": metrics})
         for name, length in message.content.config_records.get("returns", {}).items():
@@ -155,7 +156,7 @@ def insist(expected, found, what):
 def test_a_toy_federation_computes_what_it_always_did(golden, case):
     kind, options, failing = CASES[case]
     strategy, grid = kind(clients_per_round=M, seed=11, layout=LAYOUT, **options), federation(failing)
-    arrays, found, failures = CODEC.encode([noise("start")], [np.zeros(LAYOUT.counters, np.int64)]), [], 0
+    arrays, found, failures = CODEC.encode(Parts([noise("start")], [np.zeros(LAYOUT.counters, np.int64)])), [], 0
     for number in range(1, ROUNDS + 1):
         replies = grid.send_and_receive(strategy.configure_train(number, arrays, ConfigRecord(), grid))
         arrays, _ = strategy.aggregate_train(number, replies)

@@ -23,6 +23,7 @@ from rich.console import Console
 from fedmr_flwr import FedAvg, FedMR
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import BadRoundError
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
@@ -67,7 +68,7 @@ class Grid(InProcessGrid):
             client, number = context.node_config["partition-id"], message.content["config"]["server-round"]
             old = codec.decode(message.content["arrays"])
             step = np.random.default_rng([number, client]).integers(-3, 4, LAYOUT.size).astype(np.float32)
-            arrays = codec.encode([old.floats * np.float32(0.5) + step], [old.ints + 1])
+            arrays = codec.encode(Parts([old.floats * np.float32(0.5) + step], [old.ints + 1]))
             metrics = MetricRecord({"num-examples": client + 1, "train-loss": 0.5})
             return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
@@ -86,7 +87,7 @@ class Run:
         self.inner = Grid(self.codec)
         self.grid = RosterGrid(self.inner, K, guard=guard)
         self.strategy = kind(clients_per_round=K, layout=LAYOUT if packed else None, **options)
-        self.arrays = self.codec.encode([np.zeros(LAYOUT.size, np.float32)], [np.zeros(1, np.int64)])
+        self.arrays = self.codec.encode(Parts([np.zeros(LAYOUT.size, np.float32)], [np.zeros(1, np.int64)]))
         self.folder = RunFolder(folder)
         self.folder.metrics.unlink(missing_ok=True)
         self.display = Display(LAST, Console(file=io.StringIO()))
@@ -487,7 +488,7 @@ def test_a_guard_refuses_the_one_that_moved_too_far(folder, packed, guard, value
     def meddle(messages, replies):
         model = run.codec.decode(replies[2].content["arrays"])
         with np.errstate(over="ignore"):
-            replies[2].content["arrays"] = run.codec.encode([np.full_like(model.floats, value)], [model.ints])
+            replies[2].content["arrays"] = run.codec.encode(Parts([np.full_like(model.floats, value)], [model.ints]))
         return replies[1:]
 
     run = Run(folder, packed, guard)

@@ -13,7 +13,7 @@ from fedmr_flwr import FedAvg, FedMR
 from fedmr_flwr.algorithms import Indep
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, mean, spread
-from fedmr_flwr.core.recombination import Recombination, shuffled
+from fedmr_flwr.core.recombination import Parts, Recombination, sources
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
@@ -61,7 +61,7 @@ def join(parts):
 def dealt(population, unit, seed, buffers="move"):
     """Deal once; return the models, the units and where each came from."""
     step = Recombination(LAYOUT, unit, buffers)
-    sources = shuffled(seed, 2, 0, len(step.units), len(population))
+    sources = sources(seed, 2, 0, len(step.units), len(population))
     parts = step.deal(population, average(population), sources)
     return [join(each) for each in parts], step.units, sources
 
@@ -178,11 +178,11 @@ class Experiment:
         def reply(message, client):
             old = CODEC.decode(message.content["arrays"])
             new = update(old, client, message.content["config"]["server-round"])
-            return answer(CODEC.encode([new.floats], [new.ints]), examples=client + 1, loss=client)
+            return answer(CODEC.encode(Parts([new.floats], [new.ints])), examples=client + 1, loss=client)
 
         self.grid = RosterGrid(grid_of(reply, clients), clients)
         self.strategy = kind(clients_per_round=m, layout=LAYOUT, **options)
-        self.arrays = CODEC.encode([floats(LAYOUT.size)], [np.zeros(4, np.int64)])
+        self.arrays = CODEC.encode(Parts([floats(LAYOUT.size)], [np.zeros(4, np.int64)]))
 
     def round(self, number):
         messages = self.strategy.configure_train(number, self.arrays, ConfigRecord(), self.grid)
@@ -282,7 +282,7 @@ def test_each_unit_is_the_work_of_exactly_the_clients_it_met(federate, unit, m):
     chains = [[(slot, ()) for slot in range(k)] for _ in parts]
     for number in range(2, 8):
         federation.round(number)
-        sources = shuffled(seed, number, 0, len(parts), k)
+        sources = sources(seed, number, 0, len(parts), k)
         chains = [[chain[at] for at in source] for chain, source in zip(chains, sources, strict=True)]
         for slot, client in zip(federation.strategy.trained_slots, federation.clients, strict=True):
             for chain in chains:

@@ -32,7 +32,7 @@ from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import experiment
 from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.wire.npy import HeldArray
+from fedmr_flwr.wire.npy import DeviceArray
 from tests.support.recorder import RecordedSlot
 
 CPU = torch.device("cpu")
@@ -148,7 +148,7 @@ def test_models_stay_tensors_from_round_to_round(toy):
     grid._answers = look
     run(settings, grid)
     # In the first round the initial model goes out as bytes; after that everything is where it was trained.
-    assert [isinstance(array, HeldArray) for array in seen] == [False] * 3 + [True] * (len(seen) - 3)
+    assert [isinstance(array, DeviceArray) for array in seen] == [False] * 3 + [True] * (len(seen) - 3)
 
 
 def test_a_round_that_does_not_fit_the_memory_is_trained_in_waves(toy):

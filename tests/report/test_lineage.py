@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fedmr_flwr import FedMR
 from fedmr_flwr.algorithms.indep import Indep
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import BadRoundError
 from fedmr_flwr.report import lineage
 from fedmr_flwr.report.lineage import Run
@@ -32,7 +33,7 @@ def sets(seen):
 def dealt(monkeypatch):
     """Return a function that fixes what is dealt before a round."""
     deals = {}
-    monkeypatch.setattr(lineage, "shuffled", lambda seed, number, stage, units, slots: deals[number])
+    monkeypatch.setattr(lineage, "sources", lambda seed, number, stage, units, slots: deals[number])
     return lambda number, *sources: deals.update({number: None if not sources else np.array(sources)})
 
 
@@ -128,10 +129,10 @@ def rows_and_populations(strategy, grid_of, answer, silent, rounds):
             raise RuntimeError("silent")
         marked = CODEC.decode(message.content["arrays"]).floats.reshape(UNITS, CLIENTS).copy()
         marked[:, client] += 1
-        return answer(CODEC.encode([marked.ravel()], [np.zeros(0, np.int64)]))
+        return answer(CODEC.encode(Parts([marked.ravel()], [np.zeros(0, np.int64)])))
 
     grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
-    arrays = CODEC.encode([np.zeros(LAYOUT.size, np.float32)], [np.zeros(0, np.int64)])
+    arrays = CODEC.encode(Parts([np.zeros(LAYOUT.size, np.float32)], [np.zeros(0, np.int64)]))
     rows, populations = [], []
     for number in range(1, rounds + 1):
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)

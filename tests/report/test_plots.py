@@ -174,7 +174,7 @@ ROWS = [  # three slots, four clients
 def history(monkeypatch, deals=(), keep=15):
     deals = {2: [[2, 0, 1], [0, 2, 1]], 4: [[1, 2, 0], [1, 0, 2]], 5: [[1, 2, 0], [2, 1, 0]], **dict(deals)}
     monkeypatch.setattr(
-        lineage, "shuffled", lambda seed, at, stage, *sizes: None if deals[at] is None else np.array(deals[at])
+        lineage, "sources", lambda seed, at, stage, *sizes: None if deals[at] is None else np.array(deals[at])
     )
     return lineage.history(ROWS, lineage.Run("fedmr", 0, 0, units=2, slots=3, clients=4), keep)
 

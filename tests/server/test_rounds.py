@@ -7,8 +7,9 @@ from flwr.serverapp import strategy as flower
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.server import rounds as loop
-from fedmr_flwr.wire.codec import Codec, retyped
+from fedmr_flwr.wire.codec import Codec, restore_dtypes
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of({"w": np.zeros(3, np.float32), "n": np.zeros((), np.int64)})
@@ -23,7 +24,9 @@ PACKED, PLAIN = Codec(LAYOUT), Codec(LAYOUT, packed=False)
 def test_flowers_strategies_keep_the_models_types_round_after_round(grid_of, answer, make, codec):
     def reply(message, client):
         model = codec.decode(message.content["arrays"])
-        return answer(codec.encode([model.floats * np.float32(0.5) + client], [model.ints + 1]), examples=client + 1)
+        return answer(
+            codec.encode(Parts([model.floats * np.float32(0.5) + client], [model.ints + 1])), examples=client + 1
+        )
 
     settings = Settings(rounds=4, clients=5, clients_per_round=5, engine="in-process")
     rows = []
@@ -31,7 +34,7 @@ def test_flowers_strategies_keep_the_models_types_round_after_round(grid_of, ans
         settings,
         make(**ALL),
         RosterGrid(grid_of(reply, 5), 5),
-        codec.encode([np.ones(3, np.float32)], [np.zeros(1, np.int64)]),
+        codec.encode(Parts([np.ones(3, np.float32)], [np.zeros(1, np.int64)])),
         ConfigRecord(),
         lambda arrays: {},
         lambda row, arrays, stops: rows.append(row),
@@ -46,10 +49,10 @@ def test_flowers_strategies_keep_the_models_types_round_after_round(grid_of, ans
 def test_retyped_rounds_what_must_be_an_integer_and_touches_nothing_else():
     before = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "n": Array(np.array([0, 0]))})
     after = ArrayRecord({"w": Array(np.array([1.5, 2])), "n": Array(np.array([2.6, -1.2])), "new": Array(np.ones(1))})
-    found = retyped(after, before)
+    found = restore_dtypes(after, before)
     assert found["w"].numpy().tolist() == [1.5, 2]
     assert found["w"].dtype == "float32"
     np.testing.assert_array_equal(found["n"].numpy(), np.array([3, -1]), strict=True)
     assert found["new"].data == after["new"].data
     same = ArrayRecord({"w": before["w"]})
-    assert retyped(same, before)["w"] is same["w"], "no copy without need"
+    assert restore_dtypes(same, before)["w"] is same["w"], "no copy without need"

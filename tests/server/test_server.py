@@ -16,6 +16,7 @@ from fedmr_flwr.algorithms import ALGORITHMS
 from fedmr_flwr.cli import server
 from fedmr_flwr.client import app as client
 from fedmr_flwr.client import sites
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, DeviceError, FederationError, FedmrError, PartitionError, RunFolderError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models.packing import layout_of
@@ -130,7 +131,7 @@ def test_a_client_scores_a_model_on_its_own_data(toy):
     form = sites.Form.of(federation.dataset)
     config = client.train_config(settings, federation.layout, form, out.identifier())
     packed = federation.layout.pack(load_file(out.model))
-    arrays = federation.codec.encode([packed.floats], [packed.ints])
+    arrays = federation.codec.encode(Parts([packed.floats], [packed.ints]))
     content = RecordDict({"arrays": arrays, "config": config})
     replies = grid.send_and_receive([Message(content, node, "evaluate") for node in grid.get_node_ids()])
     metrics = [reply.content["metrics"] for reply in replies]

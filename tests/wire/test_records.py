@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import RecordError
 from fedmr_flwr.wire.checks import fault
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.messages import vector_record, vectors
-from fedmr_flwr.wire.npy import HeldArray, join, size, view
+from fedmr_flwr.wire.npy import DeviceArray, join, size, view
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -73,7 +74,7 @@ def test_no_bytes_whatsoever_do_anything_but_raise_record_error(noise, keep):
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_codec_gives_back_the_model(packed):
     codec, model = Codec(LAYOUT, packed), LAYOUT.pack(ARRAYS)
-    record = codec.encode([model.floats[:2], model.floats[2:]], [model.ints])
+    record = codec.encode(Parts([model.floats[:2], model.floats[2:]], [model.ints]))
     back = codec.decode(record)
     np.testing.assert_array_equal(back.floats, model.floats, strict=True)
     np.testing.assert_array_equal(back.ints, model.ints, strict=True)
@@ -85,14 +86,14 @@ def test_a_codec_inferred_from_per_tensor_records_speaks_them():
     codec = Codec.infer(record)
     assert codec.layout == LAYOUT
     model = codec.decode(record)
-    again = codec.encode([model.floats], [model.ints])
+    again = codec.encode(Parts([model.floats], [model.ints]))
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(again[name].numpy(), array, strict=True)
 
 
 def test_a_packed_model_without_integers_is_one_array():
     codec = Codec(Layout.of({"a": np.ones(3, np.float32)}))
-    record = codec.encode([np.ones(3, np.float32)], [])
+    record = codec.encode(Parts([np.ones(3, np.float32)], []))
     assert list(record) == ["floats"]
     assert codec.decode(record).ints.tolist() == []
 
@@ -101,20 +102,24 @@ def test_float16_halves_the_floats_keeps_eleven_bits_and_leaves_integers_alone()
     whole, half = Codec(LAYOUT), Codec(LAYOUT, wire="float16")
     values = np.array([1, 1 + 2**-10, 1 + 2**-12, 1 / 3, -65504, 2**-24, 0], np.float32)
     counter = np.array([2**53 + 1])
-    record = half.encode([values[:3], values[3:]], [counter])
-    assert len(record["floats"].data) - 128 == (len(whole.encode([values], [counter])["floats"].data) - 128) / 2
+    record = half.encode(Parts([values[:3], values[3:]], [counter]))
+    assert (
+        len(record["floats"].data) - 128 == (len(whole.encode(Parts([values], [counter]))["floats"].data) - 128) / 2
+    )
     back = half.decode(record)
     assert back.floats.dtype == np.float32
     assert back.floats.tolist() == [1, 1 + 2**-10, 1, 0.333251953125, -65504, 2**-24, 0]
     assert back.ints.tolist() == [2**53 + 1]
-    assert half.encode([back.floats], [back.ints]) == record
+    assert half.encode(Parts([back.floats], [back.ints])) == record
     with pytest.raises(RecordError, match="not float32 and int64"):
         whole.decode(record)
 
 
 def test_what_float16_cannot_hold_is_an_error_and_never_infinity():
     with pytest.raises(RecordError, match="the model holds 70000, too large to travel as float16; set wire=float32"):
-        Codec(LAYOUT, wire="float16").encode([np.array([0, 0, 0, 70000, 1, 2, 3], np.float32)], [np.array([1])])
+        Codec(LAYOUT, wire="float16").encode(
+            Parts([np.array([0, 0, 0, 70000, 1, 2, 3], np.float32)], [np.array([1])])
+        )
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ def test_decode_refuses_another_model(record, message):
 
 def message_and_reply(change):
     model = LAYOUT.pack(ARRAYS)
-    arrays = Codec(LAYOUT).encode([model.floats], [model.ints])
+    arrays = Codec(LAYOUT).encode(Parts([model.floats], [model.ints]))
     sent = Message(RecordDict({"arrays": arrays}), 1, "train")
     content = RecordDict(
         {"arrays": ArrayRecord(dict(arrays)), "metrics": MetricRecord({"num-examples": 5, "loss": 0.1})}
@@ -265,7 +270,7 @@ def test_a_dead_process_of_ray_has_a_kind_of_its_own_and_long_reasons_are_cut():
 
 
 def held(values):
-    return HeldArray(torch.tensor(values))
+    return DeviceArray(torch.tensor(values))
 
 
 def test_an_array_that_stays_where_it_is_becomes_the_bytes_that_would_have_been_sent():

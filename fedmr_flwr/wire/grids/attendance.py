@@ -16,7 +16,7 @@ from fedmr_flwr.wire.messages import CONFIG, EXAMPLES, METRICS
 CLIENT = "client"
 _QUERY_SECONDS = 600.0
 # Between looks who is there: in a simulation, and on machines of their own.
-_LOOK_SECONDS, _LOOK_AFAR_SECONDS = 0.05, 1.0
+_POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.05, 1.0
 # Until nodes are asked again: those that refused, perhaps because data were missing; and silent ones, which may
 # still read their data, or a message got lost.
 _REFUSED_SECONDS, _SILENT_SECONDS = 15.0, 120.0
@@ -34,10 +34,10 @@ class Attendance:
         least: how many must be connected before the first round. None: all, and they stay.
         patience: seconds to wait for them.
         query: sent when they are asked, so that they can see whether they have all that the run needs.
-        say: is told who is waited for.
+        report: is told who is waited for.
 
     Attributes:
-        examples: of each client, in the order of their numbers, if all of them said so.
+        examples: of each client, in the order of their numbers, if all of them stated theirs.
 
     Raises:
         FederationError: the clients do not come, or are not the ones that should.
@@ -50,13 +50,13 @@ class Attendance:
         least: int | None = None,
         patience: float = 120.0,
         query: ConfigRecord | None = None,
-        say: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._grid = grid
         self._clients = clients
         self._patience = patience
         self._query = query or ConfigRecord()
-        self._say = say
+        self._report = report
         self._stay = least is None
         self._nodes: dict[int, int] = {}  # by client
         self._counts: dict[int, object] = {}
@@ -65,7 +65,7 @@ class Attendance:
         self._asked: dict[str, int] = {}  # the node of each question without an answer
         self._ask_after: dict[int, float] = {}  # when a node may be asked again
         if least is None:
-            self._insist_on_all()
+            self._await_all()
         else:
             self.gather(least)
 
@@ -76,7 +76,7 @@ class Attendance:
 
     @property
     def examples(self) -> NDArray[np.int64] | None:
-        """The examples of every client, in the order of their numbers, if all of them said so."""
+        """The examples of every client, in the order of their numbers, if all of them stated theirs."""
         counts = [self._counts.get(client) for client in range(self._clients)]
         whole = [count for count in counts if isinstance(count, int) and 0 < count < MOST_EXAMPLES]
         return np.array(whole, np.int64) if len(whole) == self._clients else None
@@ -100,14 +100,14 @@ class Attendance:
         """
         if self._stay:
             return
-        deadline, said = time.monotonic() + self._patience, None
+        deadline, reported = time.monotonic() + self._patience, None
         while True:
             here = set(self._grid.get_node_ids())
             self._ask_new(here)
             count = len(here & set(self._nodes.values()))
             if count >= least:
-                if said:
-                    self._say("")
+                if reported:
+                    self._report("")
                 return
             refused = [reason for node, reason in self._refusals.items() if node in here]
             status = f"{count} of the {least} clients that are needed are connected"
@@ -116,10 +116,10 @@ class Attendance:
                 raise AbsentClientsError(
                     f"after {self._patience:g} s {status}; start the others, or raise join-timeout"
                 )
-            if status != said:
-                self._say(f"waiting: {status}")
-                said = status
-            time.sleep(min(_LOOK_AFAR_SECONDS, self._patience))
+            if status != reported:
+                self._report(f"waiting: {status}")
+                reported = status
+            time.sleep(min(_REMOTE_POLL_SECONDS, self._patience))
 
     def _ask_new(self, here: set[int]) -> None:
         """Ask those nodes whose clients are not known, and take the answers that are there."""
@@ -134,7 +134,7 @@ class Attendance:
             self._ask_after[node] = now + _REFUSED_SECONDS
             self._take(node, reply, here)
 
-    def _insist_on_all(self) -> None:
+    def _await_all(self) -> None:
         """Wait for all clients and ask them."""
         nodes = wait_for_nodes(self._grid, self._clients, self._patience)
         for reply in self._grid.send_and_receive(self._queries(sorted(nodes)), timeout=_QUERY_SECONDS):
@@ -146,7 +146,7 @@ class Attendance:
             )
         if len(self._nodes) < self._clients:
             silent = self._clients - len(self._known) - len(self._refusals)
-            why = f"{silent} said nothing in {_QUERY_SECONDS:.0f} s; are they still reading their data?"
+            why = f"{silent} did not reply in {_QUERY_SECONDS:.0f} s; are they still reading their data?"
             if self._refusals:
                 why = f"{len(self._refusals)} refused, the first of them: {next(iter(self._refusals.values()))}"
             raise FederationError(
@@ -191,5 +191,5 @@ def wait_for_nodes(grid: Grid, count: int, patience: float) -> list[int]:
             )
         nodes = list(grid.get_node_ids())
         if len(nodes) < count:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
     return nodes

@@ -8,11 +8,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from fedmr_flwr.algorithms.state import restore, state_of
+from fedmr_flwr.algorithms.flower import restore, state_of
+from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.checkpoint import Checkpoint
-from fedmr_flwr.wire.codec import Codec, retyped
+from fedmr_flwr.wire.codec import Codec, restore_dtypes
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 ROUNDS, STOP, CLIENTS = 5, 3, 7
@@ -81,7 +82,7 @@ def federate(grid_of, answer):
             messages = sorted(messages, key=lambda message: order.index(message.metadata.dst_node_id))
             assert len(messages) == CLIENTS
             combined, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
-            arrays = retyped(combined, arrays)
+            arrays = restore_dtypes(combined, arrays)
         return arrays
 
     return run
@@ -91,7 +92,7 @@ def through_the_disk(folder, arrays, state):
     """Save a model and a state, read them back."""
     codec = Codec.infer(arrays)
     saved = checkpoint.load(checkpoint.save(folder, Checkpoint(STOP, codec.decode(arrays), state)))
-    return codec.encode([saved.model.floats], [saved.model.ints]), saved.state
+    return codec.encode(Parts([saved.model.floats], [saved.model.ints])), saved.state
 
 
 def values(arrays):
