@@ -12,8 +12,8 @@ from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.server.rounds import Ledger
 
-# What the ledger keeps stands in a checkpoint beside what the strategy keeps.
-LEDGER = "ledger."
+# How the names begin of what the ledger keeps, which stands in a checkpoint beside what the strategy keeps.
+LEDGER = "roster."
 
 
 def describe(experiment: Experiment, out: RunFolder) -> None:

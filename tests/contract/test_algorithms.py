@@ -9,8 +9,7 @@ from flwr.app import ConfigRecord
 
 from fedmr_flwr.algorithms import ALGORITHMS
 from fedmr_flwr.algorithms.multi_model import MultiModel
-from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.recombination import Parts
+from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.messages import vector_record
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.parametrize("name", sorted(ALGORITHMS))
 
 def start_model():
     rng = np.random.default_rng(1)
-    return CODEC.encode(Parts([rng.normal(size=LAYOUT.size).astype(np.float32)], [np.zeros(1, np.int64)]))
+    return CODEC.encode(Packed(rng.normal(size=LAYOUT.size).astype(np.float32), np.zeros(1, np.int64)))
 
 
 def with_vectors(content, message, client):
@@ -52,7 +51,7 @@ def federate(grid_of, answer):
                 raise RuntimeError("silent")
             old = CODEC.decode(message.content["arrays"])
             step = np.random.default_rng([server_round, client]).normal(size=LAYOUT.size).astype(np.float32)
-            content = answer(CODEC.encode(Parts([old.floats - step], [old.ints + 1])), examples=client + 1, loss=0.5)
+            content = answer(CODEC.encode(Packed(old.floats - step, old.ints + 1)), examples=client + 1, loss=0.5)
             return with_vectors(content, message, client)
 
         inner = grid_of(reply, CLIENTS)
@@ -108,7 +107,7 @@ def exchange(grid_of, answer, name):
     """One round up to the replies; each client returns a model that is filled with its own number."""
 
     def reply(message, client):
-        model = CODEC.encode(Parts([np.full(LAYOUT.size, client, np.float32)], [np.zeros(1, np.int64)]))
+        model = CODEC.encode(Packed(np.full(LAYOUT.size, client, np.float32), np.zeros(1, np.int64)))
         return with_vectors(answer(model, examples=client + 1, loss=client), message, client)
 
     def make():
@@ -120,7 +119,7 @@ def exchange(grid_of, answer, name):
 
 
 def state_of(strategy, arrays):
-    return arrays["floats"].data, {key: array.tobytes() for key, array in strategy.state().items()}
+    return arrays["floats"].data, {key: array.tobytes() for key, array in strategy.save().items()}
 
 
 def test_replies_are_matched_to_slots_in_whatever_order_they_come(exchange, name):
@@ -141,8 +140,8 @@ def test_a_reply_that_never_came_leaves_the_others_in_their_slots(exchange, name
     assert 0 <= metrics["loss"] < CLIENTS
     if isinstance(part, MultiModel):
         for slot in range(1, K):
-            np.testing.assert_array_equal(part.population[slot].floats, whole.population[slot].floats)
-        np.testing.assert_array_equal(part.population[0].floats, CODEC.decode(start_model()).floats)
+            np.testing.assert_array_equal(part.state.models[slot].floats, whole.state.models[slot].floats)
+        np.testing.assert_array_equal(part.state.models[0].floats, CODEC.decode(start_model()).floats)
 
 
 def test_a_round_without_any_reply_gives_no_model(exchange, name):
@@ -166,9 +165,9 @@ def test_nothing_is_drawn_from_a_global_generator(federate, name):
 
 def test_from_its_state_another_server_goes_on_as_if_nothing_had_happened(federate, name):
     whole, _, strategy = federate(name)
-    assert all(isinstance(array, np.ndarray) for array in strategy.state().values())
+    assert all(isinstance(array, np.ndarray) for array in strategy.save().values())
     half, _, strategy = federate(name, rounds=range(1, 3))
-    state = {key: array.copy() for key, array in strategy.state().items()}
+    state = {key: array.copy() for key, array in strategy.save().items()}
     rest, _, _ = federate(name, rounds=range(3, ROUNDS + 1), arrays=half, state=state)
     assert [array.data for array in rest.values()] == [array.data for array in whole.values()]
 
@@ -176,5 +175,5 @@ def test_from_its_state_another_server_goes_on_as_if_nothing_had_happened(federa
 def test_a_state_from_before_the_first_round_is_taken_up_too(federate, name):
     whole, _, _ = federate(name)
     fresh = ALGORITHMS[name](clients_per_round=K, seed=3, layout=LAYOUT)
-    again, _, _ = federate(name, state=fresh.state())
+    again, _, _ = federate(name, state=fresh.save())
     assert [array.data for array in again.values()] == [array.data for array in whole.values()]

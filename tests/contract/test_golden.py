@@ -28,7 +28,6 @@ from fedmr_flwr import FedAvg, FedMR
 from fedmr_flwr.algorithms import CluSamp, FedCross, FedExP, FedMut, Indep, Scaffold
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
@@ -117,7 +116,7 @@ def federation(failing):
             raise RuntimeError("no data")
         old = CODEC.decode(message.content["arrays"])
         new = old.floats * np.float32(0.875) + noise("golden", number, client)
-        arrays = CODEC.encode(Parts([new], [old.ints + (client % 3 + 1)]))
+        arrays = CODEC.encode(Packed(new, old.ints + (client % 3 + 1)))
         metrics = MetricRecord({"num-examples": 5 + client, "loss": 1.0})
         content = RecordDict({"arrays": arrays, "metrics": metrics})
         for name, length in message.content.config_records.get("returns", {}).items():
@@ -146,7 +145,7 @@ def golden():
     GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def insist(expected, found, what):
+def check_equal(expected, found, what):
     assert len(found) == len(expected), f"{what}: {len(found)} rounds, not {len(expected)}"
     differ = [number for number, pair in enumerate(zip(expected, found, strict=True), 1) if pair[0] != pair[1]]
     assert not differ, f"{what}: differs from golden.json from round {differ[0]} on; {ANEW}"
@@ -156,18 +155,19 @@ def insist(expected, found, what):
 def test_a_toy_federation_computes_what_it_always_did(golden, case):
     kind, options, failing = CASES[case]
     strategy, grid = kind(clients_per_round=M, seed=11, layout=LAYOUT, **options), federation(failing)
-    arrays, found, failures = CODEC.encode(Parts([noise("start")], [np.zeros(LAYOUT.counters, np.int64)])), [], 0
+    arrays, found, failures = CODEC.encode(Packed(noise("start"), np.zeros(LAYOUT.counters, np.int64))), [], 0
     for number in range(1, ROUNDS + 1):
-        replies = grid.send_and_receive(strategy.configure_train(number, arrays, ConfigRecord(), grid))
-        arrays, _ = strategy.aggregate_train(number, replies)
-        found.append(digest(CODEC.decode(arrays), strategy.state()))
-        failures += len(grid.exchange.failures)
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        judged = strategy.judge(grid.send_and_receive(messages))
+        arrays, _ = strategy.aggregate(number, judged)
+        found.append(digest(CODEC.decode(arrays), strategy.save()))
+        failures += len(judged.failures)
     assert bool(failures) == bool(failing), "the clients that fail are drawn"
     assert len(set(found)) == ROUNDS
     if WRITING in os.environ:
         golden["toy"][case] = found
     assert case in golden["toy"], f"golden.json does not know '{case}'; {ANEW}"
-    insist(golden["toy"][case], found, case)
+    check_equal(golden["toy"][case], found, case)
 
 
 def test_the_file_holds_these_cases_all_different(golden):
@@ -209,7 +209,7 @@ def test_real_training_computes_what_it_always_did(golden, name, toy, monkeypatc
     for loss, values in losses.items():
         assert values == pytest.approx(expected[loss], rel=1e-3), f"{name}: the {loss} differs; {ANEW}"
     if golden["machine"] == machine():
-        insist(expected["hashes"], hashes, f"{name}, real training")
+        check_equal(expected["hashes"], hashes, f"{name}, real training")
 
 
 if __name__ == "__main__":
