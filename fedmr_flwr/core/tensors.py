@@ -27,11 +27,11 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Any:
     """Average a population: the same operations in the same order as `population.mean`, and so the same bits.
 
     Args:
-        rows: K vectors [P] float32, K >= 1.
+        rows: K vectors [P], K >= 1.
         weights: K numbers >= 0, not all zero; None weighs all the same.
 
     Returns:
-        [P] float32.
+        [P] of the rows' type.
     """
     shares = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
     assert len(shares) == len(rows) > 0 and shares.sum() > 0
@@ -41,7 +41,7 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Any:
         # In two steps: one that multiplies and adds would round once where NumPy rounds twice.
         total += row if share == 1 else row.double() * share
     # Not by a number of the host: CUDA would multiply by its reciprocal, which rounds differently.
-    return (total / torch.tensor(shares.sum(), device=total.device)).float()
+    return (total / torch.tensor(shares.sum(), device=total.device)).to(vectors[0].dtype)
 
 
 def similarity(rows: Rows) -> float:

@@ -72,45 +72,46 @@ def grid(grid_of, answer):
     return RosterGrid(grid_of(reply, 8), 8)
 
 
-def test_after_every_round_all_distances_are_those_of_the_latest_updates(grid):
+@pytest.fixture
+def given(monkeypatch):
+    """What the clients' distributions were made of, draw by draw."""
+    found = []
+
+    def look(*arguments):
+        found.append([np.copy(argument) for argument in arguments])
+        return distributions(*arguments)
+
+    monkeypatch.setattr("fedmr_flwr.algorithms.clusamp.distributions", look)
+    return found
+
+
+def test_distances_are_those_of_the_latest_updates(grid, given):
     strategy, arrays = CluSamp(clients_per_round=4, seed=1, layout=LAYOUT), START
-    latest = np.zeros((8, 4))
+    latest, expected = np.zeros((8, 4)), [np.zeros((8, 8))]
     for number in range(1, 9):
         before = CODEC.decode(arrays).floats
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
         replies = grid.send_and_receive(messages)
-        for client, reply in zip(grid.exchange.clients, replies, strict=True):
+        for reply in replies:
             if reply.has_content():
+                client = grid.client_of(reply.metadata.src_node_id)
                 latest[client] = (CODEC.decode(reply.content["arrays"]).floats - before)[:4]
         arrays, _ = strategy.aggregate_train(number, replies)
-        expected = np.abs(latest[:, None] - latest).sum(2)
-        np.testing.assert_allclose(strategy._distances, expected, rtol=1e-5)
+        expected.append(np.abs(latest[:, None] - latest).sum(2))
     assert np.count_nonzero(latest.any(axis=1)) > 4, "many clients took part"
     assert not latest[3].any()
     other = CluSamp(clients_per_round=4, seed=1, layout=LAYOUT)
-    other.restore(strategy.state())
-    other.configure_train(9, arrays, ConfigRecord(), grid)
-    np.testing.assert_array_equal(other._distances, strategy._distances)
+    other.restore(strategy.save())
+    for server in (strategy, other):
+        server.configure_train(9, arrays, ConfigRecord(), grid)
+    for (_, found, _), wanted in zip(given, [*expected, expected[-1]], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_clients_are_drawn_by_their_examples_and_the_distances_of_their_updates(grid, monkeypatch):
-    given = []
-
-    def look(*arguments):
-        given.append([np.copy(argument) for argument in arguments])
-        return distributions(*arguments)
-
-    monkeypatch.setattr("fedmr_flwr.algorithms.clusamp.distributions", look)
-    strategy, arrays = CluSamp(clients_per_round=4, layout=LAYOUT), START
-    for number in (1, 2):
-        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
-        arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
-        after = strategy._distances.copy()
-    for examples, _, draws in given:
-        assert (examples.tolist(), int(draws)) == ([*range(1, 9)], 4)
-    strategy.configure_train(3, arrays, ConfigRecord(), grid)
-    assert after.any()
-    np.testing.assert_array_equal(given[-1][1], after)
+def test_clients_are_drawn_by_their_examples(grid, given):
+    CluSamp(clients_per_round=4, layout=LAYOUT).configure_train(1, START, ConfigRecord(), grid)
+    ((examples, _, draws),) = given
+    assert (examples.tolist(), int(draws)) == ([*range(1, 9)], 4)
 
 
 def test_who_is_drawn_twice_trains_once_and_counts_twice(grid, monkeypatch):
@@ -118,11 +119,12 @@ def test_who_is_drawn_twice_trains_once_and_counts_twice(grid, monkeypatch):
     rows[[0, 1, 2, 3], [5, 2, 5, 3]] = 36  # 5 twice; 3 does not answer
     monkeypatch.setattr("fedmr_flwr.algorithms.clusamp.distributions", lambda *_: rows)
     strategy = CluSamp(clients_per_round=4, layout=LAYOUT)
-    replies = grid.send_and_receive(strategy.configure_train(1, START, ConfigRecord(), grid))
-    assert Counter(grid.exchange.clients) == {5: 1, 2: 1, 3: 1}
+    exchange = grid.exchange(strategy.configure_train(1, START, ConfigRecord(), grid))
+    replies = exchange.replies
+    assert Counter(exchange.clients) == {5: 1, 2: 1, 3: 1}
     models = {
         client: CODEC.decode(reply.content["arrays"]).floats
-        for client, reply in zip(grid.exchange.clients, replies, strict=True)
+        for client, reply in zip(exchange.clients, replies, strict=True)
         if reply.has_content()
     }
     arrays, _ = strategy.aggregate_train(1, replies[::-1])

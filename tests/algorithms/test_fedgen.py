@@ -6,13 +6,14 @@ from torch.nn import functional
 
 from fedmr_flwr import models
 from fedmr_flwr.algorithms import FedGen, fedgen
-from fedmr_flwr.algorithms.base import Trained
+from fedmr_flwr.algorithms.contract import Plan, Reply
 from fedmr_flwr.algorithms.fedgen import (
     COUNTS,
     GENERATOR,
     FedGenOptions,
     Guided,
     GuidedOptions,
+    _load,
     _new_generator,
     _teach,
     diversity,
@@ -27,7 +28,7 @@ from fedmr_flwr.models.packing import layout_of, pack
 from fedmr_flwr.training.devices import threads
 from fedmr_flwr.training.rules import LocalRule, Task
 from fedmr_flwr.training.sgd import fit
-from fedmr_flwr.wire.codec import Codec
+from tests.support.rounds import round_of, slots_of
 
 SHAPES = {"cnn": (1, 28, 28), "charlstm": (80,)}
 
@@ -188,6 +189,12 @@ def test_another_generator_teaches_clients_something_else():
     assert not same(trained(one)[0], trained(other)[0])
 
 
+def combine(strategy, number, replies):
+    """Combine replies of clients that were sent the first one's model; return the global model."""
+    round = round_of(strategy, number, replies[0].model)
+    return strategy.finish(Plan(round, (), ()), slots_of(replies))
+
+
 def test_every_head_goes_with_its_own_clients_counts_and_every_round_has_draws_of_its_own(monkeypatch):
     given = []
     monkeypatch.setattr(
@@ -201,9 +208,9 @@ def test_every_head_goes_with_its_own_clients_counts_and_every_round_has_draws_o
         nn.init.constant_(model.classifier.weight, client)
         nn.init.constant_(model.classifier.bias, 10 + client)
         counts = np.array([client + 1, 0, 5, 0], np.float32)
-        replies.append(Trained(pack(model, layout), 1, {}, {COUNTS: counts}))
-    for server_round in (1, 2):
-        strategy.combine(server_round, [replies[0], None, replies[2]])
+        replies.append(Reply(pack(model, layout), 1, {}, {COUNTS: counts}))
+    for number in (1, 2):
+        combine(strategy, number, [replies[0], None, replies[2]])
     (heads, counts, first), (_, _, second) = given
     assert heads[0].shape == (2, 4, 3)
     assert [head.unique().tolist() for head in heads[0]] == [[0], [2]]
@@ -226,8 +233,10 @@ def test_the_generator_makes_what_the_head_of_every_model_takes(name):
     assert strategy.returns() == {COUNTS: 7}
     assert strategy.sends() == {}, "there is no generator before the first round"
     packed = pack(model, layout)
-    strategy.combine(1, [Trained(packed, 3, {}, {COUNTS: np.array([1, 2, 0, 0, 0, 0, 0], np.float32)})])
-    made = strategy.generator.eval()(torch.tensor([0, 6]), torch.randn(2, 100))
+    combine(strategy, 1, [Reply(packed, 3, {}, {COUNTS: np.array([1, 2, 0, 0, 0, 0, 0], np.float32)})])
+    generator = _new_generator(7, model.classifier.in_features, np.random.default_rng(0))
+    _load(generator, strategy.sends()[GENERATOR])
+    made = generator.eval()(torch.tensor([0, 6]), torch.randn(2, 100))
     inputs = torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 1 else torch.float32)
     assert made.shape == model.features(inputs).shape
     assert model.head(made).shape == (2, 7)
@@ -240,13 +249,13 @@ def test_a_model_without_such_a_head_is_refused():
 
 def test_the_server_is_as_good_as_new_from_its_state():
     layout = layout_of(Net())
-    codec, reply = Codec(layout), Trained(pack(Net(), layout), 3, {}, {COUNTS: np.ones(4, np.float32)})
+    reply = Reply(pack(Net(), layout), 3, {}, {COUNTS: np.ones(4, np.float32)})
     strategy = FedGen(clients_per_round=1, seed=2, layout=layout)
-    strategy.combine(1, [reply])
+    combine(strategy, 1, [reply])
     other = FedGen(clients_per_round=1, seed=2, layout=layout)
-    other.restore(strategy.state())
-    strategy.combine(2, [reply])
-    other.combine(2, [reply])
+    other.restore(strategy.save())
+    combine(strategy, 2, [reply])
+    combine(other, 2, [reply])
     np.testing.assert_array_equal(strategy.sends()[GENERATOR], other.sends()[GENERATOR])
-    assert strategy.diagnostics() == other.diagnostics()
-    assert codec.decode(strategy.combine(3, [reply])).floats.tolist() == reply.model.floats.tolist()
+    assert strategy.diagnostics == other.diagnostics
+    assert combine(strategy, 3, [reply]).floats.tolist() == reply.model.floats.tolist()

@@ -4,11 +4,11 @@ from flwr.app import ConfigRecord
 
 from fedmr_flwr import FedAvg
 from fedmr_flwr.algorithms import FedMut
-from fedmr_flwr.algorithms.base import Trained
-from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
+from tests.support.rounds import packed, reply_of, round_of, slots_of
 
 LAYOUT = Layout.of(
     {"a.w": np.zeros(2, np.float32), "b.w": np.zeros(3, np.float32), "b.running_var": np.zeros(1, np.float32)}
@@ -61,8 +61,9 @@ def test_half_of_the_slots_go_on_in_the_direction_of_the_last_change(sent):
 def test_all_models_count_alike_whatever_the_examples(sent):
     strategy = FedMut(clients_per_round=2, layout=LAYOUT)
     values = [np.zeros(6, np.float32), np.full(6, 8, np.float32)]
-    replies = [Trained(Packed(own, np.zeros(0, np.int64)), 1 + 8 * at, {}) for at, own in enumerate(values)]
-    assert CODEC.decode(strategy.combine(1, replies)).floats.tolist() == [4] * 6
+    replies = [reply_of(packed(own), 1 + 8 * at) for at, own in enumerate(values)]
+    combined = strategy.combine(round_of(strategy, 1, packed([0] * 6)), slots_of(replies))
+    assert combined.model.floats.tolist() == [4] * 6
 
 
 def test_tensors_and_rounds_are_drawn_apart(sent):
@@ -79,12 +80,10 @@ def test_of_an_odd_number_the_last_is_not_mutated(sent):
 
 def test_mutations_against_the_update_grow_to_full_length(sent):
     strategy = FedMut(clients_per_round=2, layout=LAYOUT, radius=1, acceleration=0.5, acceleration_rounds=4)
-    lengths = [sorted({float(sign) for sign in strategy_signs}) for strategy_signs in _signs(strategy, range(2, 8))]
-    assert lengths == [[-0.5, 1], [-0.625, 1], [-0.75, 1], [-0.875, 1], [-1, 1], [-1, 1]]
-
-
-def _signs(strategy, rounds):
-    return [strategy._signs(number).reshape(-1) for number in rounds]
+    strategy.restore({"previous": np.full(6, -1, np.float32)})
+    for number, back in zip(range(2, 8), (-0.5, -0.625, -0.75, -0.875, -1, -1), strict=True):
+        mutated = strategy.models(round_of(strategy, number, packed([0] * 6)))  # the change is 1 everywhere
+        assert {float(value) for model in mutated for value in model.floats[:5]} == {back, 1}
 
 
 def test_without_radius_it_is_uniform_fedavg_bit_for_bit(sent):

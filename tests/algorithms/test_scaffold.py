@@ -127,7 +127,7 @@ def federate(grid_of, answer, strategy, rule, rounds, lost_in=None):
     grid = RosterGrid(grid_of(reply, 2), 2)
     arrays = CODEC.encode(Parts([np.array([10.0], np.float32)], []))
     settings = Settings(rounds=rounds, clients=2, clients_per_round=2)
-    arrays = loop.run(settings, strategy, grid, arrays, ConfigRecord(), lambda _: {}, lambda *_: None)
+    arrays = loop.run(settings, strategy, grid, loop.Ledger(2), arrays, ConfigRecord(), lambda _: {}, lambda *_: None)
     return CODEC.decode(arrays).floats[0]
 
 
@@ -171,8 +171,9 @@ def test_the_server_by_hand_adds_a_share_of_all_clients_not_of_the_rounds(grid_o
         np.testing.assert_allclose(strategy.sends()[CONTROL], control)
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
         assert all(vectors(m.content, [CONTROL])[CONTROL].tolist() == control.tolist() for m in messages)
-        arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
-        good = list(grid.exchange.good)
+        judged = strategy.judge(grid.send_and_receive(messages))
+        arrays, _ = strategy.aggregate(number, judged)
+        good = [*judged.good]
         mean = models[good].mean(0)
         expected = np.append(start[:2] + server_lr * (mean[:2] - start[:2]), mean[2])  # a statistic is averaged
         np.testing.assert_allclose(codec.decode(arrays).floats, expected, rtol=1e-6)

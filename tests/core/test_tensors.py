@@ -8,7 +8,7 @@ from fedmr_flwr.core import population, tensors
 from fedmr_flwr.core.layout import Packed
 
 RNG = np.random.default_rng(0)
-ROWS = [RNG.normal(size=70000).astype(np.float32) * 10.0 ** RNG.integers(-3, 4) for _ in range(7)]
+ROWS = [(RNG.normal(size=70000) * 10.0 ** RNG.integers(-3, 4)).astype(np.float32) for _ in range(7)]
 UNITS = [(slice(0, 10), slice(50, 60000)), (slice(10, 50),), (), (slice(60000, 70000),)]
 
 
@@ -16,12 +16,14 @@ def as_tensors(rows):
     return [torch.from_numpy(row) for row in rows]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("weights", [None, [3, 1, 4, 1, 5, 9, 2.6], [0, 0, 1, 0, 0, 0, 0]])
-def test_the_mean_is_the_same_bit_for_bit(weights):
-    expected = population.mean(ROWS, weights)
-    found = population.mean(as_tensors(ROWS), weights)
-    assert found.dtype == torch.float32
-    assert found.numpy().tobytes() == expected.tobytes()
+def test_the_mean_is_the_same_bit_for_bit(weights, dtype):
+    rows = [row.astype(dtype) for row in ROWS]
+    expected = population.mean(rows, weights)
+    found = population.mean(as_tensors(rows), weights).numpy()
+    assert found.dtype == expected.dtype == dtype
+    assert found.tobytes() == expected.tobytes()
 
 
 def test_the_mean_is_summed_in_double_precision():

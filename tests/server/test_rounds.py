@@ -1,52 +1,136 @@
-"""The rounds of a run with strategies that are Flower's own."""
+"""The rounds of a run: what a bad one changes, what is written down, whose strategies run."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
-from flwr.serverapp import strategy as flower
 
+from fedmr_flwr import FedAvg
+from fedmr_flwr.algorithms.flower import flower_strategy
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.server import rounds as loop
+from fedmr_flwr.errors import FederationError
+from fedmr_flwr.server import rounds
 from fedmr_flwr.wire.codec import Codec, restore_dtypes
 from fedmr_flwr.wire.grids.roster import RosterGrid
+from tests.support.rounds import packed
 
 LAYOUT = Layout.of({"w": np.zeros(3, np.float32), "n": np.zeros((), np.int64)})
-ALL = {"fraction_train": 1.0, "fraction_evaluate": 0.0}
-PACKED, PLAIN = Codec(LAYOUT), Codec(LAYOUT, packed=False)
+CODEC = Codec(LAYOUT)
 
 
-@pytest.mark.parametrize("codec", [PACKED, PLAIN], ids=["packed", "per tensor"])
-@pytest.mark.parametrize(
-    "make", [flower.FedAvg, flower.FedAdam, flower.FedAvgM, flower.FedMedian], ids=lambda make: make.__name__
-)
-def test_flowers_strategies_keep_the_models_types_round_after_round(grid_of, answer, make, codec):
-    def reply(message, client):
-        model = codec.decode(message.content["arrays"])
-        return answer(
-            codec.encode(Parts([model.floats * np.float32(0.5) + client], [model.ints + 1])), examples=client + 1
-        )
+@pytest.fixture
+def run(grid_of, answer):
+    """Run rounds of clients that halve their model and add their number; return the model and the rows."""
 
-    settings = Settings(rounds=4, clients=5, clients_per_round=5, engine="in-process")
-    rows = []
-    arrays = loop.run(
-        settings,
-        make(**ALL),
-        RosterGrid(grid_of(reply, 5), 5),
-        codec.encode(Parts([np.ones(3, np.float32)], [np.zeros(1, np.int64)])),
-        ConfigRecord(),
-        lambda arrays: {},
-        lambda row, arrays, stops: rows.append(row),
-    )
+    def make(strategy, fails=lambda number, client: False, ledger=None, told=None, **settings):
+        def reply(message, client):
+            config = message.content["config"]
+            if told is not None:
+                told.append((config["server-round"], client, config["last-round"]))
+            if fails(config["server-round"], client):
+                raise RuntimeError("no data")
+            model = CODEC.decode(message.content["arrays"])
+            sent = CODEC.encode(packed(model.floats * 0.5 + client, model.ints + 1))
+            return answer(sent, examples=client + 1, loss=client)
+
+        settings = Settings(**{"rounds": 4, "clients": 5, "clients_per_round": 5, "engine": "in-process"} | settings)
+        rows = []
+        arrays = rounds.run(
+            settings, strategy, RosterGrid(grid_of(reply, 5), 5), ledger or rounds.Ledger(5),
+            CODEC.encode(packed([1, 1, 1], [0])), ConfigRecord(), lambda arrays: {},
+            lambda row, arrays, stops: rows.append(row),
+        )  # fmt: skip
+        return CODEC.decode(arrays), rows
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedAvgM", "FedMedian"])
+def test_flowers_strategies_keep_the_models_types(run, name):
+    model, rows = run(flower_strategy(f"flwr:{name}")(clients_per_round=5, layout=LAYOUT))
     assert [row["replies"] for row in rows] == [5] * 4
-    model = codec.decode(arrays)
     assert np.isfinite(model.floats).all()
-    if make is flower.FedAvg:
+    if name == "FedAvg":
         assert model.ints.tolist() == [4], "every client counts one round more"
 
 
-def test_retyped_rounds_what_must_be_an_integer_and_touches_nothing_else():
+def average(**options):
+    return FedAvg(clients_per_round=5, layout=LAYOUT, **options)
+
+
+def test_the_account_names_failures_in_the_order_of_messages(run):
+    _, rows = run(average(), lambda number, client: client in (1, 4), rounds=1)
+    (row,) = rows
+    assert (row["replies"], row["failures"], row["failures-by-kind"]) == (3, 2, {"client-error": 2})
+    failed = [failure["client"] for failure in row["failed"]]
+    assert failed == [client for client in row["clients"] if client in (1, 4)]
+
+
+def test_too_few_good_replies_make_a_bad_round(run):
+    message = r"round 1: 2 of 5 clients gave a good reply, fewer than min-good-replies = 3 \(client \d: client-error"
+    with pytest.raises(FederationError, match=message):
+        run(average(), lambda number, client: client > 1, min_good_replies=3)
+
+
+def test_no_good_reply_is_reported_with_the_first_reason(run):
+    with pytest.raises(FederationError, match=r"no client gave a good reply \(client \d: client-error: RuntimeError"):
+        run(average(), lambda number, client: True)
+
+
+def test_a_bad_round_changes_nothing_but_is_written_down(run):
+    whole, _ = run(average(), rounds=2)
+    model, rows = run(average(), lambda number, client: number == 2, rounds=3, max_bad_rounds=1)
+    np.testing.assert_array_equal(model.floats, whole.floats)
+    assert [row.get("bad", False) for row in rows] == [False, True, False]
+    assert (rows[1]["replies"], rows[1]["failures"]) == (0, 5)
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["all gone", "enough there"])
+def test_a_round_is_excused_only_if_the_next_one_waits(run, monkeypatch, gone):
+    honest = RosterGrid.exchange
+
+    def exchange(grid, messages, timeout=None):
+        found = honest(grid, messages, timeout=timeout)
+        first = messages[0].content["config"]["server-round"] == 1
+        return replace(found, replies=(), offline=frozenset(found.clients)) if first else found
+
+    monkeypatch.setattr(RosterGrid, "exchange", exchange)
+    monkeypatch.setattr(RosterGrid, "lacks_clients", lambda *_: gone)
+    if not gone:
+        with pytest.raises(
+            FederationError, match=r"no client gave a good reply \(client \d: offline: its node is not"
+        ):
+            run(average())
+        return
+    _, rows = run(average())
+    assert [row.get("bad", False) for row in rows] == [True, False, False, False]
+
+
+def test_a_message_states_the_round_of_its_clients_last_good_reply(run):
+    told = []
+    run(average(), lambda number, client: client == 1 and number != 2, told=told, rounds=3)
+    assert {(number, last) for number, client, last in told if client == 0} == {(1, 0), (2, 1), (3, 2)}
+    assert {(number, last) for number, client, last in told if client == 1} == {(1, 0), (2, 0), (3, 2)}
+
+
+def test_replies_of_a_bad_round_do_not_count_for_the_ledger(run):
+    told = []
+    fails = lambda number, client: number == 2 and client > 0  # noqa: E731
+    run(average(), fails, told=told, rounds=3, min_good_replies=2, max_bad_rounds=1)
+    assert (3, 0, 1) in told
+
+
+def test_a_ledger_continues_from_what_it_saved(run):
+    ledger, again, told = rounds.Ledger(5), rounds.Ledger(5), []
+    run(average(), ledger=ledger, rounds=2)
+    again.restore(ledger.save())
+    run(average(), ledger=again, told=told, rounds=1)
+    assert {last for _, _, last in told} == {2}
+
+
+def test_restored_dtypes_round_only_what_must_be_an_integer():
     before = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "n": Array(np.array([0, 0]))})
     after = ArrayRecord({"w": Array(np.array([1.5, 2])), "n": Array(np.array([2.6, -1.2])), "new": Array(np.ones(1))})
     found = restore_dtypes(after, before)
@@ -54,5 +138,8 @@ def test_retyped_rounds_what_must_be_an_integer_and_touches_nothing_else():
     assert found["w"].dtype == "float32"
     np.testing.assert_array_equal(found["n"].numpy(), np.array([3, -1]), strict=True)
     assert found["new"].data == after["new"].data
-    same = ArrayRecord({"w": before["w"]})
-    assert restore_dtypes(same, before)["w"] is same["w"], "no copy without need"
+
+
+def test_restored_dtypes_copy_nothing_without_need():
+    record = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
+    assert restore_dtypes(record, record)["w"] is record["w"]

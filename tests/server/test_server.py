@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 
 from fedmr_flwr import models
 from fedmr_flwr.algorithms import ALGORITHMS
-from fedmr_flwr.cli import server
 from fedmr_flwr.client import app as client
 from fedmr_flwr.client import sites
 from fedmr_flwr.core.recombination import Parts
@@ -22,7 +21,8 @@ from fedmr_flwr.launch import engines
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
-from fedmr_flwr.server import experiment
+from fedmr_flwr.server import experiment, resuming
+from fedmr_flwr.server import run as server_run
 from fedmr_flwr.server.run import run as serve
 
 
@@ -319,9 +319,9 @@ def test_a_used_folder_is_refused_and_nothing_in_it_changes(toy):
 
 
 def test_a_client_with_another_model_than_the_server_says_so(toy, monkeypatch):
-    real = server.train_config
+    real = server_run.train_config
     monkeypatch.setattr(
-        server,
+        server_run,
         "train_config",
         lambda *facts: type(real(*facts))({**real(*facts), "layout": "another"}),
     )
@@ -330,7 +330,7 @@ def test_a_client_with_another_model_than_the_server_says_so(toy, monkeypatch):
 
 
 def test_clients_that_do_not_see_the_run_folder_are_found_before_the_first_round(toy, monkeypatch):
-    monkeypatch.setattr(server.partitions, "save", lambda parts, path: None)
+    monkeypatch.setattr(resuming.partitions, "save", lambda parts, path: None)
     with pytest.raises(FederationError, match=r"only 0 of the 6 clients .*partition.npz is not there; all clients"):
         run(toy())
 
@@ -483,7 +483,7 @@ def test_a_server_without_memory_says_so_in_one_line(toy, monkeypatch, error):
     def starving(*args):
         raise error
 
-    monkeypatch.setattr(server, "evaluate", starving)
+    monkeypatch.setattr(experiment, "evaluate", starving)
     with pytest.raises(
         DeviceError, match=r"device cpu: there is no memory to average and to score models; set device=cpu"
     ):
@@ -494,6 +494,6 @@ def test_another_error_of_the_server_keeps_its_traceback(toy, monkeypatch):
     def broken(*args):
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(server, "evaluate", broken)
+    monkeypatch.setattr(experiment, "evaluate", broken)
     with pytest.raises(RuntimeError, match="a mistake"):
         run(toy())

@@ -8,7 +8,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
-from fedmr_flwr.wire.checks import fault
+from fedmr_flwr.wire.checks import find_problem
 from fedmr_flwr.wire.grids import superlink as superlink_grid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
@@ -79,7 +79,7 @@ def test_a_message_that_a_node_forgot_comes_back_as_lost_and_a_reply_it_sent_bef
     sent = messages(link)
     replies = {reply.metadata.reply_to_message_id: reply for reply in SuperLinkGrid(link).send_and_receive(sent)}
     assert [replies[message.metadata.message_id].has_content() for message in sent] == [False, True, True]
-    assert fault(replies[sent[0].metadata.message_id], sent[0]) == (
+    assert find_problem(replies[sent[0].metadata.message_id], sent[0]) == (
         "node-lost", "its node was started again and has forgotten the message",
     )  # fmt: skip
 

@@ -1,0 +1,121 @@
+"""Which replies of a round count, and why the others do not."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from fedmr_flwr import FedAvg, FedMR
+from fedmr_flwr.algorithms.flower import flower_strategy
+from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.wire.checks import judge
+from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import RosterGrid
+from tests.support.rounds import packed
+
+MODEL = ArrayRecord({"floats": Array(np.zeros(3, np.float32))})
+
+
+@pytest.fixture
+def sent():
+    """Messages to clients 0 to 5 on nodes 100 to 105."""
+    messages = {client: Message(RecordDict({"arrays": MODEL}), 100 + client, "train") for client in range(6)}
+    for client, message in messages.items():
+        message.metadata.__dict__["_message_id"] = f"message {client}"
+    return messages
+
+
+def good(message, values=(0, 0, 0), **metrics):
+    arrays = ArrayRecord({"floats": Array(np.array(values, np.float32))})
+    content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1, **metrics})}
+    return Message(RecordDict(content), reply_to=message)
+
+
+def test_every_kind_of_failure_is_named(sent):
+    replies = [
+        good(sent[0]),
+        Message(Error(2, "RuntimeError: no\nmemory"), reply_to=sent[1]),
+        good(sent[2], (0, np.nan, 0)),
+        good(sent[4]), good(sent[4]),
+        good(sent[5]),
+        Message(RecordDict(), reply_to=Message(RecordDict(), 1, "train")),
+    ]  # fmt: skip
+    judged = judge(sent, replies)
+    assert [*judged.good] == [0, 5]
+    assert [(failure.client, failure.kind) for failure in judged.failures] == [
+        (1, "client-error"), (2, "not-finite"), (3, "no-reply"), (4, "duplicate"), (-1, "unasked")
+    ]  # fmt: skip
+    assert judged.failures[0].reason == "RuntimeError: no memory"
+
+
+def test_a_reply_is_known_by_its_node(sent):
+    reply = good(sent[3])
+    reply.metadata.__dict__["_reply_to_message_id"] = "of a wrapper's own"
+    assert [*judge(sent, [reply]).good] == [3]
+
+
+def test_an_error_of_another_source_is_known_by_its_message(sent):
+    error = Message(Error(3, "expired"), reply_to=sent[2])
+    error.metadata.__dict__["_src_node_id"] = 1
+    judged = judge(sent, [error])
+    assert ("expired", "expired") in [(f.kind, f.reason) for f in judged.failures if f.client == 2]
+
+
+def test_an_error_of_no_known_source_is_found_by_what_is_missing(sent):
+    error = Message(Error(3, "expired"), reply_to=Message(RecordDict(), 1, "train"))
+    kinds = {failure.client: failure.kind for failure in judge(sent, [error]).failures}
+    assert kinds == {**dict.fromkeys(range(6), "no-reply"), -1: "unasked"}
+
+
+def test_clients_that_lost_their_state_are_listed(sent):
+    judged = judge(sent, [good(sent[0]), good(sent[1], **{"lost-state": 1})])
+    assert judged.lost_state == (1,)
+
+
+LAYOUT = Layout.of({"w": np.zeros(3, np.float32), "bn.running_var": np.zeros(1, np.float32)})
+CODEC = Codec(LAYOUT)
+
+
+@pytest.fixture
+def judged(grid_of, answer):
+    """Return a function that judges clients whose updates have the given lengths, each in its own direction."""
+
+    def run(updates, make=FedMR, statistic=0.0, **options):
+        def reply(message, client):
+            model = CODEC.decode(message.content["arrays"])
+            step = np.zeros(4, np.float32)
+            step[client % 3], step[3] = updates[client], statistic * client
+            return answer(CODEC.encode(packed(model.floats + step)))
+
+        grid = RosterGrid(grid_of(reply, len(updates)), len(updates))
+        strategy = make(clients_per_round=len(updates), layout=LAYOUT, **options)
+        messages = strategy.configure_train(1, CODEC.encode(packed([0, 0, 0, 1])), ConfigRecord(), grid)
+        return strategy.judge(grid.send_and_receive(messages))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("updates", "guard", "refused"),
+    [
+        ([1, 2, 3, 10, 11], 3.5, {4}),  # the median is 3; 10 is 3.33 times as long, 11 is 3.67 times
+        ([1, 2, 3, 10, 11], None, set()),
+        ([1, 2, 3, 10, 11], 2.0, {3, 4}),
+        ([0, 0, 0, 5, 5], 2.0, set()),  # with a median of zero there is nothing to compare with
+        ([1, 1, 1, 3e38, -3e38], 2.0, {3, 4}),  # squares overflow float32
+        ([7], 2.0, set()),
+    ],
+)
+@pytest.mark.parametrize("make", [FedMR, FedAvg, flower_strategy("flwr:FedMedian")], ids=lambda make: make.__name__)
+def test_guard_refuses_far_longer_updates(judged, make, updates, guard, refused):
+    found = judged(updates, make, guard=guard)
+    assert {failure.client for failure in found.failures if failure.kind == "outlier"} == refused
+    assert found.good.keys() == set(range(len(updates))) - refused
+
+
+def test_guard_measures_trainable_parameters_alone(judged):
+    assert judged([1, 1, 1, 1, 9], statistic=1e6, guard=3).failures[0].client == 4
+
+
+def test_guard_states_by_how_much(judged):
+    (failure,) = judged([1, 2, 3, 10, 11], guard=3.5).failures
+    assert failure.reason == "its update is 3.7 times as long as the median; guard is 3.5"
