@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 
 from fedmr_flwr import models
 from fedmr_flwr.algorithms import ALGORITHMS
-from fedmr_flwr.cli import server
 from fedmr_flwr.client import app as client
 from fedmr_flwr.client import sites
 from fedmr_flwr.errors import ConfigError, DeviceError, FederationError, FedmrError, PartitionError, RunFolderError
@@ -22,6 +21,7 @@ from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.server import experiment
+from fedmr_flwr.server import run as server
 from fedmr_flwr.server.run import run as serve
 
 
@@ -329,7 +329,7 @@ def test_a_client_with_another_model_than_the_server_says_so(toy, monkeypatch):
 
 
 def test_clients_that_do_not_see_the_run_folder_are_found_before_the_first_round(toy, monkeypatch):
-    monkeypatch.setattr(server.partitions, "save", lambda parts, path: None)
+    monkeypatch.setattr(experiment.partitions, "save", lambda parts, path: None)
     with pytest.raises(FederationError, match=r"only 0 of the 6 clients .*partition.npz is not there; all clients"):
         run(toy())
 
@@ -482,7 +482,7 @@ def test_a_server_without_memory_says_so_in_one_line(toy, monkeypatch, error):
     def starving(*args):
         raise error
 
-    monkeypatch.setattr(server, "evaluate", starving)
+    monkeypatch.setattr(experiment, "evaluate", starving)
     with pytest.raises(
         DeviceError, match=r"device cpu: there is no memory to average and to score models; set device=cpu"
     ):
@@ -493,6 +493,6 @@ def test_another_error_of_the_server_keeps_its_traceback(toy, monkeypatch):
     def broken(*args):
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(server, "evaluate", broken)
+    monkeypatch.setattr(experiment, "evaluate", broken)
     with pytest.raises(RuntimeError, match="a mistake"):
         run(toy())
