@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from flwr.supercore.superexec import run_superexec
 
-from fedmr_flwr.deployment import superexec
+from fedmr_flwr.wire.flower import superexec
+
+ROOT = Path(__file__).parents[3]
 
 PROBE = """
 import json, os, sys, time
@@ -24,7 +28,7 @@ ASK = """
 import os, sys, time, psutil
 sys.path.insert(0, os.environ["OUT"])
 import probe
-from fedmr_flwr.deployment import superexec
+from fedmr_flwr.wire.flower import superexec
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec
 executor = superexec.ForkingExecutor()
@@ -41,22 +45,38 @@ executor.close()
 """
 
 
-def test_a_clients_process_has_pytorch_and_flower_but_not_the_app_and_is_stopped_with_the_executor(tmp_path):
-    (tmp_path / "probe.py").write_text(PROBE)
-    # The time limit is the test that the client which sleeps is stopped.
-    done = subprocess.run([sys.executable, "-c", ASK], env={"OUT": str(tmp_path)}, timeout=40, check=False)
-    assert done.returncode == 0
-    found = [json.loads((tmp_path / token).read_text()) for token in ("short", "long")]
-    assert found[0].pop("pid") != found[1].pop("pid")
-    for loaded in found:
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory):
+    """What two clients find in their processes, the second of which sleeps for a minute."""
+    out = tmp_path_factory.mktemp("clients")
+    (out / "probe.py").write_text(PROBE)
+    env = {"OUT": str(out), "PYTHONPATH": str(ROOT)}
+    # The time limit shows that the client which sleeps is stopped with the executor.
+    subprocess.run([sys.executable, "-c", ASK], env=env, timeout=40, check=True)
+    return [json.loads((out / token).read_text()) for token in ("short", "long")]
+
+
+def test_each_client_has_a_process_of_its_own(clients):
+    assert clients[0]["pid"] != clients[1]["pid"]
+
+
+def test_clients_begin_with_pytorch_and_flower_but_not_the_app(clients):
+    for found in clients:
+        loaded = {name: there for name, there in found.items() if name != "pid"}
         assert loaded == {"torch": True, "flwr.supernode.runtime.run_clientapp": True, "fedmr_flwr": False}
 
 
 def test_flowers_superexec_takes_this_executor(monkeypatch):
-    monkeypatch.setitem(vars(run_superexec), "get_executor", run_superexec.get_executor)  # put back at the end
-    started = []
-    monkeypatch.setattr(superexec, "flower_superexec", lambda: started.append(True))
-    superexec.main()
+    monkeypatch.setattr(run_superexec, "get_executor", run_superexec.get_executor)  # put back at the end
+    superexec.apply()
     executor = run_superexec.get_executor("subprocess", executor_config=None)
-    assert (type(executor), started) == (superexec.ForkingExecutor, [True])
-    assert "get_executor" in run_superexec.run_superexec.__code__.co_names
+    assert type(executor) is superexec.ForkingExecutor
+    assert "get_executor" in run_superexec.run_superexec.__code__.co_names, "and Flower uses it"
+
+
+def test_flowers_superexec_runs_after_the_replacement(monkeypatch):
+    called = []
+    monkeypatch.setattr(superexec, "apply", lambda: called.append("apply"))
+    monkeypatch.setattr(superexec, "flower_superexec", lambda: called.append("run"))
+    superexec.main()
+    assert called == ["apply", "run"]
