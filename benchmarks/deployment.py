@@ -23,9 +23,11 @@ from rich.table import Table
 
 from fedmr_flwr.deployment import commands, folders
 from fedmr_flwr.deployment.admission import admit
-from fedmr_flwr.deployment.commands import FEDERATION
+from fedmr_flwr.deployment.commands import SUPERLINK
 from fedmr_flwr.errors import EngineError
-from fedmr_flwr.launch.flower import Connection, environment
+from fedmr_flwr.launch.flower import status
+from fedmr_flwr.wire.flower.commands import Connection
+from fedmr_flwr.wire.flower.environment import environment
 
 APP = Path(__file__).parent / "exchange-app"
 NODES = 2
@@ -60,7 +62,7 @@ def deployed(folder: Path, plain: bool) -> Iterator[Connection]:
     reach = {"fleet_port": ports[0], "port": ports[1]}
     server = folders.read_server(folder / "server").model_copy(update={"listen": "127.0.0.1", **reach})
     server_env = commands.configure(folder / "server", server)
-    node_env = environment(FLWR_HOME=str(folder))
+    node_env = environment(folder)
     if plain:
         del node_env[OURS]
     with ExitStack() as stack:
@@ -76,7 +78,7 @@ def deployed(folder: Path, plain: bool) -> Iterator[Connection]:
             at = command.index("--database")
             command = ["flower-superlink", *command[3:at], *command[at + 2 :]]
         start(command, server_env)
-        connection = Connection(FEDERATION, server_env)
+        connection = Connection(SUPERLINK, server_env)
         wait_for(connection)
         admit(folder / "server", server_env)
         for number in range(NODES):
@@ -101,7 +103,7 @@ def wait_for(connection: Connection) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            connection.command("list", FEDERATION)
+            connection.command("list", SUPERLINK)
             return
         except EngineError:
             if time.monotonic() > deadline:
@@ -114,13 +116,13 @@ def exchange(connection: Connection, folder: Path, model: str, exchanges: int, r
     out = folder / "out.json"
     config = {"model": model, "exchanges": exchanges, "records": records, "loop": loop, "out": str(out)}
     said = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
-    run = str(connection.command("run", str(APP), FEDERATION, "--run-config", said)["run-id"])
+    run = str(connection.command("run", str(APP), SUPERLINK, "--run-config", said)["run-id"])
     deadline = time.monotonic() + 60 * exchanges
     while not out.exists():  # asking Flower takes a second of a processor
-        assert time.monotonic() < deadline, connection.status(run)
+        assert time.monotonic() < deadline, status(connection, run)
         time.sleep(0.5)
     found = json.loads(out.read_text())
-    while connection.status(run)[0] != "finished:completed":
+    while status(connection, run)[0] != "finished:completed":
         time.sleep(1)
     out.unlink()
     return found["seconds"][1:], found["megabytes"]
@@ -136,7 +138,7 @@ def rounds(connection: Connection, folder: Path, model: str, count: int, wire: s
     }  # fmt: skip
     path = folder / "conf.yaml"
     path.write_text(yaml.safe_dump(conf))
-    command = [Path(sys.executable).parent / "fedmr", "run", path, "--federation", FEDERATION]
+    command = [Path(sys.executable).parent / "fedmr", "run", path, "--federation", SUPERLINK]
     subprocess.run(command, env=connection.env, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [row["seconds"] for row in rows[1:]], rows[-1]["bytes-up"]["arrays"] / NODES / 1e6

@@ -30,12 +30,12 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 from fedmr_flwr import FedMR, config
-from fedmr_flwr.cli import server
 from fedmr_flwr.client import app as client
 from fedmr_flwr.data import partitions
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report import plots
 from fedmr_flwr.report.display import Display
+from fedmr_flwr.server import run as server
 from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.wire.grids.roster import RosterGrid
 

@@ -1,4 +1,4 @@
-"""Starting Flower's SuperLink and SuperNode with the flags of the installed version."""
+"""The commands that start Flower's SuperLink and SuperNode, with the flags of the installed version."""
 
 import ipaddress
 import json
@@ -6,23 +6,23 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERVER_KEY, Node, Server
+from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERVER_KEY, NodeSettings, ServerSettings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.files import write_aside, writing
-from fedmr_flwr.launch.flower import environment
+from fedmr_flwr.wire.flower.environment import server_environment
 
-# What `fedmr run --federation` calls the SuperLink that `fedmr deploy server` starts.
-FEDERATION = "deployment"
+# The name of the SuperLink that `fedmr deploy server` starts, in Flower's configuration.
+SUPERLINK = "deployment"
 _EVERYWHERE = ("0.0.0.0", "::")
 
 
 def over_grpc() -> bool:
-    """Tell whether nodes of the installed Flower connect by gRPC, up to 1.39, or by HTTP, from 1.40 on."""
+    """Return whether nodes of the installed Flower connect by gRPC, up to 1.39, or by HTTP, from 1.40 on."""
     major, minor = (int(number) for number in version("flwr").split(".")[:2])
     return (major, minor) < (1, 40)
 
 
-def superlink(folder: Path, server: Server, insecure: bool = False) -> list[str]:
+def superlink(folder: Path, server: ServerSettings, insecure: bool = False) -> list[str]:
     """Return the command that starts a SuperLink.
 
     Args:
@@ -35,7 +35,7 @@ def superlink(folder: Path, server: Server, insecure: bool = False) -> list[str]
     """
     if not over_grpc() and not _loopback(server.listen) and server.listen not in {*_EVERYWHERE, *server.hosts}:
         raise ConfigError(
-            f"listen is {server.listen} in server.yaml, for which the certificate is not made; use 0.0.0.0, "
+            f"listen is {server.listen} in server.yaml, for which the certificate is not valid; use 0.0.0.0, "
             f"127.0.0.1 or one of {', '.join(server.hosts)}"
         )
     if insecure and not _loopback(server.listen):
@@ -43,11 +43,11 @@ def superlink(folder: Path, server: Server, insecure: bool = False) -> list[str]
             f"--insecure is for trials on one machine: set listen to 127.0.0.1, not {server.listen}, in server.yaml"
         )
     command = [
-        sys.executable, "-m", "fedmr_flwr.deployment.superlink",
+        sys.executable, "-m", "fedmr_flwr.wire.flower.superlink",
         "--isolation", "subprocess", "--disable-runtime-dependency-installation",
         "--database", str(folder / "state.db"),
     ]  # fmt: skip
-    # Whoever reaches this port can submit runs and let nodes in; nodes need it only from Flower 1.40 on.
+    # Whoever reaches this port can submit runs and admit nodes; nodes need it only from Flower 1.40 on.
     command += ["--host", _control_host(server), "--port", str(server.port)]
     if over_grpc():
         command += ["--fleet-api-address", f"{_bracketed(server.listen)}:{server.fleet_port}"]
@@ -62,7 +62,7 @@ def superlink(folder: Path, server: Server, insecure: bool = False) -> list[str]
     ]  # fmt: skip
 
 
-def supernode(folder: Path, node: Node, insecure: bool = False) -> list[str]:
+def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[str]:
     """Return the command that starts a SuperNode.
 
     Args:
@@ -91,7 +91,7 @@ def supernode(folder: Path, node: Node, insecure: bool = False) -> list[str]:
         "state": str((folder / Path(node.state).expanduser()).absolute()),
     }
     command = [
-        sys.executable, "-m", "fedmr_flwr.deployment.supernode",
+        sys.executable, "-m", "fedmr_flwr.wire.flower.supernode",
         "--superlink", f"{_bracketed(node.superlink)}:{node.fleet_port if over_grpc() else node.port}",
         "--port", str(node.local_port),
         "--node-config", " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items()),
@@ -102,7 +102,7 @@ def supernode(folder: Path, node: Node, insecure: bool = False) -> list[str]:
     return command + secure
 
 
-def configuration(folder: Path, server: Server, insecure: bool = False) -> str:
+def configuration(folder: Path, server: ServerSettings, insecure: bool = False) -> str:
     """Return Flower's configuration, with which its commands find a server from its own machine.
 
     Args:
@@ -114,22 +114,21 @@ def configuration(folder: Path, server: Server, insecure: bool = False) -> str:
     address = "127.0.0.1" if host in _EVERYWHERE else _bracketed(host)
     trust = "insecure = true" if insecure else f"root-certificates = {json.dumps(str(folder / AUTHORITY))}"
     return (
-        f'[superlink]\ndefault = "{FEDERATION}"\n\n'
-        f'[superlink.{FEDERATION}]\naddress = "{address}:{server.port}"\n{trust}\n'
+        f'[superlink]\ndefault = "{SUPERLINK}"\n\n'
+        f'[superlink.{SUPERLINK}]\naddress = "{address}:{server.port}"\n{trust}\n'
     )
 
 
-def configure(folder: Path, server: Server, insecure: bool = False) -> dict[str, str]:
+def configure(folder: Path, server: ServerSettings, insecure: bool = False) -> dict[str, str]:
     """Write Flower's configuration into a server's folder, and return the environment of its commands."""
     home = folder / "flower"
     with writing(home):
         home.mkdir(exist_ok=True)
     write_aside(home / "config.toml", configuration(folder, server, insecure).encode())
-    # At a server the wait is only for the start of a run, and looking costs it a tenth of a processor.
-    return environment(FLWR_HOME=str(home), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="1")
+    return server_environment(home)
 
 
-def _control_host(server: Server) -> str:
+def _control_host(server: ServerSettings) -> str:
     """Return where the SuperLink listens for commands, runs and its own processes."""
     return "127.0.0.1" if over_grpc() else server.listen
 

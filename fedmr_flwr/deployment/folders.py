@@ -19,7 +19,7 @@ S = TypeVar("S", bound=Section)
 AUTHORITY, CERTIFICATE, SERVER_KEY, NODE_KEY = "ca.crt", "server.crt", "server.key", "node.key"
 
 
-class Server(Section):
+class ServerSettings(Section):
     """A server's own settings, server.yaml.
 
     Attributes:
@@ -35,7 +35,7 @@ class Server(Section):
     port: int = Field(8000, ge=1, le=65535)
 
 
-class Node(Section):
+class NodeSettings(Section):
     """A node's own settings, node.yaml: nothing of them is chosen by the server.
 
     Attributes:
@@ -62,7 +62,7 @@ class Node(Section):
     state: str = "state"
 
 
-def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[Server, list[Node]]:
+def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[ServerSettings, list[NodeSettings]]:
     """Make the folders of a deployment: certificates, keys and settings.
 
     Args:
@@ -74,7 +74,7 @@ def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[Server, list
         The settings of the server and of the nodes.
 
     Raises:
-        ConfigError: a name is none.
+        ConfigError: a host is neither a name nor an address.
         RunFolderError: the folder is not empty, or cannot be written.
     """
     if wrong := [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", host) and not _is_address(host)]:
@@ -91,12 +91,12 @@ def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[Server, list
     write_aside(server / AUTHORITY, authority.certificate)
     write_aside(server / CERTIFICATE, certificate)
     write_private(server / SERVER_KEY, key)
-    own = Server(hosts=list(hosts))
+    own = ServerSettings(hosts=list(hosts))
     _write(server / "server.yaml", own)
     return own, [_create_node(folder, number, hosts[0], authority) for number in range(nodes)]
 
 
-def _create_node(folder: Path, number: int, superlink: str, authority: Authority) -> Node:
+def _create_node(folder: Path, number: int, superlink: str, authority: Authority) -> NodeSettings:
     path = folder / f"node-{number}"
     with writing(path):
         path.mkdir(mode=0o700)
@@ -105,7 +105,7 @@ def _create_node(folder: Path, number: int, superlink: str, authority: Authority
     write_aside(path / AUTHORITY, authority.certificate)
     write_private(path / NODE_KEY, private)
     # Ports of their own, so that several nodes can share a machine.
-    node = Node(client=number, name=f"node-{number}", superlink=superlink, local_port=9094 + number)
+    node = NodeSettings(client=number, name=f"node-{number}", superlink=superlink, local_port=9094 + number)
     _write(path / "node.yaml", node)
     return node
 
@@ -117,22 +117,22 @@ def _is_address(host: str) -> bool:
         return False
 
 
-def read_server(folder: Path) -> Server:
+def read_server(folder: Path) -> ServerSettings:
     """Read a server's settings.
 
     Raises:
         ConfigError: they are missing or wrong.
     """
-    return _read(folder / "server.yaml", Server)
+    return _read(folder / "server.yaml", ServerSettings)
 
 
-def read_node(folder: Path) -> Node:
+def read_node(folder: Path) -> NodeSettings:
     """Read a node's settings.
 
     Raises:
         ConfigError: they are missing or wrong.
     """
-    return _read(folder / "node.yaml", Node)
+    return _read(folder / "node.yaml", NodeSettings)
 
 
 def _write(path: Path, settings: Section) -> None:
@@ -140,12 +140,12 @@ def _write(path: Path, settings: Section) -> None:
 
 
 def _read(path: Path, kind: type[S]) -> S:
-    what = "server" if kind is Server else "node"
+    what = "server" if kind is ServerSettings else "node"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
         raise ConfigError(
-            f"{path.parent} is no {what}'s folder: it holds no {path.name}; make one with `fedmr deploy init`"
+            f"{path.parent} is not a {what}'s folder: it holds no {path.name}; make one with `fedmr deploy init`"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from fedmr_flwr.deployment.commands import FEDERATION, configuration, over_grpc
-from fedmr_flwr.deployment.folders import Node, Server
+from fedmr_flwr.deployment.commands import SUPERLINK, configuration, over_grpc
+from fedmr_flwr.deployment.folders import NodeSettings, ServerSettings
 
 _TEXT = """\
 # A deployment of fedmr_flwr
@@ -28,8 +28,7 @@ The server must be reachable by the nodes on port {port}/tcp, and by nobody else
 ```bash
 fedmr deploy server server
 ```
-It lets in the nodes whose public keys lie in `server/nodes/`, and no others. What can be set stands in
-`server/server.yaml`.
+Only nodes whose public keys are in `server/nodes/` may connect. What can be set is in `server/server.yaml`.
 
 ## 2. On each node
 Set `data` in the node's `node.yaml` to its own examples, an npz file with `x_train` and `y_train`, or to a folder
@@ -41,11 +40,11 @@ with the files of the run's data set; and `device`, if the machine has several G
 ## 3. A run, on the server
 ```bash
 export FLWR_HOME=$PWD/server/flower
-fedmr run CONF clients={clients} clients-per-round={clients} --federation {federation}
+fedmr run CONF clients={clients} clients-per-round={clients} --federation {superlink}
 ```
-with `partition.name=nodes` if the nodes have examples of their own. Runs go on with
-`fedmr resume RUN`, also after the server was stopped. Plain `flwr run APP {federation}` works, too, without live
-rounds. `flwr list {federation}` shows all runs, `flwr supernode list {federation}` the nodes. docs/deployment.md of
+with `partition.name=nodes` if the nodes have examples of their own. Resume a run with
+`fedmr resume RUN`, also after the server was stopped. Plain `flwr run APP {superlink}` works, too, without live
+rounds. `flwr list {superlink}` shows all runs, `flwr supernode list {superlink}` the nodes. docs/deployment.md of
 the project has more: systemd units, what is private, trouble.
 
 ## Flower's configuration
@@ -55,7 +54,7 @@ the project has more: systemd units, what is private, trouble.
 """
 
 
-def text(server: Server, nodes: list[Node]) -> str:
+def text(server: ServerSettings, nodes: list[NodeSettings]) -> str:
     """Write the README of a deployment.
 
     Args:
@@ -69,6 +68,6 @@ def text(server: Server, nodes: list[Node]) -> str:
         rows="\n".join(f"| `{folder}/` | a node | `node.key` |" for folder in folders),
         port=server.fleet_port if over_grpc() else server.port,
         starts="\n".join(f"fedmr deploy node {folder}" for folder in folders),
-        federation=FEDERATION,
+        superlink=SUPERLINK,
         configuration=configuration(Path("/ABSOLUTE/PATH/TO/server"), server),
     )

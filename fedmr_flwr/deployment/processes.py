@@ -1,7 +1,6 @@
-"""Running the parts of a deployment: a SuperLink that lets the nodes of its folder in, and SuperNodes."""
+"""Running the parts of a deployment: a SuperLink that admits the nodes of its folder, and SuperNodes."""
 
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,25 +11,26 @@ import psutil
 
 from fedmr_flwr.deployment import commands
 from fedmr_flwr.deployment.admission import admit
-from fedmr_flwr.deployment.folders import Node, Server
+from fedmr_flwr.deployment.folders import NodeSettings, ServerSettings
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.files import writing
-from fedmr_flwr.launch.flower import Connection, environment
+from fedmr_flwr.wire.flower.commands import Connection, ignoring_interrupts
+from fedmr_flwr.wire.flower.environment import HOME, environment
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
-# So long a SuperLink takes a node that was killed for one that is still there, and refuses to let it in again.
-_REFUSED_SECONDS, _AGAIN_SECONDS = 90.0, 10.0
+# How long a SuperLink takes a node that was killed for one that is connected, and refuses it.
+_REFUSED_SECONDS, _RETRY_SECONDS = 90.0, 10.0
 
 
-def serve(folder: Path, server: Server, insecure: bool, say: Callable[[str], None]) -> None:
+def run_superlink(folder: Path, server: ServerSettings, insecure: bool, report: Callable[[str], None]) -> None:
     """Run a SuperLink in the foreground, until it is stopped.
 
     Args:
         folder: of the server.
         server: its settings.
         insecure: without TLS and keys, on this machine only.
-        say: prints a line.
+        report: called with each line for the user.
 
     Raises:
         ConfigError: it would be insecure and reachable from elsewhere.
@@ -42,31 +42,31 @@ def serve(folder: Path, server: Server, insecure: bool, say: Callable[[str], Non
         _wait(process, env)
         if not insecure:
             admitted, new, revoked = admit(folder, env)
-            say(f"{admitted} nodes may connect, {new} of them are new" + f", {revoked} may no more" * bool(revoked))
+            report(f"admitted {admitted} nodes ({new} new)" + f", revoked {revoked}" * bool(revoked))
             if not commands.over_grpc():
-                say(
-                    f"whoever reaches port {server.port} and has ca.crt can also submit runs and let nodes in: see "
+                report(
+                    f"whoever reaches port {server.port} and has ca.crt can also submit runs and admit nodes: see "
                     "'Firewall' in docs/deployment.md"
                 )
         port = server.fleet_port if commands.over_grpc() else server.port
-        say(f"ready for nodes on {server.listen}:{port}; stop it with Ctrl-C")
-        home = shlex.quote(env["FLWR_HOME"])
-        say(f"export FLWR_HOME={home}  # then: fedmr run CONF --federation {commands.FEDERATION}")
+        report(f"ready for nodes on {server.listen}:{port}; stop it with Ctrl-C")
+        home = shlex.quote(env[HOME])
+        report(f"export {HOME}={home}  # then: fedmr run CONF --federation {commands.SUPERLINK}")
         raise EngineError(f"Flower's SuperLink ended with status {process.wait()}; its lines above say why")
 
 
-def train(folder: Path, node: Node, insecure: bool, say: Callable[[str], None]) -> None:
+def run_supernode(folder: Path, node: NodeSettings, insecure: bool, report: Callable[[str], None]) -> None:
     """Run a SuperNode in the foreground, until it is stopped.
 
     Args:
         folder: of the node.
         node: its settings.
         insecure: without TLS and keys, to a server on this machine only.
-        say: prints a line.
+        report: called with each line for the user.
 
     Raises:
         ConfigError: it has no data, or it would be insecure and go elsewhere.
-        EngineError: it ends by itself, also when it is tried again for some time after its start.
+        EngineError: it ends by itself; in the first minute and a half it is started again instead.
     """
     command = commands.supernode(folder, node, insecure)
     home = folder / "flower"
@@ -74,15 +74,15 @@ def train(folder: Path, node: Node, insecure: bool, say: Callable[[str], None]) 
         home.mkdir(exist_ok=True)
     began = time.monotonic()
     while True:
-        with _running(command, environment(FLWR_HOME=str(home)), folder) as process:
+        with _running(command, environment(home), folder) as process:
             status = process.wait()
         if time.monotonic() - began > _REFUSED_SECONDS:
             raise EngineError(f"Flower's SuperNode ended with status {status}; its lines above say why")
-        say(
-            f"the SuperNode ended, its lines above say why; trying again in {_AGAIN_SECONDS:g} s, because a node "
-            "that was killed is let in again only after a minute"
+        report(
+            f"the SuperNode ended, its lines above say why; trying again in {_RETRY_SECONDS:g} s, because a node "
+            "that was killed is admitted again only after a minute"
         )
-        time.sleep(_AGAIN_SECONDS)
+        time.sleep(_RETRY_SECONDS)
 
 
 @contextmanager
@@ -92,18 +92,22 @@ def _running(command: list[str], env: dict[str, str], folder: Path) -> Iterator[
     try:
         yield process
     finally:
-        patience = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave it behind
-        family: list[psutil.Process] = [process]
+        with ignoring_interrupts():
+            _stop(process)
+
+
+def _stop(process: psutil.Popen) -> None:
+    """End a process and those that it started."""
+    family: list[psutil.Process] = [process]
+    with suppress(psutil.NoSuchProcess):
+        family += process.children(recursive=True)
+    with suppress(psutil.NoSuchProcess):
+        process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+    for one in alive:  # clients, for instance, that still look for their node
         with suppress(psutil.NoSuchProcess):
-            family += process.children(recursive=True)
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
-        _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-        for one in alive:  # clients, for instance, that still look for their node
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(alive)
-        signal.signal(signal.SIGINT, patience)
+            one.kill()
+    psutil.wait_procs(alive)
 
 
 def _wait(process: psutil.Popen, env: dict[str, str]) -> None:
@@ -116,7 +120,7 @@ def _wait(process: psutil.Popen, env: dict[str, str]) -> None:
                 "is in use"
             )
         with suppress(EngineError):
-            Connection(commands.FEDERATION, env).command("list", commands.FEDERATION)
+            Connection(commands.SUPERLINK, env).command("list", commands.SUPERLINK)
             return
         time.sleep(0.3)
     raise EngineError(f"Flower's SuperLink did not answer in {_START_SECONDS:.0f} s")

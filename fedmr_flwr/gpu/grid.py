@@ -24,7 +24,7 @@ from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.training.devices import arithmetic, is_want_of_memory, pick_device, place, threads
 from fedmr_flwr.training.evaluation import evaluate
-from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed, named, reason_of
+from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed, reason_of
 from fedmr_flwr.wire.messages import ARRAYS, FLOATS
 from fedmr_flwr.wire.npy import DeviceArray
 
@@ -88,7 +88,7 @@ class GpuGrid(InProcessGrid):
                 self._tell()
                 waves = ceil(len(waiting) / self._most)
                 self._wave(waiting[: ceil(len(waiting) / waves)])
-        return [named(turn.reply) for turn in turns if turn.reply]
+        return [turn.reply for turn in turns if turn.reply]
 
     def _wave(self, turns: Sequence["_Turn"]) -> None:
         """Train some clients side by side; those who find no memory wait for the next wave, if it is for fewer."""

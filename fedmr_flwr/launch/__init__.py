@@ -1,1 +1,1 @@
-"""How a run is started: the engines, and the programs that they need."""
+"""How a run is started: the choice of its engine, and the programs that the engine needs."""

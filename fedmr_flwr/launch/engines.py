@@ -1,12 +1,15 @@
 """The choice of what carries the messages between server and clients."""
 
+import logging
 from collections.abc import Callable
 
 from flwr.serverapp import Grid
-from flwr.superlink.grid import InMemoryGrid
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs import folder
+from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
@@ -15,21 +18,49 @@ from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 ENGINES = ("ray", "in-process", "deployment", "gpu")
 
 
-def is_simulation(flower: Grid) -> bool:
-    """Tell whether the clients behind the Grid that Flower gave a ServerApp are simulated."""
-    return isinstance(flower, InMemoryGrid)
+def run(settings: Settings, display: Display, prepared: RunFolder | None = None) -> RunFolder:
+    """Run a federation with the engine of its settings, or continue one, from start to end.
+
+    Args:
+        settings: what to run; in a new folder under runs/ if they name none.
+        display: shows the rounds; started and stopped here.
+        prepared: the run's folder, if it is made already, perhaps by an earlier server that was stopped.
+
+    Returns:
+        The run folder, complete.
+
+    Raises:
+        FedmrError: the configuration, the data or the federation is wrong, or Flower failed.
+    """
+    from fedmr_flwr.data import datasets
+
+    settings = folder.choose(settings)
+    datasets.load(settings.data, settings.data_dir)  # may take minutes, with a progress bar of its own
+    with display:
+        if settings.engine == "ray":
+            from fedmr_flwr.launch import ray
+
+            return ray.run(settings, display, prepared)
+        if settings.engine == "deployment":
+            from fedmr_flwr.launch import on_superlink
+
+            return on_superlink.run(settings, display, prepared)
+        from fedmr_flwr.server.run import run as serve
+
+        logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies comment on every round
+        return serve(settings, grid_of(settings, report=display.print), display, prepared)
 
 
-def grid_of(settings: Settings, flower: Grid | None = None, say: Callable[[str], None] = lambda _: None) -> Grid:
+def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[str], None] = lambda _: None) -> Grid:
     """Return the Grid of a run's engine.
 
     Args:
         settings: the run.
         flower: the Grid that Flower gave the ServerApp, if it runs in one.
-        say: is told what concerns the user.
+        report: called with what concerns the user, a line at a time.
 
     Raises:
-        ConfigError: there is no such engine.
+        ConfigError: there is no such engine, or it needs Flower.
         DeviceError: it needs a GPU, and there is none.
     """
     if settings.engine not in ENGINES:
@@ -41,7 +72,7 @@ def grid_of(settings: Settings, flower: Grid | None = None, say: Callable[[str],
     if settings.engine == "gpu":
         from fedmr_flwr.gpu.grid import GpuGrid
 
-        return GpuGrid(settings, say)
+        return GpuGrid(settings, report)
     if flower is None:
         raise ConfigError(f"engine '{settings.engine}' runs under Flower; use `fedmr run` or `flwr run`")
     return SuperLinkGrid(flower) if settings.engine == "deployment" else flower

@@ -1,23 +1,23 @@
 """The deployment engine: a run on a SuperLink whose nodes are machines of their own."""
 
-import signal
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError, EngineError, RunFolderError
-from fedmr_flwr.launch.flower import Connection, environment
+from fedmr_flwr.launch.flower import follow, is_finished, launching, submit
 from fedmr_flwr.report.display import Display
-from fedmr_flwr.runs.folder import RunFolder, launching
-from fedmr_flwr.server.experiment import Experiment
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.wire.flower.commands import Connection, ignoring_interrupts
+from fedmr_flwr.wire.flower.environment import HOME, environment
 
-_LOOK_SECONDS = 3.0
+_CHECK_SECONDS = 3.0
 
 
 def run(settings: Settings, display: Display, prepared: RunFolder | None = None) -> RunFolder:
-    """Run a federation on a SuperLink, or go on with one, from the SuperLink's own machine.
+    """Run a federation on a SuperLink, or resume one, from the SuperLink's own machine.
 
     Args:
-        settings: what to run, with its folder and its federation.
+        settings: what to run, with its folder and the SuperLink's name.
         display: shows the rounds.
         prepared: the run's folder, if it is made already, perhaps by an earlier server that was stopped.
 
@@ -25,42 +25,33 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
         The run folder, complete.
 
     Raises:
-        FedmrError: the configuration, the data or the federation is at fault, or Flower failed.
+        FedmrError: the configuration, the data or the federation is wrong, or Flower failed.
     """
-    if settings.federation is None:
+    name = settings.federation
+    if name is None:
         raise ConfigError("engine deployment needs a SuperLink: name it with --federation NAME")
-    connection = Connection(settings.federation, environment())
+    connection = Connection(name, environment())
     try:
-        connection.command("list", settings.federation)
+        connection.command("list", name)
     except EngineError as error:
         raise EngineError(
-            f"the SuperLink '{settings.federation}' does not answer ({error}); is `fedmr deploy server` running, and "
-            "FLWR_HOME what it says?"
+            f"the SuperLink '{name}' does not answer ({error}); check that `fedmr deploy server` is running "
+            f"and that {HOME} is what it prints"
         ) from None
-    Experiment(settings)  # finds what is wrong before anything is written
-    out = None
-    with ExitStack() as stack:
-        if prepared is not None:
-            out = launching(prepared, stack)
-        run_id = None
+    with launching(settings, prepared) as out:
+        run_id = submit(connection, settings, out)
         try:
-            out = out or launching(RunFolder.create(settings), stack)
-            run_id = connection.submit(settings, out)
-            connection.follow(run_id, out, display, lambda: _ended(connection, run_id, out), _LOOK_SECONDS)
-        except BaseException as error:
-            if run_id:
-                _stop(connection, settings.federation, run_id)
-            if out is not None:
-                with suppress(RunFolderError), out.locked():  # another's run that goes on there has not failed
-                    out.fail(error)
+            follow(connection, run_id, out, display, lambda: _server_died(connection, run_id, out), _CHECK_SECONDS)
+        except BaseException:
+            _stop(connection, run_id)
             raise
     return out
 
 
-def _ended(connection: Connection, run_id: str, out: RunFolder) -> bool:
-    """Tell whether the ServerApp has ended without a word."""
+def _server_died(connection: Connection, run_id: str, out: RunFolder) -> bool:
+    """Return whether the ServerApp has ended without writing that the run has."""
     if out.status == "starting":
-        return connection.status(run_id)[0].startswith("finished")
+        return is_finished(connection, run_id)
     try:
         with out.locked():  # as it does while it lives; the SuperLink misses it only after a minute
             return out.status == "running"
@@ -68,9 +59,7 @@ def _ended(connection: Connection, run_id: str, out: RunFolder) -> bool:
         return False
 
 
-def _stop(connection: Connection, federation: str, run_id: str) -> None:
-    """End a run that may still be going on: the SuperLink and its nodes stay, and would go on with it."""
-    patience = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(EngineError):
-        connection.command("stop", run_id, federation)
-    signal.signal(signal.SIGINT, patience)
+def _stop(connection: Connection, run_id: str) -> None:
+    """Stop a run that may still be running: the SuperLink and its nodes stay, and would continue it."""
+    with ignoring_interrupts(), suppress(EngineError):
+        connection.command("stop", run_id, connection.name)

@@ -1,4 +1,4 @@
-"""Which Ray a run uses: one of its own, or a cluster to join; looked at before anything is written."""
+"""Which Ray a run uses, one of its own or a cluster to join; checked before anything is written."""
 
 import json
 import os
@@ -11,9 +11,8 @@ import torch
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError, EngineError
+from fedmr_flwr.wire.flower.environment import RAY_ADDRESS
 
-# From this variable Ray takes what to join.
-ADDRESS = "RAY_ADDRESS"
 _CONNECT_SECONDS = 5.0
 _JOIN_SECONDS = 120.0
 # Joins a cluster just as Flower will; a process of its own, because Ray takes over signals and threads.
@@ -29,14 +28,14 @@ print(json.dumps(answer))
 
 
 def address_of(settings: Settings) -> str:
-    """Return what Ray is to join: the setting, else what the environment says, else "local", a Ray of its own.
+    """Return what Ray is to join: the setting, else what the environment names, else "local", a Ray of its own.
 
     Raises:
-        ConfigError: it has not the form of an address.
+        ConfigError: it does not have the form of an address.
     """
     name, address = "ray-address", settings.ray_address
     if address is None:
-        name, address = ADDRESS, os.environ.get(ADDRESS) or "local"
+        name, address = RAY_ADDRESS, os.environ.get(RAY_ADDRESS) or "local"
     if address not in ("auto", "local") and not re.fullmatch(r"(\[[^\[\]\s]+\]|[^:/\[\]\s]+):\d{1,5}", address):
         raise ConfigError(f"{name} = {address!r}: write host:port as `ray start` prints it, auto or local")
     return address
@@ -73,7 +72,7 @@ def _check_cluster(settings: Settings, address: str) -> None:
             raise EngineError(
                 f"{where} does not answer ({error}); start it with `ray start`, or set ray-address=local"
             ) from None
-    env = os.environ | {ADDRESS: address, "RAY_gcs_server_request_timeout_seconds": "10"}
+    env = os.environ | {RAY_ADDRESS: address, "RAY_gcs_server_request_timeout_seconds": "10"}
     try:
         joined = subprocess.run(
             [sys.executable, "-c", _JOIN], env=env,
@@ -83,8 +82,8 @@ def _check_cluster(settings: Settings, address: str) -> None:
     except subprocess.TimeoutExpired:
         answer = f"no answer in {_JOIN_SECONDS:.0f} s"
     except (IndexError, ValueError):
-        said = joined.stderr.strip().splitlines()
-        answer = f"Ray ended with status {joined.returncode}" + (f", {said[-1]}" if said else "")
+        lines = joined.stderr.strip().splitlines()
+        answer = f"Ray ended with status {joined.returncode}" + (f", {lines[-1]}" if lines else "")
     if isinstance(answer, str):
         raise EngineError(
             f"{where} cannot be joined: {' '.join(answer.split()).rstrip('.:')}; "

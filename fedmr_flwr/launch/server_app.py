@@ -9,12 +9,16 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedmr_flwr import config
+from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display, quiet
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.run import run
+from fedmr_flwr.wire.flower import serverapp
+from fedmr_flwr.wire.flower.environment import RAY_ADDRESS
+from fedmr_flwr.wire.flower.simulation import is_simulation
 
 app = ServerApp()
 
@@ -26,24 +30,41 @@ def main(grid: Grid, context: Context) -> None:
     if not conf.is_absolute():
         conf = Path(__file__).parents[2] / conf  # the files of conf/ travel with the app
     settings = folder.choose(config.load(conf, _words(str(context.run_config["set"]))))
-    if settings.engine == "ray" and not engines.is_simulation(grid):  # `flwr run` chooses by its federation
-        settings = settings.model_copy(update={"engine": "deployment"})
-    if settings.engine == "ray" and settings.ray_address not in (None, os.environ.get("RAY_ADDRESS")):
-        raise ConfigError(
-            "ray-address comes too late under `flwr run`, where Ray starts before the configuration is read; "
-            f"export RAY_ADDRESS={settings.ray_address} before the SuperLink starts, or leave ray-address out"
-        )
+    quiet()
+    display = Display(settings.rounds, Console(width=120))
+    if not is_simulation(grid):
+        serverapp.apply()
+        settings = _deployed(settings, display)
+    _check_ray_address(settings)
     assert settings.run_dir is not None
     # `fedmr run` and `fedmr resume` have prepared the folder and hand over the configuration that lies in it.
     out = RunFolder(settings.run_dir)
     prepared = conf == out.config and out.status == "starting"
-    quiet()
-    console = Console(width=120)
-    path = f"run folder: {settings.run_dir}"
-    console.print(path, soft_wrap=True, highlight=False, markup=False)
-    with Display(settings.rounds, console) as display:
-        run(settings, engines.grid_of(settings, grid, display.say), display, out if prepared else None)
-    console.print(path, soft_wrap=True, highlight=False, markup=False)
+    display.print(f"run folder: {settings.run_dir}")
+    with display:
+        run(settings, engines.grid_of(settings, grid, display.print), display, out if prepared else None)
+    display.print(f"run folder: {settings.run_dir}")
+
+
+def _deployed(settings: Settings, display: Display) -> Settings:
+    """Return the settings for clients that are no simulation, which the federation of `flwr run` decides."""
+    if settings.engine != "ray":
+        return settings
+    display.print("engine: deployment, not ray: the clients of this SuperLink are not simulated")
+    return settings.model_copy(update={"engine": "deployment"})
+
+
+def _check_ray_address(settings: Settings) -> None:
+    """Refuse an address of Ray that comes too late.
+
+    Raises:
+        ConfigError: Ray has been started without it.
+    """
+    if settings.engine == "ray" and settings.ray_address not in (None, os.environ.get(RAY_ADDRESS)):
+        raise ConfigError(
+            "ray-address comes too late under `flwr run`, where Ray starts before the configuration is read; "
+            f"export {RAY_ADDRESS}={settings.ray_address} before the SuperLink starts, or leave ray-address out"
+        )
 
 
 def _words(text: str) -> list[str]:

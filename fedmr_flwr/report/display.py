@@ -65,24 +65,24 @@ class Display:
         if self._console.is_terminal:
             self._bar.update(self._task, completed=row["round"], numbers=describe(self._latest))
         else:
-            self.say(f"round {row['round']}/{self._rounds}  {describe(row)}")
+            self.print(f"round {row['round']}/{self._rounds}  {describe(row)}")
         for client in row.get("lost-state", ()):
-            self.say(f"  client {client}: what it kept of earlier rounds is lost; it began anew")
+            self.print(f"  client {client}: its state of earlier rounds is lost; it restarted from zero")
         for failed in row.get("failed", ()):
-            self.say(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
+            self.print(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
 
     def show_resumed(self, resumed: Mapping[str, Any]) -> None:
-        """Say from where a run goes on.
+        """Report from where a run continues.
 
         Args:
             resumed: the entry of the manifest.
         """
         for problem in resumed["problems"]:
-            self.say(f"{problem}; the one before it is used")
-        self.say(f"going on after round {resumed['after-round']}")
+            self.print(f"{problem}; the one before it is used")
+        self.print(f"resuming after round {resumed['after-round']}")
         self._bar.update(self._task, completed=resumed["after-round"])
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line above the progress bar."""
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -139,6 +139,23 @@ class RunFolder:
                 file.flush()
             yield
 
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """Keep others from starting a server in the folder inside the block, and write down why it failed.
+
+        Raises:
+            RunFolderError: another process is using the folder.
+        """
+        with self.locked(launching=True):
+            with self.locked():
+                self.note(status="starting", error=None, waiting=None)
+            try:
+                yield
+            except BaseException as error:
+                with suppress(RunFolderError), self.locked():  # a server that still runs has not failed
+                    self.fail(error)
+                raise
+
     def note(self, **facts: Any) -> None:
         """Add facts to the manifest; None takes one away."""
         manifest = {name: fact for name, fact in (self.read_manifest() | facts).items() if fact is not None}
@@ -223,18 +240,6 @@ class RunFolder:
             The SHA-256 of the file.
         """
         return write_tensors(self.model, tensors)
-
-
-def launching(out: RunFolder, stack: ExitStack) -> RunFolder:
-    """Let no other process start a server in the folder while a stack is open, and say that one is starting.
-
-    Raises:
-        RunFolderError: another process is using the folder.
-    """
-    stack.enter_context(out.locked(launching=True))
-    with out.locked():
-        out.note(status="starting", error=None, waiting=None)
-    return out
 
 
 def versions() -> dict[str, str]:

@@ -91,5 +91,14 @@ class Experiment:
         return f"{settings.strategy.name}{described} · {settings.division()} · seed {settings.seed}"
 
 
+def check(settings: Settings) -> None:
+    """Check a run's configuration and data, before anything is written.
+
+    Raises:
+        FedmrError: something in the configuration or the data is wrong.
+    """
+    Experiment(settings)
+
+
 def _plain(value: Any) -> str:
     return describe(value) if isinstance(value, tuple) else str(value)

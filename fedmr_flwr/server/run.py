@@ -1,6 +1,7 @@
 """The server's side of a run, from its settings to its results."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
@@ -39,31 +40,38 @@ def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | 
     Raises:
         FedmrError: the configuration, the data or the clients are at fault.
     """
-    out = None
-    with ExitStack() as lock:
+    with ExitStack() as stack:
+        out = prepared
+        if out is not None:
+            stack.enter_context(_serving(out))
+        else:
+            assert settings.run_dir is not None
+            folder.check_free(settings.run_dir)
+        experiment = Experiment(settings)
+        if out is None:
+            out = RunFolder.create(settings)
+            stack.enter_context(_serving(out))
+        arrays = _train(experiment, grid, out, display)
+        digest = out.save_model(experiment.layout.unpack(experiment.codec.decode(arrays).on_host()))
+        plots.draw(out)
+        out.note(status="completed", rounds=len(out.read_rows()), **{"model-sha256": digest})
+    return out
+
+
+@contextmanager
+def _serving(out: RunFolder) -> Iterator[None]:
+    """Keep other servers out of a run's folder inside the block, and write down why the run failed.
+
+    Raises:
+        RunFolderError: another process is using the folder.
+    """
+    with out.locked():
         try:
-            if prepared is not None:
-                out = _locked(prepared, lock)
-                out.note(status="starting", error=None)
-            else:
-                assert settings.run_dir is not None
-                folder.check_free(settings.run_dir)
-            experiment = Experiment(settings)
-            out = out or _locked(RunFolder.create(settings), lock)
-            arrays = _train(experiment, grid, out, display)
-            digest = out.save_model(experiment.layout.unpack(experiment.codec.decode(arrays).on_host()))
-            plots.draw(out)
-            out.note(status="completed", rounds=len(out.read_rows()), **{"model-sha256": digest})
+            out.note(status="starting", error=None)
+            yield
         except (Exception, KeyboardInterrupt) as error:
-            if out is not None:
-                out.fail(error)
+            out.fail(error)
             raise
-    return out
-
-
-def _locked(out: RunFolder, lock: ExitStack) -> RunFolder:
-    lock.enter_context(out.locked())
-    return out
 
 
 def _train(experiment: Experiment, grid: Grid, out: RunFolder, display: Display) -> ArrayRecord:

@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 
 from fedmr_flwr.errors import RecordError
+from fedmr_flwr.wire.flower.messages import ErrorCode
 from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, LOST_STATE, METRICS, RETURNS, vectors
 from fedmr_flwr.wire.npy import DeviceArray, view
 
@@ -100,7 +100,7 @@ MOST_EXAMPLES = 1e15
 _LINE = 300
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
-# Flower's error codes (flwr.common.constant.ErrorCode) in words.
+# Flower's error codes in words.
 _RAYS_OWN = re.compile(r"<class 'ray\.exceptions\.(?!RayTaskError)\w+")
 # Those that Flower makes itself: no node has said them.
 NOT_A_NODES = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "fedmr_flwr"
 # From the ground up. A room may import from those before it.
 ROOMS = [
     "errors", "files", "core", "config", "data", "models", "training", "wire", "algorithms", "runs", "client", "gpu",
-    "report", "server", "launch", "deployment", "cli",
+    "report", "server", "deployment", "launch", "cli",
 ]  # fmt: skip
 # What a room may import from outside the standard library and this project, where the design limits it.
 ALLOWED = {
@@ -29,6 +29,12 @@ ALLOWED = {
     "algorithms.classic": {"flwr", "numpy"},
     "runs": {"numpy", "safetensors"},
 }
+# What every room may import of Flower; the rest of it is for wire/flower alone.
+PUBLIC_FLOWER = {
+    "flwr.app", "flwr.clientapp", "flwr.clientapp.mod", "flwr.common", "flwr.server", "flwr.server.client_manager",
+    "flwr.server.client_proxy", "flwr.server.strategy", "flwr.serverapp", "flwr.serverapp.strategy",
+    "flwr.simulation",
+}  # fmt: skip
 MOST_ROOMS, MOST_FLOORS, LONGEST_CHAIN = 18, 9, 14
 
 
@@ -37,8 +43,10 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-# The package's own __init__ only names what users import, and imports it when it is asked for.
-FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}
+# The package's own __init__ only names what users import, and imports it when it is asked for; a __main__ is no more
+# than a call.
+DOORS = {PACKAGE / "__init__.py", PACKAGE / "cli" / "__main__.py"}
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if path not in DOORS}
 
 
 @cache
@@ -103,6 +111,23 @@ def test_imports_only_libraries_of_its_room(module):
     allowed = ALLOWED.get(inner, ALLOWED.get(room_of(module)))
     libraries = {name.split(".")[0] for name in imports(module)} - set(sys.stdlib_module_names) - {"fedmr_flwr"}
     assert allowed is None or libraries <= allowed
+
+
+def flower_modules(module: str) -> set[str]:
+    """Return the modules of Flower that a module imports, or imports names from."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"flwr.{alias.name}" for alias in node.names} if node.module == "flwr" else {str(node.module)}
+    return {name for name in found if name.split(".")[0] == "flwr"}
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if not name.startswith("fedmr_flwr.wire.flower.")])
+def test_uses_only_what_is_public_of_flower(module):
+    assert flower_modules(module) <= PUBLIC_FLOWER
+    assert ".__dict__[" not in FILES[module].read_text(), "private attributes"
 
 
 def test_few_rooms_on_few_floors():

@@ -1,4 +1,4 @@
-"""Which keys a SuperLink is told to let in, and to let in no more."""
+"""Which keys a SuperLink is told to admit, and to revoke."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_keys_in_the_folder_are_let_in_and_those_taken_away_no_more(link, folder):
+def test_keys_in_the_folder_are_admitted_and_removed_ones_revoked(link, folder):
     assert admission.admit(folder, {}) == (3, 3, 0)
     assert admission.admit(folder, {}) == (3, 0, 0)
     (folder / "nodes/b.pub").unlink()
@@ -65,11 +65,11 @@ def test_a_new_database_begins_with_the_keys_of_the_folder(link, folder):
     assert sorted(json.loads((folder / "registered.json").read_text())) == ["key of a", "key of c"]
 
 
-def test_a_key_that_cannot_be_taken_back_is_an_error(link, folder):
+def test_a_key_that_cannot_be_revoked_is_an_error(link, folder):
     admission.admit(folder, {})
     (folder / "nodes/b.pub").unlink()
     link.trouble = "the SuperLink is tired"
-    with pytest.raises(EngineError, match=r"still lets in node 2, whose key was removed .* remove state\.db"):
+    with pytest.raises(EngineError, match=r"still admits node 2, whose key was removed .* remove state\.db"):
         admission.admit(folder, {})
     link.trouble = ""
     assert admission.admit(folder, {}) == (2, 0, 1)

@@ -32,7 +32,7 @@ def dep(tmp_path):
     return tmp_path / "dep"
 
 
-def test_what_is_secret_is_readable_for_its_owner_alone_and_nothing_is_overwritten(fedmr, tmp_path):
+def test_secrets_are_readable_for_their_owner_alone(fedmr, tmp_path):
     status, said, _ = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
     assert status == 0
     assert "README.md says" in said
@@ -56,8 +56,8 @@ def test_what_is_secret_is_readable_for_its_owner_alone_and_nothing_is_overwritt
     ("arguments", "words"),
     [
         (("init", "new", "--host", "https://a", "--nodes", 1), "write the name or address of the server"),
-        (("server", "nowhere"), "is no server's folder: it holds no server.yaml"),
-        (("node", "nowhere"), "is no node's folder: it holds no node.yaml"),
+        (("server", "nowhere"), "is not a server's folder: it holds no server.yaml"),
+        (("node", "nowhere"), "is not a node's folder: it holds no node.yaml"),
     ],
 )
 def test_a_users_mistake_is_one_line(fedmr, tmp_path, monkeypatch, arguments, words):
@@ -125,7 +125,9 @@ def test_up_to_1_39_commands_are_taken_from_the_servers_own_machine_alone(dep, m
         assert command[command.index("--host") + 1] == host
         assert 'address = "127.0.0.1:8000"' in commands.configuration(dep / "server", server)
     elsewhere = server.model_copy(update={"listen": "10.0.0.5"})
-    with pytest.raises(ConfigError, match="listen is 10.0.0.5 in server.yaml, for which the certificate is not made"):
+    with pytest.raises(
+        ConfigError, match="listen is 10.0.0.5 in server.yaml, for which the certificate is not valid"
+    ):
         commands.superlink(dep / "server", elsewhere)
     monkeypatch.setattr(commands, "over_grpc", lambda: True)
     command = commands.superlink(dep / "server", elsewhere)

@@ -134,7 +134,7 @@ def test_after_the_death_of_the_server_a_run_goes_on_to_the_same_model(deploymen
         machine.kill()
         said, error = second.communicate(timeout=180)
         assert (second.returncode, error.count("\n")) == (1, 1), error
-        assert "going on after round " in said
+        assert "resuming after round " in said
         assert len(out.read_rows()) < 12
 
         stack.enter_context(server(env, deployment))

@@ -73,7 +73,7 @@ def test_four_nodes_train_the_model_of_one_process_and_strangers_stay_out(deploy
         assert done.returncode == 0, done.stderr
     with ExitStack() as stack:
         said = stack.enter_context(server(env, folder)).said()
-        assert "4 nodes may connect, 4 of them are new" in said
+        assert "admitted 4 nodes (4 new)" in said
         # The impostor's way works with the right private key, so that it is the key for which it is refused.
         stack.enter_context(with_keys_of(folder, env, "dep/node-0", claimed="node-0"))
         for client in range(1, 4):
@@ -98,7 +98,7 @@ def test_four_nodes_train_the_model_of_one_process_and_strangers_stay_out(deploy
     # A key that is taken away opens no more.
     (folder / "dep/server/nodes/node-3.pub").unlink()
     with server(env, folder) as link, node(env, folder, "dep/node-3") as former:
-        assert "3 nodes may connect, 0 of them are new, 1 may no more" in link.said()
+        assert "admitted 3 nodes (0 new), revoked 1" in link.said()
         former.until("Failed to activate SuperNode")
     for name in RUNS:
         assert manifest(folder / name)["engine"] == "deployment"

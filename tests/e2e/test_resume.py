@@ -51,7 +51,7 @@ def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(
     said, error = second.communicate(timeout=120)
     assert busy.returncode == 1
     assert "run is in use by process " in busy.stderr
-    assert "going on after round " in said
+    assert "resuming after round " in said
     assert f"round {before - before % 3 + 1}/120" in said
     assert "round 1/120" not in said, "only what is new is shown"
     assert (second.returncode, error.count("\n")) == (1, 1)

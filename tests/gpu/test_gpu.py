@@ -413,7 +413,7 @@ def test_on_a_gpu_that_is_too_small_a_round_is_trained_in_waves_and_the_server_f
     free()
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
-        out = run(b, engines.grid_of(b, say=said.append))
+        out = run(b, engines.grid_of(b, report=said.append))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert digest(out) == digest(expected)
@@ -440,7 +440,7 @@ def test_on_a_gpu_a_capture_that_finds_no_memory_is_tried_again_with_nothing_lef
     monkeypatch.setattr(GraphSlot, "_captured", trying)
     monkeypatch.setattr(LocalRule, "loss", starving)
     said = []
-    out = run(on_gpu(b), engines.grid_of(on_gpu(b), say=said.append))
+    out = run(on_gpu(b), engines.grid_of(on_gpu(b), report=said.append))
     # Of the first try nothing is left, the gradients before it are gone, and what cuBLAS works with is not.
     gradients = 4 * experiment.Experiment(b).layout.size + 2**14
     assert len(tries) > 4 and not said

@@ -142,7 +142,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(toy, mo
     assert done.exit_code == 0
     said = " ".join(done.output.split())
     assert "round-000003 is damaged: its checksum is wrong; the one before it is used" in said
-    assert "going on after round 2" in done.output
+    assert "resuming after round 2" in done.output
     assert digest(out) == digest(whole)
 
 
@@ -389,7 +389,7 @@ def test_a_client_that_lost_its_state_is_reported_and_begins_anew(toy, monkeypat
     shutil.rmtree(out.client_state / "client-000001")
     done = resume(out.path)
     assert done.exit_code == 0
-    assert "client 1: what it kept of earlier rounds is lost; it began anew" in done.output
+    assert "client 1: its state of earlier rounds is lost; it restarted from zero" in done.output
     assert [row.get("lost-state") for row in out.read_rows()] == [None, None, [1], None]
     assert all(row["failures"] == 0 for row in out.read_rows())
 

@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import yaml
 
 from fedmr_flwr import config
 from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.launch.local_superlink import local_superlink as local_superlink_of
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -43,26 +43,13 @@ def left(env, seconds=20):
     return [" ".join(process.cmdline()) for process in alive]
 
 
-class local_superlink:
-    """A local SuperLink as `flwr run` starts one, with the variables that the README names; stopped by its pid."""
-
-    def __init__(self, folder, env):
-        self.folder, self.env = folder, env
-
-    def __enter__(self):
-        from fedmr_flwr.launch.ray import _SuperLink
-
-        for name in [name for name in os.environ if name.startswith(("FLWR_", "RAY_"))]:
-            self.env.pop(name, None)
-        home = self.folder / "flower"
-        home.mkdir()
-        self.flower = _SuperLink(home)
-        self.flower.wait_until_ready()
-        return self.flower.env
-
-    def __exit__(self, *_):
-        self.flower.stop()
-        shutil.rmtree(self.folder / "flower", ignore_errors=True)
+@contextmanager
+def local_superlink(folder, env):
+    """A local SuperLink as `flwr run` starts one; gives the environment of commands that talk to it."""
+    for name in [name for name in os.environ if name.startswith(("FLWR_", "RAY_"))]:
+        env.pop(name, None)
+    with local_superlink_of(ROOT, folder / "flower.log") as superlink:
+        yield superlink.connection.env
 
 
 def flwr(env, *arguments):

@@ -3,16 +3,13 @@
 import secrets
 from collections.abc import Iterable, Sequence
 from copy import copy
-from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-# Flower's error code for an exception in a ClientApp.
-_CLIENT_RAISED = 2
+from fedmr_flwr.wire.flower.messages import ErrorCode, assign_id
+from fedmr_flwr.wire.flower.tasks import Run, enter_task
 
 
 class InProcessGrid(Grid):
@@ -25,7 +22,7 @@ class InProcessGrid(Grid):
 
     def __init__(self, client_app: ClientApp, clients: int) -> None:
         self._app = client_app
-        self._run = Run.create_empty(run_id=_enter_task())
+        self._run = enter_task()
         # Like Flower's, the identifiers say nothing about the clients' numbers.
         self._numbers = {secrets.randbits(62) + 1: client for client in range(clients)}
         self._contexts: dict[int, Context] = {}
@@ -57,9 +54,9 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Let the clients answer, and return the messages' identifiers."""
-        pushed = [named(message) for message in messages]
+        pushed = [assign_id(message) for message in messages]
         for message, reply in zip(pushed, self._answers(pushed), strict=True):
-            self._replies[message.metadata.message_id] = reply
+            self._replies[message.metadata.message_id] = assign_id(reply)
         return [message.metadata.message_id for message in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -81,7 +78,10 @@ class InProcessGrid(Grid):
             {name: type(record)(dict(record)) for name, record in message.content.items()}  # type: ignore[arg-type]
         )
         try:
-            return named(self._call(own))
+            reply = self._call(own)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
+            return reply
         except Exception as error:  # as under Flower, whatever a client raises is that client's failure
             return failed(message, reason_of(error))
 
@@ -108,23 +108,10 @@ class InProcessGrid(Grid):
 
 
 def reason_of(error: Exception) -> str:
-    """Say what a client has raised."""
+    """Return what a client has raised, as one line."""
     return f"{type(error).__name__}: {error}"
 
 
 def failed(message: Message, reason: str) -> Message:
     """Return the reply of a client that has raised an exception."""
-    return named(Message(Error(_CLIENT_RAISED, reason), reply_to=message))
-
-
-def named(message: Message) -> Message:
-    """Give a message an identifier, which Flower would do when it travels."""
-    message.metadata.__dict__["_message_id"] = str(uuid4())
-    return message
-
-
-def _enter_task() -> int:
-    """Return the run's identifier, giving this process one if Flower did not: messages cannot be made without."""
-    if TaskIdentity._run_id is None:
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    return int(TaskIdentity.run_id)
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

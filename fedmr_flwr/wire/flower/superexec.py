@@ -49,7 +49,12 @@ class ForkingExecutor(SubprocessExecutor):
             process.terminate()
 
 
+def apply() -> None:
+    """Let the SuperExec start its clients with `ForkingExecutor`."""
+    vars(run_superexec)["get_executor"] = lambda *_arguments, **_options: ForkingExecutor()
+
+
 def main() -> None:
     """Run `flower-superexec`."""
-    vars(run_superexec)["get_executor"] = lambda *_arguments, **_options: ForkingExecutor()
+    apply()
     flower_superexec()

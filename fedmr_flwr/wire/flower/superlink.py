@@ -1,4 +1,4 @@
-"""Flower's SuperLink, models in memory: `python -m fedmr_flwr.deployment.superlink ARGUMENTS-OF-FLOWER-SUPERLINK`.
+"""Flower's SuperLink, models in memory: `python -m fedmr_flwr.wire.flower.superlink ARGUMENTS-OF-FLOWER-SUPERLINK`.
 
 With `--database` Flower keeps runs and registered nodes on disk, which a SuperLink needs when it is started again
 after a crash. It keeps all messages there, too, which are of no use then, because their runs have ended; and writing
@@ -10,9 +10,14 @@ from flwr.superlink import config_loader
 from flwr.superlink.cli import flower_superlink
 
 
+def apply() -> None:
+    """Replace the store of messages by the one that Flower uses without `--database`."""
+    vars(config_loader)["ObjectStoreFactory"] = lambda _database: ObjectStoreFactory()
+
+
 def main() -> None:
     """Run `flower-superlink`."""
-    vars(config_loader)["ObjectStoreFactory"] = lambda _database: ObjectStoreFactory()
+    apply()
     flower_superlink()
 
 

@@ -1,0 +1,42 @@
+"""Arguments that several commands share, how help is laid out, and how a line is printed."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+
+# Arguments stand in the text of each command: Typer up to 0.20, which Flower 1.39 needs, loses their help with
+# click 8.5.
+Conf = Annotated[Path, typer.Argument(hidden=True)]
+Overrides = Annotated[list[str] | None, typer.Argument(hidden=True)]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
+
+Engine = Annotated[
+    str | None, typer.Option(metavar="NAME", help="ray, in-process, gpu or deployment; short for engine=NAME.")
+]
+Federation = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="A SuperLink in Flower's configuration; sets engine=deployment."),
+]
+
+
+class Command(TyperCommand):
+    """A command whose help is plain text."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help without the backslashes that Typer up to 0.20 leaves before brackets."""
+        return super().get_help(ctx).replace("\\[", "[")
+
+
+def engine_overrides(engine: str | None, federation: str | None) -> list[str]:
+    """Return the overrides that the options `--engine` and `--federation` stand for."""
+    if federation:
+        return [f"engine={engine or 'deployment'}", f"federation={federation}"]
+    return [f"engine={engine}"] if engine else []
+
+
+def print_line(line: str) -> None:
+    """Print a line as it is, however long."""
+    Console().print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,58 @@
+"""The commands of a deployment: `fedmr deploy init`, `server` and `node`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmr_flwr.cli.arguments import Command, print_line
+from fedmr_flwr.files import write_aside
+
+Dir = Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Without TLS and keys; on this machine only.")]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run clients on machines of their own.")
+
+
+@app.command(cls=Command)
+def init(
+    out: Dir,
+    host: Annotated[
+        list[str], typer.Option(metavar="NAME", help="A name or address of the server; may be repeated.")
+    ],
+    nodes: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How many nodes there are.")],
+) -> None:
+    """Make certificates, keys and settings.
+
+    DIR is a new folder. It gets a folder for the server, one for each node, and a README.md with the commands for
+    each machine.
+    """
+    from fedmr_flwr.deployment import folders, guide
+
+    made = folders.create(out, host, nodes)
+    write_aside(out / "README.md", guide.text(*made).encode())
+    print_line(f"{out / 'README.md'} says what goes where and which commands to run")
+
+
+@app.command(cls=Command)
+def server(folder: Dir, insecure: Insecure = False) -> None:
+    """Run a SuperLink.
+
+    DIR is the server's folder, made by `fedmr deploy init`. Only nodes whose keys are in DIR/nodes may connect.
+    """
+    from fedmr_flwr.deployment import folders, processes
+
+    path = folder.absolute()
+    processes.run_superlink(path, folders.read_server(path), insecure, print_line)
+
+
+@app.command(cls=Command)
+def node(folder: Dir, insecure: Insecure = False) -> None:
+    """Run a SuperNode, which trains on this machine.
+
+    DIR is the node's folder, made by `fedmr deploy init`, with `data` in its node.yaml set to the node's examples.
+    """
+    from fedmr_flwr.deployment import folders, processes
+
+    path = folder.absolute()
+    processes.run_supernode(path, folders.read_node(path), insecure, print_line)

@@ -1,0 +1,76 @@
+"""The commands that train nothing: `fedmr plot`, `partition` and `units`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedmr_flwr import config
+from fedmr_flwr.cli.arguments import Conf, Folder, Overrides, print_line
+from fedmr_flwr.errors import ConfigError, RunFolderError
+from fedmr_flwr.files import writing
+from fedmr_flwr.report.display import partition_table, unit_table
+from fedmr_flwr.runs import folder
+from fedmr_flwr.runs.folder import RunFolder
+
+
+def plot(run_folder: Folder) -> None:
+    """Draw the pictures of a run again.
+
+    RUN is its folder.
+    """
+    from fedmr_flwr.report import plots
+
+    drawn = plots.draw(RunFolder.open(run_folder.absolute()))
+    if not drawn:
+        raise RunFolderError(f"{run_folder} holds no finished round yet, so there is nothing to draw")
+    for path in drawn:
+        print_line(str(path))
+
+
+def partition(
+    conf: Conf,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="A new folder for partition.npz and clients.png.")
+    ] = Path("partition"),
+) -> None:
+    """Show which client holds what.
+
+    It is printed, drawn and saved. CONF is a configuration file, OVERRIDES are key=value.
+    """
+    from fedmr_flwr.data import datasets, partitions
+    from fedmr_flwr.report import plots
+
+    settings = config.load(conf, overrides or [])
+    folder.check_free(out, "--out FOLDER")
+    dataset = datasets.load(settings.data, settings.data_dir)
+    parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
+    counts = partitions.class_counts(dataset, parts)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    partitions.save(parts, out / "partition.npz")
+    plots.clients(counts, settings.division(), out / "clients.png")
+    Console().print(partition_table(counts, partitions.divergences(counts), settings.division()))
+    for name in ("partition.npz", "clients.png"):
+        print_line(str(out / name))
+
+
+def units(conf: Conf, overrides: Overrides = None) -> None:
+    """Show a model's units of recombination.
+
+    CONF is a configuration file, OVERRIDES are key=value, for instance strategy.unit=block.
+    """
+    from fedmr_flwr import algorithms, models
+    from fedmr_flwr.algorithms.fedmr import FedMR
+    from fedmr_flwr.data import datasets
+    from fedmr_flwr.models.packing import layout_of
+
+    settings = config.load(conf, overrides or [])
+    form = datasets.known_form(settings.data, settings.data_dir)
+    layout = layout_of(models.build(settings.model.name, *form))
+    strategy = algorithms.create(settings, layout)
+    if not isinstance(strategy, FedMR):
+        raise ConfigError(f"{settings.strategy.name} does not recombine; choose strategy.name=fedmr")
+    Console().print(unit_table(strategy.units, layout, strategy.options.unit))

@@ -1,0 +1,166 @@
+"""A SuperLink for one simulation: a FLWR_HOME and ports of its own, stopped with all that it started."""
+
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from fedmr_flwr.errors import EngineError
+from fedmr_flwr.wire.flower.commands import Connection, ignoring_interrupts
+from fedmr_flwr.wire.flower.environment import CONTROL_PORT, HOME, HTTP_PORT, simulation_environment
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+
+
+class LocalSuperLink:
+    """A SuperLink that is starting or running on this machine.
+
+    Args:
+        home: a folder of its own.
+        app: the folder of the Flower app.
+        log: the file to which Flower's lines are added.
+        ray_address: what Ray is to join; "local" for a Ray of its own.
+        ports: where it takes commands, and where its processes talk to it.
+
+    Attributes:
+        connection: to it.
+    """
+
+    def __init__(self, home: Path, app: Path, log: Path, ray_address: str, ports: tuple[int, int]) -> None:
+        self._home, self._log, (control, self._http_port) = home, log, ports
+        self.connection = Connection("local", simulation_environment(home, app, ray_address, ports))
+        command = [
+            "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
+            "--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(self._http_port),
+            "--database", str(home / "state.db"),
+        ]  # fmt: skip
+        with log.open("ab") as file:
+            self._log_start = file.tell()  # an earlier server's lines stand before it
+            self._process = subprocess.Popen(
+                command,
+                env=self.connection.env,
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Wait until the SuperLink answers.
+
+        Raises:
+            EngineError: it ended, or does not answer in a minute.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        while time.monotonic() < deadline:
+            self._check_alive()
+            try:
+                direct.open(f"http://127.0.0.1:{self._http_port}/health", timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise EngineError(f"Flower's SuperLink did not answer in {_START_SECONDS:.0f} s: {self._last_line()}")
+
+    def simulation_died(self) -> bool:
+        """Return whether no process of the simulation is left; cheaper than `flwr list`, which takes seconds.
+
+        Raises:
+            EngineError: the SuperLink itself has ended.
+        """
+        self._check_alive()
+        for process in self._family():
+            with suppress(psutil.Error):
+                if any("flwr-simulation" in argument for argument in process.cmdline()):
+                    return False
+        return True
+
+    def stop(self) -> None:
+        """End the SuperLink, by its process id, and whatever it started."""
+        family = self._family()
+        self._process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+        self._process.wait()
+
+    def _family(self) -> list[psutil.Process]:
+        """Return the SuperLink and its descendants, found by the folder that only they were given.
+
+        Not by parents: Ray's processes leave theirs when the simulation is killed. A cluster that was joined has
+        another environment: it is none of them, and ends our clients itself when the simulation has ended.
+        """
+        family = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.pid != os.getpid() and process.environ().get(HOME) == str(self._home):
+                    family.append(process)
+        return family
+
+    def _check_alive(self) -> None:
+        if self._process.poll() is not None:
+            raise EngineError(f"Flower's SuperLink ended with status {self._process.returncode}: {self._last_line()}")
+
+    def _last_line(self) -> str:
+        text = self._log.read_bytes()[self._log_start :].decode(errors="replace")
+        return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "its log is empty")
+
+
+@contextmanager
+def local_superlink(
+    app: Path, log: Path, ray_address: str = "local", ports: tuple[int, int] | None = None
+) -> Iterator[LocalSuperLink]:
+    """Run a SuperLink that answers inside the block, and stop it with all that it started.
+
+    Args:
+        app: the folder of the Flower app.
+        log: the file to which Flower's lines are added.
+        ray_address: what Ray is to join; "local" for a Ray of its own.
+        ports: where it takes commands, and where its processes talk to it; chosen if not given.
+
+    Raises:
+        EngineError: it does not start.
+    """
+    ports = ports or choose_ports()
+    with tempfile.TemporaryDirectory(prefix="fedmr-flower-", ignore_cleanup_errors=True) as home:
+        superlink = LocalSuperLink(Path(home), app, log, ray_address, ports)
+        try:
+            superlink.wait_until_ready()
+            yield superlink
+        finally:
+            with ignoring_interrupts():
+                superlink.stop()
+
+
+def choose_ports() -> tuple[int, int]:
+    """Return a SuperLink's ports for commands and for its processes, free ones unless the environment names them.
+
+    Raises:
+        EngineError: one that is named is taken.
+    """
+    with ExitStack() as probes:  # both stay open until both are known, so that they differ
+        control, http = (_port(name, probes.enter_context(socket.socket())) for name in (CONTROL_PORT, HTTP_PORT))
+        return control, http
+
+
+def _port(variable: str, probe: socket.socket) -> int:
+    wanted = os.environ.get(variable)
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what has just ended counts as free
+    try:
+        probe.bind(("127.0.0.1", int(wanted or 0)))
+    except (OSError, ValueError, OverflowError):
+        raise EngineError(
+            f"port {wanted} of {variable} cannot be used, perhaps another program listens there; "
+            "name a free port or unset the variable"
+        ) from None
+    return int(probe.getsockname()[1])

@@ -1,0 +1,9 @@
+"""How Flower's simulation is told from a deployment."""
+
+from flwr.serverapp import Grid
+from flwr.superlink.grid import InMemoryGrid
+
+
+def is_simulation(grid: Grid) -> bool:
+    """Return whether the clients behind the Grid that Flower gave a ServerApp are simulated."""
+    return isinstance(grid, InMemoryGrid)

@@ -1,0 +1,45 @@
+"""The help texts, at the width of a usual terminal."""
+
+import re
+import sys
+
+import pytest
+
+from fedmr_flwr import cli
+
+COMMANDS = [
+    "", "run", "resume", "compare", "plot", "partition", "units", "deploy", "deploy init", "deploy server",
+    "deploy node",
+]  # fmt: skip
+
+
+@pytest.fixture(params=COMMANDS)
+def text(request, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["fedmr", *request.param.split(), "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    return capsys.readouterr().out
+
+
+def test_no_line_is_cut_or_too_long(text):
+    assert max(map(len, text.splitlines())) <= 80
+    summaries = text.partition("Commands:")[2]
+    assert "..." not in summaries
+
+
+def test_brackets_have_no_backslash(text):
+    assert "\\" not in text
+
+
+def test_every_argument_is_described(text):
+    usage, _, rest = text.partition("\n\n")
+    for argument in set(re.findall(r"\b(CONF|OVERRIDES|RUN|DIR)\b", usage)):
+        assert re.search(rf"\b{argument}\b", rest), argument
+
+
+def test_every_option_is_described(text):
+    options = text.partition("Options:")[2].partition("Commands:")[0]
+    for line in options.splitlines():
+        if line.startswith("  --"):
+            assert re.match(r"  --\S+( [A-Z]+)?  +\w", line), line

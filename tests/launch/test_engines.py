@@ -1,0 +1,77 @@
+"""Which engine a run takes, and what becomes of its folder when it does not start."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fedmr_flwr.data import datasets
+from fedmr_flwr.errors import ConfigError, RunFolderError
+from fedmr_flwr.launch import engines, on_superlink, ray
+from fedmr_flwr.launch.flower import launching
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs.folder import RunFolder
+
+
+@pytest.fixture
+def display():
+    return Display(1, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize(("engine", "module"), [("ray", ray), ("deployment", on_superlink)])
+def test_flowers_engines_are_started_by_their_launcher(toy, display, monkeypatch, engine, module):
+    monkeypatch.setattr(module, "run", lambda settings, *_: settings.engine)
+    assert engines.run(toy(f"engine={engine}"), display) == engine
+
+
+def test_a_run_without_folder_gets_one_under_runs(toy, display, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = toy("rounds=1").model_copy(update={"run_dir": None})
+    out = engines.run(settings, display)
+    assert (out.path.parent, out.status) == (tmp_path / "runs", "completed")
+
+
+def test_data_are_loaded_before_the_display_starts(toy, display, monkeypatch):
+    started = []
+    monkeypatch.setattr(Display, "__enter__", lambda self: started.append(self) or self)
+    monkeypatch.setattr(ray, "run", lambda *_: None)
+
+    def load(*_):
+        assert not started, "data have a progress bar of their own"
+
+    monkeypatch.setattr(datasets, "load", load)
+    engines.run(toy("engine=ray"), display)
+    assert started
+
+
+def test_a_wrong_run_is_found_before_its_folder_is_made(toy):
+    settings = toy("model.name=nonsense")
+    with pytest.raises(ConfigError, match="nonsense"), launching(settings, None):
+        pass
+    assert not settings.run_dir.exists()
+
+
+def test_a_run_that_fails_to_start_says_why_in_its_manifest(toy):
+    settings = toy()
+    with pytest.raises(ConfigError), launching(settings, None) as out:
+        assert out.status == "starting"
+        raise ConfigError("it is tired")
+    assert (out.status, out.read_manifest()["error"]) == ("failed", "it is tired")
+
+
+def test_no_two_processes_start_a_server_in_one_folder(toy):
+    settings = toy()
+    with launching(settings, None) as out:
+        with pytest.raises(RunFolderError, match="is in use by process"), launching(settings, out):
+            pass
+        assert out.status == "starting", "the one that was there first has not failed"
+
+
+def test_a_server_that_still_runs_has_not_failed(toy):
+    out = RunFolder.create(toy())
+    with pytest.raises(ConfigError), out.launching():
+        lock = out.locked()
+        lock.__enter__()
+        raise ConfigError("the launcher is gone")
+    assert out.status == "starting"
+    lock.__exit__(None, None, None)

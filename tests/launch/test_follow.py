@@ -1,0 +1,89 @@
+"""Following a run in Flower: what is shown of it, and how it ends."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fedmr_flwr.errors import EngineError
+from fedmr_flwr.launch import flower
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs.folder import RunFolder
+
+ROW = {"seconds": 0.1, "replies": 2, "failures": 0}
+
+
+class Link:
+    """Plays a SuperLink that reports one status of every run, after so many failed attempts."""
+
+    name = "local"
+
+    def __init__(self, status, details="", failures=0):
+        self.run, self.failures = {"status": status, "status-details": details}, failures
+
+    def command(self, *_):
+        if self.failures:
+            self.failures -= 1
+            raise EngineError("busy")
+        return {"runs": [self.run]}
+
+
+@pytest.fixture
+def out(toy, monkeypatch):
+    monkeypatch.setattr(flower, "_POLL_SECONDS", 0)
+    return RunFolder.create(toy())
+
+
+def follow(link, out, server_died=lambda: False):
+    """Follow a run; return what is shown."""
+    text = io.StringIO()
+    flower.follow(link, "7", out, Display(3, Console(file=text, width=100)), server_died, check_seconds=-1)
+    return text.getvalue()
+
+
+def test_each_round_is_shown_once(out):
+    out.note(status="completed")
+    for number in (1, 2):
+        out.add_row({"round": number, **ROW})
+    shown = follow(Link("finished:completed"), out)
+    assert [line.split("  ")[0] for line in shown.splitlines()] == ["round 1/3", "round 2/3"]
+
+
+def test_rounds_of_earlier_servers_are_not_shown(out):
+    out.note(status="completed", resumed=[{"after-round": 1, "problems": [], "versions": {}}])
+    for number in (1, 2):
+        out.add_row({"round": number, **ROW})
+    shown = follow(Link("finished:completed"), out).splitlines()
+    assert shown[0] == "resuming after round 1"
+    assert [line.split("  ")[0] for line in shown[1:]] == ["round 2/3"]
+
+
+def test_whom_the_server_waits_for_is_shown(out):
+    out.note(status="completed", waiting="waiting: 1 of 2")
+    assert follow(Link("finished:completed"), out) == "waiting: 1 of 2\n"
+
+
+def test_a_failed_run_ends_with_the_reason_in_its_manifest(out):
+    out.note(status="failed", error="round 1: no good reply")
+    with pytest.raises(EngineError, match="^round 1: no good reply$"):
+        follow(Link("finished:failed", "something else"), out)
+
+
+def test_a_run_that_failed_in_flower_ends_with_flowers_reason(out):
+    with pytest.raises(EngineError, match="^it is tired; see Flower's log$"):
+        follow(Link("finished:failed", "Simulation failed with exception: it is tired"), out, lambda: True)
+
+
+def test_a_server_that_died_is_reported(out):
+    with pytest.raises(EngineError, match="has died, perhaps out of memory"):
+        follow(Link("running"), out, lambda: True)
+
+
+@pytest.mark.parametrize(("failures", "found"), [(2, ("running", "")), (3, None)])
+def test_flower_is_asked_three_times_for_the_status(failures, found):
+    link = Link("running", failures=failures)
+    if found:
+        assert flower.status(link, "7") == found
+    else:
+        with pytest.raises(EngineError, match="busy"):
+            flower.status(link, "7")

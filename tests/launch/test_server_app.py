@@ -1,0 +1,64 @@
+"""The ServerApp that Flower starts: whose configuration it runs, with which engine."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flwr.superlink.grid import InMemoryGrid
+
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.launch import server_app
+from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
+
+QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
+SIMULATED = object.__new__(InMemoryGrid)
+
+
+@pytest.fixture
+def flwr_run(monkeypatch, tmp_path):
+    """Return a function that calls the ServerApp as `flwr run` does: settings and Grid of the run that it starts."""
+    found = []
+    monkeypatch.setattr(server_app, "run", lambda *arguments: found.append(arguments))
+    monkeypatch.setattr(server_app.serverapp, "apply", lambda: found.append("apply"))
+
+    def call(grid, *overrides, conf=QUICKSTART):
+        words = " ".join([f"run-dir={tmp_path / 'run'}", *overrides])
+        server_app.main(grid, SimpleNamespace(run_config={"conf": str(conf), "set": words}))
+        return found
+
+    return call
+
+
+def test_a_simulation_keeps_its_grid_and_nothing_is_replaced(flwr_run):
+    ((settings, grid, *_),) = flwr_run(SIMULATED)
+    assert (settings.engine, grid) == ("ray", SIMULATED)
+
+
+def test_real_clients_change_the_engine_and_a_line_says_so(flwr_run, grid_of, capsys):
+    applied, (settings, grid, *_) = flwr_run(grid_of(lambda *_: None))
+    assert (applied, settings.engine, type(grid)) == ("apply", "deployment", SuperLinkGrid)
+    assert "engine: deployment, not ray: the clients of this SuperLink are not simulated" in capsys.readouterr().out
+
+
+def test_an_engine_that_is_not_changed_is_not_mentioned(flwr_run, grid_of, capsys):
+    flwr_run(SIMULATED)
+    flwr_run(grid_of(lambda *_: None), "engine=deployment")
+    assert "engine:" not in capsys.readouterr().out
+
+
+def test_a_file_of_conf_travels_with_the_app(flwr_run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ((settings, *_),) = flwr_run(SIMULATED, conf=Path("conf/quickstart.yaml"))
+    assert settings.clients == 20
+
+
+def test_words_that_the_shell_would_not_take_are_one_line(flwr_run):
+    with pytest.raises(ConfigError, match="No closing quotation; write key=value key=value"):
+        flwr_run(SIMULATED, "strategy.unit='")
+
+
+def test_an_address_of_ray_that_comes_too_late_is_refused(flwr_run, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=r"export RAY_ADDRESS=10\.0\.0\.1:6379 before the SuperLink starts"):
+        flwr_run(SIMULATED, "ray-address=10.0.0.1:6379")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,51 @@
+"""How long the parts of a message are waited for."""
+
+from collections import Counter
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError, pull_objects
+from flwr.superlink.grid import http_grid
+
+from fedmr_flwr.wire.flower import parts, serverapp
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A sender of which each question takes 25 s; every part is there at the third, but for the one named "never"."""
+    clock, asked = [0.0], Counter()
+    monkeypatch.setattr(parts, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(parts, "pull_soon", partial(pull_objects, initial_backoff=0.001))
+
+    def pull(part):
+        asked[part] += 1
+        clock[0] += 25
+        if asked[part] == 3 and part != "never":
+            return b"here"
+        raise ObjectUnavailableError(part)
+
+    return SimpleNamespace(pull=pull, clock=clock, asked=asked)
+
+
+def test_a_reply_is_waited_for_while_its_parts_come(slow):
+    found = parts.pull_or_give_up(object_ids=["first", "second"], pull_object_fn=slow.pull, max_concurrent_pulls=1)
+    assert (found, slow.clock) == ({"first": b"here", "second": b"here"}, [150])
+
+
+def test_a_reply_is_given_up_after_a_minute_without_a_part(slow):
+    with pytest.raises(ObjectPullError, match="no part has come for 60 s"):
+        parts.pull_or_give_up(["never"], slow.pull)
+    assert slow.asked["never"] == 3
+
+
+def test_parts_are_asked_for_again_after_a_tenth_of_a_second():
+    assert parts.pull_soon.keywords == {"initial_backoff": 0.1}
+    assert parts.pull_soon(["a"], lambda part: b"whole") == {"a": b"whole"}
+
+
+def test_the_server_waits_for_parts_in_our_way(monkeypatch):
+    monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)  # put back at the end
+    serverapp.apply()
+    assert http_grid.pull_objects is parts.pull_or_give_up
+    assert "pull_objects" in http_grid.HttpGrid.pull_messages.__code__.co_names, "and Flower uses it"

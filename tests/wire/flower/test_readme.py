@@ -1,0 +1,34 @@
+"""The table of Flower's insides: complete, and each row with a test that there is."""
+
+import ast
+import re
+from pathlib import Path
+
+import fedmr_flwr.wire.flower as room
+from tests.contract.test_imports import PUBLIC_FLOWER
+
+ROOM = Path(room.__file__).parent
+README = (ROOM / "README.md").read_text()
+
+
+def inner_names():
+    """Every name that the room imports from a module of Flower that is not public."""
+    for path in ROOM.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            inner = isinstance(node, ast.ImportFrom) and node.module not in PUBLIC_FLOWER
+            if inner and str(node.module).split(".")[0] == "flwr":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_inner_name_of_flower_stands_in_the_readme():
+    for name in inner_names():
+        assert re.search(rf"`{name}[`.]", README) or f"`{name.rpartition('.')[2]}`" in README, name
+
+
+def test_every_row_of_the_readme_names_a_test_that_exists():
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    rows = [line for line in README.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) > 10
+    for row in rows:
+        name = row.split("|")[-2].strip().strip("`")
+        assert f"def {name}(" in tests, row

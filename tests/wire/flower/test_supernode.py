@@ -1,0 +1,48 @@
+"""The SuperNode with shorter waits: what is replaced in Flower is what Flower uses."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from flwr.supernode import start_client_internal as loop
+
+from fedmr_flwr.wire.flower import parts, supernode
+
+
+@pytest.fixture
+def replaced(monkeypatch):
+    for name in ("time", "subprocess", "pull_objects"):
+        monkeypatch.setattr(loop, name, getattr(loop, name))  # put back at the end
+    supernode.apply()
+
+
+def test_a_sixth_of_flowers_waits_is_left(replaced, monkeypatch):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    loop.time.sleep(3)
+    assert slept == [0.5]
+    assert "time" in loop.start_client_internal.__code__.co_names, "and Flower uses it"
+
+
+def test_parts_of_messages_are_asked_for_sooner(replaced):
+    assert loop.pull_objects is parts.pull_soon
+    assert "pull_objects" in loop._pull_and_store_message.__code__.co_names, "and Flower uses it"
+
+
+def test_the_superexec_is_ours(replaced, monkeypatch):
+    commands = []
+    monkeypatch.setattr(subprocess, "Popen", commands.append)
+    loop.subprocess.Popen(["flower-superexec", "--insecure"])
+    (command,) = commands
+    assert command[0] == sys.executable
+    assert command[2:] == ["from fedmr_flwr.wire.flower.superexec import main; main()", "--insecure"]
+    assert "subprocess" in loop.start_client_internal.__code__.co_names, "and Flower uses it"
+
+
+def test_flowers_supernode_runs_after_the_replacement(monkeypatch):
+    called = []
+    monkeypatch.setattr(supernode, "apply", lambda: called.append("apply"))
+    monkeypatch.setattr(supernode, "flower_supernode", lambda: called.append("run"))
+    supernode.main()
+    assert called == ["apply", "run"]
