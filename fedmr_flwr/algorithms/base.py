@@ -1,5 +1,6 @@
 """What every algorithm of this project shares: drawing clients, one fresh message per slot, replies by slot."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,18 +13,15 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
-from fedmr_flwr.config.sections import Section, checked
+from fedmr_flwr.config import options as own_options
+from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.errors import ConfigError, RecordError
+from fedmr_flwr.errors import ConfigError, OptionError, RecordError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.messages import ARRAYS, CONFIG, EXAMPLES, METRICS, RETURNS, ROUND, vector_record, vectors
-
-
-class Options(Section):
-    """Options of an algorithm: none."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +53,32 @@ class Algorithm(Strategy):
         layout: of the models, if they travel packed; None for records with one array per tensor, such as
             `ArrayRecord(model.state_dict())`, from which the layout is then taken.
         wire: in which type packed floats travel, as `Codec` has it.
-        **options: what `Options` of the algorithm names.
+        **options: the algorithm's own, as the type of its attribute `options` names them.
 
     Attributes:
+        options: the algorithm's own, with every default. A subclass declares their type: `options: FedMROptions`.
         federation: N, the clients that were there in the latest round.
         trained_slots: the slots that were sent out in the latest round, in the order of the messages.
         diagnosis: what `diagnostics` said after the latest round.
 
     Raises:
-        ConfigError: an option is unknown or its value wrong.
+        ConfigError: an argument is unknown or its value wrong.
 
     `Rule` is what its clients change in local training; `individual` says whether they get models that differ;
     `on_gpu` whether the server's part takes models that lie on a GPU, as the one-GPU engine has them. Otherwise
     `combine` gets them as NumPy vectors.
     """
 
-    Options: ClassVar[type[Section]] = Options
+    options: Section
     Rule: ClassVar[type[LocalRule]] = LocalRule
     individual: ClassVar[bool] = False
     on_gpu: ClassVar[bool] = False
+    # What `help` shows.
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.__signature__ = own_options.signature(cls, cls.__init__, Algorithm.__init__)
 
     def __init__(
         self,
@@ -85,10 +90,10 @@ class Algorithm(Strategy):
         **options: Any,
     ) -> None:
         if clients_per_round < 1:
-            raise ConfigError(f"clients-per-round is {clients_per_round}; it must be at least 1")
+            raise OptionError("clients_per_round", f"it is {clients_per_round} and must be at least 1")
         self.clients_per_round = clients_per_round
         self.seed = seed
-        self.options: Any = checked(self.Options, options, type(self).__name__, "strategy.")
+        self.options = own_options.validate_arguments(type(self), options)
         self._codec = None if layout is None else Codec(layout, wire=wire)
         self.federation = 0
         self.trained_slots: list[int] = []

@@ -27,14 +27,10 @@ class FedAvgOptions(Section):
 class FedAvg(Algorithm):
     """Federated averaging.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        weighting: "examples" or "uniform".
+    For the arguments see `FedAvgOptions` and `Algorithm`.
     """
 
-    Options = FedAvgOptions
+    options: FedAvgOptions
     on_gpu = True
 
     def models(self, server_round: int, arrays: ArrayRecord) -> Sequence[ArrayRecord]:

@@ -36,17 +36,13 @@ class FedExP(Algorithm):
     buffers are averaged. Clients start from the latest iterate; what is evaluated and saved is the mean of
     the last two, or after the first good round that one.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        epsilon: see above.
+    For the arguments see `FedExPOptions` and `Algorithm`.
 
     Attributes:
         step: eta of the latest round.
     """
 
-    Options = FedExPOptions
+    options: FedExPOptions
 
     step = 1.0
     # What the clients start from, and, after the first good round, the latest iterate.

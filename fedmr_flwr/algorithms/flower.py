@@ -16,11 +16,10 @@ from pydantic import Field
 from fedmr_flwr.algorithms import state as kept
 from fedmr_flwr.algorithms import wrappers
 from fedmr_flwr.algorithms.base import Algorithm, Trained
+from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import Section
-from fedmr_flwr.errors import ConfigError, FederationError
+from fedmr_flwr.errors import ConfigError, FederationError, OptionError
 
-# The names of Flower's strategies begin with this.
-PREFIX = "flwr:"
 # What cannot work here, and why.
 _UNFIT = {
     "FedProx": "it is the server's half only; use strategy.name=fedprox",
@@ -44,16 +43,13 @@ class FlowerStrategy(Algorithm):
     """One of Flower's strategies: which clients it gets, and in which order, is drawn from the run's seed.
 
     Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
         options: keyword arguments of the strategy's class.
 
     Attributes:
         inner: the strategy.
     """
 
-    Options = FlowerOptions
+    options: FlowerOptions
     Kind: ClassVar[type[Strategy]]
     inner: Any
 
@@ -62,7 +58,7 @@ class FlowerStrategy(Algorithm):
         try:
             self.inner = self.Kind(**self.options.options)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"strategy.options: {error}") from None
+            raise OptionError("options", str(error)) from None
         # All who are drawn here take part; otherwise it would wait for more.
         self.inner.fraction_train, self.inner.min_train_nodes, self.inner.min_available_nodes = 1.0, 0, 0
 
@@ -119,16 +115,14 @@ def flower_strategy(name: str) -> type[FlowerStrategy]:
     Raises:
         ConfigError: there is none of this name, or it cannot work here.
     """
-    short = name.removeprefix(PREFIX)
+    short = name.removeprefix(FLOWER)
     for beginning, why in wrappers.UNFIT.items():
         if short.startswith(beginning):
-            raise ConfigError(f"strategy.name: '{name}' wraps another strategy, and {why}")
+            raise ConfigError(f"'{name}' wraps another strategy, and {why}")
     wrapping = tuple(wrappers.UNFIT)
     fit = [own for own in strategy.__all__ if own not in _UNFIT and not own.startswith(("Result", *wrapping))]
     if short in _UNFIT:
-        raise ConfigError(f"strategy.name: '{name}' cannot be used, because {_UNFIT[short]}")
+        raise ConfigError(f"'{name}' cannot be used, because {_UNFIT[short]}")
     if short not in fit:
-        raise ConfigError(
-            f"strategy.name: '{name}' is not known; choose one of {', '.join(PREFIX + own for own in fit)}"
-        )
+        raise ConfigError(f"unknown strategy '{name}'; choose one of {', '.join(FLOWER + own for own in fit)}")
     return type(short, (FlowerStrategy,), {"Kind": getattr(strategy, short)})

@@ -15,14 +15,14 @@ from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.population import average, similarity, spread
 from fedmr_flwr.core.units import Unit, units
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import OptionError
 
 
 class MultiModelOptions(Section):
     """Options of every algorithm with a population.
 
     Attributes:
-        population: K, the number of models; as many as clients in a round if not given.
+        population: K, the number of models, at least as many as clients in a round; just as many if not given.
         weighting: how the global model averages the population: "uniform", as in FedMR's published code, or
             by the "examples" that each slot was last trained on.
         evaluate_slots: whether to score every slot's model, too, when the global model is evaluated.
@@ -41,7 +41,7 @@ class MultiModel(Algorithm):
             None before the first round with a good reply.
     """
 
-    Options = MultiModelOptions
+    options: MultiModelOptions
     individual = True
 
     population: list[Packed] | None = None
@@ -49,10 +49,13 @@ class MultiModel(Algorithm):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         if self.slots < self.clients_per_round:
-            raise ConfigError(
-                f"strategy.population is {self.slots}, less than the {self.clients_per_round} clients of a round; "
-                "raise strategy.population or lower clients-per-round"
+            raise OptionError(
+                "population",
+                f"{self.slots} is less than the {self.clients_per_round} clients of a round; raise the one or lower "
+                "the other",
             )
+        if self._codec:
+            _ = self.units  # a unit that the model does not have is refused before the first round
         self._examples = np.zeros(self.slots)
         self._center: Packed | None = None
         self._dealt: Sequence[ArrayRecord] = ()

@@ -18,6 +18,7 @@ from fedmr_flwr.report.display import (
     Display,
     comparison_table,
     describe_clients,
+    division,
     partition_table,
     quiet,
     table,
@@ -35,8 +36,9 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, nested keys with dots: training.lr=0.1")]
 
 Engine = Annotated[str | None, typer.Option(help="ray, in-process, gpu or deployment; short for engine=NAME.")]
-Federation = Annotated[
-    str | None, typer.Option(help="A SuperLink in Flower's configuration: engine=deployment federation=NAME.")
+Superlink = Annotated[
+    str | None,
+    typer.Option(help="In Flower's configuration; short for engine=deployment deployment.superlink=NAME."),
 ]
 
 app = typer.Typer(
@@ -53,10 +55,10 @@ def run(
     conf: Conf,
     overrides: Overrides = None,
     engine: Engine = None,
-    federation: Federation = None,
+    superlink: Superlink = None,
 ) -> None:
     """Train a federation and write its run folder."""
-    extra = _engine(engine, federation)
+    extra = _engine(engine, superlink)
     settings = folder.choose(config.load(conf, [*(overrides or []), *extra]))
     assert settings.run_dir is not None
     folder.check_free(settings.run_dir)
@@ -67,11 +69,11 @@ def run(
 def resume(
     run_folder: Folder,
     engine: Engine = None,
-    federation: Federation = None,
+    superlink: Superlink = None,
 ) -> None:
     """Go on with a stopped run, to the same result; with another engine, too."""
     out = RunFolder.open(run_folder.absolute())
-    settings = config.load(out.config, _engine(engine, federation)).model_copy(update={"run_dir": out.path})
+    settings = config.load(out.config, _engine(engine, superlink)).model_copy(update={"run_dir": out.path})
     manifest = out.read_manifest()
     if out.status == "completed" and manifest.get("rounds", 0) >= settings.rounds:
         _print(f"{out.path} is complete: all {settings.rounds} rounds are done")
@@ -96,13 +98,13 @@ def compare(
     target: Annotated[float | None, typer.Option(help="An accuracy; by default one that all runs reach.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder of all runs, by default runs/compare-CONF.")] = None,
     engine: Engine = None,
-    federation: Federation = None,
+    superlink: Superlink = None,
 ) -> None:
     """Train with several strategies and seeds, then write tables and a plot; go on with what is unfinished."""
     from fedmr_flwr.report import comparison, plots
 
     out = (out or Path("runs") / f"compare-{conf.stem}").absolute()
-    extra = _engine(engine, federation)
+    extra = _engine(engine, superlink)
     target = None if target is None else comparison.accuracy(target)
     of_seeds = None if seeds is None else comparison.seeds(seeds)
     compared = comparison.variants(strategies)
@@ -126,7 +128,7 @@ def compare(
             _print(f"  failed: {error}")
     lines, target = comparison.lines(found, len(planned) // len(compared), target)
     common = planned[0][1]
-    title = f"{common.division()}, {common.clients_per_round} a round, {common.model.name}"
+    title = f"{division(common)}, {common.clients_per_round} a round, {common.model.name}"
     comparison.write(lines, target, out)
     plots.comparison(found, title, out / "comparison.png")
     Console(width=max(_WIDE, Console().width)).print(comparison_table(lines, target))
@@ -210,8 +212,8 @@ def partition(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     partitions.save(parts, out / "partition.npz")
-    plots.clients(counts, settings.division(), out / "clients.png")
-    Console().print(partition_table(counts, partitions.divergences(counts), settings.division()))
+    plots.clients(counts, division(settings), out / "clients.png")
+    Console().print(partition_table(counts, partitions.divergences(counts), division(settings)))
     for name in ("partition.npz", "clients.png"):
         _print(str(out / name))
 
@@ -233,18 +235,15 @@ def units(conf: Conf, overrides: Overrides = None) -> None:
     Console().print(unit_table(strategy.units, layout, strategy.options.unit))
 
 
-def _engine(engine: str | None, federation: str | None) -> list[str]:
+def _engine(engine: str | None, superlink: str | None) -> list[str]:
     """Return the overrides that two options stand for."""
-    if federation:
-        return [f"engine={engine or 'deployment'}", f"federation={federation}"]
+    if superlink:
+        return [f"engine={engine or 'deployment'}", f"deployment.superlink={superlink}"]
     return [f"engine={engine}"] if engine else []
 
 
 def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
     """Run or go on with a federation and show what becomes of it."""
-    from fedmr_flwr import algorithms
-
-    algorithms.resolve(settings)  # a wrong option is said before the data are read
     path = f"run folder: {settings.run_dir}"
     _print(path)
     done = _train(settings, prepared)

@@ -11,7 +11,7 @@ from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.files import write_aside, writing
 from fedmr_flwr.launch.flower import environment
 
-# What `fedmr run --federation` calls the SuperLink that `fedmr deploy server` starts.
+# What `fedmr run --superlink` calls the SuperLink that `fedmr deploy server` starts.
 FEDERATION = "deployment"
 _EVERYWHERE = ("0.0.0.0", "::")
 

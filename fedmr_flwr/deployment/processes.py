@@ -51,7 +51,7 @@ def serve(folder: Path, server: Server, insecure: bool, say: Callable[[str], Non
         port = server.fleet_port if commands.over_grpc() else server.port
         say(f"ready for nodes on {server.listen}:{port}; stop it with Ctrl-C")
         home = shlex.quote(env["FLWR_HOME"])
-        say(f"export FLWR_HOME={home}  # then: fedmr run CONF --federation {commands.FEDERATION}")
+        say(f"export FLWR_HOME={home}  # then: fedmr run CONF --superlink {commands.FEDERATION}")
         raise EngineError(f"Flower's SuperLink ended with status {process.wait()}; its lines above say why")
 
 

@@ -55,7 +55,8 @@ class Connection:
         """Hand the app and the run's configuration over with `flwr run`; return Flower's identifier of the run."""
         # What a run that goes on may have changed since its configuration was written.
         changed = [f"engine={settings.engine}", f"run-dir={json.dumps(str(out.path))}"]
-        changed += [f"federation={settings.federation}"] if settings.federation else []
+        if superlink := settings.deployment.superlink:
+            changed.append(f"deployment.superlink={superlink}")
         text = f"conf = {json.dumps(str(out.config))}\nset = {json.dumps(shlex.join(changed))}\n"
         extra = [f"{name}={value}" for name, value in (federation_config or {}).items()]
         with tempfile.TemporaryDirectory(prefix="fedmr-submit-") as folder:

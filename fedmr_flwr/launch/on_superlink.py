@@ -17,7 +17,7 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     """Run a federation on a SuperLink, or go on with one, from the SuperLink's own machine.
 
     Args:
-        settings: what to run, with its folder and its federation.
+        settings: what to run, with its folder and its SuperLink.
         display: shows the rounds.
         prepared: the run's folder, if it is made already, perhaps by an earlier server that was stopped.
 
@@ -27,15 +27,16 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     Raises:
         FedmrError: the configuration, the data or the federation is at fault, or Flower failed.
     """
-    if settings.federation is None:
-        raise ConfigError("engine deployment needs a SuperLink: name it with --federation NAME")
-    connection = Connection(settings.federation, environment())
+    superlink = settings.deployment.superlink
+    if superlink is None:
+        raise ConfigError("engine deployment needs a SuperLink: name it with --superlink NAME")
+    connection = Connection(superlink, environment())
     try:
-        connection.command("list", settings.federation)
+        connection.command("list", superlink)
     except EngineError as error:
         raise EngineError(
-            f"the SuperLink '{settings.federation}' does not answer ({error}); is `fedmr deploy server` running, and "
-            "FLWR_HOME what it says?"
+            f"the SuperLink '{superlink}' does not answer ({error}); is `fedmr deploy server` running, and FLWR_HOME "
+            "what it says?"
         ) from None
     Experiment(settings)  # finds what is wrong before anything is written
     out = None
@@ -49,7 +50,7 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
             connection.follow(run_id, out, display, lambda: _ended(connection, run_id, out), _LOOK_SECONDS)
         except BaseException as error:
             if run_id:
-                _stop(connection, settings.federation, run_id)
+                _stop(connection, superlink, run_id)
             if out is not None:
                 with suppress(RunFolderError), out.locked():  # another's run that goes on there has not failed
                     out.fail(error)
@@ -68,9 +69,9 @@ def _ended(connection: Connection, run_id: str, out: RunFolder) -> bool:
         return False
 
 
-def _stop(connection: Connection, federation: str, run_id: str) -> None:
+def _stop(connection: Connection, superlink: str, run_id: str) -> None:
     """End a run that may still be going on: the SuperLink and its nodes stay, and would go on with it."""
     patience = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EngineError):
-        connection.command("stop", run_id, federation)
+        connection.command("stop", run_id, superlink)
     signal.signal(signal.SIGINT, patience)

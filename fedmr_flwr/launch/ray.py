@@ -62,7 +62,7 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
                 resources = {
                     "num-supernodes": settings.clients,
                     "client-resources-num-cpus": settings.client_cpus,
-                    "client-resources-num-gpus": float(settings.client_gpus),
+                    "client-resources-num-gpus": float(settings.ray.client_gpus),
                 }
                 connection = Connection("local", flower.env)
                 run_id = connection.submit(settings, out, resources)

@@ -28,10 +28,10 @@ def main(grid: Grid, context: Context) -> None:
     settings = folder.choose(config.load(conf, _words(str(context.run_config["set"]))))
     if settings.engine == "ray" and not engines.is_simulation(grid):  # `flwr run` chooses by its federation
         settings = settings.model_copy(update={"engine": "deployment"})
-    if settings.engine == "ray" and settings.ray_address not in (None, os.environ.get("RAY_ADDRESS")):
+    if settings.engine == "ray" and settings.ray.address not in (None, os.environ.get("RAY_ADDRESS")):
         raise ConfigError(
-            "ray-address comes too late under `flwr run`, where Ray starts before the configuration is read; "
-            f"export RAY_ADDRESS={settings.ray_address} before the SuperLink starts, or leave ray-address out"
+            "ray.address comes too late under `flwr run`, where Ray starts before the configuration is read; "
+            f"export RAY_ADDRESS={settings.ray.address} before the SuperLink starts, or leave ray.address out"
         )
     assert settings.run_dir is not None
     # `fedmr run` and `fedmr resume` have prepared the folder and hand over the configuration that lies in it.

@@ -5,7 +5,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from fedmr_flwr import algorithms, models
+from fedmr_flwr import models
 from fedmr_flwr.data import partitions
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.report import plots
@@ -32,7 +32,7 @@ def describe(federation: Experiment, out: RunFolder) -> None:
         "model": {"name": settings.model.name, "parameters": models.parameter_count(federation.model)},
         "data": {"name": settings.data.name, "normalisation": settings.data.normalisation},
         "training": settings.training.model_dump(by_alias=True),
-        "strategy": algorithms.resolve(settings).strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "strategy": settings.strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
         "data-sha256": federation.digest,
         "wire": settings.wire,
         "precision": settings.precision,

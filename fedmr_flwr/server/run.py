@@ -91,8 +91,8 @@ def _train(federation: Experiment, grid: Grid, out: RunFolder, display: Display)
     roster = RosterGrid(
         grid,
         settings.clients,
-        min_clients=settings.min_clients or settings.clients if afar else None,
-        patience=settings.join_timeout if afar else _SIMULATION_SECONDS,
+        min_clients=settings.deployment.min_clients or settings.clients if afar else None,
+        patience=settings.deployment.join_timeout if afar else _SIMULATION_SECONDS,
         query=query,
         min_good_replies=settings.min_good_replies,
         guard=settings.guard,
