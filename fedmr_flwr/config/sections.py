@@ -26,6 +26,7 @@ AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 _UNKNOWN, _NAMED = "extra_forbidden", "named"
 # A value may be a YAML file of any size.
 _short = reprlib.Repr()
+_short.maxlevel = 2
 _short.maxstring = _short.maxother = 200
 
 
@@ -107,10 +108,12 @@ def explain(details: ErrorDetails, name: str, known: Iterable[str], noun: str = 
     """
     kind, value = details["type"], _short.repr(details["input"])
     if kind == _UNKNOWN:
-        section = name.removesuffix(str(details["loc"][-1]))
-        names = [section + option for option in details.get("ctx", {}).get("known", ())] or list(known)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known {noun}s: {', '.join(names)}"
+        last = str(details["loc"][-1])
+        section = name.removesuffix(last)
+        names = [key.removeprefix(section) for key in known if key.startswith(section)]
+        names = details.get("ctx", {}).get("known", names)
+        near = difflib.get_close_matches(last, names, n=1)
+        hint = f"did you mean '{section}{near[0]}'?" if near else f"known {noun}s: {', '.join(names)}"
         return Problem("", f"unknown {noun} '{name}'; {hint}")
     if kind == "model_type":
         inner = next((key for key in known if key.startswith(f"{name}.")), "")
@@ -148,7 +151,7 @@ def _dotted_keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def _override_of(key: str, overrides: Mapping[str, str]) -> str | None:
-    """Return the key of the override that set a key or a mapping around it; None if a file did."""
-    parts = key.split(".")
-    around = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((candidate for candidate in around if candidate in overrides), None)
+    """Return the key of the override that set a key, or something around it or in it; None if a file did."""
+    if key in overrides or not key:
+        return key or None
+    return next((own for own in overrides if f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.")), None)

@@ -176,16 +176,6 @@ class Settings(Section):
     training: Training = Training()
     strategy: Strategy = Field(default_factory=lambda: Strategy.model_validate({}))
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _strategy_last(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Check all else first: a strategy's options need its algorithm, and the import of PyTorch takes seconds."""
-        if isinstance(values, dict):
-            handler({**values, "strategy": _LATER})
-        settings = handler(values)
-        settings._check_strategy()
-        return settings
-
     @field_validator("device")
     @classmethod
     def _is_a_device(cls, name: str) -> str:
@@ -221,6 +211,17 @@ class Settings(Section):
                 "set ray.client-gpus (0.1 puts ten clients on one card)"
             )
         return self
+
+    # Stands below `_fits_together`, so that pydantic runs that one inside of it.
+    @model_validator(mode="wrap")
+    @classmethod
+    def _strategy_last(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Check all else first: a strategy's options need its algorithm, and the import of PyTorch takes seconds."""
+        if isinstance(values, dict):
+            handler({**values, "strategy": _LATER})
+        settings = handler(values)
+        settings._check_strategy()
+        return settings
 
     def _check_strategy(self) -> None:
         """Refuse what the strategy cannot be combined with."""

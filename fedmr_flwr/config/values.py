@@ -5,7 +5,7 @@ By the core schema of YAML 1.2: PyYAML's own, that of YAML 1.1, takes `1e-3` for
 """
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -27,12 +27,6 @@ _SCALARS = {
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader with the core schema alone; a duplicate key is an error."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-    yaml_constructors: ClassVar = {
-        tag: yaml.SafeLoader.yaml_constructors[tag]
-        for tag in (None, *(_TAG + name for name in ("str", "seq", "map", *_SCALARS)))
-    }
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: list[Any] = []
         for key_node, _ in node.value:
@@ -47,6 +41,11 @@ class _Dumper(yaml.SafeDumper):
     """Puts into quotes what YAML 1.1 or 1.2 would take for something else than text."""
 
 
+_Loader.yaml_implicit_resolvers = {}
+_Loader.yaml_constructors = {
+    tag: yaml.SafeLoader.yaml_constructors[tag]
+    for tag in (None, *(_TAG + name for name in ("str", "seq", "map", *_SCALARS)))
+}
 for _name, (_pattern, _first) in _SCALARS.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})$"), _first)

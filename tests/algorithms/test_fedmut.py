@@ -3,8 +3,8 @@ import pytest
 from flwr.app import ConfigRecord
 
 from fedmr_flwr import FedAvg
-from fedmr_flwr.algorithms import FedMut
 from fedmr_flwr.algorithms.base import Trained
+from fedmr_flwr.algorithms.fedmut import FedMut
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid

@@ -48,7 +48,7 @@ def test_what_is_secret_is_readable_for_its_owner_alone_and_nothing_is_overwritt
     assert "is not empty; name another folder, keys are never overwritten" in error
     assert before == {name: path.read_bytes() for name, path in files.items()}
     guide = files["README.md"].read_text()
-    for command in ("fedmr deploy server server", "fedmr deploy node node-1", "--federation deployment"):
+    for command in ("fedmr deploy server server", "fedmr deploy node node-1", "--superlink deployment"):
         assert command in guide
 
 
