@@ -138,7 +138,7 @@ def rounds(connection: Connection, folder: Path, model: str, count: int, wire: s
     }  # fmt: skip
     path = folder / "conf.yaml"
     path.write_text(yaml.safe_dump(conf))
-    command = [Path(sys.executable).parent / "fedmr", "run", path, "--federation", SUPERLINK]
+    command = [Path(sys.executable).parent / "fedmr", "run", path, "--superlink", SUPERLINK]
     subprocess.run(command, env=connection.env, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [row["seconds"] for row in rows[1:]], rows[-1]["bytes-up"]["arrays"] / NODES / 1e6

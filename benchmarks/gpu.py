@@ -35,7 +35,7 @@ from fedmr_flwr.training.sgd import Batch, train_step
 
 CONF = Path(__file__).parent.parent / "conf"
 ENGINES = {
-    "Ray, ten actors on the card": ["--engine", "ray", "client-gpus=0.1"],
+    "Ray, ten actors on the card": ["--engine", "ray", "ray.client-gpus=0.1"],
     "in process": ["--engine", "in-process"],
     "gpu": ["--engine", "gpu"],
 }

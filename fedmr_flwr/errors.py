@@ -9,6 +9,20 @@ class ConfigError(FedmrError):
     """The configuration is wrong: a key, a type or a value."""
 
 
+class OptionError(ConfigError):
+    """An option of an algorithm does not fit the model or the other arguments.
+
+    Args:
+        option: its Python name.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, option: str, problem: str) -> None:
+        super().__init__(f"{option}: {problem}")
+        self.option = option
+        self.problem = problem
+
+
 class DataError(FedmrError):
     """A data file is missing, unreadable or damaged."""
 

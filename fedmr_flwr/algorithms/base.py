@@ -4,6 +4,7 @@ An algorithm sees vectors and numbers. How models become messages, which reply b
 Flower expects of a strategy stands here, once.
 """
 
+import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,13 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedmr_flwr.algorithms.contract import Arrays, Combined, NoState, Plan, Reply, Round, S, Slot
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
-from fedmr_flwr.config import Section, checked
+from fedmr_flwr.config import options as own_options
+from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import squared_distance
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged, log_failures, without_outliers
 from fedmr_flwr.wire.checks import judge as judge_replies
@@ -40,10 +42,6 @@ from fedmr_flwr.wire.messages import (
 )  # fmt: skip
 
 
-class Options(Section):
-    """Options of an algorithm: none."""
-
-
 class Algorithm(Strategy, Generic[S]):
     """A Flower strategy whose server sends one of its K models to each of M clients a round.
 
@@ -59,26 +57,33 @@ class Algorithm(Strategy, Generic[S]):
         wire: in which type packed floats travel, as `Codec` has it.
         guard: refuse a trained model whose update is more than `guard` times as long as the round's median, over
             trainable parameters; None refuses none.
-        **options: what `Options` of the algorithm names.
+        **options: the algorithm's own, as the type of its attribute `options` names them.
 
     Attributes:
+        options: the algorithm's own, with every default. A subclass declares their type: `options: FedMROptions`.
         state: what it keeps from round to round; set before the first one.
         diagnostics: of the latest round.
 
     Raises:
-        ConfigError: an option is unknown or its value wrong, or the model cannot be used.
+        ConfigError: an argument is unknown or its value wrong, or the model cannot be used.
 
     `Rule` is what its clients change in local training; `sends_individual_models` says whether they get models that
     differ; `accepts_device_models` whether `models` and `combine` take models that lie on a GPU, as the one-GPU
     engine has them. Otherwise they get them as NumPy vectors.
     """
 
-    Options: ClassVar[type[Section]] = Options
+    options: Section
     Rule: ClassVar[type[LocalRule]] = LocalRule
     sends_individual_models: ClassVar[bool] = False
     accepts_device_models: ClassVar[bool] = False
+    # What `help` shows.
+    __signature__: ClassVar[inspect.Signature]
 
     state: S
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.__signature__ = own_options.signature(cls, cls.__init__, Algorithm.__init__)
 
     def __init__(
         self,
@@ -91,11 +96,11 @@ class Algorithm(Strategy, Generic[S]):
         **options: Any,
     ) -> None:
         if clients_per_round < 1:
-            raise ConfigError(f"clients-per-round is {clients_per_round}; it must be at least 1")
+            raise OptionError("clients_per_round", f"it is {clients_per_round} and must be at least 1")
         self.clients_per_round = clients_per_round
         self.seed = seed
         self.guard = guard
-        self.options: Any = checked(self.Options, options, type(self).__name__, "strategy.")
+        self.options = own_options.validate_arguments(type(self), options)
         self.diagnostics: Mapping[str, Any] = {}
         self._codec: Codec | None = None
         self._plan: Plan | None = None

@@ -50,10 +50,7 @@ class CluSamp(Algorithm[Updates]):
 
     The updates cost the server 4 bytes per parameter and client that has taken part.
 
-    Args:
-        clients_per_round: M, the number of draws in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
+    For the arguments see `Algorithm`.
     """
 
     def init(self, layout: Layout, slots: int) -> Updates:

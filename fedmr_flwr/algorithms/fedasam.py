@@ -33,12 +33,9 @@ class ASAM(LocalRule):
 
     T is 1 for biases, that is, for every parameter without "weight" in its name. BatchNorm's statistics come
     from the first of the two passes, those at w itself.
-
-    Args:
-        options: with `rho` and `eta`.
     """
 
-    Options = ASAMOptions
+    options: ASAMOptions
 
     def step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, labels: torch.Tensor
@@ -94,11 +91,7 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
 class FedASAM(FedAvg):
     """Federated averaging with adaptive sharpness-aware local training.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        weighting: "examples" or "uniform".
+    For the arguments see `FedAvgOptions` and `Algorithm`.
     """
 
     Rule = ASAM

@@ -29,14 +29,10 @@ class FedAvgOptions(Section):
 class FedAvg(Algorithm[NoState]):
     """Federated averaging.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        weighting: "examples" or "uniform".
+    For the arguments see `FedAvgOptions` and `Algorithm`.
     """
 
-    Options = FedAvgOptions
+    options: FedAvgOptions
     accepts_device_models = True
 
     def models(self, round: Round) -> Sequence[Packed]:

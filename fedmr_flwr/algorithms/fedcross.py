@@ -32,18 +32,10 @@ class FedCrossOptions(MultiModelOptions):
 class FedCross(MultiModel):
     """Multi-model cross-aggregation.
 
-    Args:
-        clients_per_round: M, the clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        population: K, the number of models, at least M; M if not given.
-        weighting: of the global model, "uniform" or "examples".
-        evaluate_slots: whether to score every slot's model.
-        alpha: weight of a slot's own model.
-        collaborator: "lowest", "highest" or "in-order".
+    For the arguments see `FedCrossOptions` and `Algorithm`.
     """
 
-    Options = FedCrossOptions
+    options: FedCrossOptions
 
     def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed]:
         """Mix every slot's model with its collaborator's; integer buffers stay the slot's own."""

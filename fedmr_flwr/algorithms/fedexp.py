@@ -56,14 +56,10 @@ class FedExP(Algorithm[Iterate]):
     buffers are averaged. Clients start from the latest iterate; what is evaluated and saved is the mean of
     the last two, or after the first good round that one.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        epsilon: see above.
+    For the arguments see `FedExPOptions` and `Algorithm`.
     """
 
-    Options = FedExPOptions
+    options: FedExPOptions
 
     def init(self, layout: Layout, slots: int) -> Iterate:
         """Start without an iterate: the global model is the first."""

@@ -120,12 +120,9 @@ class Guided(LocalRule):
     first round, there are no such terms. The reported loss contains them.
 
     Returned to the server, and only here: how many examples of each label the client has.
-
-    Args:
-        options: with `alpha` and `beta`.
     """
 
-    Options = GuidedOptions
+    options: GuidedOptions
     exchanges = (GENERATOR, COUNTS)
 
     def begin(self, model: nn.Module, task: Task) -> None:
@@ -205,17 +202,10 @@ class FedGen(Algorithm[Taught]):
     Its labels are drawn uniformly from those that the round's clients hold. Its training is on the CPU, with one
     thread, so that it is the same everywhere. The model's last layer must be a Linear named `classifier`.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        weighting: "examples" or "uniform".
-        generator_lr: see `FedGenOptions`.
-        generator_steps: see `FedGenOptions`.
-        diversity: see `FedGenOptions`.
+    For the arguments see `FedGenOptions` and `Algorithm`.
     """
 
-    Options = FedGenOptions
+    options: FedGenOptions
     Rule = Guided
 
     def init(self, layout: Layout, slots: int) -> Taught:

@@ -19,17 +19,18 @@ from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions, Pop
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Buffers, Parts, Recombination, Sources, sources
 from fedmr_flwr.core.units import grouping
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import ConfigError, OptionError
 
 
 class FedMROptions(MultiModelOptions):
-    """Options of FedMR.
+    """Options of FedMR, besides those of every algorithm with a population.
 
     Attributes:
-        unit: what recombination moves as one piece; see `fedmr_flwr.units.units`.
+        unit: what recombination moves as one piece: "layer", "tensor", "block", "block:DEPTH", "fraction:P" or a list
+            of regular expressions; see `fedmr_flwr.core.units.units`.
         first_stage_rounds: rounds after which the population is averaged rather than recombined.
         buffers: whether buffers, such as BatchNorm's statistics, "move" with their unit or are the "average".
-        log_recombination: whether to write down for every round which slot each unit came from.
+        log_recombination: whether the diagnostics of every round hold the slot that each unit came from.
     """
 
     unit: str | tuple[str, ...] = "layer"
@@ -50,20 +51,10 @@ class FedMROptions(MultiModelOptions):
 class FedMR(MultiModel):
     """Federated learning by layer-wise model recombination.
 
-    Args:
-        clients_per_round: M, the clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        population: K, the number of models, at least M; M if not given.
-        weighting: of the global model, "uniform" or "examples".
-        evaluate_slots: whether to score every slot's model.
-        unit: "layer", "tensor", "block", "block:DEPTH", "fraction:P" or a list of regular expressions.
-        first_stage_rounds: rounds of averaging before recombination begins.
-        buffers: "move" or "average".
-        log_recombination: whether the diagnostics hold the map of what went where.
+    For the arguments see `FedMROptions` and `Algorithm`.
     """
 
-    Options = FedMROptions
+    options: FedMROptions
     accepts_device_models = True
 
     def init(self, layout: Layout, slots: int) -> Population:
@@ -72,7 +63,7 @@ class FedMR(MultiModel):
         try:
             self.recombination = Recombination(layout, self.options.unit, self.options.buffers)
         except ConfigError as error:
-            raise ConfigError(f"strategy.unit: {error}") from None
+            raise OptionError("unit", str(error)) from None
         self.units = self.recombination.units
         return population
 

@@ -61,16 +61,10 @@ class FedMut(Algorithm[Previous]):
     tensor as many slots get the one as the other; of an odd number of slots the last is not mutated. Buffers
     are not mutated: a variance must not become negative.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        radius: see `FedMutOptions`.
-        acceleration: see `FedMutOptions`.
-        acceleration_rounds: see `FedMutOptions`.
+    For the arguments see `FedMutOptions` and `Algorithm`.
     """
 
-    Options = FedMutOptions
+    options: FedMutOptions
     sends_individual_models = True
 
     def init(self, layout: Layout, slots: int) -> Previous:

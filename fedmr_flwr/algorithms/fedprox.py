@@ -26,12 +26,9 @@ class Prox(LocalRule):
     """Adds (mu / 2) |w - w_received|^2 to the loss; only trainable parameters count.
 
     The term enters by its gradient, mu (w - w_received), so the reported loss is without it.
-
-    Args:
-        options: with `mu`.
     """
 
-    Options = ProxOptions
+    options: ProxOptions
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Keep the model that was received."""
@@ -48,11 +45,7 @@ class Prox(LocalRule):
 class FedProx(FedAvg):
     """Federated averaging with a proximal term in local training.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        weighting: "examples" or "uniform".
+    For the arguments see `FedAvgOptions` and `Algorithm`.
     """
 
     Rule = Prox

@@ -18,16 +18,16 @@ from pydantic import Field
 from fedmr_flwr.algorithms import wrappers
 from fedmr_flwr.algorithms.base import draw_clients, drawable_nodes, update_length
 from fedmr_flwr.algorithms.contract import Arrays
-from fedmr_flwr.config import Section, checked
+from fedmr_flwr.config import options as own_options
+from fedmr_flwr.config.registry import FLOWER
+from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.errors import ConfigError, FederationError
+from fedmr_flwr.errors import ConfigError, FederationError, OptionError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged, judge, without_outliers
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.messages import ARRAYS
 
-# The names of Flower's strategies begin with this.
-PREFIX = "flwr:"
 # What cannot work here, and why.
 _UNFIT = {
     "FedProx": "it is the server's half only; use strategy.name=fedprox",
@@ -70,7 +70,7 @@ class FlowerStrategy(Strategy):
         inner: the strategy.
     """
 
-    Options: ClassVar[type[Section]] = FlowerOptions
+    options: FlowerOptions
     Rule: ClassVar[type[LocalRule]] = LocalRule
     Kind: ClassVar[type[Strategy]]
     accepts_device_models: ClassVar[bool] = False
@@ -92,11 +92,13 @@ class FlowerStrategy(Strategy):
         self.seed = seed
         self.guard = guard
         self.codec = Codec(layout, wire=wire)
-        self.options = own = checked(FlowerOptions, options, type(self).__name__, "strategy.")
+        validated = own_options.validate_arguments(type(self), options)
+        assert isinstance(validated, FlowerOptions)
+        self.options = validated
         try:
-            self.inner = self.Kind(**own.options)
+            self.inner = self.Kind(**self.options.options)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"strategy.options: {error}") from None
+            raise OptionError("options", str(error)) from None
         # All who are drawn here take part; otherwise it would wait for more.
         self.inner.fraction_train, self.inner.min_train_nodes, self.inner.min_available_nodes = 1.0, 0, 0
         self._sent: dict[int, Message] = {}  # by client
@@ -228,16 +230,14 @@ def flower_strategy(name: str) -> type[FlowerStrategy]:
     Raises:
         ConfigError: there is none of this name, or it cannot work here.
     """
-    short = name.removeprefix(PREFIX)
+    short = name.removeprefix(FLOWER)
     for beginning, why in wrappers.UNFIT.items():
         if short.startswith(beginning):
-            raise ConfigError(f"strategy.name: '{name}' wraps another strategy, and {why}")
+            raise ConfigError(f"'{name}' wraps another strategy, and {why}")
     wrapping = tuple(wrappers.UNFIT)
     fit = [own for own in flower.__all__ if own not in _UNFIT and not own.startswith(("Result", *wrapping))]
     if short in _UNFIT:
-        raise ConfigError(f"strategy.name: '{name}' cannot be used, because {_UNFIT[short]}")
+        raise ConfigError(f"'{name}' cannot be used, because {_UNFIT[short]}")
     if short not in fit:
-        raise ConfigError(
-            f"strategy.name: '{name}' is not known; choose one of {', '.join(PREFIX + own for own in fit)}"
-        )
+        raise ConfigError(f"unknown strategy '{name}'; choose one of {', '.join(FLOWER + own for own in fit)}")
     return type(short, (FlowerStrategy,), {"Kind": getattr(flower, short)})

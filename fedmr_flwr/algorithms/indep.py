@@ -16,13 +16,7 @@ from fedmr_flwr.core.layout import Packed
 class Indep(MultiModel):
     """Independent models.
 
-    Args:
-        clients_per_round: M, the clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        population: K, the number of models, at least M; M if not given.
-        weighting: "uniform" or "examples".
-        evaluate_slots: whether to score every slot's model.
+    For the arguments see `MultiModelOptions` and `Algorithm`.
     """
 
     accepts_device_models = True

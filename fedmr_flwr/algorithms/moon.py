@@ -38,12 +38,9 @@ class Contrastive(LocalRule):
     the input of the last layer. Both other models are in evaluation mode and do not change. A client that takes
     part for the first time has no earlier model and trains on the cross-entropy alone: with the received model in
     place of its own the term would be constant. The reported loss contains the term.
-
-    Args:
-        options: with `mu` and `temperature`.
     """
 
-    Options = ContrastiveOptions
+    options: ContrastiveOptions
     keeps = True
 
     def begin(self, model: nn.Module, task: Task) -> None:
@@ -98,11 +95,7 @@ def _frozen(model: nn.Module) -> Classifier:
 class Moon(FedAvg):
     """Federated averaging with a model-contrastive term in local training.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        weighting: "examples" or "uniform".
+    For the arguments see `FedAvgOptions` and `Algorithm`.
     """
 
     Rule = Contrastive

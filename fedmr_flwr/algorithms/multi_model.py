@@ -16,14 +16,14 @@ from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, similarity, spread
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.core.units import Unit, units
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import OptionError
 
 
 class MultiModelOptions(Section):
     """Options of every algorithm with a population.
 
     Attributes:
-        population: K, the number of models; as many as clients in a round if not given.
+        population: K, the number of models, at least as many as clients in a round; just as many if not given.
         weighting: how the global model averages the population: "uniform", as in FedMR's published code, or
             by the "examples" that each slot was last trained on.
         evaluate_slots: whether to score every slot's model, too, when the global model is evaluated.
@@ -72,7 +72,7 @@ class MultiModel(Algorithm[Population]):
         units: the parts of the model by which the spread is reported: its layers, or what the subclass recombines.
     """
 
-    Options = MultiModelOptions
+    options: MultiModelOptions
     sends_individual_models = True
 
     units: Sequence[Unit]
@@ -80,9 +80,10 @@ class MultiModel(Algorithm[Population]):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         if self.slots < self.clients_per_round:
-            raise ConfigError(
-                f"strategy.population is {self.slots}, less than the {self.clients_per_round} clients of a round; "
-                "raise strategy.population or lower clients-per-round"
+            raise OptionError(
+                "population",
+                f"{self.slots} is less than the {self.clients_per_round} clients of a round; raise the one or lower "
+                "the other",
             )
 
     @property

@@ -109,14 +109,10 @@ class Scaffold(Algorithm[Control]):
     with N the number of all clients, so that c is the mean of all c_i. All clients weigh the same, as in the
     paper. Buffers are averaged.
 
-    Args:
-        clients_per_round: clients drawn in a round.
-        seed: the seed of the run.
-        layout: of the models, if they travel packed.
-        server_lr: see above.
+    For the arguments see `ScaffoldOptions` and `Algorithm`.
     """
 
-    Options = ScaffoldOptions
+    options: ScaffoldOptions
     Rule = Corrected
 
     def init(self, layout: Layout, slots: int) -> Control:

@@ -16,7 +16,7 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
 Engine = Annotated[
     str | None, typer.Option(metavar="NAME", help="ray, in-process, gpu or deployment; short for engine=NAME.")
 ]
-Federation = Annotated[
+Superlink = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="A SuperLink in Flower's configuration; sets engine=deployment."),
 ]
@@ -30,10 +30,10 @@ class Command(TyperCommand):
         return super().get_help(ctx).replace("\\[", "[")
 
 
-def engine_overrides(engine: str | None, federation: str | None) -> list[str]:
-    """Return the overrides that the options `--engine` and `--federation` stand for."""
-    if federation:
-        return [f"engine={engine or 'deployment'}", f"federation={federation}"]
+def engine_overrides(engine: str | None, superlink: str | None) -> list[str]:
+    """Return the overrides that the options `--engine` and `--superlink` stand for."""
+    if superlink:
+        return [f"engine={engine or 'deployment'}", f"deployment.superlink={superlink}"]
     return [f"engine={engine}"] if engine else []
 
 

@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 
 from fedmr_flwr import config
-from fedmr_flwr.cli.arguments import Conf, Engine, Federation, Folder, Overrides, engine_overrides, print_line
+from fedmr_flwr.cli.arguments import Conf, Engine, Folder, Overrides, Superlink, engine_overrides, print_line
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import FederationError, FedmrError, RunFolderError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.comparison import Rows
-from fedmr_flwr.report.display import Display, comparison_table, describe_clients, table
+from fedmr_flwr.report.display import Display, comparison_table, describe_clients, division, table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
@@ -20,25 +20,25 @@ from fedmr_flwr.runs.folder import RunFolder
 _WIDE = 120
 
 
-def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, federation: Federation = None) -> None:
+def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, superlink: Superlink = None) -> None:
     """Train a federation and write its run folder.
 
     CONF is a configuration file, such as conf/quickstart.yaml. OVERRIDES are key=value, nested keys with dots:
     training.lr=0.1.
     """
-    settings = folder.choose(config.load(conf, [*(overrides or []), *engine_overrides(engine, federation)]))
+    settings = folder.choose(config.load(conf, [*(overrides or []), *engine_overrides(engine, superlink)]))
     assert settings.run_dir is not None
     folder.check_free(settings.run_dir)
     _run(settings)
 
 
-def resume(run_folder: Folder, engine: Engine = None, federation: Federation = None) -> None:
+def resume(run_folder: Folder, engine: Engine = None, superlink: Superlink = None) -> None:
     """Continue a run that was stopped.
 
     RUN is its folder. The result is the same as without the stop, with another engine, too.
     """
     out = RunFolder.open(run_folder.absolute())
-    settings = config.load(out.config, engine_overrides(engine, federation)).model_copy(update={"run_dir": out.path})
+    settings = config.load(out.config, engine_overrides(engine, superlink)).model_copy(update={"run_dir": out.path})
     manifest = out.read_manifest()
     if out.status == "completed" and manifest.get("rounds", 0) >= settings.rounds:
         print_line(f"{out.path} is complete: all {settings.rounds} rounds are done")
@@ -71,7 +71,7 @@ def compare(
         Path | None, typer.Option(metavar="FOLDER", help="The folder of all runs; by default runs/compare-CONF.")
     ] = None,
     engine: Engine = None,
-    federation: Federation = None,
+    superlink: Superlink = None,
 ) -> None:
     """Train with several strategies and seeds.
 
@@ -84,7 +84,7 @@ def compare(
     target = None if target is None else comparison.accuracy(target)
     of_seeds = None if seeds is None else comparison.seeds(seeds)
     compared = comparison.variants(strategies)
-    every = [*(overrides or []), *engine_overrides(engine, federation)]
+    every = [*(overrides or []), *engine_overrides(engine, superlink)]
     planned = comparison.plan(conf, every, compared, of_seeds, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def compare(
             print_line(f"  failed: {error}")
     lines, target = comparison.lines(found, len(planned) // len(compared), target)
     common = planned[0][1]
-    title = f"{common.division()}, {common.clients_per_round} a round, {common.model.name}"
+    title = f"{division(common)}, {common.clients_per_round} a round, {common.model.name}"
     comparison.write(lines, target, out)
     plots.comparison(found, title, out / "comparison.png")
     Console(width=max(_WIDE, Console().width)).print(comparison_table(lines, target))
@@ -117,9 +117,6 @@ def compare(
 
 def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
     """Run a federation, or continue one, and show its results."""
-    from fedmr_flwr import algorithms
-
-    algorithms.resolve(settings)  # a wrong option is reported before the data are read
     path = f"run folder: {settings.run_dir}"
     print_line(path)
     done = engines.run(settings, Display(settings.rounds, Console()), prepared)

@@ -10,7 +10,7 @@ from fedmr_flwr import config
 from fedmr_flwr.cli.arguments import Conf, Folder, Overrides, print_line
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import writing
-from fedmr_flwr.report.display import partition_table, unit_table
+from fedmr_flwr.report.display import division, partition_table, unit_table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
@@ -51,8 +51,8 @@ def partition(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     partitions.save(parts, out / "partition.npz")
-    plots.clients(counts, settings.division(), out / "clients.png")
-    Console().print(partition_table(counts, partitions.divergences(counts), settings.division()))
+    plots.clients(counts, division(settings), out / "clients.png")
+    Console().print(partition_table(counts, partitions.divergences(counts), division(settings)))
     for name in ("partition.npz", "clients.png"):
         print_line(str(out / name))
 

@@ -1,14 +1,14 @@
-"""YAML files with `key=value` overrides."""
+"""From a configuration file with `key=value` overrides to settings, and back."""
 
 import types
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fedmr_flwr.config.sections import checked
-from fedmr_flwr.config.settings import Settings, Strategy
+from fedmr_flwr.config.sections import validate_section
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.config.strategy import Strategy
+from fedmr_flwr.config.values import read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
 
 
@@ -24,17 +24,20 @@ def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
     """
     try:
-        values = yaml.load(conf.read_text(encoding="utf-8"), _Loader)
+        values = read_yaml(conf.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {conf}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{conf} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{conf} is not UTF-8 text: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{conf} is {error}") from None
     if not isinstance(values, dict | types.NoneType):
         raise ConfigError(f"{conf} must hold 'key: value' lines")
     values = values or {}
+    texts = {}
     for override in _names_first(overrides, values):
-        _set(values, override)
-    return parse(values, str(conf))
+        texts[_set(values, override)] = override
+    return validate_section(Settings, values, str(conf), texts)
 
 
 def parse(values: dict[str, Any], where: str) -> Settings:
@@ -47,22 +50,12 @@ def parse(values: dict[str, Any], where: str) -> Settings:
     Raises:
         ConfigError: a key, type or value is wrong.
     """
-    return checked(Settings, values, where)
+    return validate_section(Settings, values, where)
 
 
 def to_yaml(settings: Settings) -> str:
     """Write a configuration out in full, every default included."""
-    return yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for at, key in enumerate(keys) if key in keys[:at]]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    return write_yaml(settings.model_dump(mode="json", by_alias=True))
 
 
 def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:
@@ -70,16 +63,17 @@ def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:
     ordered = sorted(overrides, key=lambda override: not override.startswith("strategy.name="))
     names = [override.partition("=")[2] for override in ordered if override.startswith("strategy.name=")]
     section = values.get("strategy")
-    if names and isinstance(section, dict) and names[-1] != section.get("name", Strategy().name):
+    default = Strategy.model_fields["name"].default
+    if names and isinstance(section, dict) and names[-1] != section.get("name", default):
         values["strategy"] = {}
     return ordered
 
 
-def _set(values: dict[str, Any], override: str) -> None:
-    """Put one "a.b=value" into nested mappings."""
+def _set(values: dict[str, Any], override: str) -> str:
+    """Put one "a.b=value" into nested mappings; return its key."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"'{override}' is no override; write key=value, for instance rounds=20")
+        raise ConfigError(f"'{override}' is not an override; write key=value, for instance rounds=20")
     *path, last = key.split(".")
     for part in path:
         inner = values.setdefault(part, {})
@@ -87,9 +81,10 @@ def _set(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"'{override}': '{part}' is a single value, it has no keys of its own")
         values = inner
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text)
+    except ConfigError:
         value = text
     # Paths may hold " #" and ": ", which YAML takes for a comment and for a mapping.
     plain = isinstance(value, str | dict) or (value is None and text not in ("", "null", "~"))
     values[last] = text if plain and not text.startswith(('"', "'", "{")) else value
+    return key

@@ -1,18 +1,14 @@
-"""A section of the configuration, and what is wrong with its values in one line."""
+"""A section of the configuration, and the wording of what is wrong with its values."""
 
 import difflib
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from fedmr_flwr.errors import ConfigError
 
@@ -20,12 +16,18 @@ from fedmr_flwr.errors import ConfigError
 def _absolute(path: Any) -> Any:
     try:
         return Path(path).expanduser().absolute() if isinstance(path, str | Path) else path
-    except RuntimeError as error:  # of a user who is not known
+    except RuntimeError as error:  # the home of an unknown user
         raise ValueError(str(error)) from None
 
 
 S = TypeVar("S", bound="Section")
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+
+_UNKNOWN, _NAMED = "extra_forbidden", "named"
+# A value may be a YAML file of any size.
+_short = reprlib.Repr()
+_short.maxlevel = 2
+_short.maxstring = _short.maxother = 200
 
 
 class Section(BaseModel):
@@ -43,50 +45,113 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `rounds: yes`, which would count as 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true and false mean nothing here")
+        """Refuse `rounds: true`, which pydantic reads as 1."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("must not be true or false")
         return value
 
 
-def checked(kind: type[S], values: dict[str, Any], where: str, prefix: str = "") -> S:
-    """Validate a section and report what is wrong with it as one line.
+def validate_section(
+    kind: type[S], values: Mapping[str, Any], where: str, overrides: Mapping[str, str] = MappingProxyType({})
+) -> S:
+    """Validate values of a file and report what is wrong with them as one line.
 
     Args:
         kind: the section's type.
         values: its values by kebab-case key.
         where: what to call the source of the values in an error.
-        prefix: the dotted path of the section, with a dot at the end, or "".
+        overrides: the text of each override by its dotted key; a mistake in one is reported with its text.
 
     Raises:
         ConfigError: a key, type or value is wrong.
     """
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
-        known = [prefix + key for key in _keys(kind)]
-        problems = [_describe(problem, known, prefix) for problem in error.errors()]
-        raise ConfigError(f"{where}: {'; '.join(problems)}") from None
+        known = list(_dotted_keys(kind))
+        texts = []
+        for details in error.errors():
+            key = ".".join(map(str, details["loc"]))
+            problem = explain(details, key, known)
+            override = _override_of(key, overrides)
+            if override is None:
+                texts.append(f"{where}: {problem}")
+            else:
+                texts.append(f"'{overrides[override]}': {problem.message if override == key else problem}")
+        raise ConfigError("; ".join(texts)) from None
 
 
-def _keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
-    """List the dotted keys of a section."""
+class Problem(NamedTuple):
+    """What is wrong with one key.
+
+    Attributes:
+        about: the key, with its value where that is of interest; empty if the message names the key itself.
+        message: in a few words.
+    """
+
+    about: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.about}: {self.message}" if self.about else self.message
+
+
+def explain(details: ErrorDetails, name: str, known: Iterable[str], noun: str = "key") -> Problem:
+    """Word what pydantic found wrong.
+
+    Args:
+        details: an entry of `ValidationError.errors()`.
+        name: of what is wrong, as the user writes it.
+        known: names that the user may have meant, if this one is unknown.
+        noun: what to call such names.
+    """
+    kind, value = details["type"], _short.repr(details["input"])
+    if kind == _UNKNOWN:
+        last = str(details["loc"][-1])
+        section = name.removesuffix(last)
+        names = [key.removeprefix(section) for key in known if key.startswith(section)]
+        names = details.get("ctx", {}).get("known", names)
+        near = difflib.get_close_matches(last, names, n=1)
+        hint = f"did you mean '{section}{near[0]}'?" if near else f"known {noun}s: {', '.join(names)}"
+        return Problem("", f"unknown {noun} '{name}'; {hint}")
+    if kind == "model_type":
+        inner = next((key for key in known if key.startswith(f"{name}.")), "")
+        return Problem("", f"{name} has keys of its own, such as {inner}")
+    if kind == _NAMED:
+        return Problem(name, details["msg"])
+    message = details["msg"].removeprefix("Value error, ")
+    return Problem(f"{name} = {value}" if details["loc"] else "", message)
+
+
+def unknown_key(key: str, value: object, known: Iterable[str]) -> ValidationError:
+    """Return the error of a section that itself finds an unknown key."""
+    return _error_of(key, value, PydanticCustomError(_UNKNOWN, "unknown key", {"known": list(known)}))
+
+
+def wrong_value(key: str, value: object, message: str) -> ValidationError:
+    """Return the error of a section that itself finds a wrong value; the message names the value."""
+    return _error_of(key, value, PydanticCustomError(_NAMED, "{message}", {"message": message}))
+
+
+def _error_of(key: str, value: object, kind: PydanticCustomError) -> ValidationError:
+    return ValidationError.from_exception_data(key, [InitErrorDetails(type=kind, loc=(key,), input=value)])
+
+
+def _dotted_keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
+    """List the keys of a section and of those in it."""
     for name, field in kind.model_fields.items():
         key = prefix + (field.alias or name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _keys(field.annotation, key + ".")
-        else:
+        kinds = (field.annotation, *get_args(field.annotation))
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+        if inner is None:
             yield key
+        else:
+            yield from _dotted_keys(inner, key + ".")
 
 
-def _describe(problem: Any, known: list[str], prefix: str) -> str:
-    """Say in a few words what pydantic found wrong."""
-    key = prefix + ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key '{key}'; {hint}"
-    if problem["type"] == "model_type":
-        return f"{key} = {problem['input']!r}: it has keys of its own; write {key}.name={problem['input']}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key} = {problem['input']!r}: {message}" if problem["loc"] else message
+def _override_of(key: str, overrides: Mapping[str, str]) -> str | None:
+    """Return the key of the override that set a key, or something around it or in it; None if a file did."""
+    if key in overrides or not key:
+        return key or None
+    return next((own for own in overrides if f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.")), None)

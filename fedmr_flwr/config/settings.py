@@ -1,16 +1,13 @@
 """The schema of a configuration."""
 
 import re
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
+from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import AbsolutePath, Section
+from fedmr_flwr.config.strategy import Strategy
 
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -72,20 +69,6 @@ class Training(Section):
     augment: bool = False
 
 
-class Strategy(Section):
-    """The algorithm; further keys are its options and those of its local rule.
-
-    Attributes:
-        name: an entry of `fedmr_flwr.algorithms.ALGORITHMS`.
-        local_rule: train as the clients of another algorithm do.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str = "fedmr"
-    local_rule: str | None = None
-
-
 class LocalDp(Section):
     """Local differential privacy of what a client returns, one round's, with Flower's LocalDpMod.
 
@@ -111,6 +94,37 @@ class Privacy(Section):
     local_dp: LocalDp | None = None
 
 
+class Ray(Section):
+    """What concerns the engine ray alone.
+
+    Attributes:
+        address: a running Ray cluster to join, "host:port" or "auto"; if not given, what RAY_ADDRESS in the
+            environment names, and otherwise "local", a Ray of the run's own.
+        client_gpus: the share of a GPU that a client reserves.
+    """
+
+    address: str | None = None
+    client_gpus: float = Field(0.0, ge=0)
+
+
+class Deployment(Section):
+    """What concerns the engine deployment alone.
+
+    Attributes:
+        superlink: the SuperLink's name in Flower's own configuration.
+        min_clients: how many clients must be connected before the first round; all if not given.
+        join_timeout: seconds to wait for clients that are not connected.
+    """
+
+    superlink: str | None = None
+    min_clients: int | None = Field(None, ge=1)
+    join_timeout: float = Field(600.0, gt=0)
+
+
+# Stands for the strategy while the rest is checked.
+_LATER = Strategy.model_construct(options=Section(), rule_options=Section())
+
+
 class Settings(Section):
     """A whole run.
 
@@ -121,14 +135,8 @@ class Settings(Section):
         seed: everything random derives from it.
         device: where models train and are evaluated: auto, cpu, cuda or cuda:N.
         precision: of the arithmetic on a GPU: float32, exact and the same in every run, or the faster tf32 or bf16.
-        engine: what carries the messages; an entry of `fedmr_flwr.engines.ENGINES`.
-        client_cpus: CPU cores that a Ray client reserves, and the threads that a client trains with.
-        client_gpus: the share of a GPU that a Ray client reserves.
-        federation: of a deployment: the SuperLink's name in Flower's own configuration.
-        min_clients: of a deployment: how many clients must be connected before the first round; all if not given.
-        join_timeout: of a deployment: seconds to wait for clients that are not connected.
-        ray_address: a running Ray cluster to join, "host:port" or "auto"; if not given, what RAY_ADDRESS in the
-            environment names, and otherwise "local", a Ray of the run's own.
+        engine: what carries the messages; an entry of `fedmr_flwr.launch.engines.ENGINES`.
+        client_cpus: the threads that a client trains with, and the CPU cores that it reserves from Ray.
         data_dir: folder of the data files.
         run_dir: folder of this run; made under runs/ if not given.
         evaluate_every: rounds between evaluations of the global model; the last round is always evaluated.
@@ -136,7 +144,7 @@ class Settings(Section):
         checkpoint_every: rounds between checkpoints.
         round_timeout: seconds to wait for the replies of a round.
         min_good_replies: a round with fewer good replies is bad: nothing changes in it.
-        max_bad_rounds: bad rounds in a row that are put up with; one more ends the run.
+        max_bad_rounds: how many bad rounds in a row are tolerated; one more ends the run.
         guard: refuse replies whose update is more than this many times as long as the round's median.
         wire: in which type models travel; float16 halves the bytes and keeps eleven bits of each value.
     """
@@ -149,11 +157,6 @@ class Settings(Section):
     precision: Precision = "float32"
     engine: str = "ray"
     client_cpus: int = Field(1, ge=1)
-    client_gpus: float = Field(0.0, ge=0)
-    federation: str | None = None
-    min_clients: int | None = Field(None, ge=1)
-    join_timeout: float = Field(600.0, gt=0)
-    ray_address: str | None = None
     data_dir: AbsolutePath | None = None
     run_dir: AbsolutePath | None = None
     evaluate_every: int = Field(1, ge=1)
@@ -164,12 +167,14 @@ class Settings(Section):
     max_bad_rounds: int = Field(0, ge=0)
     guard: float | None = Field(None, gt=1)
     wire: Literal["float32", "float16"] = "float32"
+    ray: Ray = Ray()
+    deployment: Deployment = Deployment()
     privacy: Privacy = Privacy()
     data: Data = Data()
     partition: Partition = Partition()
     model: Model = Model()
     training: Training = Training()
-    strategy: Strategy = Strategy()
+    strategy: Strategy = Field(default_factory=lambda: Strategy.model_validate({}))
 
     @field_validator("device")
     @classmethod
@@ -190,30 +195,41 @@ class Settings(Section):
                 f"min-good-replies is {self.min_good_replies}, more than the {self.clients_per_round} clients of a "
                 "round; lower min-good-replies or raise clients-per-round"
             )
-        if (self.min_clients or 0) > self.clients:
+        if (self.deployment.min_clients or 0) > self.clients:
             raise ValueError(
-                f"min-clients is {self.min_clients} but there are only {self.clients} clients; lower min-clients"
+                f"deployment.min-clients is {self.deployment.min_clients} but there are only {self.clients} clients; "
+                "lower deployment.min-clients"
             )
         if self.privacy.local_dp and self.evaluate_clients:
             raise ValueError(
                 "evaluate-clients would send each client's accuracy without the noise of privacy.local-dp; leave one "
                 "of them out"
             )
-        if self.engine == "ray" and self.device.startswith("cuda") and self.client_gpus == 0:
+        if self.engine == "ray" and self.device.startswith("cuda") and self.ray.client_gpus == 0:
             raise ValueError(
-                f"device is {self.device} but client-gpus is 0, so Ray hides the GPU from the clients; "
-                "set client-gpus (0.1 puts ten clients on one card)"
+                f"device is {self.device} but ray.client-gpus is 0, so Ray hides the GPU from the clients; "
+                "set ray.client-gpus (0.1 puts ten clients on one card)"
             )
         return self
 
-    def division(self) -> str:
-        """Say in a few words how which data is divided."""
-        partition = self.partition
-        detail = ""
-        if partition.name in ("dirichlet", "dirichlet-plain", "quantity"):
-            detail = f" α = {partition.alpha:g}"
-            if partition.fill_up and partition.name != "quantity":
-                detail += ", filled up"
-        elif partition.name == "shards":
-            detail = f" of {partition.shards_per_client}"
-        return f"{self.data.name}, {self.clients} clients, {partition.name}{detail}"
+    # Stands below `_fits_together`, so that pydantic runs that one inside of it.
+    @model_validator(mode="wrap")
+    @classmethod
+    def _strategy_last(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Check all else first: a strategy's options need its algorithm, and the import of PyTorch takes seconds."""
+        if isinstance(values, dict):
+            handler({**values, "strategy": _LATER})
+        settings = handler(values)
+        settings._check_strategy()
+        return settings
+
+    def _check_strategy(self) -> None:
+        """Refuse what the strategy cannot be combined with."""
+        name = self.strategy.name
+        if self.privacy.local_dp and (exchanges := self.strategy.exchanges):
+            raise ValueError(
+                f"privacy.local-dp: clients of '{name}' send more than their models ({', '.join(exchanges)}), which "
+                "would travel without noise; choose another strategy"
+            )
+        if name.startswith(FLOWER) and self.wire != "float32":
+            raise ValueError(f"wire={self.wire}: Flower's own strategies would calculate in it; leave wire out")

@@ -59,7 +59,7 @@ def split(dataset: Dataset, clients: int, partition: config.Partition, seed: int
     if partition.name == NODES:
         raise ConfigError(
             f"partition.name: '{NODES}' is for clients on machines of their own, with their own examples; start "
-            "them as docs/deployment.md says, and the run with --federation NAME"
+            "them as docs/deployment.md says, and the run with --superlink NAME"
         )
     if partition.name not in PARTITIONS:
         known = ", ".join(sorted([*PARTITIONS, "natural", NODES]))

@@ -9,7 +9,7 @@ from typing import TypeVar
 import yaml
 from pydantic import Field
 
-from fedmr_flwr.config.sections import Section, checked
+from fedmr_flwr.config.sections import Section, validate_section
 from fedmr_flwr.deployment.certificates import Authority, node_keys, write_private
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import write_aside, writing
@@ -151,4 +151,4 @@ def _read(path: Path, kind: type[S]) -> S:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines")
-    return checked(kind, values, str(path))
+    return validate_section(kind, values, str(path))

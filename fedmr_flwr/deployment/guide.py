@@ -40,7 +40,7 @@ with the files of the run's data set; and `device`, if the machine has several G
 ## 3. A run, on the server
 ```bash
 export FLWR_HOME=$PWD/server/flower
-fedmr run CONF clients={clients} clients-per-round={clients} --federation {superlink}
+fedmr run CONF clients={clients} clients-per-round={clients} --superlink {superlink}
 ```
 with `partition.name=nodes` if the nodes have examples of their own. Resume a run with
 `fedmr resume RUN`, also after the server was stopped. Plain `flwr run APP {superlink}` works, too, without live

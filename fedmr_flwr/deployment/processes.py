@@ -51,7 +51,7 @@ def run_superlink(folder: Path, server: ServerSettings, insecure: bool, report: 
         port = server.fleet_port if commands.over_grpc() else server.port
         report(f"ready for nodes on {server.listen}:{port}; stop it with Ctrl-C")
         home = shlex.quote(env[HOME])
-        report(f"export {HOME}={home}  # then: fedmr run CONF --federation {commands.SUPERLINK}")
+        report(f"export {HOME}={home}  # then: fedmr run CONF --superlink {commands.SUPERLINK}")
         raise EngineError(f"Flower's SuperLink ended with status {process.wait()}; its lines above say why")
 
 

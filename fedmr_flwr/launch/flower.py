@@ -64,7 +64,7 @@ def submit(
     """
     # What may have changed in a resumed run since its configuration was written.
     changed = [f"engine={settings.engine}", f"run-dir={json.dumps(str(out.path))}"]
-    changed += [f"federation={settings.federation}"] if settings.federation else []
+    changed += [f"deployment.superlink={settings.deployment.superlink}"] if settings.deployment.superlink else []
     text = f"conf = {json.dumps(str(out.config))}\nset = {json.dumps(shlex.join(changed))}\n"
     extra = [f"{name}={value}" for name, value in (federation_config or {}).items()]
     with tempfile.TemporaryDirectory(prefix="fedmr-submit-") as folder:

@@ -27,9 +27,9 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     Raises:
         FedmrError: the configuration, the data or the federation is wrong, or Flower failed.
     """
-    name = settings.federation
+    name = settings.deployment.superlink
     if name is None:
-        raise ConfigError("engine deployment needs a SuperLink: name it with --federation NAME")
+        raise ConfigError("engine deployment needs a SuperLink: name it with --superlink NAME")
     connection = Connection(name, environment())
     try:
         connection.command("list", name)

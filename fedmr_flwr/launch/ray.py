@@ -31,7 +31,7 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     resources = {
         "num-supernodes": settings.clients,
         "client-resources-num-cpus": settings.client_cpus,
-        "client-resources-num-gpus": float(settings.client_gpus),
+        "client-resources-num-gpus": float(settings.ray.client_gpus),
     }
     with (
         launching(settings, prepared) as out,

@@ -33,7 +33,7 @@ def address_of(settings: Settings) -> str:
     Raises:
         ConfigError: it does not have the form of an address.
     """
-    name, address = "ray-address", settings.ray_address
+    name, address = "ray.address", settings.ray.address
     if address is None:
         name, address = RAY_ADDRESS, os.environ.get(RAY_ADDRESS) or "local"
     if address not in ("auto", "local") and not re.fullmatch(r"(\[[^\[\]\s]+\]|[^:/\[\]\s]+):\d{1,5}", address):
@@ -70,7 +70,7 @@ def _check_cluster(settings: Settings, address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
             raise EngineError(
-                f"{where} does not answer ({error}); start it with `ray start`, or set ray-address=local"
+                f"{where} does not answer ({error}); start it with `ray start`, or set ray.address=local"
             ) from None
     env = os.environ | {RAY_ADDRESS: address, "RAY_gcs_server_request_timeout_seconds": "10"}
     try:
@@ -90,10 +90,10 @@ def _check_cluster(settings: Settings, address: str) -> None:
             "is it running, and this machine one of its nodes?"
         )
     nodes = [(node.get("CPU", 0), node.get("GPU", 0)) for node in answer if node]
-    if not any(cpus >= settings.client_cpus and gpus >= settings.client_gpus for cpus, gpus in nodes):
+    if not any(cpus >= settings.client_cpus and gpus >= settings.ray.client_gpus for cpus, gpus in nodes):
         raise EngineError(
             f"no node of {where} has room for a client with client-cpus={settings.client_cpus} and "
-            f"client-gpus={settings.client_gpus:g}; they have "
+            f"ray.client-gpus={settings.ray.client_gpus:g}; they have "
             + ", ".join(f"{cpus:g} CPU cores and {gpus:g} GPUs" for cpus, gpus in nodes)
         )
 
@@ -106,7 +106,7 @@ def _check_this_machine(settings: Settings) -> None:
     """
     for key, wanted, there, what in (
         ("client-cpus", settings.client_cpus, os.cpu_count() or 1, "CPU cores"),
-        ("client-gpus", settings.client_gpus, torch.cuda.device_count(), "CUDA devices"),
+        ("ray.client-gpus", settings.ray.client_gpus, torch.cuda.device_count(), "CUDA devices"),
     ):
         if wanted > there:
             raise EngineError(

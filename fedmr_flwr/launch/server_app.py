@@ -60,10 +60,10 @@ def _check_ray_address(settings: Settings) -> None:
     Raises:
         ConfigError: Ray has been started without it.
     """
-    if settings.engine == "ray" and settings.ray_address not in (None, os.environ.get(RAY_ADDRESS)):
+    if settings.engine == "ray" and settings.ray.address not in (None, os.environ.get(RAY_ADDRESS)):
         raise ConfigError(
             "ray-address comes too late under `flwr run`, where Ray starts before the configuration is read; "
-            f"export {RAY_ADDRESS}={settings.ray_address} before the SuperLink starts, or leave ray-address out"
+            f"export {RAY_ADDRESS}={settings.ray.address} before the SuperLink starts, or leave ray-address out"
         )
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.units import Spec, Unit
 from fedmr_flwr.core.units import describe as describe_unit
@@ -103,6 +104,19 @@ def describe(row: Mapping[str, Any]) -> str:
     if row["failures"]:
         parts.append(f"{row['failures']} failed")
     return "  ".join(parts)
+
+
+def division(settings: Settings) -> str:
+    """Describe in a few words which data are divided, and how."""
+    partition = settings.partition
+    detail = ""
+    if partition.name in ("dirichlet", "dirichlet-plain", "quantity"):
+        detail = f" α = {partition.alpha:g}"
+        if partition.fill_up and partition.name != "quantity":
+            detail += ", filled up"
+    elif partition.name == "shards":
+        detail = f" of {partition.shards_per_client}"
+    return f"{settings.data.name}, {settings.clients} clients, {partition.name}{detail}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -17,7 +17,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedmr_flwr import config
-from fedmr_flwr.algorithms import resolve
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.data.datasets import default_data_dir
 from fedmr_flwr.errors import FedmrError, RunFolderError
@@ -94,7 +93,7 @@ class RunFolder:
         folder = cls(settings.run_dir)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            write_new(folder.config, config.to_yaml(resolve(settings)).encode())
+            write_new(folder.config, config.to_yaml(settings).encode())
         except FileExistsError:
             raise _taken(folder.path, "run-dir=FOLDER") from None
         except OSError as error:

@@ -14,6 +14,7 @@ from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
+from fedmr_flwr.report.display import division
 from fedmr_flwr.training.devices import arithmetic, pick_device, place
 from fedmr_flwr.training.evaluation import Score, evaluate
 from fedmr_flwr.wire.codec import Codec
@@ -81,14 +82,15 @@ class Experiment:
     def title(self) -> str:
         """Say in one line what is run."""
         settings = self.settings
-        changed = settings.strategy.model_dump(by_alias=True, include={"local_rule"}, exclude_none=True)
-        changed |= self.strategy.options.model_dump(by_alias=True, include={"unit"})
-        for options in (self.strategy.options, algorithms.local_rule(settings).options):
+        strategy = settings.strategy
+        changed: dict[str, Any] = {"local-rule": strategy.local_rule} if strategy.local_rule else {}
+        changed |= strategy.options.model_dump(by_alias=True, include={"unit"})
+        for options in (strategy.options, strategy.rule_options):
             changed |= options.model_dump(by_alias=True, exclude_defaults=True)
         if settings.privacy.local_dp:
             changed["local-dp ε"] = settings.privacy.local_dp.epsilon
         described = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
-        return f"{settings.strategy.name}{described} · {settings.division()} · seed {settings.seed}"
+        return f"{strategy.name}{described} · {division(settings)} · seed {settings.seed}"
 
 
 def check(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from flwr.app import ArrayRecord
 
-from fedmr_flwr import algorithms, models
+from fedmr_flwr import models
 from fedmr_flwr.data import partitions
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.report import plots
@@ -30,7 +30,7 @@ def describe(experiment: Experiment, out: RunFolder) -> None:
         "model": {"name": settings.model.name, "parameters": models.parameter_count(experiment.model)},
         "data": {"name": settings.data.name, "normalisation": settings.data.normalisation},
         "training": settings.training.model_dump(by_alias=True),
-        "strategy": algorithms.resolve(settings).strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "strategy": settings.strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
         "data-sha256": experiment.digest,
         "wire": settings.wire,
         "precision": settings.precision,

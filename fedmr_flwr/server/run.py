@@ -99,8 +99,8 @@ def _train(experiment: Experiment, grid: Grid, out: RunFolder, display: Display)
     roster = RosterGrid(
         grid,
         settings.clients,
-        min_clients=settings.min_clients or settings.clients if remote else None,
-        patience=settings.join_timeout if remote else _SIMULATION_SECONDS,
+        min_clients=settings.deployment.min_clients or settings.clients if remote else None,
+        patience=settings.deployment.join_timeout if remote else _SIMULATION_SECONDS,
         query=query,
         report=lambda line: out.note(waiting=line or None),
     )

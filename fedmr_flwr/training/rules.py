@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedmr_flwr import config
+from fedmr_flwr.config.options import options_type
 from fedmr_flwr.core.layout import Floats
 
 
@@ -50,7 +51,7 @@ class LocalRule:
     this client it may use only tensors, networks and `torch.Generator`s that `begin` has made and kept as attributes.
 
     Args:
-        options: of the type `Options`; None takes every default.
+        options: of the type that the class declares, `options: ProxOptions`; None takes every default.
 
     Attributes:
         exchanges: names of the vectors that travel to and from the server besides the model; a rule that has
@@ -61,13 +62,13 @@ class LocalRule:
         kept: what the client kept of its last participation; empty if there was none, or if it is lost.
     """
 
-    Options: ClassVar[type[config.Section]] = config.Section
+    options: config.Section
     exchanges: ClassVar[tuple[str, ...]] = ()
     keeps: ClassVar[bool] = False
     captured: ClassVar[bool] = True
 
     def __init__(self, options: config.Section | None = None) -> None:
-        self.options: Any = options or self.Options()
+        self.options = options or options_type(type(self))()
         self.received: Mapping[str, Floats] = {}
         self.kept: Mapping[str, NDArray[Any]] = {}
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 
-from fedmr_flwr.algorithms import CluSamp
-from fedmr_flwr.algorithms.clusamp import distributions
+from fedmr_flwr.algorithms.clusamp import CluSamp, distributions
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fedmr_flwr.algorithms import FedCross, Indep
+from fedmr_flwr.algorithms.fedcross import FedCross
+from fedmr_flwr.algorithms.indep import Indep
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import cosines
 from tests.support.rounds import packed, round_of

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 
-from fedmr_flwr.algorithms import FedExP
+from fedmr_flwr.algorithms.fedexp import FedExP
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.wire.codec import Codec

@@ -5,11 +5,12 @@ from torch import nn
 from torch.nn import functional
 
 from fedmr_flwr import models
-from fedmr_flwr.algorithms import FedGen, fedgen
+from fedmr_flwr.algorithms import fedgen
 from fedmr_flwr.algorithms.contract import Plan, Reply
 from fedmr_flwr.algorithms.fedgen import (
     COUNTS,
     GENERATOR,
+    FedGen,
     FedGenOptions,
     Guided,
     GuidedOptions,

@@ -4,8 +4,8 @@ import torch
 from flwr.app import ConfigRecord
 from torch import nn
 
-from fedmr_flwr.algorithms import FedAvg, Scaffold
-from fedmr_flwr.algorithms.scaffold import CONTROL, Corrected
+from fedmr_flwr.algorithms.fedavg import FedAvg
+from fedmr_flwr.algorithms.scaffold import CONTROL, Corrected, Scaffold
 from fedmr_flwr.config.settings import Settings, Training
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts

@@ -12,7 +12,8 @@ from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECOR
 from flwr.serverapp import strategy as new
 
 from fedmr_flwr import FedAvg, FedMR
-from fedmr_flwr.algorithms import FedMut, classic
+from fedmr_flwr.algorithms import classic
+from fedmr_flwr.algorithms.fedmut import FedMut
 from fedmr_flwr.algorithms.flower import flower_strategy
 from fedmr_flwr.errors import ConfigError
 

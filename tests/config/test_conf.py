@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedmr_flwr import config, models
+from fedmr_flwr.algorithms.fedmr import FedMROptions
 from fedmr_flwr.data import datasets
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
@@ -46,7 +47,7 @@ def test_fashion_mnist_is_in_the_setting_of_the_published_code():
     assert (settings.clients, settings.clients_per_round, settings.evaluate_every) == (100, 10, 10)
     assert settings.partition == config.Partition(name="dirichlet", alpha=0.1)
     assert settings.training == config.Training(lr=0.01, momentum=0.5, local_epochs=5, batch_size=50)
-    assert settings.strategy.model_extra == {"unit": "tensor"}
+    assert settings.strategy.options == FedMROptions(unit="tensor")
 
 
 PAPER = {
@@ -72,8 +73,8 @@ def test_data_and_models_of_the_paper_are_in_the_setting_of_the_published_code(n
     assert config.load(path).rounds == 2000
     assert settings.clients == 10 * settings.clients_per_round
     assert settings.partition.name == ("natural" if data == "femnist" else "dirichlet")
-    first_stage = {"first-stage-rounds": 100} if model == "vgg16" else {}
-    assert settings.strategy.model_extra == {"unit": "tensor", **first_stage}
+    first_stage = 100 if model == "vgg16" else 0
+    assert settings.strategy.options == FedMROptions(unit="tensor", first_stage_rounds=first_stage)
     built = models.build(model, *datasets.known_form(settings.data, None))
     count = models.parameter_count(built)
     assert f"{count:,} parameters" in path.read_text().splitlines()[0], "what the file says of itself is true"

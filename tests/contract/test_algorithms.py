@@ -7,8 +7,8 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 
-from fedmr_flwr.algorithms import ALGORITHMS
 from fedmr_flwr.algorithms.multi_model import MultiModel
+from fedmr_flwr.config import registry
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
@@ -25,7 +25,7 @@ LAYOUT = Layout.of(
 CODEC = Codec(LAYOUT)
 K, CLIENTS, ROUNDS = 4, 7, 4
 
-pytestmark = pytest.mark.parametrize("name", sorted(ALGORITHMS))
+pytestmark = pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
 
 
 def start_model():
@@ -59,7 +59,7 @@ def federate(grid_of, answer):
             honest = inner.send_and_receive
             inner.send_and_receive = lambda messages, timeout=None: honest(messages)[::-1]
         grid = RosterGrid(inner, CLIENTS)
-        strategy = ALGORITHMS[name](clients_per_round=K, seed=3, layout=LAYOUT)
+        strategy = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
         if state is not None:
             strategy.restore(state)
         arrays, done = arrays or start_model(), []
@@ -112,7 +112,7 @@ def exchange(grid_of, answer, name):
 
     def make():
         grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
-        strategy = ALGORITHMS[name](clients_per_round=K, seed=3, layout=LAYOUT)
+        strategy = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
         return strategy, grid.send_and_receive(strategy.configure_train(1, start_model(), ConfigRecord(), grid))
 
     return make
@@ -174,6 +174,6 @@ def test_from_its_state_another_server_goes_on_as_if_nothing_had_happened(federa
 
 def test_a_state_from_before_the_first_round_is_taken_up_too(federate, name):
     whole, _, _ = federate(name)
-    fresh = ALGORITHMS[name](clients_per_round=K, seed=3, layout=LAYOUT)
+    fresh = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
     again, _, _ = federate(name, state=fresh.save())
     assert [array.data for array in again.values()] == [array.data for array in whole.values()]

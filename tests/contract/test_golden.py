@@ -25,7 +25,12 @@ from flwr.clientapp import ClientApp
 from rich.console import Console
 
 from fedmr_flwr import FedAvg, FedMR
-from fedmr_flwr.algorithms import CluSamp, FedCross, FedExP, FedMut, Indep, Scaffold
+from fedmr_flwr.algorithms.clusamp import CluSamp
+from fedmr_flwr.algorithms.fedcross import FedCross
+from fedmr_flwr.algorithms.fedexp import FedExP
+from fedmr_flwr.algorithms.fedmut import FedMut
+from fedmr_flwr.algorithms.indep import Indep
+from fedmr_flwr.algorithms.scaffold import Scaffold
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.launch import engines

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmr_flwr import FedAvg, FedMR
-from fedmr_flwr.algorithms import Indep
+from fedmr_flwr.algorithms.indep import Indep
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, mean, spread
 from fedmr_flwr.core.recombination import Parts, Recombination, sources
@@ -375,7 +375,7 @@ def test_the_units_of_untrained_slots_are_dealt_too(federate):
 
 @pytest.mark.parametrize("kind", [FedMR, Indep])
 def test_a_population_smaller_than_a_round_is_refused(kind):
-    with pytest.raises(ConfigError, match=r"population is 7, less than the 9 clients of a round; raise"):
+    with pytest.raises(ConfigError, match=r"population: 7 is less than the 9 clients of a round; raise"):
         kind(clients_per_round=9, population=7, layout=LAYOUT)
     assert kind(clients_per_round=7, population=7, layout=LAYOUT).slots == 7
 

@@ -48,7 +48,7 @@ def test_secrets_are_readable_for_their_owner_alone(fedmr, tmp_path):
     assert "is not empty; name another folder, keys are never overwritten" in error
     assert before == {name: path.read_bytes() for name, path in files.items()}
     guide = files["README.md"].read_text()
-    for command in ("fedmr deploy server server", "fedmr deploy node node-1", "--federation deployment"):
+    for command in ("fedmr deploy server server", "fedmr deploy node node-1", "--superlink deployment"):
         assert command in guide
 
 

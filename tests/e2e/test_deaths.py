@@ -25,7 +25,7 @@ from tests.support.tools import (
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-RUN = ["run", "conf.yaml", "run-dir=run", "partition.name=nodes", "checkpoint-every=1", "--federation", "deployment"]
+RUN = ["run", "conf.yaml", "run-dir=run", "partition.name=nodes", "checkpoint-every=1", "--superlink", "deployment"]
 
 
 def slots_after(out, number):
@@ -48,7 +48,7 @@ def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env
         stack.enter_context(server(env, deployment))
         nodes = [start(client) for client in range(4)]
         # Models that are never mixed, so that one that is not trained is the same after the round.
-        settings = ["rounds=99", "clients-per-round=4", "strategy.name=indep", "join-timeout=10"]
+        settings = ["rounds=99", "clients-per-round=4", "strategy.name=indep", "deployment.join-timeout=10"]
         run = in_the_background(there, deployment, *RUN, *settings)
         out = RunFolder(deployment / "run")
         wait_for_rounds(out, 1)

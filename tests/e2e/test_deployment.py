@@ -82,7 +82,7 @@ def test_four_nodes_train_the_model_of_one_process_and_strangers_stay_out(deploy
         for part in outside.values():
             stack.enter_context(part)
         own = [*RUNS["cnn"], "run-dir=cnn", "partition.name=nodes"]
-        done = fedmr(there, folder, "run", "conf.yaml", *own, "--federation", "deployment")
+        done = fedmr(there, folder, "run", "conf.yaml", *own, "--superlink", "deployment")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "round 2/2" in done.stdout
         # Plain `flwr run`: that the clients are no simulation follows from its federation.

@@ -40,7 +40,7 @@ def test_a_run_gets_over_slow_and_lossy_links_of_which_one_is_cut_for_a_while(ne
             for client in range(NODES)
         ]
         run = in_the_background(
-            there, tmp_path, "run", "conf.yaml", "run-dir=run", "partition.name=nodes", "--federation", "deployment",
+            there, tmp_path, "run", "conf.yaml", "run-dir=run", "partition.name=nodes", "--superlink", "deployment",
             within=network.inside(SERVER),
         )  # fmt: skip
         nodes[CUT - 1].until("(?s)(Receiving: train message.*){2}Received successfully", seconds=180)

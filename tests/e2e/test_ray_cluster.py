@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, joined with `ray-address`, and what is said where that cannot work."""
+"""A Ray cluster of two nodes on this machine, joined with `ray.address`, and what is said where that cannot work."""
 
 import json
 import socket
@@ -103,7 +103,7 @@ def test_clients_train_on_both_nodes_of_a_cluster_that_stays(tmp_path, env, two_
     said = tmp_path / "said"
     with said.open("wb") as file:
         process = subprocess.Popen(
-            [BIN / "fedmr", "run", QUICKSTART, *TINY, "run-dir=run", f"ray-address={address}"],
+            [BIN / "fedmr", "run", QUICKSTART, *TINY, "run-dir=run", f"ray.address={address}"],
             cwd=tmp_path, env=env, stdout=file, stderr=file,
         )  # fmt: skip
         try:
@@ -129,6 +129,6 @@ def test_clients_train_on_both_nodes_of_a_cluster_that_stays(tmp_path, env, two_
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
-    with pytest.raises(FedmrError, match=r"no node of .* client-cpus=2 and client-gpus=0; they have 1 CPU cores"):
-        ray.run(settings(tmp_path / "other", f"ray-address={address}", "client-cpus=2"), None)
+    with pytest.raises(FedmrError, match=r"no node of .* client-cpus=2 and ray.client-gpus=0; they have 1 CPU cores"):
+        ray.run(settings(tmp_path / "other", f"ray.address={address}", "client-cpus=2"), None)
     assert not (tmp_path / "other").exists()

@@ -16,8 +16,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedmr_flwr.algorithms import ALGORITHMS
 from fedmr_flwr.algorithms.fedprox import Prox
+from fedmr_flwr.config import registry
 from fedmr_flwr.errors import DeviceError, FederationError
 from fedmr_flwr.gpu import grid as gpu
 from fedmr_flwr.gpu import residents
@@ -255,7 +255,7 @@ def test_a_rule_that_cannot_be_captured_is_trained_step_by_step_and_said_so(toy,
 
     settings = [toy("strategy.name=fedprox", run=name) for name in ("a", "b")]
     expected = run(settings[0], engines.grid_of(settings[0]))
-    monkeypatch.setattr(ALGORITHMS["fedprox"], "Rule", Waiting)
+    monkeypatch.setattr(registry.find("fedprox"), "Rule", Waiting)
     said, replayed = [], RecordedSlot.replays
     assert digest(run(settings[1], GpuGrid(settings[1], said.append, CPU, RecordedSlot))) == digest(expected)
     assert said == ["the local rule Waiting cannot be captured: its steps are launched kernel by kernel"]
@@ -268,7 +268,7 @@ def test_a_rule_whose_state_cannot_be_followed_is_refused(toy, monkeypatch):
             super().begin(model, task)
             self.hidden = SimpleNamespace(received=self._received)
 
-    monkeypatch.setattr(ALGORITHMS["fedprox"], "Rule", Hiding)
+    monkeypatch.setattr(registry.find("fedprox"), "Rule", Hiding)
     settings = toy("strategy.name=fedprox")
     with pytest.raises(FederationError, match=r"cannot follow Hiding\.hidden, a SimpleNamespace: keep tensors"):
         run(settings, GpuGrid(settings, device=CPU, slot=Slot))
@@ -277,7 +277,7 @@ def test_a_rule_whose_state_cannot_be_followed_is_refused(toy, monkeypatch):
 def test_the_documentation_lists_which_rules_are_captured():
     text = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
     listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (captured|kernel by kernel) \|$", text, re.MULTILINE))
-    rules = {algorithm.Rule for algorithm in ALGORITHMS.values()}
+    rules = {registry.find(name).Rule for name in registry.ALGORITHMS}
     assert listed == {rule.__name__: "captured" if rule.captured else "kernel by kernel" for rule in rules}
 
 
@@ -375,7 +375,7 @@ def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
 
 @pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in STRATEGIES])
 def test_on_a_gpu_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
-    assert {text.split()[0] for text in STRATEGIES} >= set(ALGORITHMS)
+    assert {text.split()[0] for text in STRATEGIES} >= set(registry.ALGORITHMS)
     a, b = (toy("rounds=3", *f"strategy.name={strategy}".split(), "device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
     assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
@@ -461,7 +461,7 @@ def test_on_a_gpu_a_step_that_waits_for_the_device_says_what_to_do(toy, monkeypa
         def adjust(self, model):
             next(model.parameters()).sum().item()
 
-    monkeypatch.setattr(ALGORITHMS["fedavg"], "Rule", Waiting)
+    monkeypatch.setattr(registry.find("fedavg"), "Rule", Waiting)
     settings = on_gpu(toy("strategy.name=fedavg"))
     with pytest.raises(FederationError, match=r"a step of Waiting cannot be captured .* set captured = False"):
         run(settings, engines.grid_of(settings))

@@ -17,14 +17,14 @@ def settings(tmp_path, *overrides):
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("nonsense", "ray-address = 'nonsense': write host:port"),
+        ("nonsense", "ray.address = 'nonsense': write host:port"),
         ("ray://127.0.0.1:10001", "write host:port"),
         ("127.0.0.1:9", "the Ray cluster at '127.0.0.1:9' does not answer"),
     ],
 )
 def test_an_address_without_a_cluster_is_refused(tmp_path, address, said):
     with pytest.raises(FedmrError, match=said) as refused:
-        ray.run(settings(tmp_path, f"ray-address={address}"), None)
+        ray.run(settings(tmp_path, f"ray.address={address}"), None)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
@@ -37,7 +37,7 @@ def test_without_an_address_no_cluster_is_joined(tmp_path, monkeypatch):
 def test_the_environment_names_a_cluster_unless_the_settings_do(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert cluster.address_of(settings(tmp_path)) == "10.0.0.1:6379"
-    assert cluster.address_of(settings(tmp_path, "ray-address=auto")) == "auto"
+    assert cluster.address_of(settings(tmp_path, "ray.address=auto")) == "auto"
 
 
 def test_a_wrong_address_in_the_environment_is_named(tmp_path, monkeypatch):

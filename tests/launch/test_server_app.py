@@ -60,5 +60,5 @@ def test_words_that_the_shell_would_not_take_are_one_line(flwr_run):
 def test_an_address_of_ray_that_comes_too_late_is_refused(flwr_run, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match=r"export RAY_ADDRESS=10\.0\.0\.1:6379 before the SuperLink starts"):
-        flwr_run(SIMULATED, "ray-address=10.0.0.1:6379")
+        flwr_run(SIMULATED, "ray.address=10.0.0.1:6379")
     assert not (tmp_path / "run").exists()

@@ -127,7 +127,7 @@ def test_a_strategy_with_options_is_a_folder_of_its_own():
         ({"strategies": "fedmr,fedmr"}, "name each strategy once"),
         ({"strategies": ","}, "name each strategy once"),
         ({"strategies": "fedprox/mu"}, "'mu' is no option; write NAME/key=value"),
-        ({"strategies": "fedmrr"}, "strategy.name: 'fedmrr' is not known"),
+        ({"strategies": "fedmrr"}, "unknown algorithm 'fedmrr'"),
         ({"strategies": "fedmr,fedavg/mu=1"}, "unknown key 'strategy.mu'"),
         ({"seeds": "0,0"}, "name each seed once"),
         ({"seeds": "0,-1"}, "name each seed once"),

@@ -2,7 +2,8 @@ import io
 
 from rich.console import Console
 
-from fedmr_flwr.report.display import Display, table
+from fedmr_flwr import config
+from fedmr_flwr.report.display import Display, division, table
 
 ROWS = [
     {"round": 1, "seconds": 1.5, "train-loss": 2.0, "replies": 3, "failures": 0},
@@ -54,3 +55,11 @@ def test_a_run_without_an_evaluated_round_has_a_table_all_the_same():
     console = Console(file=io.StringIO(), width=100)
     console.print(table([{"round": 1, "seconds": 0.1, "failures": 0}]))
     assert "no round was evaluated" in console.file.getvalue()
+
+
+def test_only_a_dirichlet_partition_is_called_filled_up():
+    def text(name):
+        return division(config.parse({"partition": {"name": name, "fill-up": True}}, "test"))
+
+    assert text("dirichlet").endswith("dirichlet α = 0.5, filled up")
+    assert text("quantity").endswith("quantity α = 0.5")

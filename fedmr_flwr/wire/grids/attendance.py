@@ -114,7 +114,7 @@ class Attendance:
             status += f"; {len(refused)} refused, the first of them: {refused[0]}" if refused else ""
             if time.monotonic() > deadline:
                 raise AbsentClientsError(
-                    f"after {self._patience:g} s {status}; start the others, or raise join-timeout"
+                    f"after {self._patience:g} s {status}; start the others, or raise deployment.join-timeout"
                 )
             if status != reported:
                 self._report(f"waiting: {status}")

@@ -1,0 +1,59 @@
+"""The algorithms by name, each as "module:Class".
+
+The algorithms stand above the configuration, so no module of it imports one: their names are text, as the name of a
+user's own algorithm in a configuration file is. A class is imported when a strategy's options are checked, after all
+else, because PyTorch and Flower come with it. The configuration uses only the types that the class and its `Rule`
+declare for their `options`, and the names of what they exchange.
+"""
+
+import importlib
+from typing import Any
+
+from fedmr_flwr.errors import ConfigError
+
+# Add one line to add one.
+ALGORITHMS = {
+    "clusamp": "fedmr_flwr.algorithms.clusamp:CluSamp",
+    "fedasam": "fedmr_flwr.algorithms.fedasam:FedASAM",
+    "fedavg": "fedmr_flwr.algorithms.fedavg:FedAvg",
+    "fedcross": "fedmr_flwr.algorithms.fedcross:FedCross",
+    "fedexp": "fedmr_flwr.algorithms.fedexp:FedExP",
+    "fedgen": "fedmr_flwr.algorithms.fedgen:FedGen",
+    "fedmr": "fedmr_flwr.algorithms.fedmr:FedMR",
+    "fedmut": "fedmr_flwr.algorithms.fedmut:FedMut",
+    "fedprox": "fedmr_flwr.algorithms.fedprox:FedProx",
+    "indep": "fedmr_flwr.algorithms.indep:Indep",
+    "moon": "fedmr_flwr.algorithms.moon:Moon",
+    "scaffold": "fedmr_flwr.algorithms.scaffold:Scaffold",
+}
+# The names of Flower's own strategies begin with this.
+FLOWER = "flwr:"
+
+
+def find(name: str) -> type[Any]:
+    """Import an algorithm.
+
+    Args:
+        name: an entry of `ALGORITHMS`, "flwr:NAME" for a strategy of Flower's, or "module:Class" for a user's own.
+
+    Raises:
+        ConfigError: there is no such algorithm.
+    """
+    if name.startswith(FLOWER):
+        flower = importlib.import_module("fedmr_flwr.algorithms.flower")
+        return flower.flower_strategy(name)  # type: ignore[no-any-return]
+    if name in ALGORITHMS:
+        module, _, attribute = ALGORITHMS[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    if ":" not in name:
+        raise ConfigError(
+            f"unknown algorithm '{name}'; choose one of {', '.join(ALGORITHMS)}, {FLOWER}NAME or module:Class"
+        )
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"'{name}' cannot be imported: {error}; it must be on PYTHONPATH") from None
+    if not (isinstance(found, type) and hasattr(found, "Rule")):
+        raise ConfigError(f"'{name}' must be a class derived from fedmr_flwr.algorithms.base.Algorithm")
+    return found

@@ -1,0 +1,104 @@
+"""The section `strategy`: an algorithm and a local rule, each with options of the type that it declares."""
+
+from typing import Any
+
+from pydantic import (
+    ConfigDict,
+    SerializationInfo,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from fedmr_flwr.config import registry
+from fedmr_flwr.config.options import option_keys, options_type
+from fedmr_flwr.config.sections import Section, unknown_key, wrong_value
+from fedmr_flwr.errors import ConfigError
+
+
+class _Given(Section):
+    """A strategy as it is written: which of the further keys belong to the local rule is not known yet."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "fedmr"
+    local_rule: str | None = None
+
+
+class Strategy(Section):
+    """The algorithm with its options, and the local rule of its clients with its own.
+
+    In a file and in a dump all options stand beside the names: `{"name": "fedmr", "unit": "tensor"}`.
+
+    Attributes:
+        name: an entry of `fedmr_flwr.config.registry.ALGORITHMS`, flwr:NAME or module:Class.
+        local_rule: train as the clients of another algorithm do.
+        options: of the algorithm, of the type that it declares.
+        rule_options: of the local rule, of the type that it declares.
+    """
+
+    name: str = "fedmr"
+    local_rule: str | None = None
+    options: SerializeAsAny[Section]
+    rule_options: SerializeAsAny[Section]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _divide_options(cls, values: Any) -> Any:
+        """Import the algorithm and the local rule, and give each its own of the keys."""
+        if not isinstance(values, dict):
+            return values
+        given = _Given.model_validate(values, by_alias=True, by_name=False)
+        algorithm = _find("name", given.name)
+        rule = algorithm.Rule if given.local_rule is None else _find("local-rule", given.local_rule).Rule
+        if problem := _misfit(given, algorithm.Rule.exchanges, rule.exchanges):
+            raise wrong_value("local-rule", given.local_rule, problem)
+        own, rules = option_keys(algorithm), option_keys(rule)
+        for key, value in (given.model_extra or {}).items():
+            if key in own and key in rules:
+                raise wrong_value(key, value, f"both '{given.name}' and its local rule have an option '{key}'")
+            if key not in own and key not in rules:
+                raise unknown_key(key, value, ["name", "local-rule", *own, *rules])
+        return {
+            "name": given.name,
+            "local-rule": given.local_rule,
+            "options": _among(given, options_type(algorithm)),
+            "rule-options": _among(given, options_type(rule)),
+        }
+
+    @model_serializer(mode="wrap")
+    def _join_options(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        dump: dict[str, Any] = handler(self)
+        options = dump.pop("options"), dump.pop("rule-options" if info.by_alias else "rule_options")
+        return {**dump, **options[0], **options[1]}
+
+    @property
+    def exchanges(self) -> tuple[str, ...]:
+        """The names of what its server and clients send each other besides models."""
+        return tuple(registry.find(self.name).Rule.exchanges)
+
+
+def _find(key: str, name: str) -> type[Any]:
+    try:
+        return registry.find(name)
+    except ConfigError as error:
+        raise wrong_value(key, name, str(error)) from None
+
+
+def _misfit(given: _Given, own: tuple[str, ...], rules: tuple[str, ...]) -> str:
+    """Return why a local rule does not work under another strategy; empty if it does."""
+    if own == rules:
+        return ""
+    apart = given.local_rule if rules else given.name
+    return (
+        f"'{given.local_rule}' does not work under '{given.name}', because the two halves of '{apart}' exchange more "
+        f"than models ({', '.join(rules or own)})"
+    )
+
+
+def _among(given: _Given, kind: type[Section]) -> Section:
+    """Validate the options of one type among those given."""
+    keys = {field.alias for field in kind.model_fields.values()}
+    values = {key: value for key, value in (given.model_extra or {}).items() if key in keys}
+    return kind.model_validate(values, by_alias=True, by_name=False)

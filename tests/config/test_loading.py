@@ -1,0 +1,156 @@
+"""From YAML and overrides to settings, and back."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmr_flwr import config
+from fedmr_flwr.algorithms.fedavg import FedAvgOptions
+from fedmr_flwr.algorithms.fedmr import FedMROptions
+from fedmr_flwr.algorithms.flower import FlowerOptions
+from fedmr_flwr.config.values import read_yaml, write_yaml
+from fedmr_flwr.errors import ConfigError
+
+
+@pytest.fixture
+def load(tmp_path):
+    def make(text, *overrides):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return config.load(path, overrides)
+
+    return make
+
+
+def test_yaml_and_overrides_use_the_same_names(load):
+    text = "rounds: 3\ntraining:\n  local-epochs: 2\nstrategy: {name: fedmr, unit: tensor}"
+    settings = load(text, "rounds=7", "training.lr=1e-3", "strategy.first-stage-rounds=5", "data.name=mnist")
+    assert (settings.rounds, settings.training.local_epochs, settings.training.lr) == (7, 2, 0.001)
+    assert settings.strategy.options == FedMROptions(unit="tensor", first_stage_rounds=5)
+    assert settings.data.name == "mnist"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_another_strategy_drops_the_options_of_the_file(load, order):
+    text = "strategy: {name: fedmr, unit: tensor}"
+    overrides = ["strategy.name=fedavg", "strategy.weighting=uniform"][::order]
+    assert load(text, *overrides).strategy.options == FedAvgOptions(weighting="uniform")
+
+
+def test_the_same_strategy_keeps_the_options_of_the_file(load):
+    tensor = FedMROptions(unit="tensor")
+    text = "strategy: {name: fedmr, unit: tensor}"
+    assert load(text, "strategy.name=fedmr").strategy.options == tensor
+    assert load(text, "strategy.name=fedavg", "strategy.name=fedmr").strategy.options == tensor
+    assert load("strategy: {unit: tensor}", "strategy.name=fedmr").strategy.options == tensor
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("round: 3", [], r"run.yaml: unknown key 'round'; did you mean 'rounds'\?"),
+        ("clients_per_round: 3", [], r"unknown key 'clients_per_round'; did you mean 'clients-per-round'\?"),
+        ("", ["trainig.lr=1"], r"^'trainig.lr=1': unknown key 'trainig'; "),
+        ("", ["training.local-epoch=1"], r"^'training.local-epoch=1': .* did you mean 'training.local-epochs'\?"),
+        ("rounds: ten", [], r"run.yaml: rounds = 'ten': Input should be a valid integer"),
+        ("", ["rounds=ten"], r"^'rounds=ten': Input should be a valid integer"),
+        ("rounds: ten", ["seed=x"], r"run.yaml: rounds = 'ten': .*; 'seed=x': "),
+        ("", ["rounds=2.5"], r"rounds=2.5"),
+        ("", ["clients=5", "clients-per-round=6"], r"clients-per-round is 6 but there are only 5 clients; lower"),
+        ("partition: {alpha: 0}", [], r"partition.alpha = 0: Input should be greater than 0"),
+        ("", ["training={lr: 0}"], r"^'training={lr: 0}': training.lr = 0: Input should be greater than 0"),
+        ("", ["partition.alpha=.nan"], r"partition.alpha=.nan"),
+        ("", ["device=gpu"], r"^'device=gpu': choose auto, cpu, cuda or cuda:N"),
+        ("", ["device=cuda"], r"ray.client-gpus is 0, so Ray hides the GPU.*ray.client-gpus"),
+        (
+            "",
+            ["deployment.min-clients=101"],
+            r"deployment.min-clients is 101 but there are only 100 clients",
+        ),
+        ("", ["rounds"], r"'rounds' is not an override; write key=value"),
+        ("rounds: true", [], r"rounds = True: must not be true or false"),
+        ("", ["training.lr=true"], r"^'training.lr=true': must not be true or false"),
+        ("", ["training=1"], r"^'training=1': training has keys of its own, such as training.lr"),
+        ("seed: 1\nrounds: 1\nrounds: 2", [], r"run.yaml is not valid YAML: line 3: duplicate key 'rounds'"),
+        ("rounds: 1", ["rounds.x=1"], r"'rounds.x=1': 'rounds' is a single value"),
+        ("- a list", [], r"must hold 'key: value' lines"),
+        ("a: [", [], r"is not valid YAML"),
+        ("rounds: " + "9" * 5000, [], r"is not valid YAML: .*digits"),
+        ("rounds: " + "[" * 2000, [], r"is not valid YAML: it is nested too deeply"),
+        ("rounds: !!bool x", [], r"is not valid YAML"),
+        ("rounds: !!timestamp x", [], r"is not valid YAML: line 1: could not determine a constructor"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_its_source(load, text, overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(text, *overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_long_value_is_shortened_in_an_error(load):
+    with pytest.raises(ConfigError) as caught:
+        load(f"rounds: {'x' * 10_000}")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the configuration .*nowhere.yaml: No such file"):
+        config.load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1e-3", 1e-3), ("-2E+4", -2e4), ("1.5e3", 1.5e3), (".5", 0.5), ("1.", 1.0), (".inf", float("inf"))),
+        *(("7", 7), ("-7", -7), ("0x1f", 31), ("true", True), ("~", None), ("", None)),
+        *((text, text) for text in ("yes", "12:30", "010", "1_0", "2026-11-26", "e3", "1e", "0x", "-e", "<<")),
+    ],
+)
+def test_yaml_12_tells_numbers_from_text(text, value):
+    found = read_yaml(f"key: {text}")["key"]
+    assert (found, type(found)) == (value, type(value))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
+def test_values_survive_yaml(value):
+    assert read_yaml(write_yaml({"key": value})) == {"key": value}
+
+
+@pytest.mark.parametrize("text", ["1e-3", "5E4", "yes", "010", "12:30", "null", "2026-11-26", ".5", "0x1f"])
+def test_text_that_looks_like_a_number_stays_text(text):
+    assert read_yaml(write_yaml({"key": text})) == {"key": text}
+
+
+def test_free_options_take_scientific_notation(load):
+    overrides = load("", "strategy.name=flwr:FedAdam", "strategy.options.eta=1e-2", "strategy.options.tau=1E-9")
+    file = load("strategy: {name: 'flwr:FedAdam', options: {eta: 1e-2, tau: 1E-9}}")
+    assert overrides.strategy.options == file.strategy.options == FlowerOptions(options={"eta": 0.01, "tau": 1e-9})
+
+
+def test_a_folder_that_yaml_would_take_for_a_comment(load):
+    assert load("", "run-dir=#1").run_dir.name == "#1"
+    assert load("", "run-dir=null").run_dir is None
+
+
+@pytest.mark.parametrize("path", ["/data/my exp #3/run", "/data/a: b", "/data/{x}", "/data/ü [1]"])
+def test_a_path_is_taken_as_it_is_typed(path, load):
+    assert str(load("", f"run-dir={path}").run_dir) == path
+    assert str(load("", f'run-dir="{path}"').run_dir) == path, "quotes are YAML's"
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "",
+        "try: config.parse({'rounds': 'x', 'strategy': {'name': 'nothing'}}, 'x')\nexcept ConfigError: pass",
+        "try: config.parse({'clients': 1}, 'x')\nexcept ConfigError: pass",
+    ],
+)
+def test_pytorch_and_flower_are_imported_only_for_options(then):
+    code = f"import sys\nfrom fedmr_flwr import config\nfrom fedmr_flwr.errors import ConfigError\n{then}\n"
+    code += "print(*sorted({'torch', 'flwr', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
