@@ -42,7 +42,7 @@ LAYOUT = Layout.of(
     }
 )
 CODECS = {True: Codec(LAYOUT), False: Codec(LAYOUT, packed=False)}
-TRAINABLE = ["conv.weight", "conv.half", "head.weight", "head.bias"]
+TRAINABLE = [entry for entry in LAYOUT.entries if not entry.name.startswith("bn.")]
 KINDS = {
     "client-error", "expired", "node-lost", "no-reply", "duplicate", "unasked", "malformed", "not-finite",
     "no-examples", "outlier", "other",
@@ -175,14 +175,13 @@ def too_long(lengths, guard):
 
 def update_length(arrays, sent, packed):
     """How far the trainable parameters have moved."""
-    floats = [arrays["floats"], sent.content["arrays"]["floats"].numpy()] if packed else []
-    squares = 0.0
-    for entry in LAYOUT.entries:
-        if entry.name in TRAINABLE:
-            own = [arrays[entry.name], sent.content["arrays"][entry.name].numpy()] if not packed else []
-            new, old = (array.astype(np.float64) for array in own or [vector[entry.columns] for vector in floats])
-            squares += ((new - old) ** 2).sum()
-    return np.sqrt(squares)
+
+    def flat(arrays):
+        vectors = [arrays["floats"][entry.columns] if packed else arrays[entry.name].ravel() for entry in TRAINABLE]
+        return np.concatenate([vector.astype(np.float64) for vector in vectors])
+
+    before = {name: array.numpy() for name, array in sent.content["arrays"].items()}
+    return np.linalg.norm(flat(arrays) - flat(before))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -247,6 +246,19 @@ def test_a_guard_refuses_what_moved_too_far(folder, packed, guard, value):
     # Where tensors travel by themselves, one is float16, for which the largest float32 is too large.
     refused = "not-finite" if value == MAX and not packed else "outlier" if guard else None
     assert [failed["kind"] for failed in run.rows[1]["failed"]] == ["no-reply", *[refused] * bool(refused)]
+
+
+@both_codecs
+def test_a_guard_does_not_look_at_buffers(folder, packed):
+    def meddle(messages, replies):
+        model = run.codec.decode(replies[2].content["arrays"])
+        tensors = run.codec.layout.unpack(model) | {"bn.running_mean": np.full(2, 1e4, np.float32)}
+        replies[2].content["arrays"] = run.codec.encode(run.codec.layout.pack(tensors))
+        return replies
+
+    run = Run(folder, packed, guard=3.0)
+    check_a_round(run, meddle)
+    assert run.rows[1]["replies"] == K
 
 
 def check_a_round(run, meddle):
