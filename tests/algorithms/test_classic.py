@@ -127,7 +127,7 @@ def population(strategy):
     return [model.floats for model in strategy.algorithm.state.models]
 
 
-def test_the_first_round_sends_all_the_initial_model():
+def test_round_1_sends_the_initial_model():
     strategy = FedMR(clients_per_round=K, keys=KEYS, on_fit_config_fn=lambda server_round: {"lr": 1 / server_round})
     sent = [ins for _, ins in strategy.configure_fit(2, model(3), manager_of(CLIENTS))]
     assert [ins.parameters for ins in sent] == [model(3)] * K
@@ -139,7 +139,7 @@ def test_the_first_round_sends_all_the_initial_model():
 
 
 @pytest.mark.parametrize("unit", ["tensor", "layer", "block", "fraction:0.4", ["weight", "."]])
-def test_trained_models_are_recombined_unit_by_unit(unit):
+def test_units_are_permuted_independently(unit):
     federation = Experiment(unit=unit)
     federation.round(1)
     trained = sorted(federation.trained)
@@ -170,7 +170,7 @@ def test_averaged_buffers_are_the_global_models():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(1, 6), unit=st.sampled_from(["tensor", "layer"]))
-def test_recombination_keeps_every_number_and_the_mean(seed, slots, unit):
+def test_recombination_keeps_the_mean(seed, slots, unit):
     rng = np.random.default_rng(seed)
     strategy = FedMR(clients_per_round=slots, keys=KEYS, unit=unit, seed=seed)
     manager = manager_of(slots)
@@ -190,7 +190,7 @@ def test_recombination_keeps_every_number_and_the_mean(seed, slots, unit):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_the_first_stage_averages_that_many_times(stage):
+def test_the_first_stage_averages(stage):
     federation = Experiment(first_stage_rounds=stage)
     for number in range(1, 6):
         before = federation.parameters
@@ -240,7 +240,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_results_slot_keeps_what_was_sent(kind, caplog):
+def test_a_bad_results_slot_keeps_its_model(kind, caplog):
     make, reason = BAD[kind]
     federation = Experiment(clients=K, bad=lambda number, client: make() if (number, client) == (2, 3) else None)
     federation.round(1)
@@ -269,14 +269,14 @@ def test_a_model_may_be_in_fortran_order():
     assert tensors(federation.parameters)["conv.weight"].tolist() == [[0, 1], [2, 3]]
 
 
-def test_an_exception_names_all_who_did_not_answer(caplog):
+def test_an_exception_names_all_who_are_missing(caplog):
     bad = {1: RuntimeError("first"), 3: RuntimeError()}
     Experiment(clients=K, bad=lambda number, client: bad.get(client)).round(1)
     said = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
     assert sorted(said) == ["client 1 or 3: RuntimeError", "client 1 or 3: first"]
 
 
-def test_unasked_and_second_answers_do_not_count(caplog):
+def test_unasked_answers_do_not_count(caplog):
     strategy = FedMR(clients_per_round=2, keys=KEYS)
     (first, _), (second, _) = strategy.configure_fit(1, model(0), manager_of(2))
     answers = [(first, result(model(1))), (Client("99"), result(model(50))), (second, result(model(3)))]
@@ -287,7 +287,7 @@ def test_unasked_and_second_answers_do_not_count(caplog):
     assert said == [f"client {who}: it was not asked, or has answered before" for who in ("99", first.cid)]
 
 
-def test_a_round_without_good_results_changes_nothing():
+def test_a_bad_round_changes_nothing():
     federation = Experiment(clients=K, bad=lambda number, client: result(model(9), 0) if number == 2 else None)
     federation.round(1)
     before, parameters = [row.copy() for row in federation.population], federation.parameters
@@ -299,14 +299,14 @@ def test_a_round_without_good_results_changes_nothing():
     assert sorted(values(row)["out.weight"] for row in again) == sorted(values(row)["out.weight"] for row in sent)
 
 
-def test_a_bad_first_round_sends_the_initial_model_again():
+def test_a_bad_first_round_starts_again():
     federation = Experiment(bad=lambda number, client: Experiment.MISSING if number == 1 else None)
     federation.round(1)
     assert federation.strategy.algorithm.state.models is None
     assert federation.round(2) == [model(0)] * K
 
 
-def test_slots_that_are_not_drawn_keep_their_models():
+def test_slots_not_drawn_keep_their_models():
     slots, federation = 7, Experiment(clients_per_round=3, population=7, unit="layer", seed=4)
     federation.round(1)
     drawn = sorted(stream(4, "slots", 1).choice(slots, 3, replace=False).tolist())
@@ -330,7 +330,7 @@ def test_slots_that_are_not_drawn_keep_their_models():
     assert touched == set(range(slots)), "every slot has its turn"
 
 
-def test_the_mean_may_weigh_slots_by_last_examples():
+def test_slots_may_weigh_by_last_examples():
     def reply(number, client):
         if number == 2 and client == 0:
             return Experiment.MISSING
@@ -346,7 +346,7 @@ def test_the_mean_may_weigh_slots_by_last_examples():
     assert values(federation.parameters)["out.weight"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_metrics_are_means_weighted_by_examples():
+def test_metrics_are_weighted_by_examples():
     answers = {
         0: result(model(1), 1, loss=1.0, accuracy=0, note="text", own=3.0),
         1: result(model(3), 3, loss=2.0, accuracy=1),
@@ -370,7 +370,7 @@ def test_similarity_is_that_of_the_population():
     assert federation.metrics == {"similarity": pytest.approx(expected, rel=1e-5)}
 
 
-def test_every_strategy_here_has_a_message_api_twin():
+def test_every_strategy_has_a_twin():
     kinds = ClassicStrategy.__subclasses__()
     assert {kind.__name__ for kind in kinds} >= {"FedAvg", "FedCross", "FedExP", "FedMR", "FedMut", "Indep"}
     assert all(kind.Kind is ALGORITHMS[kind.__name__.lower()] for kind in kinds)
@@ -435,7 +435,7 @@ def test_a_twin_computes_the_same_bits(kind, options, grid_of, answer):
     assert missing > 0
 
 
-def test_clients_are_drawn_from_sorted_identifiers():
+def test_clients_are_drawn_in_sorted_order():
     strategy = FedMR(clients_per_round=3, keys=KEYS, seed=5)
     manager = SimpleClientManager()
     for cid in ("30", "4", "111", "20"):
@@ -447,7 +447,7 @@ def test_clients_are_drawn_from_sorted_identifiers():
     assert len({tuple(cids) for cids in rounds}) > 10
 
 
-def test_too_few_clients_are_an_error_with_a_remedy(monkeypatch):
+def test_too_few_clients_are_refused(monkeypatch):
     monkeypatch.setattr(classic, "_PATIENCE", 0)
     with pytest.raises(FederationError, match="3 of 5 clients are connected .*num-supernodes=5"):
         FedMR(clients_per_round=5, keys=KEYS).configure_fit(1, model(0), manager_of(3))
@@ -479,7 +479,7 @@ def test_options_are_checked_at_once(options, message):
         ({"unit": "tensor", "buffers": "average"}, "buffers 'average' needs the names"),
     ],
 )
-def test_units_that_need_names_are_refused_without_keys(options, message):
+def test_named_units_need_keys(options, message):
     strategy = FedMR(clients_per_round=1, **options)
     with pytest.raises(ConfigError, match=message) as caught:
         strategy.configure_fit(1, model(0), manager_of(1))
@@ -521,7 +521,7 @@ def test_a_float64_model_stays_float64():
     np.testing.assert_array_equal(parameters_to_ndarrays(parameters)[0], third, strict=True)
 
 
-def test_results_and_parameters_are_not_changed():
+def test_inputs_are_not_changed():
     federation = Experiment(clients=K, population=7, weighting="examples")
     federation.round(1)
     parameters = federation.parameters
@@ -553,7 +553,7 @@ def test_flowers_own_server_runs_it():
         assert history.losses_distributed == []
 
 
-def test_without_evaluate_fn_nothing_is_evaluated():
+def test_evaluation_needs_evaluate_fn():
     strategy = FedMR(clients_per_round=2, keys=KEYS, initial_parameters=model(1))
     assert strategy.evaluate(1, model(0)) is None
     assert strategy.configure_evaluate(1, model(0), manager_of(2)) == []
@@ -561,7 +561,7 @@ def test_without_evaluate_fn_nothing_is_evaluated():
     assert strategy.initialize_parameters(manager_of(2)) == model(1)
 
 
-def test_a_new_training_forgets_the_earlier_one():
+def test_a_new_training_forgets_the_last():
     federation = Experiment(clients=2, clients_per_round=2, population=3, weighting="examples")
     for number in range(1, 6):
         federation.round(number)

@@ -207,7 +207,7 @@ both_codecs = pytest.mark.parametrize("packed", [True, False], ids=["packed", "p
 @both_codecs
 @TOGETHER
 @given(data=st.data())
-def test_no_replies_crash_the_server_or_damage_a_slot(folder, packed, guard, data):
+def test_no_replies_crash_the_server(folder, packed, guard, data):
     def meddle(messages, replies):
         found = [
             reply
@@ -408,7 +408,7 @@ def test_a_metric_may_have_any_value(folder, losses):
 
 @pytest.mark.parametrize("name", SERVERS_OWN)
 @pytest.mark.parametrize("kind", [FedMR, FedAvg])
-def test_a_client_cannot_forge_the_servers_metrics(folder, kind, name):
+def test_a_client_cannot_forge_server_metrics(folder, kind, name):
     run = Run(folder, kind=kind)
     honest = run.rows[-1]
 
@@ -424,12 +424,12 @@ def test_a_client_cannot_forge_the_servers_metrics(folder, kind, name):
     assert row["round"] == 2
 
 
-def test_a_round_without_a_good_reply_changes_nothing(folder):
+def test_a_bad_round_changes_nothing(folder):
     check_a_round(Run(folder), lambda messages, replies: [])
 
 
 @both_codecs
-def test_no_message_or_reply_outlives_its_round(folder, packed):
+def test_messages_do_not_outlive_their_round(folder, packed):
     run = Run(folder, packed)
     alive = []
 

@@ -87,7 +87,7 @@ def matrix(models):
 
 @every_unit
 @given(population=populations, x=seeds)
-def test_squared_distances_to_a_point_keep_their_sum(unit, population, x):
+def test_squared_distances_keep_their_sum(unit, population, x):
     before = whole_numbers(*population)
     after, _, _ = recombined(before, unit, population[1])
     point = np.random.default_rng(x).integers(-99, 100, LAYOUT.size)
@@ -100,7 +100,7 @@ def test_squared_distances_to_a_point_keep_their_sum(unit, population, x):
 
 @every_unit
 @given(population=populations)
-def test_each_unit_comes_from_its_source_none_twice(unit, population):
+def test_each_unit_comes_from_its_source(unit, population):
     k, seed = population
     rng = np.random.default_rng(seed)
     before = [Packed(rng.normal(size=LAYOUT.size).astype(np.float32), rng.integers(0, 99, 4)) for _ in range(k)]
@@ -248,7 +248,7 @@ def distinct(k):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("unit", ["tensor", "layer", "fraction:1"])
-def test_an_endless_first_stage_is_fedavg_bit_for_bit(federate, seed, unit):
+def test_an_endless_first_stage_is_fedavg(federate, seed, unit):
     a = federate(FedMR, by_client, seed=seed, unit=unit, first_stage_rounds=7)
     b = federate(FedAvg, by_client, seed=seed, weighting="uniform")
     for number in range(1, 9):
@@ -259,7 +259,7 @@ def test_an_endless_first_stage_is_fedavg_bit_for_bit(federate, seed, unit):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_after_the_first_stage_it_is_fedavg_no_more(federate, stage):
+def test_after_the_first_stage_it_is_not_fedavg(federate, stage):
     a = federate(FedMR, by_client, first_stage_rounds=stage)
     b = federate(FedAvg, by_client, weighting="uniform")
     equal = [a.round(number).bytes == b.round(number).bytes for number in range(1, 6)]
@@ -275,7 +275,7 @@ def contents(models):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_moving_whole_models_is_indep_up_to_order(federate, seed):
+def test_moving_whole_models_is_indep(federate, seed):
     a = federate(FedMR, by_round, seed=seed, unit="fraction:1", m=5)
     b = federate(Indep, by_round, seed=seed, m=5)
     for each in (a, b):
@@ -292,7 +292,7 @@ def test_moving_whole_models_is_indep_up_to_order(federate, seed):
 
 @pytest.mark.parametrize("m", [5, 3])
 @pytest.mark.parametrize("unit", ["fraction:1", "layer", "tensor"])
-def test_each_unit_is_the_work_of_the_clients_it_met(federate, unit, m):
+def test_a_unit_is_the_work_of_clients_it_met(federate, unit, m):
     k, seed = 5, 2
     federation = federate(FedMR, by_client, seed=seed, unit=unit, m=m, population=k)
     start, parts = distinct(k), Recombination(LAYOUT, unit).units
@@ -317,7 +317,7 @@ def test_each_unit_is_the_work_of_the_clients_it_met(federate, unit, m):
         assert len({chain[0][1] for chain in chains}) > 1, "the layers of one slot have met different clients"
 
 
-def test_the_mean_weighs_slots_by_their_last_examples(federate):
+def test_slots_weigh_by_their_last_examples(federate):
     def whole(old, client, number):
         return Packed(np.full(LAYOUT.size, 10 * number + client, np.float32), old.ints + 1)
 
@@ -335,7 +335,7 @@ def test_the_mean_weighs_slots_by_their_last_examples(federate):
 
 
 @every_unit
-def test_the_mean_does_not_depend_on_recombination(federate, unit):
+def test_the_mean_ignores_recombination(federate, unit):
     def add(old, client, number):  # whatever model a client gets, it adds the same
         step = np.random.default_rng([client, number]).integers(-9, 10, LAYOUT.size)
         return Packed(old.floats + step.astype(np.float32), old.ints)
@@ -347,7 +347,7 @@ def test_the_mean_does_not_depend_on_recombination(federate, unit):
     assert contents(a.population) != contents(b.population)
 
 
-def test_averaged_buffers_are_weighted_by_examples_too(federate):
+def test_averaged_buffers_are_weighted_too(federate):
     federation = federate(FedMR, by_client, buffers="average", weighting="examples")
     before = federation.round(1).model
     uniform = mean([model.floats for model in federation.population])
@@ -362,7 +362,7 @@ def test_averaged_buffers_are_weighted_by_examples_too(federate):
 
 
 @pytest.mark.parametrize("kind", [FedMR, Indep])
-def test_m_slots_are_trained_the_others_keep_their_own(federate, kind):
+def test_slots_without_a_client_keep_their_model(federate, kind):
     federation = federate(kind, by_client, clients=10, m=3, population=8)
     counts, units = np.zeros(8, int), Recombination(LAYOUT).units
     for number in range(1, 41):
@@ -395,7 +395,7 @@ def test_units_of_untrained_slots_move_too(federate):
 
 
 @pytest.mark.parametrize("kind", [FedMR, Indep])
-def test_a_population_smaller_than_a_round_is_refused(kind):
+def test_too_small_a_population_is_refused(kind):
     with pytest.raises(ConfigError, match=r"population is 7, less than the 9 clients of a round; raise"):
         kind(clients_per_round=9, population=7, layout=LAYOUT)
     assert kind(clients_per_round=7, population=7, layout=LAYOUT).slots == 7
@@ -404,7 +404,7 @@ def test_a_population_smaller_than_a_round_is_refused(kind):
 # Spread, by hand
 
 
-def test_spread_is_each_units_deviation_across_models():
+def test_spread_is_a_deviation_across_models():
     rows = [np.array([0, 0, 5, 1], np.float32), np.array([2, 4, 5, 7], np.float32)]
     units = [(slice(0, 2),), (slice(2, 3),), (slice(0, 1), slice(3, 4)), (), (slice(1, 1),)]
     center = np.array([1, 2, 5, 4], np.float32)
@@ -414,7 +414,7 @@ def test_spread_is_each_units_deviation_across_models():
     assert spread(rows, np.zeros(4, np.float32), units[:2]) == pytest.approx([5**0.5, 5], rel=1e-7)
 
 
-def test_spread_of_units_larger_than_a_block():
+def test_spread_of_large_units():
     p = 70_001
     rows = [np.full(p, value, np.float32) for value in (1, 3)]
     rows[1][-1] = 5
@@ -426,7 +426,7 @@ def test_spread_of_units_larger_than_a_block():
 
 @every_unit
 @given(population=populations)
-def test_recombination_keeps_the_spread_of_every_unit(unit, population):
+def test_every_units_spread_stays(unit, population):
     before = whole_numbers(*population)
     after, units, _ = recombined(before, unit, population[1])
     center = mean([model.floats for model in before])

@@ -72,7 +72,7 @@ def test_a_trace_ends_at_the_mean(draw):
     assert lineage.trace(past.steps, 1).tolist() == [[-1], [0], [2], [0]]
 
 
-def test_the_mean_joins_the_clients_of_all_slots():
+def test_the_mean_joins_all_slots():
     rows = [row(1, [0, 1]), row(2, [2, 1]), row(3, [3, 4])]
     steps = list(lineage.replay(rows, Run("fedmr", 0, first_stage_rounds=1, units=1, slots=2, clients=6)))
     assert sets(steps[1][1]) == [[{0, 1, 2}, {0, 1}]]
@@ -113,7 +113,7 @@ def test_no_client_is_lost_or_invented(seed, slots, stage, loss):
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_mean_of_all_clients_holds_them_all(stage):
+def test_a_mean_of_all_holds_all(stage):
     rows = [row(number, list(range(5))) for number in range(1, 6)]
     past = lineage.history(rows, Run("fedmr", 0, stage, UNITS, 5, 5))
     assert past.by_unit[0].tolist() == [1, 1, 1]
