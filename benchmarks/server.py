@@ -2,30 +2,39 @@
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv/bin/python benchmarks/server.py
 
-`fedmr run` sets this variable for Flower's processes; without it Linux hands out the memory of a large message
-in pages of 4 KiB, which takes longer than to fill it.
+For three populations it prints the milliseconds of
+
+- one plain copy of the population, the measure of all others;
+- the three steps of a round as the server's loop takes them: `judge`, `aggregate` and `configure_train` of FedMR;
+- what is part of them, measured by itself: the checks of the replies, similarity and spread, and recombination
+  (`Recombination.gather` and `Codec.encode`);
+
+then the ratios to the copy, with the figures to reach, and the peak memory between the replies of the first round
+and the messages of the second, in populations.
+
+`fedmr run` sets the variable for Flower's processes; without it Linux hands out the memory of a large message in
+pages of 4 KiB, which takes longer than to fill it.
 """
 
 import time
 import tracemalloc
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from rich.console import Console
 from rich.table import Table
 
 from fedmr_flwr import FedMR, models
-from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.population import recombine
-from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.core.units import units
+from fedmr_flwr.algorithms.contract import Reply
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.core.population import average, similarity, spread
+from fedmr_flwr.core.recombination import Recombination, sources
 from fedmr_flwr.models.packing import layout_of
-from fedmr_flwr.wire.checks import fault
+from fedmr_flwr.wire.checks import Judged, judge
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.grids.in_process import InProcessGrid
+from fedmr_flwr.wire.grids.in_process import InProcessGrid, named
 
 REPEATS = 15
 
@@ -48,58 +57,46 @@ def vgg16() -> Layout:
     return Layout.of(arrays)
 
 
-class Plain(FedMR):
-    """FedMR without its diagnostics, which are measured apart."""
-
-    def diagnostics(self) -> dict[str, float]:
-        """Report nothing."""
-        return {}
-
-
 class Server:
     """A FedMR server between two rounds, with the trained models of all its clients at hand."""
 
     def __init__(self, layout: Layout, slots: int) -> None:
-        self.codec, self.slots = Codec(layout), slots
+        self.codec = Codec(layout)
         self.rng = np.random.default_rng(0)
         self.grid = InProcessGrid(ClientApp(), slots)
-        self.strategy = Plain(clients_per_round=slots, layout=layout)
-        self.arrays = self.model()
-        self.round = 1
-        self.sent = self.strategy.configure_train(1, self.arrays, ConfigRecord(), self.grid)
-        self.replies = self.trained()
+        self.strategy = FedMR(clients_per_round=slots, layout=layout)
+        self.arrays = self.codec.encode(self.model())
+        self.round = 0
+        self.sent: list[Message] = []
+        self.judged: Judged[Reply] = Judged({})
+        self.configure()
+        self.train()
 
-    def model(self) -> ArrayRecord:
+    def model(self) -> Packed:
         """A model with trained weights: no two tensors are equal."""
         layout = self.codec.layout
-        values = self.rng.standard_normal(layout.size, np.float32)
-        return self.codec.encode(Parts([values], [np.ones(layout.counters, np.int64)]))
+        return Packed(self.rng.standard_normal(layout.size, np.float32), np.ones(layout.counters, np.int64))
 
-    def trained(self) -> list[Message]:
-        """What the clients return."""
-        replies = []
-        for at, message in enumerate(self.sent):
-            message.metadata.__dict__["_message_id"] = f"{self.round}-{at}"
-            content = RecordDict({"arrays": self.model(), "metrics": MetricRecord({"num-examples": 10})})
-            replies.append(Message(content, reply_to=message))
-        return replies
+    def train(self) -> None:
+        """Let the clients reply."""
+        self.replies = []
+        for message in self.sent:
+            metrics = MetricRecord({"num-examples": 10})
+            content = RecordDict({"arrays": self.codec.encode(self.model()), "metrics": metrics})
+            self.replies.append(Message(content, reply_to=named(message)))
 
-    def check(self) -> None:
-        """Look at every reply, as RosterGrid does."""
-        assert not any(fault(reply, sent) for reply, sent in zip(self.replies, self.sent, strict=True))
+    def judge(self) -> None:
+        """Check and decode the replies."""
+        self.judged = self.strategy.judge(self.replies)
 
-    def combine(self) -> None:
-        """Unpack the replies and average them."""
-        arrays, _ = self.strategy.aggregate_train(self.round, self.replies)
+    def aggregate(self) -> None:
+        """Average the models, measure how alike they are, and encode their mean."""
+        arrays, _ = self.strategy.aggregate(self.round, self.judged)
         assert arrays is not None
         self.arrays = arrays
-        self.sent = []
+        self.sent, self.judged = [], Judged({})
 
-    def diagnose(self) -> None:
-        """Measure how alike the models are, and how far apart in each unit."""
-        FedMR.diagnostics(self.strategy)
-
-    def deal(self) -> None:
+    def configure(self) -> None:
         """Recombine the population into the messages of the next round."""
         self.round += 1
         self.sent = self.strategy.configure_train(self.round, self.arrays, ConfigRecord(), self.grid)
@@ -111,74 +108,98 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(layout: Layout, slots: int) -> tuple[dict[str, float], float]:
-    """Return the best seconds of each part, and the peak memory as a multiple of the population."""
+def best_seconds(layout: Layout, slots: int) -> dict[str, float]:
+    """Return the best seconds of each part."""
     server = Server(layout, slots)
     population = np.stack([server.rng.standard_normal(layout.size, np.float32) for _ in range(slots)])
-    columns = [unit.floats for unit in units(layout, "layer")]
+    models = [Packed(row, np.ones(layout.counters, np.int64)) for row in population]
+    global_model, recombination = average(models), Recombination(layout)
+    columns = [unit.floats for unit in recombination.units]
+
+    def check() -> None:
+        sent = dict(enumerate(server.sent))
+        assert len(judge(sent, server.replies).good) == slots
+
+    def diagnose() -> None:
+        similarity(population)
+        spread(population, global_model.floats, columns)
+
+    def recombine() -> None:
+        drawn = sources(0, 2, 0, len(recombination.units), slots)
+        assert drawn is not None
+        for model in recombination.gather(models, global_model, drawn):
+            server.codec.encode(model)
+
     parts: dict[str, Callable[[], object]] = {
         "copy": population.copy,
-        "recombine": partial(recombine, population, columns, server.rng),
-        "check": server.check,
-        "combine": server.combine,
-        "diagnose": server.diagnose,
-        "deal": server.deal,
+        "recombine": recombine,
+        "check": check,
+        "judge": server.judge,
+        "diagnose": diagnose,
+        "aggregate": server.aggregate,
+        "configure": server.configure,
     }
     best = dict.fromkeys(parts, np.inf)
     for _ in range(REPEATS):
         for name, work in parts.items():
             best[name] = min(best[name], seconds(work))
-        server.replies = server.trained()
-    whole_population = population.nbytes
-    del population, parts, server
-    # Once more with every allocation counted, from the replies (one population) to the next messages.
+        server.train()
+    return best
+
+
+def peak_memory(layout: Layout, slots: int) -> float:
+    """Return the most memory between the replies (one population) and the next messages, in populations."""
     tracemalloc.start()
     server = Server(layout, slots)
-    server.check()
     tracemalloc.reset_peak()
-    server.combine()
-    server.deal()
-    peak = tracemalloc.get_traced_memory()[1] / whole_population
+    server.judge()
+    server.aggregate()
+    server.configure()
+    peak = tracemalloc.get_traced_memory()[1] / (slots * layout.size * layout.dtype.itemsize)
     tracemalloc.stop()
-    return best, peak
+    return peak
 
 
-def main() -> None:
-    """Measure three sizes and print a table."""
-    cnn = layout_of(models.build("cnn", (1, 28, 28), 10))
+def main(sizes: Sequence[tuple[Layout, int]]) -> None:
+    """Measure populations of K models of a layout and print a table."""
     table = Table(caption=f"milliseconds, best of {REPEATS}")
     table.add_column("")
     measured = []
-    for layout, slots in [(cnn, 10), (cnn, 100), (vgg16(), 10)]:
+    for layout, slots in sizes:
         table.add_column(f"{slots} x {layout.size / 1e6:.2f} M", justify="right")
-        measured.append(measure(layout, slots))
-    rows: dict[str, Callable[[dict[str, float]], float]] = {
-        "one copy of the population": lambda best: best["copy"],
-        "recombine, matrix to matrix": lambda best: best["recombine"],
-        "check the replies": lambda best: best["check"],
-        "unpack, mean": lambda best: best["combine"],
-        "similarity and spread, for the metrics": lambda best: best["diagnose"],
-        "deal: recombine, pack, make messages": lambda best: best["deal"],
+        measured.append((best_seconds(layout, slots), peak_memory(layout, slots)))
+    rows = {
+        "one copy of the population": "copy",
+        "judge: check and decode the replies": "judge",
+        "  check alone": "check",
+        "aggregate: mean, similarity, spread": "aggregate",
+        "  similarity and spread alone": "diagnose",
+        "configure_train: recombine, make messages": "configure",
+        "  recombine alone: gather and encode": "recombine",
     }
-    for name, value in rows.items():
-        table.add_row(name, *(f"{1000 * value(best):.1f}" for best, _ in measured))
+    for name, part in rows.items():
+        table.add_row(name, *(f"{1000 * best[part]:.1f}" for best, _ in measured))
     table.add_section()
-    ratios: dict[str, Callable[[dict[str, float]], float]] = {
-        "recombine / copy (reach 1.5)": lambda best: best["recombine"] / best["copy"],
-        "deal / copy": lambda best: best["deal"] / best["copy"],
-        "unpack, mean, deal / copy (reach 6)": lambda best: (best["combine"] + best["deal"]) / best["copy"],
-        "the same with the checks / copy": lambda best: (
-            (best["check"] + best["combine"] + best["deal"]) / best["copy"]
-        ),
-        "the same with similarity and spread / copy": lambda best: sum(
-            best[part] / best["copy"] for part in ("check", "combine", "diagnose", "deal")
-        ),
+    steps = ("judge", "aggregate", "configure")
+    ratios: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+        "recombine / copy (reach 1.5)": (["recombine"], []),
+        "configure_train / copy": (["configure"], []),
+        "all without checks, similarity, spread / copy (reach 6)": (steps, ["check", "diagnose"]),
+        "all without similarity and spread / copy": (steps, ["diagnose"]),
+        "all / copy": (steps, []),
     }
-    for name, value in ratios.items():
-        table.add_row(name, *(f"{value(best):.2f}" for best, _ in measured))
+    for name, (added, taken) in ratios.items():
+        table.add_row(
+            name,
+            *(
+                f"{(sum(best[part] for part in added) - sum(best[part] for part in taken)) / best['copy']:.2f}"
+                for best, _ in measured
+            ),
+        )
     table.add_row("peak memory / population (reach 3)", *(f"{peak:.2f}" for _, peak in measured))
     Console(width=110).print(table)
 
 
 if __name__ == "__main__":
-    main()
+    cnn = layout_of(models.build("cnn", (1, 28, 28), 10))
+    main([(cnn, 10), (cnn, 100), (vgg16(), 10)])

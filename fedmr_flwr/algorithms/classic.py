@@ -105,11 +105,13 @@ class ClassicStrategy(Strategy):
         self._plan = plan = self.algorithm.plan(round)
         config = {} if self.on_fit_config_fn is None else self.on_fit_config_fn(server_round)
         # The bytes of a model that several slots get are the same for all: no copy for each client.
-        encoded = {id(model): _encode(layout, model) for model in plan.models}
+        encoded: dict[int, Parameters] = {}
         instructions, self._asked = [], {}
         for client, model in zip(plan.clients, plan.models, strict=True):
             if client is not None and clients[client].cid not in self._asked:
                 self._asked[clients[client].cid] = client
+                if id(model) not in encoded:
+                    encoded[id(model)] = _encode(layout, model)
                 sent = encoded[id(model)]
                 own = Parameters(list(sent.tensors), sent.tensor_type)
                 instructions.append((clients[client], FitIns(own, dict(config))))

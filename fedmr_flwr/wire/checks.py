@@ -42,7 +42,8 @@ class Judged(Generic[T]):
 
     Attributes:
         good: the good replies by client.
-        failures: why the others did not count, in the order of the clients asked.
+        failures: why the others did not count, in the order of the clients asked; after them the replies that
+            nobody asked for, then the outliers.
         lost_state: the clients with a good reply that have lost what they kept since their last one.
     """
 

@@ -18,9 +18,8 @@ from flwr.server.server import Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fedmr_flwr
-from fedmr_flwr.algorithms import classic
-from fedmr_flwr.algorithms.classic import FedMR
+from fedmr_flwr.algorithms import ALGORITHMS, classic
+from fedmr_flwr.algorithms.classic import ClassicStrategy, FedMR
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.units import units
@@ -120,10 +119,15 @@ class Experiment:
 
     @property
     def population(self):
-        return [model.floats for model in self.strategy.population]
+        return population(self.strategy)
 
 
-def test_the_first_round_sends_the_initial_model_to_all_with_instructions_of_their_own():
+def population(strategy):
+    """The floats of every slot."""
+    return [model.floats for model in strategy.algorithm.state.models]
+
+
+def test_round_1_sends_the_initial_model():
     strategy = FedMR(clients_per_round=K, keys=KEYS, on_fit_config_fn=lambda server_round: {"lr": 1 / server_round})
     sent = [ins for _, ins in strategy.configure_fit(2, model(3), manager_of(CLIENTS))]
     assert [ins.parameters for ins in sent] == [model(3)] * K
@@ -135,7 +139,7 @@ def test_the_first_round_sends_the_initial_model_to_all_with_instructions_of_the
 
 
 @pytest.mark.parametrize("unit", ["tensor", "layer", "block", "fraction:0.4", ["weight", "."]])
-def test_after_it_the_trained_models_are_recombined_unit_by_unit(unit):
+def test_units_are_permuted_independently(unit):
     federation = Experiment(unit=unit)
     federation.round(1)
     trained = sorted(federation.trained)
@@ -149,12 +153,12 @@ def test_after_it_the_trained_models_are_recombined_unit_by_unit(unit):
     assert len(orders) > 1, "the units are shuffled independently"
 
 
-def test_averaged_buffers_are_the_global_models_in_every_slot():
+def test_averaged_buffers_are_the_global_models():
     federation = Experiment(buffers="average")
     federation.round(1)
     center = values(federation.parameters)
     assert center["bn.running_mean"] == np.float32(np.mean(federation.trained))
-    assert center["bn.num_batches_tracked"] == max(federation.trained), "integers are not averaged"
+    assert center["bn.num_batches_tracked"] == max(federation.trained), "integer buffers take the maximum"
     trained = sorted(federation.trained)
     mixed = [values(parameters) for parameters in federation.round(2)]
     for name in KEYS:
@@ -166,7 +170,7 @@ def test_averaged_buffers_are_the_global_models_in_every_slot():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(1, 6), unit=st.sampled_from(["tensor", "layer"]))
-def test_dealing_permutes_every_number_and_so_keeps_the_mean(seed, slots, unit):
+def test_recombination_keeps_the_mean(seed, slots, unit):
     rng = np.random.default_rng(seed)
     strategy = FedMR(clients_per_round=slots, keys=KEYS, unit=unit, seed=seed)
     manager = manager_of(slots)
@@ -178,7 +182,7 @@ def test_dealing_permutes_every_number_and_so_keeps_the_mean(seed, slots, unit):
 
     orders = strategy.configure_fit(1, model(0), manager)
     center, _ = strategy.aggregate_fit(1, [(client, trained()) for client, _ in orders], [])
-    before = np.array([row.floats for row in strategy.population])
+    before = np.array(population(strategy))
     sent = [tensors(ins.parameters) for _, ins in strategy.configure_fit(2, center, manager)]
     after = np.array([LAYOUT.pack(row).floats for row in sent])
     np.testing.assert_array_equal(np.sort(after, axis=0), np.sort(before, axis=0))
@@ -186,7 +190,7 @@ def test_dealing_permutes_every_number_and_so_keeps_the_mean(seed, slots, unit):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_the_first_stage_averages_exactly_that_many_times(stage):
+def test_the_first_stage_averages(stage):
     federation = Experiment(first_stage_rounds=stage)
     for number in range(1, 6):
         before = federation.parameters
@@ -215,11 +219,11 @@ def put_bytes(change):
 HUGE = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }".ljust(127) + b"\n"
 BAD = {
     "status": (lambda: result(model(5), code=Code.FIT_NOT_IMPLEMENTED), "FIT_NOT_IMPLEMENTED: message"),
-    "count": (lambda: broken(lambda tensors: tensors.pop()), "the model has 5 tensors, not 6"),
-    "nothing": (lambda: result(Parameters([], "")), "the model has 0 tensors, not 6"),
-    "shape": (lambda: put(np.zeros((4, 1), np.float32)), "'conv.weight' is float32[4, 1], not float32[2, 2]"),
-    "dtype": (lambda: put(np.zeros((2, 2))), "'conv.weight' is float64[2, 2], not float32[2, 2]"),
-    "integer": (lambda: put(np.zeros(()), at=4), "'bn.num_batches_tracked' is float64[], not int64[]"),
+    "count": (lambda: broken(lambda tensors: tensors.pop()), "the model has 5 tensors, expected 6"),
+    "nothing": (lambda: result(Parameters([], "")), "the model has 0 tensors, expected 6"),
+    "shape": (lambda: put(np.zeros((4, 1), np.float32)), "'conv.weight' is float32[4, 1], expected float32[2, 2]"),
+    "dtype": (lambda: put(np.zeros((2, 2))), "'conv.weight' is float64[2, 2], expected float32[2, 2]"),
+    "integer": (lambda: put(np.zeros(()), at=4), "'bn.num_batches_tracked' is float64[], expected int64[]"),
     "NaN": (lambda: put(np.full((2, 2), np.nan, np.float32)), "its model holds NaN or infinite values"),
     "infinite": (lambda: put(np.array([[0, 1], [2, -np.inf]], np.float32)), "its model holds NaN or infinite values"),
     "no examples": (lambda: result(model(5), 0), "it trained on 0 examples"),
@@ -236,7 +240,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_result_is_logged_once_and_its_slot_keeps_what_it_was_dealt(kind, caplog):
+def test_a_bad_results_slot_keeps_its_model(kind, caplog):
     make, reason = BAD[kind]
     federation = Experiment(clients=K, bad=lambda number, client: make() if (number, client) == (2, 3) else None)
     federation.round(1)
@@ -257,7 +261,7 @@ def test_a_bad_result_is_logged_once_and_its_slot_keeps_what_it_was_dealt(kind, 
     assert reason in record.getMessage()
 
 
-def test_the_bytes_of_a_good_model_may_be_in_fortran_order():
+def test_a_model_may_be_in_fortran_order():
     array = np.asfortranarray(np.arange(4, dtype=np.float32).reshape(2, 2))
     assert b"'fortran_order': True" in put(array).parameters.tensors[0]
     federation = Experiment(clients=1, clients_per_round=1, bad=lambda *_: put(array))
@@ -265,44 +269,44 @@ def test_the_bytes_of_a_good_model_may_be_in_fortran_order():
     assert tensors(federation.parameters)["conv.weight"].tolist() == [[0, 1], [2, 3]]
 
 
-def test_of_several_exceptions_all_who_did_not_answer_are_named(caplog):
+def test_an_exception_names_all_who_are_missing(caplog):
     bad = {1: RuntimeError("first"), 3: RuntimeError()}
     Experiment(clients=K, bad=lambda number, client: bad.get(client)).round(1)
     said = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
     assert sorted(said) == ["client 1 or 3: RuntimeError", "client 1 or 3: first"]
 
 
-def test_who_was_not_asked_or_answers_twice_does_not_count(caplog):
+def test_unasked_answers_do_not_count(caplog):
     strategy = FedMR(clients_per_round=2, keys=KEYS)
     (first, _), (second, _) = strategy.configure_fit(1, model(0), manager_of(2))
     answers = [(first, result(model(1))), (Client("99"), result(model(50))), (second, result(model(3)))]
     parameters, _ = strategy.aggregate_fit(1, [*answers, (first, result(model(50)))], [])
-    assert [row.floats[0] for row in strategy.population] == [1, 3]
+    assert [row[0] for row in population(strategy)] == [1, 3]
     assert values(parameters)["out.weight"] == 2
     said = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
     assert said == [f"client {who}: it was not asked, or has answered before" for who in ("99", first.cid)]
 
 
-def test_without_any_good_result_everything_stays_and_training_goes_on():
+def test_a_bad_round_changes_nothing():
     federation = Experiment(clients=K, bad=lambda number, client: result(model(9), 0) if number == 2 else None)
     federation.round(1)
     before, parameters = [row.copy() for row in federation.population], federation.parameters
-    dealt = federation.round(2)
+    sent = federation.round(2)
     assert federation.metrics == {}
     assert federation.parameters is parameters
     np.testing.assert_array_equal(federation.population, before)
     again = federation.round(3)
-    assert sorted(values(row)["out.weight"] for row in again) == sorted(values(row)["out.weight"] for row in dealt)
+    assert sorted(values(row)["out.weight"] for row in again) == sorted(values(row)["out.weight"] for row in sent)
 
 
-def test_without_any_good_result_in_the_first_round_the_initial_model_goes_out_again():
+def test_a_bad_first_round_starts_again():
     federation = Experiment(bad=lambda number, client: Experiment.MISSING if number == 1 else None)
     federation.round(1)
-    assert federation.strategy.population is None
+    assert federation.strategy.algorithm.state.models is None
     assert federation.round(2) == [model(0)] * K
 
 
-def test_of_a_population_larger_than_a_round_the_slots_not_drawn_keep_what_they_were_dealt():
+def test_slots_not_drawn_keep_their_models():
     slots, federation = 7, Experiment(clients_per_round=3, population=7, unit="layer", seed=4)
     federation.round(1)
     drawn = sorted(stream(4, "slots", 1).choice(slots, 3, replace=False).tolist())
@@ -316,8 +320,8 @@ def test_of_a_population_larger_than_a_round_the_slots_not_drawn_keep_what_they_
         sent = federation.round(number)
         drawn = sorted(stream(4, "slots", number).choice(slots, 3, replace=False).tolist())
         kept = [row for slot, row in enumerate(federation.population) if slot not in drawn]
-        dealt = np.array([*kept, *(LAYOUT.pack(tensors(parameters)).floats for parameters in sent)])
-        np.testing.assert_array_equal(np.sort(dealt, axis=0), np.sort(before, axis=0))
+        everything = np.array([*kept, *(LAYOUT.pack(tensors(parameters)).floats for parameters in sent)])
+        np.testing.assert_array_equal(np.sort(everything, axis=0), np.sort(before, axis=0))
         assert sorted(federation.trained) == sorted(
             row[0] for slot, row in enumerate(federation.population) if slot in drawn
         )
@@ -326,7 +330,7 @@ def test_of_a_population_larger_than_a_round_the_slots_not_drawn_keep_what_they_
     assert touched == set(range(slots)), "every slot has its turn"
 
 
-def test_the_global_model_may_weigh_slots_by_the_examples_that_they_were_last_trained_on():
+def test_slots_may_weigh_by_last_examples():
     def reply(number, client):
         if number == 2 and client == 0:
             return Experiment.MISSING
@@ -342,7 +346,7 @@ def test_the_global_model_may_weigh_slots_by_the_examples_that_they_were_last_tr
     assert values(federation.parameters)["out.weight"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_metrics_are_means_weighted_by_examples_of_what_all_good_clients_returned():
+def test_metrics_are_weighted_by_examples():
     answers = {
         0: result(model(1), 1, loss=1.0, accuracy=0, note="text", own=3.0),
         1: result(model(3), 3, loss=2.0, accuracy=1),
@@ -366,44 +370,51 @@ def test_similarity_is_that_of_the_population():
     assert federation.metrics == {"similarity": pytest.approx(expected, rel=1e-5)}
 
 
-TWIN = [
-    {"unit": "layer"},
-    {"unit": "tensor", "seed": 3},
-    {"unit": "layer", "first_stage_rounds": 2},
-    {"unit": "tensor", "buffers": "average"},
-    {"unit": "layer", "population": 7, "weighting": "examples"},
+def test_every_strategy_has_a_twin():
+    kinds = ClassicStrategy.__subclasses__()
+    assert {kind.__name__ for kind in kinds} >= {"FedAvg", "FedCross", "FedExP", "FedMR", "FedMut", "Indep"}
+    assert all(kind.Kind is ALGORITHMS[kind.__name__.lower()] for kind in kinds)
+
+
+TWINS = [
+    *((kind, {}) for kind in ClassicStrategy.__subclasses__()),
+    (FedMR, {"unit": "tensor", "seed": 3}),
+    (FedMR, {"first_stage_rounds": 2}),
+    (FedMR, {"unit": "tensor", "buffers": "average"}),
+    (FedMR, {"population": 7, "weighting": "examples"}),
+    (classic.FedAvg, {"weighting": "uniform"}),
+    (classic.FedCross, {"collaborator": "in-order", "population": 6, "alpha": 0.75}),
 ]
 
 
-@pytest.mark.parametrize("options", TWIN, ids=str)
-def test_it_deals_trains_and_averages_as_the_message_api_does_bit_for_bit(options, grid_of, answer):
-    noise = np.random.default_rng(0).normal(size=(10, CLIENTS, LAYOUT.size)).astype(np.float32)
+def noisy(arrays, number, client):
+    """What a client makes of a model."""
+    old = LAYOUT.pack(dict(zip(KEYS, arrays, strict=True)))
+    noise = np.random.default_rng([number, client]).normal(size=LAYOUT.size).astype(np.float32)
+    new = old._replace(floats=old.floats * np.float32(0.9) + noise, ints=old.ints + 1 + client)
+    return list(LAYOUT.unpack(new).values())
 
-    def train(arrays, number, client):
-        old = LAYOUT.pack(dict(zip(KEYS, arrays, strict=True)))
-        new = old._replace(floats=old.floats * np.float32(0.9) + noise[number, client], ints=old.ints + 1 + client)
-        return list(LAYOUT.unpack(new).values())
 
-    def silent(number, client):
-        return (number + client) % 4 == 0
+def silent(number, client):
+    return number > 2 and (number + client) % 4 == 0
 
+
+@pytest.mark.parametrize(("kind", "options"), TWINS, ids=lambda value: getattr(value, "__name__", None))
+def test_a_twin_computes_the_same_bits(kind, options, grid_of, answer):
     def reply(message, client):
         number = message.content["config"]["server-round"]
         if silent(number, client):
             raise RuntimeError("silent")
-        arrays = train([array.numpy() for array in message.content["arrays"].values()], number, client)
+        arrays = noisy([array.numpy() for array in message.content["arrays"].values()], number, client)
         record = ArrayRecord({name: Array(np.asarray(array)) for name, array in zip(KEYS, arrays, strict=True)})
         return answer(record, examples=client + 1, loss=float(client))
 
     def fit(ins, number, client):
-        return result(
-            ndarrays_to_parameters(train(parameters_to_ndarrays(ins.parameters), number, client)),
-            examples=client + 1,
-            loss=float(client),
-        )
+        trained = ndarrays_to_parameters(noisy(parameters_to_ndarrays(ins.parameters), number, client))
+        return result(trained, examples=client + 1, loss=float(client))
 
-    twin, grid = fedmr_flwr.FedMR(clients_per_round=K, **options), RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
-    strategy, manager = FedMR(clients_per_round=K, keys=KEYS, **options), manager_of(CLIENTS)
+    twin, grid = kind.Kind(clients_per_round=K, **options), RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
+    strategy, manager = kind(clients_per_round=K, keys=KEYS, **options), manager_of(CLIENTS)
     arrays, parameters = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()}), model(0)
     missing = 0
     for number in range(1, 7):
@@ -424,7 +435,7 @@ def test_it_deals_trains_and_averages_as_the_message_api_does_bit_for_bit(option
     assert missing > 0
 
 
-def test_clients_are_drawn_from_the_sorted_identifiers_by_the_round():
+def test_clients_are_drawn_in_sorted_order():
     strategy = FedMR(clients_per_round=3, keys=KEYS, seed=5)
     manager = SimpleClientManager()
     for cid in ("30", "4", "111", "20"):
@@ -436,7 +447,7 @@ def test_clients_are_drawn_from_the_sorted_identifiers_by_the_round():
     assert len({tuple(cids) for cids in rounds}) > 10
 
 
-def test_too_few_clients_are_an_error_with_what_to_do(monkeypatch):
+def test_too_few_clients_are_refused(monkeypatch):
     monkeypatch.setattr(classic, "_PATIENCE", 0)
     with pytest.raises(FederationError, match="3 of 5 clients are connected .*num-supernodes=5"):
         FedMR(clients_per_round=5, keys=KEYS).configure_fit(1, model(0), manager_of(3))
@@ -445,20 +456,33 @@ def test_too_few_clients_are_an_error_with_what_to_do(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"unit='layer' .* give keys=list\(model.state_dict\(\)\), or take unit='tensor'"),
-        ({"unit": "block:2"}, "unit='block:2' with"),
-        ({"unit": "tensor", "buffers": "average"}, "buffers='average' needs the names"),
-        ({"unit": "blocks"}, "'blocks' is no unit; choose one of"),
-        ({"keys": KEYS, "clients_per_round": 0}, "clients_per_round is 0; it must be at least 1"),
-        ({"keys": KEYS, "clients_per_round": 5, "population": 4}, "population is 4; it must be at least 5"),
-        ({"keys": KEYS, "first_stage_rounds": -1}, "first_stage_rounds is -1"),
-        ({"keys": KEYS, "buffers": "drop"}, "buffers is 'drop'; choose one of move, average"),
-        ({"keys": KEYS, "weighting": "loss"}, "weighting is 'loss'; choose one of uniform, examples"),
+        ({"unit": "blocks"}, "unknown unit 'blocks'; choose one of"),
+        ({"clients_per_round": 0}, "clients.per.round is 0; it must be at least 1"),
+        ({"clients_per_round": 5, "population": 4}, "population is 4, less than the 5 clients of a round"),
+        ({"first_stage_rounds": -1}, "first.stage.rounds = -1"),
+        ({"buffers": "drop"}, "buffers = 'drop'.*'move' or 'average'"),
+        ({"weighting": "loss"}, "weighting = 'loss'.*'uniform' or 'examples'"),
+        ({"alpha": 0.5}, "unknown key .*alpha"),
     ],
 )
-def test_options_are_checked(options, message):
+def test_options_are_checked_at_once(options, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        FedMR(**options)
+        FedMR(keys=KEYS, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"unit 'layer' needs the names .* give keys=list\(model.state_dict\(\)\), or choose unit='tensor'"),
+        ({"unit": "block:2"}, "unit 'block:2' needs the names"),
+        ({"unit": "tensor", "buffers": "average"}, "buffers 'average' needs the names"),
+    ],
+)
+def test_named_units_need_keys(options, message):
+    strategy = FedMR(clients_per_round=1, **options)
+    with pytest.raises(ConfigError, match=message) as caught:
+        strategy.configure_fit(1, model(0), manager_of(1))
     assert "\n" not in str(caught.value)
 
 
@@ -468,7 +492,8 @@ def test_options_are_checked(options, message):
         (KEYS[:-1], model(0), ConfigError, "the first model has 6 tensors and keys 5 names"),
         ([*KEYS[:-1], KEYS[0]], model(0), ConfigError, "the first model has 6 tensors and keys 5 names"),
         (KEYS, Parameters([], ""), ConfigError, "the first model has 0 tensors and keys 6 names; give initial_"),
-        (["a"], ndarrays_to_parameters([np.zeros(2)]), ConfigError, r"'a' is float64: .*; convert .*float32"),
+        (["a"], ndarrays_to_parameters([np.zeros(2, "c8")]), RecordError, "an array is damaged"),
+        (["a"], ndarrays_to_parameters([np.zeros(2, "u8")]), ConfigError, r"'a' is uint64; .*; convert .*float32"),
         (["a"], Parameters([b"noise"], ""), RecordError, "an array is damaged"),
     ],
 )
@@ -488,7 +513,15 @@ def test_units_without_names_need_no_keys(unit):
     assert orders[0] == orders[2] or unit == "tensor"
 
 
-def test_the_server_and_the_clients_objects_are_left_as_they_are():
+def test_a_float64_model_stays_float64():
+    third = np.full(2, 1 / 3)
+    strategy = FedMR(clients_per_round=1, keys=["a"], unit="tensor")
+    ((client, ins),) = strategy.configure_fit(1, ndarrays_to_parameters([third]), manager_of(1))
+    parameters, _ = strategy.aggregate_fit(1, [(client, result(ins.parameters))], [])
+    np.testing.assert_array_equal(parameters_to_ndarrays(parameters)[0], third, strict=True)
+
+
+def test_inputs_are_not_changed():
     federation = Experiment(clients=K, population=7, weighting="examples")
     federation.round(1)
     parameters = federation.parameters
@@ -501,7 +534,7 @@ def test_the_server_and_the_clients_objects_are_left_as_they_are():
         assert [answer for _, answer in results] == [result(model(number), loss=1.0)] * K
 
 
-def test_flowers_own_server_runs_it_from_a_clients_model_and_evaluates_on_the_server():
+def test_flowers_own_server_runs_it():
     seen = []
 
     def evaluate(number, arrays, config):
@@ -520,7 +553,7 @@ def test_flowers_own_server_runs_it_from_a_clients_model_and_evaluates_on_the_se
         assert history.losses_distributed == []
 
 
-def test_without_an_evaluation_function_nothing_is_evaluated():
+def test_evaluation_needs_evaluate_fn():
     strategy = FedMR(clients_per_round=2, keys=KEYS, initial_parameters=model(1))
     assert strategy.evaluate(1, model(0)) is None
     assert strategy.configure_evaluate(1, model(0), manager_of(2)) == []
@@ -528,14 +561,13 @@ def test_without_an_evaluation_function_nothing_is_evaluated():
     assert strategy.initialize_parameters(manager_of(2)) == model(1)
 
 
-def test_a_new_training_knows_nothing_of_an_earlier_one():
+def test_a_new_training_forgets_the_last():
     federation = Experiment(clients=2, clients_per_round=2, population=3, weighting="examples")
     for number in range(1, 6):
         federation.round(number)
     strategy, manager = federation.strategy, federation.manager
-    assert strategy._examples.all()
+    assert strategy.algorithm.state.examples.all()
     strategy.initialize_parameters(manager)
-    assert strategy.population is None
     other = ndarrays_to_parameters([np.zeros(n + 1, np.float32) for n in range(len(KEYS))])
     (first, _), (second, _) = strategy.configure_fit(1, other, manager)
     one = ndarrays_to_parameters([np.ones(n + 1, np.float32) for n in range(len(KEYS))])

@@ -1,4 +1,4 @@
-"""FedMR's theory on toy problems: what dealing keeps, and what it reduces to at its edges.
+"""FedMR's theory on toy problems: what recombination keeps, and what it reduces to at its edges.
 
 Weights are small whole numbers where a statement is exact, so that sums are exact in float64.
 """
@@ -9,8 +9,9 @@ from flwr.app import ConfigRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmr_flwr import FedAvg, FedMR
-from fedmr_flwr.algorithms.indep import Indep
+from fedmr_flwr import FedAvg, FedMR, Indep
+from fedmr_flwr.algorithms.contract import Round
+from fedmr_flwr.algorithms.multi_model import Population
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, mean, spread
 from fedmr_flwr.core.recombination import Parts, Recombination, sources
@@ -54,16 +55,18 @@ def whole_numbers(k, seed):
             for slot in range(k)]  # fmt: skip
 
 
-def join(parts):
-    return Packed(np.concatenate([*parts.floats, floats(0)]), np.concatenate([*parts.ints, np.zeros(0, np.int64)]))
+def whole(model):
+    if isinstance(model, Packed):
+        return model
+    assert isinstance(model, Parts)
+    return Packed(np.concatenate([*model.floats, floats(0)]), np.concatenate([*model.ints, np.zeros(0, np.int64)]))
 
 
-def dealt(population, unit, seed, buffers="move"):
-    """Deal once; return the models, the units and where each came from."""
+def recombined(population, unit, seed, buffers="move"):
+    """Recombine once; return the models, the units and where each came from."""
     step = Recombination(LAYOUT, unit, buffers)
-    sources = sources(seed, 2, 0, len(step.units), len(population))
-    parts = step.deal(population, average(population), sources)
-    return [join(each) for each in parts], step.units, sources
+    drawn = sources(seed, 2, 0, len(step.units), len(population))
+    return [whole(model) for model in step.gather(population, average(population), drawn)], step.units, drawn
 
 
 def piece(model, unit):
@@ -78,14 +81,14 @@ def matrix(models):
     return np.array([model.floats for model in models]).astype(np.int64)
 
 
-# What dealing keeps
+# What recombination keeps
 
 
 @every_unit
 @given(population=populations, x=seeds)
-def test_the_squared_distances_to_any_point_keep_their_sum(unit, population, x):
+def test_squared_distances_keep_their_sum(unit, population, x):
     before = whole_numbers(*population)
-    after, _, _ = dealt(before, unit, population[1])
+    after, _, _ = recombined(before, unit, population[1])
     point = np.random.default_rng(x).integers(-99, 100, LAYOUT.size)
     assert ((matrix(after) - point) ** 2).sum() == ((matrix(before) - point) ** 2).sum()
     # The variance around the mean, times K^3 to stay whole.
@@ -96,13 +99,13 @@ def test_the_squared_distances_to_any_point_keep_their_sum(unit, population, x):
 
 @every_unit
 @given(population=populations)
-def test_each_unit_is_dealt_as_its_sources_say_and_none_is_lost_or_doubled(unit, population):
+def test_each_unit_comes_from_its_source(unit, population):
     k, seed = population
     rng = np.random.default_rng(seed)
     before = [Packed(rng.normal(size=LAYOUT.size).astype(np.float32), rng.integers(0, 99, 4)) for _ in range(k)]
-    after, units, sources = dealt(before, unit, seed)
+    after, units, drawn = recombined(before, unit, seed)
     for number, part in enumerate(units):
-        assert [piece(model, part) for model in after] == [piece(before[at], part) for at in sources[number]]
+        assert [piece(model, part) for model in after] == [piece(before[at], part) for at in drawn[number]]
         assert sorted(piece(model, part) for model in after) == sorted(piece(model, part) for model in before)
     assert all(model.ints.dtype == np.int64 and model.floats.dtype == np.float32 for model in after)
 
@@ -111,23 +114,23 @@ def test_each_unit_is_dealt_as_its_sources_say_and_none_is_lost_or_doubled(unit,
 @given(population=populations)
 def test_the_uniform_mean_stays(unit, population):
     before = whole_numbers(*population)
-    after, _, _ = dealt(before, unit, population[1])
+    after, _, _ = recombined(before, unit, population[1])
     np.testing.assert_array_equal(mean([m.floats for m in after]), mean([m.floats for m in before]))
 
 
 @every_unit
-def test_dealing_is_not_the_identity(unit):
+def test_recombination_is_not_the_identity(unit):
     before = whole_numbers(6, 0)
-    moved = [dealt(before, unit, seed)[0] for seed in range(3)]
+    moved = [recombined(before, unit, seed)[0] for seed in range(3)]
     assert all((matrix(models) != matrix(before)).any() for models in moved)
     assert len({matrix(models).tobytes() for models in moved}) == 3
 
 
 @every_unit
 @given(seed=seeds, k=st.integers(1, 9))
-def test_one_model_and_equal_models_are_dealt_as_they_are(unit, seed, k):
+def test_equal_models_stay_as_they_are(unit, seed, k):
     (one,) = whole_numbers(1, seed)
-    after, _, _ = dealt([one] * k, unit, seed)
+    after, _, _ = recombined([one] * k, unit, seed)
     for model in after:
         np.testing.assert_array_equal(model.floats, one.floats, strict=True)
         np.testing.assert_array_equal(model.ints, one.ints, strict=True)
@@ -140,11 +143,11 @@ BUFFERS = [entry for entry in LAYOUT.entries if entry.buffer]
 
 @every_unit
 @given(population=populations)
-def test_averaged_buffers_are_the_global_models_and_the_rest_is_permuted(unit, population):
+def test_averaged_buffers_are_the_global_models(unit, population):
     k, seed = population
     before = whole_numbers(k, seed)
     center = average(before)
-    after, units, sources = dealt(before, unit, seed, "average")
+    after, units, drawn = recombined(before, unit, seed, "average")
     for model in after:
         assert (model.floats.dtype, model.ints.dtype) == (np.float32, np.int64)
         for entry in BUFFERS:
@@ -155,16 +158,16 @@ def test_averaged_buffers_are_the_global_models_and_the_rest_is_permuted(unit, p
             if entry.name in part.keys and not entry.buffer:
                 vector = "ints" if entry.integer else "floats"
                 found = [getattr(model, vector)[entry.columns].tolist() for model in after]
-                assert found == [getattr(before[at], vector)[entry.columns].tolist() for at in sources[number]]
+                assert found == [getattr(before[at], vector)[entry.columns].tolist() for at in drawn[number]]
 
 
 def test_counters_are_never_averaged():
     before = whole_numbers(3, 0)  # their first counters are 1, 10 and 19
     assert average(before).ints.tolist() == [19, 20, 21, 22]
-    after, _, _ = dealt(before, "layer", 0, "average")
+    after, _, _ = recombined(before, "layer", 0, "average")
     assert all(model.ints[:2].tolist() == [19, 20] for model in after), "the counters of BatchNorm"
     assert sorted(model.ints[2] for model in after) == [3, 12, 21], "other whole numbers move"
-    after, _, _ = dealt(before, "layer", 0)
+    after, _, _ = recombined(before, "layer", 0)
     assert sorted(model.ints[0] for model in after) == [1, 10, 19]
 
 
@@ -172,26 +175,37 @@ def test_counters_are_never_averaged():
 
 
 class Experiment:
-    """Runs rounds and keeps what happened: the models sent, the models trained, who trained them."""
+    """Runs rounds and keeps what happened: every slot's model before and after, and who trained which."""
 
     def __init__(self, grid_of, answer, kind, update, clients=9, m=4, **options):
         def reply(message, client):
             old = CODEC.decode(message.content["arrays"])
             new = update(old, client, message.content["config"]["server-round"])
-            return answer(CODEC.encode(Parts([new.floats], [new.ints])), examples=client + 1, loss=client)
+            return answer(CODEC.encode(new), examples=client + 1, loss=client)
 
         self.grid = RosterGrid(grid_of(reply, clients), clients)
-        self.strategy = kind(clients_per_round=m, layout=LAYOUT, **options)
-        self.arrays = CODEC.encode(Parts([floats(LAYOUT.size)], [np.zeros(4, np.int64)]))
+        self.strategy, self.num_clients = kind(clients_per_round=m, layout=LAYOUT, **options), clients
+        self.arrays = CODEC.encode(Packed(floats(LAYOUT.size), np.zeros(4, np.int64)))
+
+    def start_from(self, models):
+        self.strategy.restore(Population(models, np.zeros(len(models))).arrays())
 
     def round(self, number):
+        before = self.model
+        plan = self.strategy.plan(Round(number, self.strategy.seed, LAYOUT, self.num_clients, None, lambda: before))
+        self.dispatched = [whole(model) for model in plan.models]
+        self.slots = [slot for slot, client in enumerate(plan.clients) if client is not None]
         messages = self.strategy.configure_train(number, self.arrays, ConfigRecord(), self.grid)
-        self.dealt = [CODEC.decode(record) for record in getattr(self.strategy, "_dealt", [])]
-        replies = self.grid.send_and_receive(messages)
-        self.trained = [CODEC.decode(reply.content["arrays"]) for reply in replies]
-        self.arrays, self.metrics = self.strategy.aggregate_train(number, replies)
-        self.clients = self.grid.exchange.clients
+        self.sent = [CODEC.decode(message.content["arrays"]) for message in messages]
+        exchange = self.grid.exchange(messages)
+        self.clients = exchange.clients
+        self.trained = [CODEC.decode(reply.content["arrays"]) for reply in exchange.replies]
+        self.arrays, self.metrics = self.strategy.aggregate_train(number, exchange.replies)
         return self
+
+    @property
+    def population(self):
+        return self.strategy.state.models
 
     @property
     def model(self):
@@ -233,7 +247,7 @@ def distinct(k):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("unit", ["tensor", "layer", "fraction:1"])
-def test_a_first_stage_without_end_is_uniform_fedavg_bit_for_bit(federate, seed, unit):
+def test_an_endless_first_stage_is_fedavg(federate, seed, unit):
     a = federate(FedMR, by_client, seed=seed, unit=unit, first_stage_rounds=7)
     b = federate(FedAvg, by_client, seed=seed, weighting="uniform")
     for number in range(1, 9):
@@ -244,47 +258,51 @@ def test_a_first_stage_without_end_is_uniform_fedavg_bit_for_bit(federate, seed,
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_after_the_first_stage_it_is_fedavg_no_more(federate, stage):
+def test_after_the_first_stage_it_is_not_fedavg(federate, stage):
     a = federate(FedMR, by_client, first_stage_rounds=stage)
     b = federate(FedAvg, by_client, weighting="uniform")
     equal = [a.round(number).bytes == b.round(number).bytes for number in range(1, 6)]
     assert equal == [number <= stage + 1 for number in range(1, 6)]
 
 
-def as_bytes(models):
-    return sorted(model.floats.tobytes() + model.ints.tobytes() for model in models)
+def content(model):
+    return model.floats.tobytes(), model.ints.tobytes()
+
+
+def contents(models):
+    return sorted(map(content, models))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_moving_whole_models_among_equal_clients_is_indep_up_to_the_order(federate, seed):
+def test_moving_whole_models_is_indep(federate, seed):
     a = federate(FedMR, by_round, seed=seed, unit="fraction:1", m=5)
     b = federate(Indep, by_round, seed=seed, m=5)
     for each in (a, b):
-        each.strategy.population = distinct(5)
+        each.start_from(distinct(5))
     orders = []
     for number in range(2, 9):
         a.round(number), b.round(number)
-        assert as_bytes(a.strategy.population) == as_bytes(b.strategy.population), number
-        orders.append([m.floats.tobytes() for m in a.strategy.population])
-        orders[-1] = [orders[-1].index(m.floats.tobytes()) for m in b.strategy.population]
+        assert contents(a.population) == contents(b.population), number
+        orders.append([m.floats.tobytes() for m in a.population])
+        orders[-1] = [orders[-1].index(m.floats.tobytes()) for m in b.population]
     assert any(order != sorted(order) for order in orders), "the models did move"
-    assert len(as_bytes(a.strategy.population)) == len(set(as_bytes(a.strategy.population))) == 5
+    assert len(contents(a.population)) == len(set(contents(a.population))) == 5
 
 
 @pytest.mark.parametrize("m", [5, 3])
 @pytest.mark.parametrize("unit", ["fraction:1", "layer", "tensor"])
-def test_each_unit_is_the_work_of_exactly_the_clients_it_met(federate, unit, m):
+def test_a_unit_is_the_work_of_clients_it_met(federate, unit, m):
     k, seed = 5, 2
     federation = federate(FedMR, by_client, seed=seed, unit=unit, m=m, population=k)
-    federation.strategy.population = distinct(k)
-    start, parts = federation.strategy.population, Recombination(LAYOUT, unit).units
+    start, parts = distinct(k), Recombination(LAYOUT, unit).units
+    federation.start_from(start)
     # For each unit and slot: the slot it began in, and the (client, round) pairs it has met.
     chains = [[(slot, ()) for slot in range(k)] for _ in parts]
     for number in range(2, 8):
         federation.round(number)
-        sources = sources(seed, number, 0, len(parts), k)
-        chains = [[chain[at] for at in source] for chain, source in zip(chains, sources, strict=True)]
-        for slot, client in zip(federation.strategy.trained_slots, federation.clients, strict=True):
+        drawn = sources(seed, number, 0, len(parts), k)
+        chains = [[chain[at] for at in source] for chain, source in zip(chains, drawn, strict=True)]
+        for slot, client in zip(federation.slots, federation.clients, strict=True):
             for chain in chains:
                 chain[slot] = chain[slot][0], (*chain[slot][1], (client, number))
 
@@ -293,12 +311,12 @@ def test_each_unit_is_the_work_of_exactly_the_clients_it_met(federate, unit, m):
             model = start[first]
             for client, number in met:
                 model = by_client(model, client, number)
-            assert piece(federation.strategy.population[slot], part) == piece(model, part), (part.name, slot)
+            assert piece(federation.population[slot], part) == piece(model, part), (part.name, slot)
     if unit == "layer":
         assert len({chain[0][1] for chain in chains}) > 1, "the layers of one slot have met different clients"
 
 
-def test_the_mean_that_is_reported_is_weighted_by_what_each_slot_was_last_trained_on(federate):
+def test_slots_weigh_by_their_last_examples(federate):
     def whole(old, client, number):
         return Packed(np.full(LAYOUT.size, 10 * number + client, np.float32), old.ints + 1)
 
@@ -306,17 +324,17 @@ def test_the_mean_that_is_reported_is_weighted_by_what_each_slot_was_last_traine
     examples = np.zeros(6)
     for number in range(1, 9):
         federation.round(number)
-        examples[federation.strategy.trained_slots] = np.array(federation.clients) + 1
-        rows = np.array([model.floats for model in federation.strategy.population], np.float64)
+        examples[federation.slots] = np.array(federation.clients) + 1
+        rows = np.array([model.floats for model in federation.population], np.float64)
         expected = (rows * examples[:, None]).sum(0) / examples.sum()  # exact until the division
         np.testing.assert_array_equal(federation.model.floats, expected.astype(np.float32))
-        uniform = mean([model.floats for model in federation.strategy.population])
+        uniform = mean([model.floats for model in federation.population])
         assert (federation.model.floats != uniform).any()
     assert (examples > 0).all()
 
 
 @every_unit
-def test_the_mean_that_is_reported_does_not_know_how_models_are_dealt(federate, unit):
+def test_the_mean_ignores_recombination(federate, unit):
     def add(old, client, number):  # whatever model a client gets, it adds the same
         step = np.random.default_rng([client, number]).integers(-9, 10, LAYOUT.size)
         return Packed(old.floats + step.astype(np.float32), old.ints)
@@ -325,14 +343,14 @@ def test_the_mean_that_is_reported_does_not_know_how_models_are_dealt(federate, 
     for number in range(1, 8):
         a.round(number), b.round(number)
         np.testing.assert_array_equal(a.model.floats, b.model.floats)
-    assert as_bytes(a.strategy.population) != as_bytes(b.strategy.population)
+    assert contents(a.population) != contents(b.population)
 
 
-def test_the_buffers_that_are_dealt_are_those_of_the_model_that_is_reported(federate):
+def test_averaged_buffers_are_weighted_too(federate):
     federation = federate(FedMR, by_client, buffers="average", weighting="examples")
     before = federation.round(1).model
-    uniform = mean([model.floats for model in federation.strategy.population])
-    for model in federation.round(2).dealt:
+    uniform = mean([model.floats for model in federation.population])
+    for model in federation.round(2).dispatched:
         for entry in BUFFERS:
             own, its = (model.ints, before.ints) if entry.integer else (model.floats, before.floats)
             np.testing.assert_array_equal(own[entry.columns], its[entry.columns])
@@ -343,39 +361,41 @@ def test_the_buffers_that_are_dealt_are_those_of_the_model_that_is_reported(fede
 
 
 @pytest.mark.parametrize("kind", [FedMR, Indep])
-def test_in_a_round_exactly_m_slots_are_trained_and_the_others_hold_what_they_were_dealt(federate, kind):
+def test_slots_without_a_client_keep_their_model(federate, kind):
     federation = federate(kind, by_client, clients=10, m=3, population=8)
     counts, units = np.zeros(8, int), Recombination(LAYOUT).units
     for number in range(1, 41):
-        before = federation.strategy.population
+        before = federation.population
         federation.round(number)
-        slots, after = federation.strategy.trained_slots, federation.strategy.population
+        slots, after = federation.slots, federation.population
+        assert slots == federation.strategy.diagnostics["slots"]
+        assert list(map(content, federation.sent)) == [content(federation.dispatched[slot]) for slot in slots]
         assert len(set(slots)) == len(slots) == len(federation.trained) == 3
         expected = dict(zip(slots, federation.trained, strict=True))
         for slot in range(8):
-            model = expected.get(slot, federation.dealt[slot])
-            assert as_bytes([after[slot]]) == as_bytes([model]), (number, slot)
-        if before is not None:  # all eight take part in the dealing
+            model = expected.get(slot, federation.dispatched[slot])
+            assert content(after[slot]) == content(model), (number, slot)
+        if before is not None:  # all eight take part in the recombination
             for unit in units:
-                assert sorted(piece(m, unit) for m in before) == sorted(piece(m, unit) for m in federation.dealt)
+                assert sorted(piece(m, unit) for m in before) == sorted(piece(m, unit) for m in federation.dispatched)
         counts[slots] += 1
     assert counts.sum() == 120
     assert counts.min() >= 8, "each slot is trained about 15 times"
     assert counts.max() <= 23
 
 
-def test_the_units_of_untrained_slots_are_dealt_too(federate):
+def test_units_of_untrained_slots_move_too(federate):
     federation = federate(FedMR, by_client, clients=10, m=2, population=6)
-    federation.strategy.population = distinct(6)
-    before = [m.floats.tobytes() for m in federation.strategy.population]
+    federation.start_from(distinct(6))
+    before = [m.floats.tobytes() for m in federation.population]
     federation.round(2)
-    idle = [slot for slot in range(6) if slot not in federation.strategy.trained_slots]
-    assert any(federation.strategy.population[slot].floats.tobytes() != before[slot] for slot in idle)
+    idle = [slot for slot in range(6) if slot not in federation.slots]
+    assert any(federation.population[slot].floats.tobytes() != before[slot] for slot in idle)
 
 
 @pytest.mark.parametrize("kind", [FedMR, Indep])
-def test_a_population_smaller_than_a_round_is_refused(kind):
-    with pytest.raises(ConfigError, match=r"population: 7 is less than the 9 clients of a round; raise"):
+def test_too_small_a_population_is_refused(kind):
+    with pytest.raises(ConfigError, match=r"population is 7, less than the 9 clients of a round; raise"):
         kind(clients_per_round=9, population=7, layout=LAYOUT)
     assert kind(clients_per_round=7, population=7, layout=LAYOUT).slots == 7
 
@@ -383,7 +403,7 @@ def test_a_population_smaller_than_a_round_is_refused(kind):
 # Spread, by hand
 
 
-def test_spread_is_the_deviation_across_models_unit_by_unit():
+def test_spread_is_a_deviation_across_models():
     rows = [np.array([0, 0, 5, 1], np.float32), np.array([2, 4, 5, 7], np.float32)]
     units = [(slice(0, 2),), (slice(2, 3),), (slice(0, 1), slice(3, 4)), (), (slice(1, 1),)]
     center = np.array([1, 2, 5, 4], np.float32)
@@ -393,7 +413,7 @@ def test_spread_is_the_deviation_across_models_unit_by_unit():
     assert spread(rows, np.zeros(4, np.float32), units[:2]) == pytest.approx([5**0.5, 5], rel=1e-7)
 
 
-def test_spread_of_units_larger_than_a_block():
+def test_spread_of_large_units():
     p = 70_001
     rows = [np.full(p, value, np.float32) for value in (1, 3)]
     rows[1][-1] = 5
@@ -405,9 +425,9 @@ def test_spread_of_units_larger_than_a_block():
 
 @every_unit
 @given(population=populations)
-def test_dealing_keeps_the_spread_of_every_unit(unit, population):
+def test_every_units_spread_stays(unit, population):
     before = whole_numbers(*population)
-    after, units, _ = dealt(before, unit, population[1])
+    after, units, _ = recombined(before, unit, population[1])
     center = mean([model.floats for model in before])
     columns = [part.floats for part in units]
     old, new = (spread([model.floats for model in models], center, columns) for models in (before, after))

@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from fedmr_flwr import FedMR
 from fedmr_flwr.algorithms.indep import Indep
-from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.errors import BadRoundError
+from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.report import lineage
 from fedmr_flwr.report.lineage import Run
 from fedmr_flwr.wire.codec import Codec
@@ -17,6 +15,7 @@ from fedmr_flwr.wire.grids.roster import RosterGrid
 CLIENTS, UNITS, M = 7, 3, 4
 LAYOUT = Layout.of({f"{name}.weight": np.zeros(CLIENTS, np.float32) for name in ("first", "second", "third")})
 CODEC = Codec(LAYOUT)
+NO_INTS = np.zeros(0, np.int64)
 
 
 def row(number, clients, failed=(), slots=None):
@@ -30,18 +29,18 @@ def sets(seen):
 
 
 @pytest.fixture
-def dealt(monkeypatch):
-    """Return a function that fixes what is dealt before a round."""
-    deals = {}
-    monkeypatch.setattr(lineage, "sources", lambda seed, number, stage, units, slots: deals[number])
-    return lambda number, *sources: deals.update({number: None if not sources else np.array(sources)})
+def draw(monkeypatch):
+    """Return a function that fixes the sources of a round's models."""
+    drawn = {}
+    monkeypatch.setattr(lineage, "sources", lambda seed, number, stage, units, slots: drawn[number])
+    return lambda number, *sources: drawn.update({number: None if not sources else np.array(sources)})
 
 
-def test_a_case_worked_by_hand(dealt):
-    dealt(2, [2, 1, 0], [2, 1, 0])
-    dealt(3, [1, 2, 0], [0, 2, 1])  # unit 0: slot 0 gets slot 1's; unit 1: slots 1 and 2 change places
+def test_a_case_worked_by_hand(draw):
+    draw(2, [2, 1, 0], [2, 1, 0])
+    draw(3, [1, 2, 0], [0, 2, 1])  # unit 0: slot 0 gets slot 1's; unit 1: slots 1 and 2 change places
     rows = [
-        {"round": 1, "bad": True, "clients": [3, 4, 0]},  # nothing changes, so the deal before round 2 is void
+        {"round": 1, "bad": True, "clients": [3, 4, 0]},  # nothing changes, so the sources of round 2 are void
         row(2, [0, 1, 2]),
         row(3, [3, 0, 4], failed={0: "no-reply", 3: "unasked"}),
     ]
@@ -63,17 +62,17 @@ def test_a_case_worked_by_hand(dealt):
     assert lineage.trace(past.steps, 2, slot=2).tolist() == [[0, 1], [2, 2]]
 
 
-def test_a_trace_goes_back_deal_by_deal_and_ends_at_the_mean(dealt):
+def test_a_trace_ends_at_the_mean(draw):
     for number in (1, 2):
-        dealt(number)
-    dealt(3, [1, 2, 0])
-    dealt(4, [2, 1, 0])
+        draw(number)
+    draw(3, [1, 2, 0])
+    draw(4, [2, 1, 0])
     past = lineage.history([row(number, [0, 1, 2]) for number in (1, 2, 3, 4)], Run("fedmr", 0, 1, 1, 3, 3))
     # Slot 0 got its unit from slot 2 before round 4, and that one from slot 0 before round 3.
     assert lineage.trace(past.steps, 1).tolist() == [[-1], [0], [2], [0]]
 
 
-def test_the_mean_joins_the_clients_of_all_slots():
+def test_the_mean_joins_all_slots():
     rows = [row(1, [0, 1]), row(2, [2, 1]), row(3, [3, 4])]
     steps = list(lineage.replay(rows, Run("fedmr", 0, first_stage_rounds=1, units=1, slots=2, clients=6)))
     assert sets(steps[1][1]) == [[{0, 1, 2}, {0, 1}]]
@@ -88,7 +87,7 @@ def test_indep_never_mixes():
     assert step.sources.tolist() == [[0, 1]] * 2
 
 
-def test_only_the_latest_steps_are_kept_and_all_are_counted():
+def test_only_the_latest_steps_are_kept():
     rows = [row(number, [0, 1]) for number in range(1, 8)]
     run = Run("fedmr", 0, 0, units=1, slots=2, clients=2)
     past = lineage.history(rows, run, keep=3)
@@ -100,7 +99,7 @@ def test_only_the_latest_steps_are_kept_and_all_are_counted():
 
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(1, 6), stage=st.integers(0, 4), loss=st.floats(0, 0.9))
 @settings(max_examples=30, deadline=None)
-def test_no_client_is_lost_or_invented_whatever_is_dealt(seed, slots, stage, loss):
+def test_no_client_is_lost_or_invented(seed, slots, stage, loss):
     rng = np.random.default_rng(seed)
     rows, trained = [], set()
     for number in range(1, 7):
@@ -114,7 +113,7 @@ def test_no_client_is_lost_or_invented_whatever_is_dealt(seed, slots, stage, los
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_if_every_client_trains_a_slot_the_first_mean_holds_them_all(stage):
+def test_a_mean_of_all_holds_all(stage):
     rows = [row(number, list(range(5))) for number in range(1, 6)]
     past = lineage.history(rows, Run("fedmr", 0, stage, UNITS, 5, 5))
     assert past.by_unit[0].tolist() == [1, 1, 1]
@@ -129,24 +128,22 @@ def rows_and_populations(strategy, grid_of, answer, silent, rounds):
             raise RuntimeError("silent")
         marked = CODEC.decode(message.content["arrays"]).floats.reshape(UNITS, CLIENTS).copy()
         marked[:, client] += 1
-        return answer(CODEC.encode(Parts([marked.ravel()], [np.zeros(0, np.int64)])))
+        return answer(CODEC.encode(Packed(marked.ravel(), NO_INTS)))
 
     grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
-    arrays = CODEC.encode(Parts([np.zeros(LAYOUT.size, np.float32)], [np.zeros(0, np.int64)]))
+    arrays = CODEC.encode(Packed(np.zeros(LAYOUT.size, np.float32), NO_INTS))
     rows, populations = [], []
     for number in range(1, rounds + 1):
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
-        try:
-            replies = grid.send_and_receive(messages)
-        except BadRoundError:
-            rows.append({"round": number, "bad": True, "clients": grid.exchange.clients})
+        exchange = grid.exchange(messages)
+        judged = strategy.judge(exchange.replies)
+        if not judged.good:
+            rows.append({"round": number, "bad": True, "clients": exchange.clients})
             continue
-        arrays, _ = strategy.aggregate_train(number, replies)
-        failed = [vars(failure) for failure in grid.exchange.failures]
-        rows.append(
-            {"round": number, **strategy.diagnosis, "clients": grid.exchange.clients, "failed": failed},
-        )
-        populations.append(np.stack([model.floats.reshape(UNITS, CLIENTS) for model in strategy.population], 1))
+        arrays, _ = strategy.aggregate(number, judged)
+        failed = [vars(failure) for failure in judged.failures]
+        rows.append({"round": number, **strategy.diagnostics, "clients": exchange.clients, "failed": failed})
+        populations.append(np.stack([model.floats.reshape(UNITS, CLIENTS) for model in strategy.state.models], 1))
     return rows, populations
 
 
@@ -160,7 +157,7 @@ def rows_and_populations(strategy, grid_of, answer, silent, rounds):
         (Indep, {"population": 5}),
     ],
 )
-def test_it_says_what_the_real_strategies_did(grid_of, answer, kind, options):
+def test_a_replay_is_what_the_strategies_did(grid_of, answer, kind, options):
     strategy = kind(clients_per_round=M, seed=3, layout=LAYOUT, **options)
     silent = {(number, client) for number in (1, 4, 7) for client in range(CLIENTS)}  # bad rounds
     silent |= {(2, 0), (2, 1), (3, 2), (6, 3), (6, 4), (8, 0), (8, 5), (8, 6)}
