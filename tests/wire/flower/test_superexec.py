@@ -21,7 +21,7 @@ def run(token, **_):
     with open(path + ".part", "w") as file:
         json.dump(loaded | {"pid": os.getpid()}, file)
     os.rename(path + ".part", path)
-    time.sleep(60 if token == "long" else 0)
+    time.sleep(600 if token == "long" else 0)
 """
 
 ASK = """
@@ -47,12 +47,12 @@ executor.close()
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory):
-    """What two clients find in their processes, the second of which sleeps for a minute."""
+    """What two clients find in their processes, the second of which sleeps for ten minutes."""
     out = tmp_path_factory.mktemp("clients")
     (out / "probe.py").write_text(PROBE)
     env = {"OUT": str(out), "PYTHONPATH": str(ROOT)}
     # The time limit shows that the client which sleeps is stopped with the executor.
-    subprocess.run([sys.executable, "-c", ASK], env=env, timeout=40, check=True)
+    subprocess.run([sys.executable, "-c", ASK], env=env, timeout=120, check=True)
     return [json.loads((out / token).read_text()) for token in ("short", "long")]
 
 
