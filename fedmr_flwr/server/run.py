@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from fedmr_flwr.client.app import DIGEST, train_config
-from fedmr_flwr.client.sites import Form
+from fedmr_flwr.client.sites import DataSpec
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import DeviceError
 from fedmr_flwr.report import plots
@@ -18,7 +18,7 @@ from fedmr_flwr.server import client_evaluation as clients
 from fedmr_flwr.server import rounds as loop
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.server.resuming import ROSTER, describe, resume
-from fedmr_flwr.training.devices import is_want_of_memory
+from fedmr_flwr.training.devices import is_out_of_memory
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 # In which all clients of a simulation must have come.
@@ -84,8 +84,8 @@ def _train(federation: Experiment, grid: Grid, out: RunFolder, display: Display)
             checkpoint.save(out.checkpoints, Checkpoint(done, federation.codec.decode(arrays).on_host(), state))
         display.show(row)
 
-    form = Form.of(federation.dataset)
-    config = train_config(settings, federation.layout, form, out.identifier())
+    spec = DataSpec.of(federation.dataset)
+    config = train_config(settings, federation.layout, spec, out.identifier())
     query = ConfigRecord({**config, DIGEST: federation.digest})
     afar = settings.engine == "deployment"
     roster = RosterGrid(
@@ -103,7 +103,7 @@ def _train(federation: Experiment, grid: Grid, out: RunFolder, display: Display)
     try:
         arrays = loop.run(settings, strategy, roster, arrays, config, federation.evaluate, report, completed)
     except RuntimeError as error:
-        if not is_want_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise DeviceError(
             f"device {federation.device}: there is no memory to average and to score models; set device=cpu, or with "

@@ -48,14 +48,13 @@ def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[No
     Args:
         precision: float32, by deterministic algorithms and the same in every run; tf32, products of ten bits, or
             bf16, of seven, by whatever algorithms PyTorch chooses.
-        device: where to compute; a CPU knows only float32, and is always deterministic.
+        device: where to compute; a CPU is always deterministic.
 
     Raises:
-        DeviceError: the device is a CPU, and another precision is asked for.
+        DeviceError: as `check_precision`.
     """
+    check_precision(precision, device)
     if device.type == "cpu":
-        if precision != "float32":
-            raise DeviceError(f"precision is {precision}, which needs a CUDA device; leave it out on a CPU")
         yield
         return
     exact = precision == "float32"
@@ -74,6 +73,47 @@ def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[No
         torch.use_deterministic_algorithms(before[0], warn_only=warns)
         torch.set_float32_matmul_precision(before[1])
         deterministic.fill_uninitialized_memory = filled
+
+
+def check_precision(precision: config.Precision, device: torch.device) -> None:
+    """Check that a device can compute in a precision.
+
+    Raises:
+        DeviceError: the device is a CPU, which knows only float32.
+    """
+    if device.type == "cpu" and precision != "float32":
+        raise DeviceError(f"precision is {precision}, which needs a CUDA device; leave it out on a CPU")
+
+
+@contextmanager
+def default_generator(own: torch.Generator) -> Iterator[None]:
+    """Let another generator stand in for PyTorch's default one of its device inside the block.
+
+    What draws without naming a generator, such as `nn.Dropout`, draws from `own` there; afterwards `own` is as far as
+    it has drawn, and the default generator as it was before.
+
+    Args:
+        own: on the CPU or a CUDA device.
+    """
+    if own.device.type == "cpu":
+        default = torch.default_generator
+        before = default.get_state()
+        default.set_state(own.get_state())
+        try:
+            yield
+        finally:
+            own.set_state(default.get_state())
+            default.set_state(before)
+        return
+    default = torch.cuda.default_generators[own.device.index or 0]
+    # Not a copy of its values: a graph that is captured in the block draws from `own` in every replay, and so shares
+    # nothing with the graphs of other streams.
+    shared = default.graphsafe_get_state()
+    default.graphsafe_set_state(own.graphsafe_get_state())
+    try:
+        yield
+    finally:
+        default.graphsafe_set_state(shared)
 
 
 def pick_device(name: str) -> torch.device:
@@ -96,16 +136,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def is_want_of_memory(error: BaseException | None) -> bool:
-    """Tell whether an exception, or what it came of, says that a device has no memory left.
-
-    PyTorch's allocator has a class for it; CUDA itself and its libraries only have words.
-    """
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an exception, or its cause, reports that a device is out of memory."""
     if error is None:
         return False
-    said = str(error).lower()
-    wanting = isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said
-    return wanting or is_want_of_memory(error.__cause__ or error.__context__)
+    # PyTorch's allocator has a class for it; CUDA itself and its libraries have only a text.
+    text = str(error).lower()
+    found = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "alloc_failed" in text
+    return found or is_out_of_memory(error.__cause__ or error.__context__)
 
 
 @contextmanager
