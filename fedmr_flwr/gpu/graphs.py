@@ -14,7 +14,7 @@ from fedmr_flwr.client.app import TrainRequest
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.lanes import ResidentLane
-from fedmr_flwr.training.devices import is_out_of_memory
+from fedmr_flwr.training.devices import default_generator, is_out_of_memory
 from fedmr_flwr.training.lane import TrainResult
 
 # So many PyTorch has; it hands them out in turn.
@@ -55,7 +55,7 @@ class GraphLane(ResidentLane):
         # Not with torch.cuda.stream: that asks for the device so often that it takes longer than to launch a graph.
         torch.cuda.set_stream(self._stream)
         try:
-            return super().step()
+            return self._step()
         finally:
             torch.cuda.set_stream(self._outer)
 
@@ -67,15 +67,15 @@ class GraphLane(ResidentLane):
     def _run(self, size: int) -> None:
         """Train on the next batch: as it is, then capturing the step, then replaying it."""
         key = self._kind, size
-        if not self._rule.capturable:
-            self._train(size)
-        elif key not in self._graphs:
-            self._graphs[key] = None
-            self._train(size)
-        else:
-            graph = self._graphs[key] or self._capture(size)
-            self._graphs[key] = graph
-            graph.replay()
+        graph = self._graphs.get(key)
+        if graph is None:
+            # Only here, as it takes time: a replay draws from the generator that was the default one at the capture.
+            with default_generator(self._generator):
+                if not self._rule.capturable or key not in self._graphs:
+                    self._graphs[key] = None
+                    return self._train(size)
+                graph = self._graphs[key] = self._capture(size)
+        return graph.replay()
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
         """Record the step of the next batch, which does not run it."""

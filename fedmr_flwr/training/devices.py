@@ -1,4 +1,4 @@
-"""Devices: which one, in which precision and memory format it computes, and when its memory is used up."""
+"""Devices: their choice, precision, memory format, threads and default generator, and when memory runs out."""
 
 import os
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from fedmr_flwr.errors import DeviceError
 
 
 def to_input(dataset: Dataset, inputs: torch.Tensor, precision: config.Precision = "float32") -> torch.Tensor:
-    """Turn uint8 inputs into what a model takes, on the device where they are.
+    """Turn uint8 inputs into what a model takes, on their device.
 
     Args:
         dataset: how to prepare them.
         inputs: [B, C, H, W] or [B, T] uint8.
-        precision: of the arithmetic to come.
+        precision: of the arithmetic that follows.
 
     Returns:
-        [B, C, H, W] float32, in the memory format that is fastest there, or [B, T] as it is.
+        [B, C, H, W] float32, in the memory format that is fastest there, or [B, T] unchanged.
     """
     prepared = dataset.prepare(inputs)
     if prepared.ndim < 4:
@@ -36,14 +36,15 @@ def place(model: nn.Module, device: torch.device, precision: config.Precision = 
 
 
 def _memory_format(device: torch.device, precision: config.Precision) -> torch.memory_format:
-    """Return the faster order of an image's values: channels last takes half the time on a CPU, and with bf16."""
+    """Return the faster order of an image's values."""
+    # Channels last takes half the time on a CPU, and with bf16 on a GPU.
     last = device.type == "cpu" or precision == "bf16"
     return torch.channels_last if last else torch.contiguous_format
 
 
 @contextmanager
 def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[None]:
-    """Compute on a CUDA device in some precision inside the block, and as before after it.
+    """Set the precision of a CUDA device inside the block, and restore it afterwards.
 
     Args:
         precision: float32, by deterministic algorithms and the same in every run; tf32, products of ten bits, or
@@ -123,7 +124,7 @@ def pick_device(name: str) -> torch.device:
         name: auto (CUDA where there is one), cpu, cuda or cuda:N.
 
     Raises:
-        DeviceError: CUDA is asked for where there is none, or not that many.
+        DeviceError: there is no such CUDA device.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -148,7 +149,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let PyTorch use `count` CPU threads inside the block, and as many as before after it."""
+    """Let PyTorch use `count` CPU threads inside the block, and restore their number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -140,14 +140,12 @@ class Lane:
             kept: what the client kept when it last took part.
             indices: [N] int64, on the host, which of the examples are the client's; None for all.
         """
-        momenta = [state["momentum_buffer"] for state in self._optimizer.state.values() if self._training.momentum]
-        if momenta:
-            torch._foreach_zero_(momenta)
+        if self._training.momentum and (states := self._optimizer.state.values()):
+            torch._foreach_zero_([state["momentum_buffer"] for state in states])
         self._total.zero_()
-        # Children of the client's stream, which draw nothing from it.
-        for_rule, for_modules = rng.spawn(2)
+        for_rule, for_modules = rng.spawn(2)  # without a draw from the stream itself
         if any(isinstance(module, Dropout) for module in self.model.modules()):
-            for_modules = rng  # as always: the models that have one keep their results
+            for_modules = rng  # these models took their seed from it first, and keep their results
         self._generator.manual_seed(int(for_modules.integers(2**63)))
         labels = self._examples.labels if indices is None else self._examples.labels[indices.to(self._device)]
         self._rule, self._task = rule, Task(labels, self._training, for_rule, received or {}, kept or {})
@@ -185,9 +183,6 @@ class Lane:
             self._steps += 1
         return size > 0
 
-    def _run(self, size: int) -> None:
-        self._train(size)
-
     def _train(self, size: int) -> None:
         """Train on the next `size` examples; nothing here depends on the client but through tensors."""
         batch = self._next_batch(size)
@@ -212,7 +207,11 @@ class Lane:
         (loss if extra is None else loss + extra).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    # The one-GPU engine replaces these three, to keep tensors where they are.
+    # The one-GPU engine replaces what follows, to keep tensors where they are and to replay steps.
+
+    def _run(self, size: int) -> None:
+        """Take the step of the next `size` examples."""
+        self._train(size)
 
     def _hold(self, state: State) -> State:
         """Return the tensors to use for a client's state."""
@@ -225,6 +224,7 @@ class Lane:
         self._position = 0
 
     def _next_batch(self, size: int) -> Batch:
+        """Return the next `size` examples of the schedule."""
         part = slice(self._position, self._position + size)
         self._position += size
         chosen = self._order[part]

@@ -25,7 +25,7 @@ class Task:
         training: how they are trained on.
         rng: for draws of the rule's own; they change no other draw.
         received: what the server sent besides the model: vectors [.] float32 by name.
-        kept: what the client kept when it last took part; empty if it never did, or if it is lost.
+        kept: what the client kept when it last took part, by name; empty if it never did, or if it is lost.
     """
 
     labels: torch.Tensor

@@ -144,7 +144,7 @@ def test_the_heads_teach_by_hand_each_with_its_share_of_the_label():
     assert teaching(made, labels, heads, shares).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_generator_learns_what_the_heads_recognise_and_only_labels_that_are_held():
+def test_the_generator_learns_what_the_heads_recognise():
     generator = _new_generator(4, 3, np.random.default_rng(0))
     heads = 3 * torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 4)
     heads[0][1] = heads[0][0] + 0.1
@@ -191,7 +191,7 @@ def test_another_generator_teaches_clients_something_else():
     assert not same(trained(guided(), seed=0)[0], trained(guided(), seed=1)[0])
 
 
-def test_every_head_goes_with_its_own_clients_counts_and_every_round_has_draws_of_its_own(monkeypatch):
+def test_heads_go_with_their_clients_counts(monkeypatch):
     given = []
     monkeypatch.setattr(
         fedgen, "_teach", lambda _, heads, counts, options, draws: given.append((heads, counts, draws)) or 0

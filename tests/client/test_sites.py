@@ -39,7 +39,7 @@ def test_data_spec_survives_json():
     assert DataSpec.from_json(text.to_json()) == text
 
 
-def test_a_node_trains_on_all_examples_of_its_file_prepared_as_the_server_says(toy, own):
+def test_a_node_trains_on_its_file_prepared_like_the_servers_data(toy, own):
     site = of_its_own(toy, own())
     dataset, examples = site.examples()
     assert site.prepare("whatever the server has") == len(examples) == 12

@@ -89,7 +89,7 @@ def test_a_client_trains_with_what_it_kept_of_its_last_good_reply(toy, monkeypat
 
 
 @pytest.mark.parametrize("seed", range(15))
-def test_whatever_is_lost_and_wherever_the_server_goes_on_the_state_is_there_and_nothing_else(tmp_path, seed):
+def test_state_survives_lost_replies_and_resumed_servers(tmp_path, seed):
     """Servers are killed and go on from one of two checkpoints; replies get lost; a client takes part at times."""
     rng = random.Random(seed)
     every, state = rng.choice([1, 3, 7]), ClientState(tmp_path)

@@ -89,7 +89,7 @@ def small(tmp_path):
 
 # On a CPU only some; all of them where there is a GPU, if only an emulated one.
 @pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "fedgen", "flwr:FedAdam"])
-def test_a_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+def test_a_strategy_equals_in_process(toy, strategy):
     settings = [toy(f"strategy.name={strategy}", "rounds=4", run=name) for name in ("a", "b", "c")]
     expected = run(settings[0], engines.grid_of(settings[0]))
     eager = run(settings[1], GpuGrid(settings[1], device=CPU, lane=ResidentLane))
@@ -106,7 +106,7 @@ def test_a_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
 
 
 @pytest.mark.parametrize("model", ["mlp", "charlstm"])
-def test_a_network_ends_with_the_model_of_the_in_process_engine(toy, small, model):
+def test_a_network_equals_in_process(toy, small, model):
     settings = [toy(*small(model), run=name) for name in ("a", "b")]
     expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedLane.replays
     assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane))) == digest(expected)
@@ -394,7 +394,7 @@ def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
 
 
 @pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in STRATEGIES])
-def test_on_a_gpu_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+def test_on_a_gpu_every_strategy_equals_in_process(toy, strategy):
     assert {text.split()[0] for text in STRATEGIES} >= set(ALGORITHMS)
     a, b = (toy("rounds=3", *f"strategy.name={strategy}".split(), "device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
@@ -402,7 +402,7 @@ def test_on_a_gpu_every_strategy_ends_with_the_model_of_the_in_process_engine(to
 
 
 @pytest.mark.parametrize("model", [pytest.param(model, marks=CUDA) for model in NETWORKS])
-def test_on_a_gpu_a_model_of_every_sort_of_layer_ends_with_the_model_of_the_in_process_engine(toy, small, model):
+def test_on_a_gpu_every_sort_of_layer_equals_in_process(toy, small, model):
     a, b = (toy(*small(model), "device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
     assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)

@@ -99,7 +99,7 @@ class Arithmetic(TorchDispatchMode):
             return tree_map(lambda value: value.cuda() if isinstance(value, torch.Tensor) else value, values)
         generator = kwargs.get("generator")
         if generator is None and torch.Tag.nondeterministic_seeded in function.tags:
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator = default_generator() if recording is None else recording.default
         draw = Draw(generator, recording) if generator is not None else None
         result = function(*args, **kwargs)  # finds the memory, launches kernels that do nothing
         outside = [places(value) for value in tree_flatten(result)[0] if isinstance(value, torch.Tensor)]
@@ -173,6 +173,10 @@ def state(generator):
     return int.from_bytes(found[:8], "little"), int.from_bytes(found[8:16], "little")
 
 
+def default_generator():
+    return torch.cuda.default_generators[torch.cuda.current_device()]
+
+
 # How far a generator goes on, by the operation that draws and the shape.
 advances = {}
 
@@ -217,6 +221,7 @@ class Recording:
 
     def __init__(self):
         self.operations, self.drawn, self.starts = [], {}, {}
+        self.default = default_generator().graphsafe_get_state()  # it may be another one when the graph is replayed
 
     def replay(self):
         for operation in self.operations:
