@@ -28,10 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedmr_flwr import config, models
 from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.training.devices import arithmetic, place
+from fedmr_flwr.training.lane import Lane
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.training.sgd import Batch, train_step
 
 CONF = Path(__file__).parent.parent / "conf"
 ENGINES = {
@@ -122,20 +123,16 @@ def card(settings: Settings, device: torch.device) -> Card:
     dataset = datasets.load(settings.data, settings.data_dir)
     model = models.build(settings.model.name, dataset.input_shape, dataset.classes)
     place(model, device, settings.precision)
-    model.train()
     chosen = dataset.train.select(np.arange(settings.training.batch_size), device)
-    optimizer = torch.optim.SGD(model.parameters(), settings.training.lr, settings.training.momentum, fused=True)
-
-    def step() -> None:
-        batch = Batch(chosen.inputs, chosen.labels)
-        train_step(model, optimizer, LocalRule(), dataset, batch, settings.precision)
-
+    training = settings.training.model_copy(update={"local_epochs": 3})  # of one step each
+    lane = Lane(model, dataset, chosen, training, settings.precision)
     with arithmetic(settings.precision, device):
-        step()
+        lane.begin(stream(settings.seed, "train"), LocalRule())
+        lane.step()
         with FlopCounterMode(display=False) as counter:
-            step()
+            lane.step()
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            step()
+            lane.step()
         kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
         large = torch.rand(8192, 8192, device=device, dtype=torch.bfloat16 if settings.precision == "bf16" else None)
         products = 2 * 8192**3 * 10 / seconds_of(lambda: large @ large, 10)

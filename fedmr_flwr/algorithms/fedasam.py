@@ -4,7 +4,7 @@ Source: Caldarola et al., "Improving Generalization in Federated Learning by See
 the local step is that of Kwon et al., "ASAM", ICML 2021, equation 6 and algorithm 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,25 +37,18 @@ class ASAM(LocalRule):
 
     options: ASAMOptions
 
-    def step(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        """Climb, take the gradient there, go back, and step."""
+    def gradients(self, model: nn.Module, state: None, backward: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Climb, take the gradient there, and go back; the loss is that before the climb."""
+        loss = backward()
         if not self.options.rho:
-            return super().step(model, optimizer, inputs, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(model, inputs, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+            return loss
         before = self._climb(model)
-        optimizer.zero_grad(set_to_none=True)
         with _statistics_kept(model):
-            self.loss(model, inputs, labels).backward()  # type: ignore[no-untyped-call]
+            backward()
         with torch.no_grad():
             for parameter, values in before:
                 parameter.copy_(values)
-        self.adjust(model)
-        optimizer.step()
-        return loss.detach()
+        return loss
 
     @torch.no_grad()
     def _climb(self, model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:

@@ -7,7 +7,7 @@ weighted by its client's share of a label, where equation 4 has one loss of the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -111,13 +111,20 @@ class GuidedOptions(Section):
     beta: float = Field(0.2, ge=0)
 
 
+class GuidedState(NamedTuple):
+    """The server's generator, in evaluation mode, and the source of its labels and noise."""
+
+    generator: Generator
+    draws: torch.Generator
+
+
 class Guided(LocalRule):
     """Adds two terms to the cross-entropy, with the head h of the model that is trained and the generator G.
 
     alpha times the cross-entropy of h(G(y')) for as many random labels y' as there are examples in the batch, and
     beta times the Kullback-Leibler divergence of softmax(h(f(x))) from softmax(h(G(y))), which is held fixed, mean
     over the batch. The generator is in evaluation mode and does not change. Without a generator, that is, in the
-    first round, there are no such terms. The reported loss contains them.
+    first round, there are no such terms.
 
     Returned to the server, and only here: how many examples of each label the client has.
     """
@@ -125,41 +132,42 @@ class Guided(LocalRule):
     options: GuidedOptions
     exchanges = (GENERATOR, COUNTS)
 
-    def begin(self, model: nn.Module, task: Task) -> None:
-        """Take up the generator."""
-        classifier = cast(Classifier, model).classifier
-        classes, labels = classifier.out_features, task.labels
-        self._counts = torch.bincount(labels, minlength=classes)
-        self._generator: Generator | None = None
-        weights = self.received.get(GENERATOR)
-        if weights is not None and (self.options.alpha or self.options.beta):
-            self._generator = _new_generator(classes, classifier.in_features, task.rng)
-            _load(self._generator, weights)
-            self._generator.to(labels.device).eval().requires_grad_(False)
-            self._draws = torch.Generator(labels.device).manual_seed(int(task.rng.integers(2**63)))
+    def begin(self, model: nn.Module, task: Task) -> GuidedState | None:
+        """Load the generator; None if there is none or if it would not matter."""
+        weights = task.received.get(GENERATOR)
+        if weights is None or not (self.options.alpha or self.options.beta):
+            return None
+        classifier, device = cast(Classifier, model).classifier, task.labels.device
+        generator = _new_generator(classifier.out_features, classifier.in_features, task.rng)
+        _load(generator, weights)
+        generator.to(device).eval().requires_grad_(False)
+        return GuidedState(generator, torch.Generator(device).manual_seed(int(task.rng.integers(2**63))))
 
-    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return cross-entropy plus both terms."""
-        if self._generator is None:
-            return super().loss(model, inputs, labels)
-        head, classes = cast(Classifier, model).head, self._generator.classes
+    def forward(
+        self, model: nn.Module, state: GuidedState | None, inputs: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits and the sum of both terms."""
         logits = model(inputs)
-        others = torch.randint(classes, labels.shape, generator=self._draws, device=labels.device)
-        taught = functional.cross_entropy(head(self._imagine(others)), others)
+        if state is None:
+            return logits, None
+        head, classes = cast(Classifier, model).head, state.generator.classes
+        others = torch.randint(classes, labels.shape, generator=state.draws, device=labels.device)
+        taught = functional.cross_entropy(head(_imagine(state, others)), others)
         with torch.no_grad():
-            wanted = head(self._imagine(labels)).softmax(1)
+            wanted = head(_imagine(state, labels)).softmax(1)
         pulled = functional.kl_div(logits.log_softmax(1), wanted, reduction="batchmean")
-        terms: torch.Tensor = self.options.alpha * taught + self.options.beta * pulled
-        return functional.cross_entropy(logits, labels) + terms
+        return logits, self.options.alpha * taught + self.options.beta * pulled
 
-    def _imagine(self, labels: torch.Tensor) -> torch.Tensor:
-        assert self._generator is not None
-        noise = torch.randn(len(labels), _NOISE, generator=self._draws, device=labels.device)
-        return self._generator(labels, noise)  # type: ignore[no-any-return]
-
-    def end(self, model: nn.Module, steps: int) -> Outcome:
+    def end(self, model: nn.Module, state: GuidedState | None, task: Task, steps: int) -> Outcome:
         """Return the label counts."""
-        return Outcome(returned={COUNTS: self._counts.numpy(force=True).astype(np.float32)})
+        counts = torch.bincount(task.labels, minlength=cast(Classifier, model).classifier.out_features)
+        return Outcome(returned={COUNTS: counts.numpy(force=True).astype(np.float32)})
+
+
+def _imagine(state: GuidedState, labels: torch.Tensor) -> torch.Tensor:
+    """Generate a representation of each of [B] labels, [B, D]."""
+    noise = torch.randn(len(labels), _NOISE, generator=state.draws, device=labels.device)
+    return state.generator(labels, noise)  # type: ignore[no-any-return]
 
 
 class FedGenOptions(FedAvgOptions):

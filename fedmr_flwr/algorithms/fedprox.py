@@ -3,6 +3,8 @@
 Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, algorithm 2.
 """
 
+from typing import NamedTuple
+
 import torch
 from pydantic import Field
 from torch import nn
@@ -22,22 +24,28 @@ class ProxOptions(Section):
     mu: float = Field(0.01, ge=0)
 
 
+class ProxState(NamedTuple):
+    """The parameters of the model that was received."""
+
+    received: tuple[torch.Tensor, ...]
+
+
 class Prox(LocalRule):
     """Adds (mu / 2) |w - w_received|^2 to the loss; only trainable parameters count.
 
-    The term enters by its gradient, mu (w - w_received), so the reported loss is without it.
+    The term enters by its gradient, mu (w - w_received).
     """
 
     options: ProxOptions
 
-    def begin(self, model: nn.Module, task: Task) -> None:
+    def begin(self, model: nn.Module, task: Task) -> ProxState:
         """Keep the model that was received."""
-        self._received = [parameter.detach().clone() for parameter in model.parameters()]
+        return ProxState(tuple(parameter.detach().clone() for parameter in model.parameters()))
 
     @torch.no_grad()
-    def adjust(self, model: nn.Module) -> None:
+    def adjust(self, model: nn.Module, state: ProxState) -> None:
         """Add the gradient of the proximal term."""
-        for parameter, received in zip(model.parameters(), self._received, strict=True):
+        for parameter, received in zip(model.parameters(), state.received, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - received, alpha=self.options.mu)
 

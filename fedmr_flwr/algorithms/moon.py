@@ -5,7 +5,7 @@ the code that was published with FedMR.
 """
 
 from copy import deepcopy
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -30,6 +30,13 @@ class ContrastiveOptions(Section):
     temperature: float = Field(0.5, gt=0)
 
 
+class ContrastiveState(NamedTuple):
+    """Two models in evaluation mode: the one received, and the one that this client trained before."""
+
+    received: Classifier
+    previous: Classifier
+
+
 class Contrastive(LocalRule):
     """Adds mu times -log(e^(s/T) / (e^(s/T) + e^(p/T))) to the cross-entropy.
 
@@ -37,36 +44,37 @@ class Contrastive(LocalRule):
     received, p that to the one by the model that this client trained when it last took part. A representation is
     the input of the last layer. Both other models are in evaluation mode and do not change. A client that takes
     part for the first time has no earlier model and trains on the cross-entropy alone: with the received model in
-    place of its own the term would be constant. The reported loss contains the term.
+    place of its own the term would be constant.
     """
 
     options: ContrastiveOptions
     keeps = True
 
-    def begin(self, model: nn.Module, task: Task) -> None:
-        """Freeze the model received and, if there is one, the client's earlier model."""
-        self._others: list[Classifier] = []
-        if self.kept and self.options.mu:
-            previous = _frozen(model)
-            previous.load_state_dict({name: torch.from_numpy(array) for name, array in self.kept.items()})
-            self._others = [_frozen(model), previous]
+    def begin(self, model: nn.Module, task: Task) -> ContrastiveState | None:
+        """Freeze the model received and the client's earlier model; None if there is no earlier one."""
+        if not (task.kept and self.options.mu):
+            return None
+        previous = _frozen(model)
+        previous.load_state_dict({name: torch.from_numpy(array) for name, array in task.kept.items()})
+        return ContrastiveState(_frozen(model), previous)
 
-    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return cross-entropy plus the weighted contrastive loss, means over the batch."""
-        if not self._others:
-            return super().loss(model, inputs, labels)
+    def forward(
+        self, model: nn.Module, state: ContrastiveState | None, inputs: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits and the weighted contrastive loss, mean over the batch."""
+        if state is None:
+            return model(inputs), None
         model = cast(Classifier, model)
         own = model.features(inputs)
         with torch.no_grad():
-            received, previous = (other.features(inputs) for other in self._others)
+            received, previous = state.received.features(inputs), state.previous.features(inputs)
         contrast = contrastive(own, received, previous, self.options.temperature)
-        loss: torch.Tensor = functional.cross_entropy(model.head(own), labels) + self.options.mu * contrast
-        return loss
+        return model.head(own), self.options.mu * contrast
 
-    def end(self, model: nn.Module, steps: int) -> Outcome:
+    def end(self, model: nn.Module, state: ContrastiveState | None, task: Task, steps: int) -> Outcome:
         """Keep the trained model, unless it would never be used."""
         if not self.options.mu:
-            return super().end(model, steps)
+            return Outcome()
         return Outcome(kept={name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()})
 
 

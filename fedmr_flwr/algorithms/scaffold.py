@@ -6,7 +6,7 @@ algorithm 1 with option II.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,15 @@ from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 CONTROL = "control"
 
 
+class CorrectedState(NamedTuple):
+    """The model received and the variates c and c_i, [P] each, and c - c_i in the shapes of the parameters."""
+
+    start: torch.Tensor
+    server: torch.Tensor
+    own: torch.Tensor
+    corrections: tuple[torch.Tensor, ...]
+
+
 class Corrected(LocalRule):
     """Steps along g - c_i + c, with the control variates c of the server and c_i of this client, zero at first.
 
@@ -37,33 +46,30 @@ class Corrected(LocalRule):
     exchanges = (CONTROL,)
     keeps = True
 
-    def begin(self, model: nn.Module, task: Task) -> None:
-        """Take up both variates and keep the model that was received."""
-        self._training = task.training
-        self._start = _flat(model)
-        server, own = self.received.get(CONTROL), self.kept.get(CONTROL)
-        zeros = np.zeros(len(self._start), np.float32)
-        self._server, self._own = (
-            torch.tensor(zeros if found is None else found, device=self._start.device) for found in (server, own)
+    def begin(self, model: nn.Module, task: Task) -> CorrectedState:
+        """Read both variates and keep the model that was received."""
+        start = _flat(model)
+        zeros = np.zeros(len(start), np.float32)
+        server, own = (
+            torch.tensor(vectors.get(CONTROL, zeros), device=start.device) for vectors in (task.received, task.kept)
         )
-        correction, self._corrections = self._server - self._own, []
-        for parameter in model.parameters():
-            values, correction = correction[: parameter.numel()], correction[parameter.numel() :]
-            self._corrections.append(values.view_as(parameter))
+        pieces = torch.split(server - own, [parameter.numel() for parameter in model.parameters()])
+        shaped = (piece.view_as(parameter) for piece, parameter in zip(pieces, model.parameters(), strict=True))
+        return CorrectedState(start, server, own, tuple(shaped))
 
     @torch.no_grad()
-    def adjust(self, model: nn.Module) -> None:
+    def adjust(self, model: nn.Module, state: CorrectedState) -> None:
         """Correct the gradient."""
-        for parameter, correction in zip(model.parameters(), self._corrections, strict=True):
+        for parameter, correction in zip(model.parameters(), state.corrections, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(correction)
 
-    def end(self, model: nn.Module, steps: int) -> Outcome:
+    def end(self, model: nn.Module, state: CorrectedState, task: Task, steps: int) -> Outcome:
         """Keep the new variate and return what has changed in it."""
-        m = self._training.momentum
+        m = task.training.momentum
         weight = sum((1 - m**step) / (1 - m) for step in range(1, steps + 1))
-        change = (self._start - _flat(model)) / (self._training.lr * weight) - self._server
-        own = (self._own + change).numpy(force=True)
+        change = (state.start - _flat(model)) / (task.training.lr * weight) - state.server
+        own = (state.own + change).numpy(force=True)
         return Outcome(returned={CONTROL: change.numpy(force=True)}, kept={CONTROL: own})
 
 

@@ -1,7 +1,7 @@
-"""The client's side: Flower's handlers around the local training of `fedmr_flwr.training`.
+"""The client's side: Flower's handlers around `fedmr_flwr.training`.
 
-With the message come the model, the settings of the run and the round; the rest is found where the client runs
-(`fedmr_flwr.sites`). Data set, partition and network are kept per process, because a process of the simulation
+The message brings the model, the settings of the run and the round; the rest is found where the client runs
+(`fedmr_flwr.client.sites`). Data set, partition and network are kept per process, because a process of the simulation
 serves many clients.
 """
 
@@ -15,17 +15,18 @@ from flwr.clientapp import ClientApp
 
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.client import privacy
-from fedmr_flwr.client.sites import DATA, Form, Node, Simulated, Site, number_of
+from fedmr_flwr.client.sites import DATA, ClientEnvironment, DataSpec, Node, Simulated, number_of
 from fedmr_flwr.config.settings import Precision, Settings
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import layout_of, pack, unpack
-from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs.checkpoint import oldest
 from fedmr_flwr.training.devices import arithmetic, place, threads
 from fedmr_flwr.training.evaluation import evaluate as score
-from fedmr_flwr.training.sgd import Fit, fit
+from fedmr_flwr.training.lane import TrainResult
+from fedmr_flwr.training.sgd import fit
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.attendance import CLIENT
 from fedmr_flwr.wire.messages import (
@@ -40,24 +41,24 @@ from fedmr_flwr.wire.messages import (
     vectors,
 )
 
-SETTINGS, LAYOUT, FORM, RUN, DIGEST = "settings", "layout", "form", "run", "data-sha256"
+SETTINGS, LAYOUT, SPEC, RUN, DIGEST = "settings", "layout", "data-spec", "run", "data-sha256"
 
 app = ClientApp()
 
 
-def train_config(settings: Settings, layout: Layout, form: Form, run: str) -> ConfigRecord:
+def train_config(settings: Settings, layout: Layout, spec: DataSpec, run: str) -> ConfigRecord:
     """Return what the server sends with every model, for the handlers below.
 
     Args:
         settings: the run, with its folder.
         layout: of the model.
-        form: of the data.
-        run: identifies the run, also when it goes on later.
+        spec: of the data.
+        run: identifies the run, also after it is resumed.
     """
-    if settings.engine == "deployment":  # nodes have paths of their own, and the server's are none of their business
+    if settings.engine == "deployment":  # nodes have paths of their own, and need not know the server's
         settings = settings.model_copy(update={"run_dir": None, "data_dir": None})
     text = settings.model_dump_json(by_alias=True)
-    return ConfigRecord({SETTINGS: text, LAYOUT: layout.fingerprint, FORM: form.to_json(), RUN: run})
+    return ConfigRecord({SETTINGS: text, LAYOUT: layout.fingerprint, SPEC: spec.to_json(), RUN: run})
 
 
 @app.train()
@@ -65,14 +66,14 @@ def train(message: Message, context: Context) -> Message:
     """Train the model of the message on this client's data."""
     settings = _sent_settings(message)
     with threads(settings.client_cpus):
-        client = Assignment(message, context)
-        dataset, examples = client.site.examples()
-        with arithmetic(settings.precision, client.site.device):
-            done = fit(
-                client.model, dataset, examples, settings.training, client.rng, client.rule, settings.precision
-            )
-        trained = pack(client.model, client.codec.layout)
-        return client.reply(trained, done)
+        request = TrainRequest(message, context)
+        dataset, examples = request.environment.examples()
+        with arithmetic(settings.precision, request.environment.device):
+            result = fit(
+                request.model, dataset, examples, settings.training, request.rng, request.rule, request.vectors,
+                request.kept, settings.precision,
+            )  # fmt: skip
+        return request.reply(pack(request.model, request.codec.layout), result)
 
 
 @app.evaluate()
@@ -80,36 +81,38 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score the model of the message on this client's data."""
     settings = _sent_settings(message)
     with threads(settings.client_cpus):
-        job = _Job(message, context)
-        with arithmetic(settings.precision, job.site.device):
-            result = score(job.model, *job.site.examples(), job.site.device)
+        request = _Request(message, context)
+        device = request.environment.device
+        with arithmetic(settings.precision, device):
+            result = score(request.model, *request.environment.examples(), device)
     metrics = MetricRecord({EXAMPLES: result.examples, "loss": result.loss, "accuracy": result.accuracy})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Answer with this client's number and examples, once it is clear that what the run needs is there."""
+    """Return this client's number and, after verifying data and run folder, how many examples it has."""
     answer = MetricRecord({CLIENT: number_of(context.node_config)})
     if SETTINGS in message.content.config_records.get(CONFIG, {}):
-        answer[EXAMPLES] = _site(message, context).prepare(str(message.content.config_records[CONFIG][DIGEST]))
+        answer[EXAMPLES] = _environment(message, context).prepare(str(message.content.config_records[CONFIG][DIGEST]))
     return Message(RecordDict({METRICS: answer}), reply_to=message)
 
 
-class _Job:
-    """What a message asks of this client.
+class _Request:
+    """A message to this client, decoded.
 
     Attributes:
+        environment: where the client runs.
         received: the model of the message.
     """
 
     def __init__(self, message: Message, context: Context) -> None:
         self.config = message.content.config_records[CONFIG]
         self.settings = _sent_settings(message)
-        self.site = _site(message, context)
-        form = _sent_form(message)
+        self.environment = _environment(message, context)
+        spec = _sent_spec(message)
         self._network, self.codec = _network(
-            self.settings.model.name, form.input_shape, form.classes, self.site.device, self.settings.wire,
+            self.settings.model.name, spec.input_shape, spec.classes, self.environment.device, self.settings.wire,
             self.settings.precision,
         )  # fmt: skip
         if self.codec.layout.fingerprint != self.config[LAYOUT]:
@@ -126,15 +129,17 @@ class _Job:
         return self._network
 
 
-class Assignment(_Job):
-    """What a message asks this client to train, and the reply to it.
+class TrainRequest(_Request):
+    """A message that asks this client to train, and the reply to it.
 
     Args:
         message: with the model and the settings.
-        context: says which client this is.
+        context: of the client.
 
     Attributes:
-        rule: what the algorithm changes, with what the server sent and what the client kept.
+        rule: what the algorithm changes in local training.
+        vectors: what the server sent to the rule besides the model, by name.
+        kept: what the client kept when it last took part, by name; empty if it never did, or if it is lost.
         rng: the client's stream for this round.
     """
 
@@ -143,43 +148,43 @@ class Assignment(_Job):
         self._message = message
         self._round, self._last_round = (cast(int, self.config.get(key, 0)) for key in (ROUND, LAST_ROUND))
         self.rule = algorithms.local_rule(self.settings)
-        self.rule.received = vectors(message.content, self.rule.exchanges)
-        found = self.site.state.recall(self._last_round) if self.rule.keeps else {}
+        self.vectors = vectors(message.content, self.rule.exchanges)
+        found = self.environment.state.recall(self._last_round) if self.rule.keeps else {}
         self._lost_state = found is None
-        self.rule.kept = found or {}
-        self.rng = stream(self.settings.seed, "train", self._round, self.site.number)
+        self.kept = found or {}
+        self.rng = stream(self.settings.seed, "train", self._round, self.environment.number)
 
-    def reply(self, trained: Packed, done: Fit) -> Message:
-        """Keep what the rule wants kept, and make the reply.
+    def reply(self, trained: Packed, result: TrainResult) -> Message:
+        """Write what the client keeps, and return the reply.
 
         Args:
             trained: the trained model.
-            done: what local training did.
+            result: what local training did.
         """
         if self.rule.keeps:
-            resumable = checkpoint.oldest(self._round, self.settings.checkpoint_every)
-            self.site.state.keep(done.outcome.kept, self._round, self._last_round, resumable)
-        metrics = MetricRecord({EXAMPLES: done.examples})
+            resumable = oldest(self._round, self.settings.checkpoint_every)
+            self.environment.state.keep(result.outcome.kept, self._round, self._last_round, resumable)
+        metrics = MetricRecord({EXAMPLES: result.examples})
         if how := self.settings.privacy.local_dp:
             received, layout = self.received.on_host(), self.codec.layout
             trained = privacy.protect(trained.on_host(), received, layout, how, self._message)
-        else:  # the loss says something of the examples, too
-            metrics["train-loss"] = done.loss
+        else:  # the loss would leave without noise, and depends on the examples, too
+            metrics["train-loss"] = result.loss
         if self._lost_state:
             metrics[LOST_STATE] = 1
         arrays = self.codec.encode(trained)
-        returned = {name: vector_record(values) for name, values in done.outcome.returned.items()}
+        returned = {name: vector_record(values) for name, values in result.outcome.returned.items()}
         return Message(RecordDict({ARRAYS: arrays, **returned, METRICS: metrics}), reply_to=self._message)
 
 
-def _site(message: Message, context: Context) -> Site:
-    """Return where this client runs: a node with data of its own says so in its configuration."""
+def _environment(message: Message, context: Context) -> ClientEnvironment:
+    """Return where this client runs: only a node of a deployment has data in its configuration."""
     settings = _sent_settings(message)
     if DATA in context.node_config:
         run = str(message.content.config_records[CONFIG][RUN])
-        return Node(settings, context.node_config, _sent_form(message), run)
+        return Node(settings, context.node_config, _sent_spec(message), run)
     if settings.run_dir is None:
-        raise ConfigError("this node names no data; start it with `fedmr deploy node`, or see docs/deployment.md")
+        raise ConfigError("this node has no data; start it with `fedmr deploy node`, or see docs/deployment.md")
     return Simulated(settings, number_of(context.node_config))
 
 
@@ -187,8 +192,8 @@ def _sent_settings(message: Message) -> Settings:
     return _settings(str(message.content.config_records[CONFIG][SETTINGS]))
 
 
-def _sent_form(message: Message) -> Form:
-    return Form.from_json(str(message.content.config_records[CONFIG][FORM]))
+def _sent_spec(message: Message) -> DataSpec:
+    return DataSpec.from_json(str(message.content.config_records[CONFIG][SPEC]))
 
 
 @lru_cache(maxsize=4)

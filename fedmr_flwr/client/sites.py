@@ -1,7 +1,7 @@
-"""What a client finds where it runs: its data, its device, and room for what it keeps between rounds.
+"""What a client finds where it runs: its data, its device, and a folder for what it keeps between rounds.
 
-In a simulation the configuration of the run says all of that. A node of a deployment says it itself, in Flower's
-node configuration, and nothing of its file system is chosen by the server.
+In a simulation the run's configuration sets all of that. A node of a deployment sets it itself, in Flower's node
+configuration, and the server chooses nothing in its file system.
 """
 
 import json
@@ -30,13 +30,13 @@ NUMBER, NAME, DATA, DEVICE, STATE = "partition-id", "name", "data", "device", "s
 
 
 @dataclass(frozen=True)
-class Form:
-    """What examples look like, as the server knows it.
+class DataSpec:
+    """What the server's examples look like.
 
     Attributes:
         input_shape: of an example.
         classes: number of labels.
-        normalisation: of images; None for texts.
+        normalisation: of images; None for text.
     """
 
     input_shape: tuple[int, ...]
@@ -44,18 +44,18 @@ class Form:
     normalisation: Normalisation | None
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "Form":
-        """Return the form of a data set."""
+    def of(cls, dataset: Dataset) -> "DataSpec":
+        """Return the specification of a data set."""
         return cls(dataset.input_shape, dataset.classes, dataset.normalisation)
 
     def to_json(self) -> str:
-        """Write it down."""
+        """Serialise the specification."""
         return json.dumps(asdict(self))
 
     @classmethod
     @lru_cache(maxsize=4)
-    def from_json(cls, text: str) -> "Form":
-        """Read what `to_json` wrote."""
+    def from_json(cls, text: str) -> "DataSpec":
+        """Parse what `to_json` returned."""
         facts = json.loads(text)
         own = facts["normalisation"]
         if own:
@@ -63,7 +63,7 @@ class Form:
         return cls(tuple(facts["input_shape"]), facts["classes"], own)
 
 
-class Site(ABC):
+class ClientEnvironment(ABC):
     """Where a client runs.
 
     Args:
@@ -87,22 +87,25 @@ class Site(ABC):
 
     @abstractmethod
     def examples(self) -> tuple[Dataset, Examples]:
-        """Return the data set, which says how examples are prepared, and this client's examples, on its device."""
+        """Return the data set, which defines how examples are prepared, and this client's examples, on its device."""
 
     @abstractmethod
     def prepare(self, digest: str) -> int:
-        """See to it that all is there before the first round.
+        """Verify the data and the run folder before the first round.
 
         Args:
             digest: the hash of the server's data.
 
         Returns:
             The number of the client's examples.
+
+        Raises:
+            FedmrError: something is missing or differs from the server's.
         """
 
 
-class Simulated(Site):
-    """A client of a simulation: the run's configuration and its folder say everything."""
+class Simulated(ClientEnvironment):
+    """A client of a simulation: everything is in the run's configuration and its folder."""
 
     def __init__(self, settings: Settings, number: int) -> None:
         super().__init__(settings, number)
@@ -123,8 +126,8 @@ class Simulated(Site):
         return dataset, dataset.train.select(self.indices, self.device)
 
     def prepare(self, digest: str) -> int:
-        """Compare the data with the server's, and look for the run folder."""
-        _insist_on(digest, self.settings.data, self.settings.data_dir)
+        """Compare the data with the server's, and read the partition from the run folder."""
+        _check_digest(digest, self.settings.data, self.settings.data_dir)
         return len(self.indices)
 
     @property
@@ -140,31 +143,31 @@ class Simulated(Site):
     def _parts(self) -> list[partitions.Indices]:
         path = self._folder.partition
         if not path.exists():
-            raise PartitionError(f"{path} is not there; all clients must see the run folder under the same path")
+            raise PartitionError(f"{path} does not exist; all clients must see the run folder under the same path")
         return _partition(path, path.stat().st_mtime_ns)
 
 
-class Node(Site):
+class Node(ClientEnvironment):
     """A node of a deployment, with settings of its own.
 
     Args:
         settings: of the run.
         node_config: the node's own: partition-id, data (an npz file with the client's examples, or the folder of
             the run's data set, of which the client uses its part), name, device and state (a folder).
-        form: of the server's data.
-        run: identifies the run, also when it goes on later.
+        spec: of the server's data.
+        run: identifies the run, also after it is resumed.
 
     Raises:
-        ConfigError: data and partition do not go together.
+        ConfigError: data and partition do not fit together.
     """
 
-    def __init__(self, settings: Settings, node_config: Mapping[str, Any], form: Form, run: str) -> None:
+    def __init__(self, settings: Settings, node_config: Mapping[str, Any], spec: DataSpec, run: str) -> None:
         super().__init__(settings, number_of(node_config))
-        self._form = form
+        self._spec = spec
         self._data = Path(str(node_config[DATA]))
         self._device = str(node_config.get(DEVICE, "auto"))
         if not re.fullmatch("[0-9a-f]{16}", run):
-            raise ConfigError(f"the run calls itself {run!r}; install the same version on server and nodes")
+            raise ConfigError(f"invalid run identifier {run!r}; install the same version on server and nodes")
         self._state = Path(str(node_config.get(STATE, "state"))) / run
         self.state = ClientState(self._state / f"client-{self.number:06d}")
         self._name = str(node_config.get(NAME, f"client {self.number}"))
@@ -192,7 +195,7 @@ class Node(Site):
 
     def examples(self) -> tuple[Dataset, Examples]:
         """Return the data set as the server describes it and the node's own examples, or its part of its copy."""
-        with self._discreet():
+        with self._private_errors():
             return self._examples()
 
     def _examples(self) -> tuple[Dataset, Examples]:
@@ -200,31 +203,31 @@ class Node(Site):
             dataset = datasets.load(self._named, self._data)
             return dataset, dataset.train.select(self._indices(dataset), self.device)
         own = self._own
-        return Dataset(own, own, self._form.classes, self._form.normalisation), Examples(
+        return Dataset(own, own, self._spec.classes, self._spec.normalisation), Examples(
             own.inputs.to(self.device), own.labels.to(self.device)
         )
 
     def prepare(self, digest: str) -> int:
-        """Compare a copy of the data set with the server's; look at examples of the node's own."""
-        with self._discreet():
+        """Compare a copy of the data set with the server's, or read the node's own examples."""
+        with self._private_errors():
             return self._prepare(digest)
 
     def _prepare(self, digest: str) -> int:
         if self._data.is_dir():
-            _insist_on(digest, self._named, self._data)
-            return len(self._indices(datasets.load(self._named, self._data), anew=True))
+            _check_digest(digest, self._named, self._data)
+            return len(self._indices(datasets.load(self._named, self._data), replace=True))
         return len(self._own)
 
     @contextmanager
-    def _discreet(self) -> Iterator[None]:
-        """Let errors, which go to the server, say who fails and not where its files lie."""
+    def _private_errors(self) -> Iterator[None]:
+        """Put the node's name into errors, which go to the server, and take the paths of its folders out."""
         try:
             yield
         except FedmrError as error:
-            told = str(error)
+            text = str(error)
             for path in (self._data, self._state):
-                told = told.replace(str(path), path.name)
-            raise type(error)(f"{self._name}: {told}") from None
+                text = text.replace(str(path), path.name)
+            raise type(error)(f"{self._name}: {text}") from None
 
     @property
     def _named(self) -> Data:
@@ -239,12 +242,12 @@ class Node(Site):
     @cached_property
     def _own(self) -> Examples:
         """The examples of the node's npz file."""
-        return npz.read_examples(self._data, self._form.input_shape, self._form.classes)
+        return npz.read_examples(self._data, self._spec.input_shape, self._spec.classes)
 
-    def _indices(self, dataset: Dataset, anew: bool = False) -> partitions.Indices:
+    def _indices(self, dataset: Dataset, replace: bool = False) -> partitions.Indices:
         """Return this client's part, divided here as on the server; once for all rounds, because it takes long."""
         path = self._state / "partition.npz"
-        if anew or not path.exists():
+        if replace or not path.exists():
             settings = self.settings
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +260,7 @@ def number_of(node_config: Mapping[str, Any]) -> int:
     return int(node_config[NUMBER])
 
 
-def _insist_on(digest: str, data: Data, data_dir: Path | None) -> None:
+def _check_digest(digest: str, data: Data, data_dir: Path | None) -> None:
     if _digest(data, data_dir) != digest:
         raise DataError("this client holds other data under the same name; give all machines the same files")
 

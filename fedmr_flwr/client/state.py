@@ -1,4 +1,4 @@
-"""What a client keeps between rounds, such as SCAFFOLD's variates: on its own disk, a file for each round."""
+"""What a client keeps between rounds, such as SCAFFOLD's variates: a file for each round on its own disk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +17,8 @@ _DIGEST = "sha256"
 class ClientState:
     """The state of one client on disk.
 
-    The server says in which round the client's last good reply was, and that round's file is the state. So a reply
-    that got lost counts for neither side, and a run that goes on from a checkpoint finds what was there then.
+    A message names the round of the client's last good reply, and that round's file is the state. So a reply that got
+    lost counts for neither side, and a run that is resumed from a checkpoint finds the state of that time.
 
     Args:
         folder: of this client alone; made when something is kept.
@@ -40,22 +40,22 @@ class ClientState:
         return arrays if digest(arrays) == expected else None
 
     def keep(self, arrays: Arrays, server_round: int, last_round: int, resumable: int) -> None:
-        """Write the state of a round, whole or not at all, and remove what will never be asked for.
+        """Write the state of a round, whole or not at all, and remove files that will never be read again.
 
         Args:
             arrays: what to keep.
             server_round: the round.
             last_round: of the client's last good reply before it, 0 for none.
-            resumable: the oldest round after which the run may still go on from a checkpoint.
+            resumable: the oldest round from whose checkpoint the run may still be resumed.
 
         Raises:
-            RunFolderError: the disk refuses it.
+            RunFolderError: it cannot be written.
         """
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self._path(server_round), arrays, {_DIGEST: digest(arrays)})
-        # Replies between the last good one and this round never counted. Of the others, a server that goes on
-        # after round `resumable` asks for the newest that was there then.
+        # Replies between the last good one and this round never counted. Of the others, a server that is resumed
+        # after round `resumable` asks for the newest of that time.
         rounds = sorted(int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors"))
         counted = [kept for kept in rounds if kept <= min(last_round, resumable)]
         with writing(self._folder):

@@ -12,17 +12,18 @@ from flwr.app import Context, Message, MessageType
 
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.algorithms.contract import ServerStrategy
-from fedmr_flwr.client.app import Assignment, app
+from fedmr_flwr.client.app import TrainRequest, app
 from fedmr_flwr.client.sites import Simulated
 from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Dataset
 from fedmr_flwr.errors import DeviceError, EngineError
-from fedmr_flwr.gpu.graphs import STREAMS, GraphSlot
-from fedmr_flwr.gpu.slots import Slot, sizes_of
+from fedmr_flwr.gpu.graphs import STREAMS, GraphLane
+from fedmr_flwr.gpu.lanes import ResidentLane, sizes_of
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import layout_of
-from fedmr_flwr.training.devices import arithmetic, is_want_of_memory, pick_device, place, threads
+from fedmr_flwr.training.devices import arithmetic, is_out_of_memory, pick_device, place, threads
 from fedmr_flwr.training.evaluation import evaluate
 from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed, reason_of
 from fedmr_flwr.wire.messages import ARRAYS, FLOATS
@@ -43,9 +44,9 @@ class GpuGrid(InProcessGrid):
 
     Args:
         settings: of the run.
-        say: is told what concerns the user.
+        report: takes a line for the user.
         device: where to train; the one of the settings if not given.
-        slot: makes a slot of a model, its layout and the data.
+        lane: makes a lane from a model, its layout and the data.
 
     Raises:
         DeviceError: there is no such GPU.
@@ -54,20 +55,20 @@ class GpuGrid(InProcessGrid):
     def __init__(
         self,
         settings: Settings,
-        say: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None,
         device: torch.device | None = None,
-        slot: Callable[..., Slot] | None = None,
+        lane: Callable[..., ResidentLane] | None = None,
     ) -> None:
         super().__init__(app, settings.clients)
-        self._settings, self._say = settings, say
+        self._settings, self._report = settings, report
         self._device = device or _gpu(settings)
-        self._make_slot = slot or GraphSlot
-        self._slots: list[Slot] = []
-        # How many slots fit into the memory is found by trying; each needs a stream of its own.
-        self._most = self._told = min(settings.clients_per_round, STREAMS)
+        self._make_lane = lane or GraphLane
+        self._lanes: list[ResidentLane] = []
+        # How many lanes fit into the memory is found by trying; each needs a stream of its own.
+        self._most = self._reported = min(settings.clients_per_round, STREAMS)
         rule = algorithms.local_rule(settings)
-        if not rule.captured:
-            say(f"the local rule {type(rule).__name__} cannot be captured: its steps are launched kernel by kernel")
+        if not rule.capturable:
+            report(f"the steps of {type(rule).__name__} cannot be captured: they are launched kernel by kernel")
 
     def _answers(self, messages: Sequence[Message]) -> list[Message]:
         """Answer messages: train on all of them together, if that is what they ask for."""
@@ -85,82 +86,82 @@ class GpuGrid(InProcessGrid):
         turns = [_Turn(message) for message in messages]
         with self._reserve(messages):
             while waiting := [turn for turn in turns if not turn.reply]:
-                self._tell()
+                self._report_fewer()
                 waves = ceil(len(waiting) / self._most)
                 self._wave(waiting[: ceil(len(waiting) / waves)])
         return [turn.reply for turn in turns if turn.reply]
 
     def _wave(self, turns: Sequence["_Turn"]) -> None:
-        """Train some clients side by side; those who find no memory wait for the next wave, if it is for fewer."""
+        """Train some clients side by side; those that find no memory wait for the next wave, if it is for fewer."""
         running: list[_Turn] = []
         for turn in turns:
-            turn.attempt(partial(turn.begin, self._context_of(turn.message), partial(self._slot_for, turns)))
+            turn.attempt(partial(turn.begin, self._context_of(turn.message), partial(self._lane_for, turns)))
             if turn.starved:
                 break
             running = _stepped([*running, turn])  # the GPU has something to do while the host prepares the next
         while running:
             running = _stepped(running)
         for turn in turns:
-            if turn.slot:
+            if turn.lane:
                 turn.attempt(turn.end)
         for turn in turns:
-            if turn.slot and turn.failure:  # who knows where it stands
-                self._drop([turn.slot])
-            turn.slot = None
-        again = any(turn.starved for turn in turns) and self._fewer()
+            if turn.lane and turn.failure:  # its tensors may hold anything
+                self._drop([turn.lane])
+            turn.lane = None
+        retry = any(turn.starved for turn in turns) and self._fewer()
         for turn in turns:
-            if turn.starved and again:
-                turn.again()
+            if turn.starved and retry:
+                turn.reset()
             elif turn.failure:
                 turn.reply = failed(turn.message, turn.failure)
 
-    def _slot_for(self, turns: Sequence["_Turn"], client: Assignment) -> Slot:
-        """Return the free slot that has seen most of a client's sizes of batches, or a new one if none is free."""
-        taken = [turn.slot for turn in turns]
-        free = [slot for slot in self._slots if slot not in taken]
+    def _lane_for(self, turns: Sequence["_Turn"], client: TrainRequest) -> ResidentLane:
+        """Return the free lane that has seen most of a client's sizes of batches, or a new one if none is free."""
+        taken = [turn.lane for turn in turns]
+        free = [lane for lane in self._lanes if lane not in taken]
         if not free:
-            self._slots.append(self._make_slot(model=self._model(), **self._common))
-            return self._slots[-1]
+            self._lanes.append(self._make_lane(model=self._model(), **self._common))
+            return self._lanes[-1]
         sizes = sizes_of(client, self._settings.training.batch_size)
-        return min(free, key=lambda slot: len(sizes - slot.sizes))
+        return min(free, key=lambda lane: len(sizes - lane.sizes))
 
     def _fewer(self) -> bool:
-        """Train fewer clients at a time, without the slots that are too many; tell whether that is possible."""
+        """Train fewer clients at a time, dropping the lanes beyond that number; return whether that is possible."""
         if self._most == 1:
             return False
-        self._most = max(1, min(len(self._slots), self._most - 1))
-        self._drop(self._slots[self._most :])
-        self._give_memory_back()
+        self._most = max(1, min(len(self._lanes), self._most - 1))
+        self._drop(self._lanes[self._most :])
+        self._free_memory()
         return True
 
-    def _drop(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
-            slot.close()
-            self._slots.remove(slot)
+    def _drop(self, lanes: Sequence[ResidentLane]) -> None:
+        for lane in lanes:
+            lane.close()
+            self._lanes.remove(lane)
 
-    def _give_memory_back(self) -> None:
-        """Free what slots have held that are there no more."""
+    def _free_memory(self) -> None:
+        """Free what dropped lanes have held."""
         if self._device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
-    def _tell(self) -> None:
-        """Say how many clients train at a time, if they have become fewer."""
-        if self._most < self._told:
-            self._told = self._most
-            self._say(f"the GPU has memory for {self._most} clients at a time: a round is trained in waves")
+    def _report_fewer(self) -> None:
+        """Report how many clients train at a time, if they have become fewer."""
+        if self._most < self._reported:
+            self._reported = self._most
+            self._report(f"the GPU has memory for {self._most} clients at a time: a round is trained in waves")
 
     @contextmanager
     def _reserve(self, messages: Sequence[Message]) -> Iterator[None]:
-        """Hold the memory that the server needs after the training, so that the slots do not take it."""
+        """Hold the memory that the server needs after the training, so that the lanes do not take it."""
         held = None
         while held is None:
             try:
                 held = torch.empty(self._for_server(messages), dtype=torch.uint8, device=self._device)
             except RuntimeError as error:
-                if not is_want_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-            if held is None and not (self._slots and self._fewer()):
+            if held is None and not (self._lanes and self._fewer()):
                 break
         yield
 
@@ -175,12 +176,12 @@ class GpuGrid(InProcessGrid):
             return self._for_scoring
         sent = messages[0].content.array_records[ARRAYS].get(FLOATS)
         vectors = _SUMS + (0 if isinstance(sent, DeviceArray) else self._strategy.slots)
-        return self._for_scoring + vectors * 4 * self._strategy.codec.layout.size
+        return self._for_scoring + vectors * 4 * self._layout.size
 
     @cached_property
     def _strategy(self) -> ServerStrategy[Any]:
         """Another one like the server's, to be asked what it needs."""
-        return algorithms.create(self._settings, self._common["layout"])
+        return algorithms.create(self._settings, self._layout)
 
     @cached_property
     def _for_scoring(self) -> int:
@@ -205,14 +206,18 @@ class GpuGrid(InProcessGrid):
         return models.build(self._settings.model.name, self._dataset.input_shape, self._dataset.classes)
 
     @cached_property
+    def _layout(self) -> Layout:
+        return layout_of(self._untrained)
+
+    @cached_property
     def _common(self) -> dict[str, Any]:
-        """What all slots share: the training set on the GPU, above all."""
+        """What all lanes share: the training set on the GPU, above all."""
         try:
             examples = self._dataset.train.to(self._device)
         except torch.OutOfMemoryError:
             raise EngineError("the training set does not fit the GPU's memory; use engine=in-process") from None
         return {
-            "layout": layout_of(self._untrained),
+            "layout": self._layout,
             "dataset": self._dataset,
             "examples": examples,
             "settings": self._settings,
@@ -227,46 +232,47 @@ class _Turn:
         message: what it is asked for.
         reply: None until it has one.
         failure: what went wrong, in one line.
-        starved: whether that was want of memory.
-        slot: where it trains, while it does.
+        starved: whether the device was out of memory.
+        lane: where it trains, while it does.
     """
 
     def __init__(self, message: Message) -> None:
         self.message = message
         self.reply: Message | None = None
-        self.again()
+        self.reset()
 
-    def again(self) -> None:
-        """Begin from the beginning."""
+    def reset(self) -> None:
+        """Return to the beginning."""
         self.failure: str | None = None
         self.starved = False
-        self.slot: Slot | None = None
+        self.lane: ResidentLane | None = None
 
     def attempt(self, act: Callable[[], T]) -> T | None:
-        """Do something unless the client has failed; as under Flower, whatever it raises is this client's failure."""
+        """Call `act` unless the client has failed; as under Flower, whatever it raises is this client's failure."""
         if self.failure:
             return None
         try:
             return act()
-        except Exception as error:  # not kept: it would hold on to all that was there where it was raised
-            self.failure, self.starved = reason_of(error), is_want_of_memory(error)
+        except Exception as error:  # not kept: its traceback would keep the lane's tensors alive
+            self.failure, self.starved = reason_of(error), is_out_of_memory(error)
             return None
 
-    def begin(self, context: Context, slot_for: Callable[[Assignment], Slot]) -> None:
-        """Put the client into a slot."""
-        self._client = Assignment(self.message, context)
-        self.slot = slot_for(self._client)
-        self.slot.begin(self._client)
+    def begin(self, context: Context, lane_for: Callable[[TrainRequest], ResidentLane]) -> None:
+        """Put the client into a lane."""
+        self._client = TrainRequest(self.message, context)
+        self.lane = lane_for(self._client)
+        self.lane.take(self._client)
 
     def step(self) -> bool:
-        """Launch the client's next step, if there is one."""
-        assert self.slot
-        return self.slot.step()
+        """Launch the client's next step; return whether there was one left."""
+        assert self.lane
+        return self.lane.step()
 
     def end(self) -> None:
         """Make the reply."""
-        assert self.slot
-        self.reply = self._client.reply(*self.slot.end())
+        assert self.lane
+        result = self.lane.end()
+        self.reply = self._client.reply(self.lane.packed(), result)
 
 
 def _stepped(running: Sequence[_Turn]) -> list[_Turn]:

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -36,32 +36,25 @@ class Classifier(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout whose randomness comes from a generator of its own, never from the global one.
+    """Dropout that zeroes first and scales afterwards, which rounds otherwise than `nn.Dropout`.
+
+    It draws from PyTorch's default generator, which is the client's own in local training.
 
     Source: Srivastava et al., JMLR 2014; scaled in training, as in PyTorch.
 
     Args:
         p: the share of values that become zero.
-
-    Attributes:
-        generator: where the zeros are drawn from in training; on the device of the values.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.generator: torch.Generator | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the generator out of a copy: it cannot be copied, and must not serve two models."""
-        return self.__dict__ | {"generator": None}
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Zero a random share of the values and scale the others, in training; nothing else."""
         if not self.training:
             return values
-        assert self.generator is not None, "local training gives every client a generator"
-        kept = torch.empty_like(values).bernoulli_(1 - self.p, generator=self.generator)
+        kept = torch.empty_like(values).bernoulli_(1 - self.p)
         return values * kept / (1 - self.p)
 
 

@@ -1,5 +1,6 @@
 """A network to flat vectors and back."""
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,16 @@ def layout_of(model: nn.Module) -> Layout:
 def pack(model: nn.Module, layout: Layout) -> Packed:
     """Copy a model's state_dict into two flat vectors on the host."""
     return layout.pack({name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()})
+
+
+def pack_on_device(tensors: list[torch.Tensor], layout: Layout) -> Packed:
+    """Copy tensors, in the order of the state_dict, into two flat vectors, of which the floats stay on the device."""
+    floats: list[torch.Tensor] = []
+    ints: list[torch.Tensor] = []
+    for tensor, entry in zip(tensors, layout.entries, strict=True):
+        (ints if entry.integer else floats).append(tensor.detach().reshape(-1))
+    counters = torch.cat(ints).numpy(force=True) if ints else np.empty(0, np.int64)
+    return Packed(torch.cat(floats), counters)  # type: ignore[arg-type]
 
 
 def unpack(packed: Packed, layout: Layout, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.report.display import division
-from fedmr_flwr.training.devices import arithmetic, pick_device, place
+from fedmr_flwr.training.devices import arithmetic, check_precision, pick_device, place
 from fedmr_flwr.training.evaluation import Score, evaluate
 from fedmr_flwr.wire.codec import Codec
 
@@ -36,8 +36,7 @@ class Experiment:
         # A server scores on what it has; in a deployment the nodes say for themselves where they train.
         alone = settings.engine == "deployment" and self.device.type == "cpu"
         self.precision: Precision = "float32" if alone else settings.precision
-        with arithmetic(self.precision, self.device):
-            pass  # a precision that the device does not know is refused
+        check_precision(self.precision, self.device)
         self.dataset = datasets.load(settings.data, settings.data_dir)
         if settings.training.augment and self.dataset.normalisation is None:
             raise ConfigError("training.augment: texts cannot be shifted and flipped; leave it out")

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from fedmr_flwr.client.app import DIGEST, train_config
-from fedmr_flwr.client.sites import Form
+from fedmr_flwr.client.sites import DataSpec
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import DeviceError
 from fedmr_flwr.report import plots
@@ -18,7 +18,7 @@ from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import client_evaluation, rounds
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.server.resuming import LEDGER, describe, resume
-from fedmr_flwr.training.devices import is_want_of_memory
+from fedmr_flwr.training.devices import is_out_of_memory
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 # In which all clients of a simulation must have come.
@@ -92,8 +92,8 @@ def _train(experiment: Experiment, grid: Grid, out: RunFolder, display: Display)
             checkpoint.save(out.checkpoints, Checkpoint(done, experiment.codec.decode(arrays).on_host(), state))
         display.show(row)
 
-    form = Form.of(experiment.dataset)
-    config = train_config(settings, experiment.layout, form, out.identifier())
+    spec = DataSpec.of(experiment.dataset)
+    config = train_config(settings, experiment.layout, spec, out.identifier())
     query = ConfigRecord({**config, DIGEST: experiment.digest})
     remote = settings.engine == "deployment"
     roster = RosterGrid(
@@ -109,7 +109,7 @@ def _train(experiment: Experiment, grid: Grid, out: RunFolder, display: Display)
             settings, strategy, roster, ledger, arrays, config, experiment.evaluate, report, completed
         )
     except RuntimeError as error:
-        if not is_want_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise DeviceError(
             f"device {experiment.device}: there is no memory to average and to score models; set device=cpu, or with "

@@ -1,4 +1,4 @@
-"""Devices: which one, in which precision and memory format it computes, and when its memory is used up."""
+"""Devices: their choice, precision, memory format, threads and default generator, and when memory runs out."""
 
 import os
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from fedmr_flwr.errors import DeviceError
 
 
 def to_input(dataset: Dataset, inputs: torch.Tensor, precision: config.Precision = "float32") -> torch.Tensor:
-    """Turn uint8 inputs into what a model takes, on the device where they are.
+    """Turn uint8 inputs into what a model takes, on their device.
 
     Args:
         dataset: how to prepare them.
         inputs: [B, C, H, W] or [B, T] uint8.
-        precision: of the arithmetic to come.
+        precision: of the arithmetic that follows.
 
     Returns:
-        [B, C, H, W] float32, in the memory format that is fastest there, or [B, T] as it is.
+        [B, C, H, W] float32, in the memory format that is fastest there, or [B, T] unchanged.
     """
     prepared = dataset.prepare(inputs)
     if prepared.ndim < 4:
@@ -36,26 +36,26 @@ def place(model: nn.Module, device: torch.device, precision: config.Precision = 
 
 
 def _memory_format(device: torch.device, precision: config.Precision) -> torch.memory_format:
-    """Return the faster order of an image's values: channels last takes half the time on a CPU, and with bf16."""
+    """Return the faster order of an image's values."""
+    # Channels last takes half the time on a CPU, and with bf16 on a GPU.
     last = device.type == "cpu" or precision == "bf16"
     return torch.channels_last if last else torch.contiguous_format
 
 
 @contextmanager
 def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[None]:
-    """Compute on a CUDA device in some precision inside the block, and as before after it.
+    """Set the precision of a CUDA device inside the block, and restore it afterwards.
 
     Args:
         precision: float32, by deterministic algorithms and the same in every run; tf32, products of ten bits, or
             bf16, of seven, by whatever algorithms PyTorch chooses.
-        device: where to compute; a CPU knows only float32, and is always deterministic.
+        device: where to compute; a CPU is always deterministic.
 
     Raises:
-        DeviceError: the device is a CPU, and another precision is asked for.
+        DeviceError: as `check_precision`.
     """
+    check_precision(precision, device)
     if device.type == "cpu":
-        if precision != "float32":
-            raise DeviceError(f"precision is {precision}, which needs a CUDA device; leave it out on a CPU")
         yield
         return
     exact = precision == "float32"
@@ -76,6 +76,47 @@ def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[No
         deterministic.fill_uninitialized_memory = filled
 
 
+def check_precision(precision: config.Precision, device: torch.device) -> None:
+    """Check that a device can compute in a precision.
+
+    Raises:
+        DeviceError: the device is a CPU, which knows only float32.
+    """
+    if device.type == "cpu" and precision != "float32":
+        raise DeviceError(f"precision is {precision}, which needs a CUDA device; leave it out on a CPU")
+
+
+@contextmanager
+def default_generator(own: torch.Generator) -> Iterator[None]:
+    """Let another generator stand in for PyTorch's default one of its device inside the block.
+
+    What draws without naming a generator, such as `nn.Dropout`, draws from `own` there; afterwards `own` is as far as
+    it has drawn, and the default generator as it was before.
+
+    Args:
+        own: on the CPU or a CUDA device.
+    """
+    if own.device.type == "cpu":
+        default = torch.default_generator
+        before = default.get_state()
+        default.set_state(own.get_state())
+        try:
+            yield
+        finally:
+            own.set_state(default.get_state())
+            default.set_state(before)
+        return
+    default = torch.cuda.default_generators[own.device.index or 0]
+    # Not a copy of its values: a graph that is captured in the block draws from `own` in every replay, and so shares
+    # nothing with the graphs of other streams.
+    shared = default.graphsafe_get_state()
+    default.graphsafe_set_state(own.graphsafe_get_state())
+    try:
+        yield
+    finally:
+        default.graphsafe_set_state(shared)
+
+
 def pick_device(name: str) -> torch.device:
     """Turn a device's name into a device.
 
@@ -83,7 +124,7 @@ def pick_device(name: str) -> torch.device:
         name: auto (CUDA where there is one), cpu, cuda or cuda:N.
 
     Raises:
-        DeviceError: CUDA is asked for where there is none, or not that many.
+        DeviceError: there is no such CUDA device.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -96,21 +137,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def is_want_of_memory(error: BaseException | None) -> bool:
-    """Tell whether an exception, or what it came of, says that a device has no memory left.
-
-    PyTorch's allocator has a class for it; CUDA itself and its libraries only have words.
-    """
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an exception, or its cause, reports that a device is out of memory."""
     if error is None:
         return False
-    said = str(error).lower()
-    wanting = isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said
-    return wanting or is_want_of_memory(error.__cause__ or error.__context__)
+    # PyTorch's allocator has a class for it; CUDA itself and its libraries have only a text.
+    text = str(error).lower()
+    found = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "alloc_failed" in text
+    return found or is_out_of_memory(error.__cause__ or error.__context__)
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let PyTorch use `count` CPU threads inside the block, and as many as before after it."""
+    """Let PyTorch use `count` CPU threads inside the block, and restore their number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,18 +1,39 @@
 """What an algorithm changes in local training: the base of all local rules."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
 from fedmr_flwr import config
 from fedmr_flwr.config.options import options_type
 from fedmr_flwr.core.layout import Floats
+
+# What a rule holds for one client: tensors, networks, generators and None, in tuples, named or not.
+State: TypeAlias = torch.Tensor | nn.Module | torch.Generator | tuple["State", ...] | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a local rule may know of the client that it serves.
+
+    Attributes:
+        labels: [N] int64 of the client's examples, on the device of the model.
+        training: how they are trained on.
+        rng: for draws of the rule's own; they change no other draw.
+        received: what the server sent besides the model: vectors [.] float32 by name.
+        kept: what the client kept when it last took part, by name; empty if it never did, or if it is lost.
+    """
+
+    labels: torch.Tensor
+    training: config.Training
+    rng: np.random.Generator
+    received: Mapping[str, Floats] = field(default_factory=dict)
+    kept: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,27 +49,15 @@ class Outcome:
     kept: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a local rule may know of the client that it serves.
-
-    Attributes:
-        labels: [N] int64 of the client's examples, on the device of the model.
-        training: how they are trained on.
-        rng: for draws of the rule's own; what it draws changes nothing else.
-    """
-
-    labels: torch.Tensor
-    training: config.Training
-    rng: np.random.Generator
-
-
 class LocalRule:
     """What an algorithm changes in local training; this one changes nothing.
 
-    An object serves one client in one round. What it does in a step may be recorded and replayed on a GPU, for other
-    clients, too. So it must not wait for the device (`.item()`, printing, branches on the values of tensors), and of
-    this client it may use only tensors, networks and `torch.Generator`s that `begin` has made and kept as attributes.
+    A rule holds options and no client: what it needs of a client in a step is the state that `begin` returns, and the
+    loop hands that state to every other method. The loop owns the loss (cross-entropy), the optimiser and its steps.
+
+    The one-GPU engine records a step and replays it for other clients, after copying their states into the tensors,
+    networks and generators of the first. So a step must not wait for the device (`.item()`, printing, branches on the
+    values of tensors), and may use no tensors but those of the model, the batch and the state.
 
     Args:
         options: of the type that the class declares, `options: ProxOptions`; None takes every default.
@@ -57,52 +66,62 @@ class LocalRule:
         exchanges: names of the vectors that travel to and from the server besides the model; a rule that has
             some works only with the strategy that knows them.
         keeps: whether the client keeps something for its next participation.
-        captured: whether its steps may be recorded and replayed. False for one that must wait for the device.
-        received: what the server sent besides the model: vectors [.] float32 by name.
-        kept: what the client kept of its last participation; empty if there was none, or if it is lost.
+        capturable: whether a step may be recorded and replayed. False for one that must wait for the device.
     """
 
     options: config.Section
     exchanges: ClassVar[tuple[str, ...]] = ()
     keeps: ClassVar[bool] = False
-    captured: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
 
     def __init__(self, options: config.Section | None = None) -> None:
         self.options = options or options_type(type(self))()
-        self.received: Mapping[str, Floats] = {}
-        self.kept: Mapping[str, NDArray[Any]] = {}
 
-    def begin(self, model: nn.Module, task: Task) -> None:
-        """Look at the model that was received, before the first step."""
+    # A subclass names the type of its own state, in `begin` as in the methods that get it back; hence Any here.
 
-    def end(self, model: nn.Module, steps: int) -> Outcome:
-        """Look at the trained model, after so many steps of the optimiser; say what to return and what to keep."""
-        return Outcome()
+    def begin(self, model: nn.Module, task: Task) -> Any:
+        """Return the client's state, of the type `State`, given the model as it was received."""
+        return None
 
-    def step(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        """Train on one batch.
+    def forward(
+        self, model: nn.Module, state: Any, inputs: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Apply the model to a batch.
 
         Args:
             model: in training mode.
-            optimizer: of its parameters.
+            state: what `begin` returned.
             inputs: [B, ...] what the model takes.
             labels: [B] int64.
 
         Returns:
-            The batch's mean loss, detached.
+            [B, classes] logits, and a scalar to add to their mean cross-entropy or None.
         """
-        optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(model, inputs, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.adjust(model)
-        optimizer.step()
-        return loss.detach()
+        return model(inputs), None
 
-    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of a batch: cross-entropy."""
-        return functional.cross_entropy(model(inputs), labels)
+    def gradients(self, model: nn.Module, state: Any, backward: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Compute the gradients of a batch.
 
-    def adjust(self, model: nn.Module) -> None:
+        Args:
+            model: in training mode.
+            state: what `begin` returned.
+            backward: sets the gradients at the model's present weights, and returns the mean cross-entropy, detached.
+
+        Returns:
+            The mean cross-entropy to report.
+        """
+        return backward()
+
+    def adjust(self, model: nn.Module, state: Any) -> None:
         """Change the gradients before the optimiser uses them."""
+
+    def end(self, model: nn.Module, state: Any, task: Task, steps: int) -> Outcome:
+        """Return what goes to the server and what the client keeps, given the trained model.
+
+        Args:
+            model: trained.
+            state: what `begin` returned.
+            task: what `begin` was given.
+            steps: how many the optimiser took.
+        """
+        return Outcome()

@@ -57,26 +57,23 @@ def weights(seed=0, classes=4, width=3):
     return pack(generator, layout_of(generator)).floats
 
 
-def trained(rule):
-    model = Net()
-    return model, fit(model, DATA, EXAMPLES, TRAINING, np.random.default_rng(0), rule).outcome
+def trained(rule, seed=0):
+    """Train with the generator of a seed, or with none."""
+    model, received = Net(), {} if seed is None else {GENERATOR: weights(seed)}
+    return model, fit(model, DATA, EXAMPLES, TRAINING, np.random.default_rng(0), rule, received).outcome
 
 
-def guided(received=True, **options):
-    rule = Guided(GuidedOptions(**options))
-    rule.received = {GENERATOR: weights()} if received else {}
-    return rule
+def guided(**options):
+    return Guided(GuidedOptions(**options))
 
 
 def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "rule", [guided(alpha=0, beta=0), guided(received=False)], ids=["alpha = beta = 0", "no generator yet"]
-)
-def test_it_is_plain_training_bit_for_bit(rule):
-    assert same(trained(rule)[0], trained(LocalRule())[0])
+@pytest.mark.parametrize(("options", "seed"), [({"alpha": 0, "beta": 0}, 0), ({}, None)])
+def test_without_weights_or_generator_training_is_plain(options, seed):
+    assert same(trained(guided(**options), seed)[0], trained(LocalRule())[0])
 
 
 @pytest.mark.parametrize("options", [{"alpha": 0}, {"beta": 0}])
@@ -86,14 +83,15 @@ def test_each_term_alone_changes_training_and_repeats(options):
     assert not same(one, plain)
 
 
-def test_what_a_batch_costs_by_hand(monkeypatch):
+def test_the_extra_loss_by_hand(monkeypatch):
     """The generator is replaced by a table of representations, one for each label."""
     rule, model = guided(alpha=0.5, beta=2.0), Net()
-    rule.begin(model, Task(EXAMPLES.labels, TRAINING, np.random.default_rng(0)))
+    task = Task(EXAMPLES.labels, TRAINING, np.random.default_rng(0), {GENERATOR: weights()})
+    state = rule.begin(model, task)
     table = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
     asked = []
-    monkeypatch.setattr(rule, "_imagine", lambda labels: (asked.append(labels), table[labels])[1])
-    found = rule.loss(model, X, EXAMPLES.labels)
+    monkeypatch.setattr(fedgen, "_imagine", lambda state, labels: (asked.append(labels), table[labels])[1])
+    _, extra = rule.forward(model, state, X, EXAMPLES.labels)
     others, own = asked
     assert torch.equal(own, EXAMPLES.labels)
     assert others.shape == EXAMPLES.labels.shape
@@ -102,23 +100,30 @@ def test_what_a_batch_costs_by_hand(monkeypatch):
         wanted = model.classifier(table[EXAMPLES.labels]).softmax(1)
         divergence = (wanted * (wanted / said).log()).sum(1).mean()  # of what is said from what is wanted
         taught = -model.classifier(table[others]).log_softmax(1)[range(5), others].mean()
-        plain = -said.log()[range(5), EXAMPLES.labels].mean()
-    torch.testing.assert_close(found.detach(), plain + 0.5 * taught + 2 * divergence)
+    torch.testing.assert_close(extra.detach(), 0.5 * taught + 2 * divergence)
 
-    found.backward()
+    extra.backward()
     head = model.classifier.weight.grad.clone()
     model.zero_grad()
     logits = model(X)
-    rest = functional.cross_entropy(logits, EXAMPLES.labels)
-    rest = rest + 0.5 * functional.cross_entropy(model.classifier(table[others]), others)
+    rest = 0.5 * functional.cross_entropy(model.classifier(table[others]), others)
     rest = rest + 2 * (wanted * (wanted.log() - logits.log_softmax(1))).sum(1).mean()
     rest.backward()
     torch.testing.assert_close(head, model.classifier.weight.grad, msg="what is wanted is held fixed")
 
 
 def test_the_clients_count_their_labels():
-    for rule in (guided(), guided(alpha=0, beta=0), guided(received=False)):
-        assert trained(rule)[1].returned[COUNTS].tolist() == [2, 2, 0, 1]
+    for rule, seed in ((guided(), 0), (guided(alpha=0, beta=0), 0), (guided(), None)):
+        assert trained(rule, seed)[1].returned[COUNTS].tolist() == [2, 2, 0, 1]
+
+
+def test_the_reported_loss_is_without_the_extra_terms():
+    once, received = Training(local_epochs=1, batch_size=len(X)), {GENERATOR: weights()}
+    losses = [
+        fit(Net(), DATA, EXAMPLES, once, np.random.default_rng(0), rule, received).loss
+        for rule in (guided(), LocalRule())
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_diversity_by_hand():
@@ -141,7 +146,7 @@ def test_the_heads_teach_by_hand_each_with_its_share_of_the_label():
     assert teaching(made, labels, heads, shares).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_generator_learns_what_the_heads_recognise_and_only_labels_that_are_held():
+def test_the_generator_learns_what_the_heads_recognise():
     generator = _new_generator(4, 3, np.random.default_rng(0))
     heads = 3 * torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 4)
     heads[0][1] = heads[0][0] + 0.1
@@ -185,9 +190,7 @@ def test_a_step_of_the_generator_by_hand():
 
 
 def test_another_generator_teaches_clients_something_else():
-    one, other = guided(), guided()
-    other.received = {GENERATOR: weights(seed=1)}
-    assert not same(trained(one)[0], trained(other)[0])
+    assert not same(trained(guided(), seed=0)[0], trained(guided(), seed=1)[0])
 
 
 def combine(strategy, number, replies):
@@ -196,7 +199,7 @@ def combine(strategy, number, replies):
     return strategy.finish(Plan(round, (), ()), slots_of(replies))
 
 
-def test_every_head_goes_with_its_own_clients_counts_and_every_round_has_draws_of_its_own(monkeypatch):
+def test_heads_go_with_their_clients_counts(monkeypatch):
     given = []
     monkeypatch.setattr(
         fedgen, "_teach", lambda _, heads, counts, options, draws: given.append((heads, counts, draws)) or 0

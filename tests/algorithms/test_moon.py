@@ -32,16 +32,18 @@ DATA = Dataset(EXAMPLES, EXAMPLES, 2, None)
 TRAINING = Training(lr=0.1, local_epochs=3, batch_size=2)
 
 
-def trained(rule, model=None):
-    model = model or Net()
-    outcome = fit(model, DATA, EXAMPLES, TRAINING, np.random.default_rng(0), rule).outcome
+def trained(rule, kept=None):
+    model = Net()
+    outcome = fit(model, DATA, EXAMPLES, TRAINING, np.random.default_rng(0), rule, kept=kept).outcome
     return model, outcome
 
 
-def rule(kept=None, **options):
-    made = Contrastive(ContrastiveOptions(**options))
-    made.kept = kept or {}
-    return made
+def rule(**options):
+    return Contrastive(ContrastiveOptions(**options))
+
+
+def begun(made, model, kept):
+    return made.begin(model, Task(EXAMPLES.labels, TRAINING, np.random.default_rng(0), kept=kept))
 
 
 def same(one, other):
@@ -58,56 +60,74 @@ def test_the_loss_by_hand():
     assert found.item() > 1, "nearer to the previous model than to the received one is bad"
 
 
-def test_what_a_batch_costs_is_cross_entropy_and_the_weighted_contrast():
+def test_the_extra_loss_is_the_weighted_contrast():
     previous, _ = trained(LocalRule())
     kept = {name: tensor.numpy() for name, tensor in previous.state_dict().items()}
-    model = Net()
-    made = rule(kept, mu=3.0, temperature=0.25)
-    made.begin(model, Task(EXAMPLES.labels, TRAINING, np.random.default_rng(0)))
+    model, made = Net(), rule(mu=3.0, temperature=0.25)
+    state = begun(made, model, kept)
     with torch.no_grad():
         model.layer.weight += 0.5  # training has moved it away from what was received
-    found = made.loss(model, X, EXAMPLES.labels)
+    logits, extra = made.forward(model, state, X, EXAMPLES.labels)
     own = model.features(X)
     near, far = (functional.cosine_similarity(own, other.eval().features(X)) / 0.25 for other in (Net(), previous))
     contrast = -(near.exp() / (near.exp() + far.exp())).log().mean()
-    expected = functional.cross_entropy(model.classifier(own), EXAMPLES.labels) + 3 * contrast
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(extra, 3 * contrast)
+    torch.testing.assert_close(logits, model.classifier(own))
 
 
-@pytest.mark.parametrize("made", [rule(mu=0), rule(mu=5)], ids=["mu = 0", "the first participation"])
-def test_it_is_plain_training_bit_for_bit(made):
-    if not made.options.mu:
-        made.kept = trained(LocalRule())[1].kept or {k: v.numpy() for k, v in Net().state_dict().items()}
-    assert same(trained(made)[0], trained(LocalRule())[0])
+def test_the_first_participation_is_plain_training():
+    assert same(trained(rule())[0], trained(LocalRule())[0])
 
 
-def test_the_second_participation_differs_and_uses_the_clients_own_model_of_the_first():
+def test_without_weight_training_is_plain_and_keeps_nothing():
+    kept = {name: tensor.numpy() for name, tensor in Net().state_dict().items()}
+    model, outcome = trained(rule(mu=0), kept)
+    assert same(model, trained(LocalRule())[0])
+    assert not outcome.kept
+
+
+def test_the_second_participation_uses_the_clients_own_model():
     first, outcome = trained(rule())
     assert all(np.array_equal(outcome.kept[name], t.numpy()) for name, t in first.state_dict().items())
-    second, _ = trained(rule(outcome.kept))
+    second, _ = trained(rule(), outcome.kept)
     assert not same(second, trained(LocalRule())[0])
     elsewhere = {name: np.asarray(array + 1) for name, array in outcome.kept.items()}
-    assert not same(second, trained(rule(elsewhere))[0])
+    assert not same(second, trained(rule(), elsewhere)[0])
 
 
-def test_what_is_kept_is_always_the_model_that_was_trained_last():
+def test_the_model_trained_last_is_kept():
     _, first = trained(rule())
-    model, second = trained(rule(first.kept))
+    model, second = trained(rule(), first.kept)
     assert all(np.array_equal(second.kept[name], tensor.numpy()) for name, tensor in model.state_dict().items())
     assert not np.array_equal(second.kept["layer.weight"], first.kept["layer.weight"])
     assert not np.array_equal(second.kept["layer.weight"], Net().layer.weight.detach())
 
 
-def test_the_other_models_do_not_change_and_batch_norm_counts_each_batch_once():
+def test_the_other_models_do_not_change():
     _, outcome = trained(rule())
-    before = {name: array.copy() for name, array in outcome.kept.items()}
-    made = rule(outcome.kept)
-    model, _ = trained(made)
-    received, previous = made._others
-    assert same(received, Net())
-    assert all(np.array_equal(before[name], tensor.numpy()) for name, tensor in previous.state_dict().items())
-    assert model.norm.num_batches_tracked == 9
-    assert not any(parameter.requires_grad for other in made._others for parameter in other.parameters())
+    made, model = rule(), Net()
+    received, previous = state = begun(made, model, outcome.kept)
+    before = [{name: tensor.clone() for name, tensor in other.state_dict().items()} for other in state]
+    logits, extra = made.forward(model, state, X, EXAMPLES.labels)
+    (logits.sum() + extra).backward()
+    assert not any(parameter.requires_grad for other in state for parameter in other.parameters())
+    for other, values in zip((received, previous), before, strict=True):
+        assert all(torch.equal(values[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_batch_norm_counts_each_batch_once():
+    _, outcome = trained(rule())
+    assert trained(rule(), outcome.kept)[0].norm.num_batches_tracked == 9
+
+
+def test_the_reported_loss_is_without_the_contrast():
+    once = Training(lr=0.1, local_epochs=1, batch_size=len(X))
+    kept = {name: np.asarray(tensor.numpy() + 1) for name, tensor in Net().state_dict().items()}
+    losses = [
+        fit(Net(), DATA, EXAMPLES, once, np.random.default_rng(0), made, kept=kept).loss
+        for made in (rule(), LocalRule())
+    ]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
@@ -118,5 +138,5 @@ def test_a_model_with_dropout_can_be_frozen(name):
     training = Training(local_epochs=1)
     data = Dataset(images, images, 2, None)
     kept = fit(model, data, images, training, np.random.default_rng(0), rule()).outcome.kept
-    fit(model, data, images, training, np.random.default_rng(1), rule(kept))
+    fit(model, data, images, training, np.random.default_rng(1), rule(), kept=kept)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())

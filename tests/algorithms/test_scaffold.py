@@ -24,19 +24,18 @@ SERVER = np.array([0.3, -0.2, 0.1, 0.4], np.float32)
 OWN = np.array([-0.1, 0.25, 0.5, -0.3], np.float32)
 
 
-def corrected(server=SERVER, own=OWN, rule=Corrected):
-    made = rule()
-    made.received = {} if server is None else {CONTROL: server}
-    made.kept = {} if own is None else {CONTROL: own}
-    return made
+def variates(server=SERVER, own=OWN):
+    """What the server sent and what the client kept."""
+    return {CONTROL: server}, {CONTROL: own}
 
 
-def train(rule, training, labels=Y):
+def train(rule, training, received=None, kept=None, labels=Y):
     """Train a linear model on the three examples; return it and what the rule leaves behind."""
     model = nn.Linear(2, 2, bias=False)
     model.load_state_dict({"weight": torch.from_numpy(START)})
     examples = Examples(torch.from_numpy(X), torch.from_numpy(labels))
-    done = fit(model, Dataset(examples, examples, 2, None), examples, training, np.random.default_rng(0), rule)
+    data, rng = Dataset(examples, examples, 2, None), np.random.default_rng(0)
+    done = fit(model, data, examples, training, rng, rule, received, kept)
     return model.weight.detach().numpy(), done.outcome
 
 
@@ -47,15 +46,15 @@ def gradient(w, x=X, y=Y):
     return (shares - np.eye(2)[y]).T @ x / len(y)
 
 
-def test_after_one_step_of_plain_sgd_the_clients_variate_is_its_gradient():
-    _, outcome = train(corrected(), Training(lr=0.1, momentum=0, local_epochs=1, batch_size=3))
+def test_after_one_plain_step_the_variate_is_the_gradient():
+    _, outcome = train(Corrected(), Training(lr=0.1, momentum=0, local_epochs=1, batch_size=3), *variates())
     np.testing.assert_allclose(outcome.kept[CONTROL], gradient(START).reshape(-1), rtol=1e-4)
     np.testing.assert_allclose(outcome.returned[CONTROL], gradient(START).reshape(-1) - OWN, rtol=1e-4)
 
 
 def test_several_steps_by_hand():
     training = Training(lr=0.1, momentum=0, local_epochs=4, batch_size=3)
-    found, outcome = train(corrected(), training)
+    found, outcome = train(Corrected(), training, *variates())
     w = START.astype(np.float64)
     for _ in range(4):
         w = w - 0.1 * (gradient(w) - OWN.reshape(2, 2) + SERVER.reshape(2, 2))
@@ -64,24 +63,24 @@ def test_several_steps_by_hand():
     np.testing.assert_allclose(outcome.kept[CONTROL], own, rtol=1e-4)
 
 
-def test_at_first_both_variates_are_zero_and_training_is_plain():
+def test_without_variates_training_is_plain():
     training = Training(lr=0.1, local_epochs=2, batch_size=2)
-    np.testing.assert_array_equal(train(corrected(None, None), training)[0], train(LocalRule(), training)[0])
+    np.testing.assert_array_equal(train(Corrected(), training)[0], train(LocalRule(), training)[0])
 
 
 class Slope(Corrected):
     """A loss with the same gradient everywhere: 1, 2, 3, 4."""
 
-    def loss(self, model, inputs, labels):
-        return (model.weight * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum()
+    def forward(self, model, state, inputs, labels):
+        return torch.zeros(len(labels), 2), (model.weight * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize(("epochs", "batch_size"), [(1, 3), (3, 2), (4, 1)])
-def test_every_step_is_counted_and_momentum_does_not_stretch_the_variate(momentum, epochs, batch_size):
+def test_momentum_does_not_stretch_the_variate(momentum, epochs, batch_size):
     """The last batch of an epoch may be smaller, and is a step all the same."""
     training = Training(lr=0.01, momentum=momentum, local_epochs=epochs, batch_size=batch_size)
-    _, outcome = train(corrected(rule=Slope), training)
+    _, outcome = train(Slope(), training, *variates())
     np.testing.assert_allclose(outcome.kept[CONTROL], [1, 2, 3, 4], rtol=1e-4)
 
 
@@ -103,19 +102,20 @@ def federate(grid_of, answer, strategy, rule, rounds, lost_in=None):
     kept = [{}, {}]
 
     class Quadratic(rule):
-        def loss(self, model, inputs, labels):
+        def forward(self, model, state, inputs, labels):
             a, b = inputs[0]
-            return a / 2 * (model.w - b).square().sum()
+            return torch.zeros(len(labels), 2), a / 2 * (model.w - b).square().sum()
 
     def reply(message, client):
         model, made = Scalar(CODEC.decode(message.content["arrays"]).floats[0]), Quadratic()
         config = message.content["config"]
         lost = client == 0 and config["server-round"] == lost_in
-        made.received = vectors(message.content, made.exchanges)
-        made.kept = kept[client] if config["last-round"] and not lost else {}
+        received = vectors(message.content, made.exchanges)
+        found = kept[client] if config["last-round"] and not lost else {}
         examples = Examples(torch.tensor(CURVES[client : client + 1], dtype=torch.float32), torch.tensor([0]))
         training = Training(lr=LR, momentum=0, local_epochs=STEPS)
-        done = fit(model, Dataset(examples, examples, 2, None), examples, training, np.random.default_rng(0), made)
+        data, rng = Dataset(examples, examples, 2, None), np.random.default_rng(0)
+        done = fit(model, data, examples, training, rng, made, received, found)
         kept[client] = done.outcome.kept
         content = answer(
             CODEC.encode(Parts([model.w.detach().numpy()], [])), examples=1, **({"lost-state": 1} if lost else {})
@@ -131,7 +131,7 @@ def federate(grid_of, answer, strategy, rule, rounds, lost_in=None):
     return CODEC.decode(arrays).floats[0]
 
 
-def test_with_many_local_steps_it_finds_the_true_optimum_and_fedavg_its_known_biased_point(grid_of, answer):
+def test_it_finds_the_optimum_where_fedavg_is_biased(grid_of, answer):
     a, b = CURVES.T
     optimum = (a * b).sum() / a.sum()
     reach = 1 - (1 - LR * a) ** STEPS  # how far a client goes towards its own optimum in a round
@@ -189,12 +189,13 @@ def test_a_round_of_a_linear_model_as_plain_numpy_has_it(grid_of, answer):
     training = Training(lr=0.2, momentum=0, local_epochs=2, batch_size=3)
 
     def reply(message, client):
-        rule = corrected(vectors(message.content, [CONTROL])[CONTROL], kept[client].get(CONTROL))
+        received = vectors(message.content, [CONTROL])
         model = nn.Linear(2, 2, bias=False)
         weight = codec.decode(message.content["arrays"]).floats.copy().reshape(2, 2)
         model.load_state_dict({"weight": torch.from_numpy(weight)})
         examples = Examples(torch.from_numpy(X), torch.from_numpy(labels[client]))
-        done = fit(model, Dataset(examples, examples, 2, None), examples, training, np.random.default_rng(0), rule)
+        data, rng = Dataset(examples, examples, 2, None), np.random.default_rng(0)
+        done = fit(model, data, examples, training, rng, Corrected(), received, kept[client])
         kept[client] = done.outcome.kept
         content = answer(codec.encode(Parts([model.weight.detach().numpy().reshape(-1)], [])))
         content[CONTROL] = vector_record(done.outcome.returned[CONTROL])

@@ -44,7 +44,7 @@ def model(seed, count=7):
     return Packed(rng.normal(size=LAYOUT.size).astype(np.float32) ** 2, np.array([count]))
 
 
-def test_a_long_update_is_shortened_to_the_norm_and_a_short_one_is_left_alone():
+def test_only_updates_longer_than_the_norm_are_shortened():
     received, trained = model(0), model(1)
     update = trained.floats - received.floats
     short = protected(trained, received, clipping_norm=3.0).floats - received.floats
@@ -53,7 +53,7 @@ def test_a_long_update_is_shortened_to_the_norm_and_a_short_one_is_left_alone():
     np.testing.assert_allclose(protected(trained, received).floats, trained.floats, atol=1e-6)
 
 
-def test_every_float_gets_noise_of_the_stated_deviation_a_new_one_each_time_and_integers_none():
+def test_floats_get_fresh_noise_of_the_stated_deviation():
     received, trained = model(0), model(1, count=2**53 + 1)
     deviation = 2 * np.sqrt(2 * np.log(1.25 / 1e-5)) / 4
     weights = LAYOUT.entries[0].columns
@@ -69,7 +69,7 @@ def test_every_float_gets_noise_of_the_stated_deviation_a_new_one_each_time_and_
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, None])
-def test_training_that_went_wrong_or_did_nothing_sends_noise_around_the_model_that_was_received(value):
+def test_failed_training_sends_noise_around_the_received_model(value):
     received = model(0)
     trained = Packed(received.floats.copy(), received.ints)
     if value is not None:
@@ -94,7 +94,7 @@ def test_no_variance_becomes_negative_and_the_inputs_are_left_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wire", ["float32", "float16"])
-def test_in_a_run_noise_arrives_in_every_round_counters_stay_and_no_loss_is_told(toy, wire):
+def test_every_round_is_noisy_and_reports_no_loss(toy, wire):
     settings = ["rounds=2", "model.name=resnet20", "training.batch-size=20", f"wire={wire}"]
     clear = run(toy(*settings, run="clear"))
     noisy, again = (run(toy(*settings, *LOCAL_DP, run=name)) for name in ("noisy", "again"))

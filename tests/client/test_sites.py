@@ -6,12 +6,12 @@ import torch
 
 from fedmr_flwr import config
 from fedmr_flwr.client import sites
-from fedmr_flwr.client.sites import Form, Node
+from fedmr_flwr.client.sites import DataSpec, Node
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Normalisation
 from fedmr_flwr.errors import ConfigError, DataError
 
-FORM = Form((1, 8, 8), 10, Normalisation((0.5,), (0.25,), 16.0, 3))
+SPEC = DataSpec((1, 8, 8), 10, Normalisation((0.5,), (0.25,), 16.0, 3))
 RUN = "0123456789abcdef"
 
 
@@ -28,18 +28,18 @@ def own(tmp_path):
     return make
 
 
-def of_its_own(toy, node_config, form=FORM, run=RUN):
+def of_its_own(toy, node_config, spec=SPEC, run=RUN):
     settings = toy().model_copy(update={"partition": config.Partition(name="nodes")})
-    return Node(settings, node_config, form, run)
+    return Node(settings, node_config, spec, run)
 
 
-def test_the_form_of_the_data_comes_through_whole():
-    assert Form.from_json(FORM.to_json()) == FORM
-    text = Form((80,), 90, None)
-    assert Form.from_json(text.to_json()) == text
+def test_data_spec_survives_json():
+    assert DataSpec.from_json(SPEC.to_json()) == SPEC
+    text = DataSpec((80,), 90, None)
+    assert DataSpec.from_json(text.to_json()) == text
 
 
-def test_a_node_trains_on_all_examples_of_its_file_prepared_as_the_server_says(toy, own):
+def test_a_node_trains_on_its_file_prepared_like_the_servers_data(toy, own):
     site = of_its_own(toy, own())
     dataset, examples = site.examples()
     assert site.prepare("whatever the server has") == len(examples) == 12
@@ -72,26 +72,26 @@ def test_a_node_divides_a_data_set_as_the_server_and_only_once(toy, own, tmp_pat
     node_config = own() | {"data": str(tmp_path / "data")}
     dataset = datasets.load(settings.data, None)
     part = partitions.split(dataset, 6, settings.partition, settings.seed)[2]
-    assert Node(settings, node_config, FORM, RUN).prepare(dataset.digest()) == len(part)
+    assert Node(settings, node_config, SPEC, RUN).prepare(dataset.digest()) == len(part)
     monkeypatch.setattr(sites.partitions, "split", None)
-    _, examples = Node(settings, node_config, FORM, RUN).examples()
+    _, examples = Node(settings, node_config, SPEC, RUN).examples()
     assert torch.equal(examples.inputs, dataset.train.inputs[part])
     with pytest.raises(DataError, match="this client holds other data under the same name"):
-        Node(settings, node_config, FORM, RUN).prepare("another")
+        Node(settings, node_config, SPEC, RUN).prepare("another")
 
 
 @pytest.mark.parametrize("name", ["npz:/etc/passwd", "os:listdir", "npz:own.npz"])
 def test_the_server_cannot_have_a_node_open_other_files(toy, own, tmp_path, name):
     settings = toy().model_copy(update={"data": config.Data(name=name)})
     with pytest.raises(ConfigError, match="a node reads only data sets by name"):
-        Node(settings, own() | {"data": str(tmp_path)}, FORM, RUN).prepare("")
+        Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN).prepare("")
 
 
 @pytest.mark.parametrize("name", ["file:/etc/hostname", "file:own.npz"])
 def test_nor_a_file_that_says_who_holds_what(toy, own, tmp_path, name):
     settings = toy().model_copy(update={"partition": config.Partition(name=name)})
     with pytest.raises(ConfigError, match="a node opens no file that the server names"):
-        Node(settings, own() | {"data": str(tmp_path)}, FORM, RUN)
+        Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
 
 
 def test_errors_say_who_fails_and_not_where_its_files_lie(toy, own, tmp_path):
@@ -103,13 +103,13 @@ def test_errors_say_who_fails_and_not_where_its_files_lie(toy, own, tmp_path):
 
 def test_a_node_fetches_nothing_that_the_server_asks_for(toy, own, tmp_path):
     settings = toy().model_copy(update={"data": config.Data(name="fashion-mnist", download=True)})
-    site = Node(settings, own() | {"data": str(tmp_path)}, FORM, RUN)
+    site = Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
     assert not site._named.download
 
 
 @pytest.mark.parametrize("run", ["../../elsewhere", "", "0123456789ABCDEF", json.dumps(RUN)])
 def test_the_server_cannot_have_a_node_write_elsewhere(toy, own, run):
-    with pytest.raises(ConfigError, match="the run calls itself"):
+    with pytest.raises(ConfigError, match="invalid run identifier"):
         of_its_own(toy, own(), run=run)
 
 
@@ -117,4 +117,4 @@ def test_data_and_partition_must_go_together(toy, own, tmp_path):
     with pytest.raises(ConfigError, match="client 2 has the folder of a data set, and the run wants"):
         of_its_own(toy, own() | {"data": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"set partition\.name=nodes for examples that each client has itself"):
-        Node(toy(), own(), FORM, RUN)
+        Node(toy(), own(), SPEC, RUN)

@@ -13,8 +13,8 @@ from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.server.run import run as serve
+from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import Outcome
-from fedmr_flwr.training.sgd import Fit
 
 
 def number(server_round, life):
@@ -68,9 +68,9 @@ def test_a_client_trains_with_what_it_kept_of_its_last_good_reply(toy, monkeypat
     known = {}
     spoiled = []
 
-    def fit(model, dataset, examples, training, rng, rule, precision):
+    def fit(model, dataset, examples, training, rng, rule, received, kept, precision):
         client = examples.inputs.numpy().tobytes()
-        assert int(rule.kept.get("n", 0)) == known.get(client, 0)
+        assert int(kept.get("n", 0)) == known.get(client, 0)
         done = training_fit(model, dataset, examples, training, rng)
         number = fit.calls = fit.calls + 1
         if number == 6:
@@ -78,7 +78,7 @@ def test_a_client_trains_with_what_it_kept_of_its_last_good_reply(toy, monkeypat
             torch.nn.init.constant_(model.classifier.weight, torch.nan)
         else:
             known[client] = number
-        return Fit(done.examples, done.loss, Outcome(kept={"n": np.array(number)}))
+        return TrainResult(done.examples, done.loss, Outcome(kept={"n": np.array(number)}))
 
     fit.calls = 0
     training_fit = client_module.fit
@@ -89,7 +89,7 @@ def test_a_client_trains_with_what_it_kept_of_its_last_good_reply(toy, monkeypat
 
 
 @pytest.mark.parametrize("seed", range(15))
-def test_whatever_is_lost_and_wherever_the_server_goes_on_the_state_is_there_and_nothing_else(tmp_path, seed):
+def test_state_survives_lost_replies_and_resumed_servers(tmp_path, seed):
     """Servers are killed and go on from one of two checkpoints; replies get lost; a client takes part at times."""
     rng = random.Random(seed)
     every, state = rng.choice([1, 3, 7]), ClientState(tmp_path)

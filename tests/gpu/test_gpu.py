@@ -1,6 +1,6 @@
 """The one-GPU engine: the same model as in process, bit for bit, whatever is captured, and however few clients fit.
 
-On a CPU the slots are eager ones, or ones that record a step and replay it without Python, as a CUDA graph does.
+On a CPU the lanes are eager ones, or ones that record a step and replay it without Python, as a CUDA graph does.
 """
 
 import gc
@@ -10,6 +10,7 @@ import weakref
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ from fedmr_flwr.algorithms.fedprox import Prox
 from fedmr_flwr.config import registry
 from fedmr_flwr.errors import DeviceError, FederationError
 from fedmr_flwr.gpu import grid as gpu
-from fedmr_flwr.gpu import residents
-from fedmr_flwr.gpu.graphs import GraphSlot
+from fedmr_flwr.gpu import states
+from fedmr_flwr.gpu.graphs import GraphLane
 from fedmr_flwr.gpu.grid import GpuGrid
-from fedmr_flwr.gpu.slots import Slot, batches
+from fedmr_flwr.gpu.lanes import ResidentLane
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models import MODELS
+from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.mlp import MLP
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
@@ -33,7 +35,7 @@ from fedmr_flwr.server import experiment
 from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.npy import DeviceArray
-from tests.support.recorder import RecordedSlot
+from tests.support.recorder import RecordedLane
 
 CPU = torch.device("cpu")
 CUDA = [
@@ -87,14 +89,14 @@ def small(tmp_path):
 
 # On a CPU only some; all of them where there is a GPU, if only an emulated one.
 @pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "fedgen", "flwr:FedAdam"])
-def test_a_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+def test_a_strategy_equals_in_process(toy, strategy):
     settings = [toy(f"strategy.name={strategy}", "rounds=4", run=name) for name in ("a", "b", "c")]
     expected = run(settings[0], engines.grid_of(settings[0]))
-    eager = run(settings[1], GpuGrid(settings[1], device=CPU, slot=Slot))
-    replayed = RecordedSlot.replays
-    recorded = run(settings[2], GpuGrid(settings[2], device=CPU, slot=RecordedSlot))
+    eager = run(settings[1], GpuGrid(settings[1], device=CPU, lane=ResidentLane))
+    replayed = RecordedLane.replays
+    recorded = run(settings[2], GpuGrid(settings[2], device=CPU, lane=RecordedLane))
     assert digest(eager) == digest(recorded) == digest(expected)
-    assert RecordedSlot.replays > replayed + 20
+    assert RecordedLane.replays > replayed + 20
     for ours, theirs in zip(recorded.read_rows(), expected.read_rows(), strict=True):
         assert ours["failures"] == 0
         for name in ("test-accuracy", "train-loss", "clients", "bytes-up", "bytes-down"):
@@ -104,11 +106,11 @@ def test_a_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
 
 
 @pytest.mark.parametrize("model", ["mlp", "charlstm"])
-def test_a_network_ends_with_the_model_of_the_in_process_engine(toy, small, model):
+def test_a_network_equals_in_process(toy, small, model):
     settings = [toy(*small(model), run=name) for name in ("a", "b")]
-    expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedSlot.replays
-    assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot))) == digest(expected)
-    assert RecordedSlot.replays > replayed
+    expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedLane.replays
+    assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane))) == digest(expected)
+    assert RecordedLane.replays > replayed
 
 
 @pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon"])
@@ -116,7 +118,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy
     settings = [
         toy(f"strategy.name={strategy}", "rounds=6", "checkpoint-every=2", run=name) for name in ("whole", "cut")
     ]
-    whole = run(settings[0], GpuGrid(settings[0], device=CPU, slot=RecordedSlot))
+    whole = run(settings[0], GpuGrid(settings[0], device=CPU, lane=RecordedLane))
     rounds, wave = [], GpuGrid._wave
 
     def cut(grid, messages):
@@ -127,16 +129,16 @@ def test_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy
 
     monkeypatch.setattr(GpuGrid, "_wave", cut)
     with pytest.raises(KeyboardInterrupt):
-        run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot))
+        run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane))
     half = RunFolder(settings[1].run_dir)
     assert len(half.read_rows()) == 3
-    run(settings[1], GpuGrid(settings[1], device=CPU, slot=RecordedSlot), half)
+    run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane), half)
     assert digest(half) == digest(whole)
 
 
 def test_models_stay_tensors_from_round_to_round(toy):
     settings = toy()
-    grid = GpuGrid(settings, device=CPU, slot=Slot)
+    grid = GpuGrid(settings, device=CPU, lane=ResidentLane)
     seen, answers = [], grid._answers
 
     def look(messages):
@@ -154,7 +156,7 @@ def test_models_stay_tensors_from_round_to_round(toy):
 def test_a_round_that_does_not_fit_the_memory_is_trained_in_waves(toy):
     made, said = [], []
 
-    class Large(Slot):
+    class Large(ResidentLane):
         def __init__(self, **arguments):
             made.append(self)
             if len(made) == 3:
@@ -166,7 +168,7 @@ def test_a_round_that_does_not_fit_the_memory_is_trained_in_waves(toy):
     out = run(settings[1], GpuGrid(settings[1], said.append, CPU, Large))
     assert digest(out) == digest(expected)
     assert [row["failures"] for row in out.read_rows()] == [0, 0, 0]
-    # The third slot finds no memory, so that three clients wait; no more slots are made, and none fails again.
+    # The third lane finds no memory, so that three clients wait; no more lanes are made, and none fails again.
     assert [int(re.findall(r"memory for (\d) clients at a time", line)[0]) for line in said] == [2]
 
 
@@ -179,10 +181,10 @@ def test_a_round_that_does_not_fit_the_memory_is_trained_in_waves(toy):
     ],
     ids=lambda error: str(error).split()[0],
 )
-def test_a_client_that_runs_out_of_memory_half_way_begins_again_and_its_slot_is_gone_by_then(toy, error):
+def test_a_client_out_of_memory_starts_again_without_its_lane(toy, error):
     made, gone = [], []
 
-    class Large(Slot):
+    class Large(ResidentLane):
         def __init__(self, **arguments):
             super().__init__(**arguments)
             made.append(weakref.ref(self))
@@ -190,42 +192,42 @@ def test_a_client_that_runs_out_of_memory_half_way_begins_again_and_its_slot_is_
         def _train(self, size):
             if len(made) == 3 and self is made[1]() and self._steps == 2:
                 made.append(None)
-                raise type(error)(str(error))  # anew, because an error holds on to where it was raised
+                raise type(error)(str(error))  # a new one, because an error holds on to where it was raised
             super()._train(size)
 
     class Looking(GpuGrid):
-        def _give_memory_back(self):
+        def _free_memory(self):
             gone.append([made[at]() is None for at in range(3)])
 
     settings = [toy(run=name) for name in ("a", "b")]
     expected = run(settings[0], engines.grid_of(settings[0]))
     gc.disable()
     try:
-        out = run(settings[1], Looking(settings[1], device=CPU, slot=Large))
+        out = run(settings[1], Looking(settings[1], device=CPU, lane=Large))
     finally:
         gc.enable()
     assert digest(out) == digest(expected)
     assert [row["failures"] for row in out.read_rows()] == [0, 0, 0]
-    # Nothing holds on to the slot that failed; the other two go on.
+    # Nothing holds on to the lane that failed; the other two go on.
     assert gone == [[False, True, False]]
 
 
 def test_without_memory_for_a_single_client_the_round_is_bad_and_says_why(toy):
-    class Huge(Slot):
-        def begin(self, client):
+    class Huge(ResidentLane):
+        def take(self, client):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     settings = toy()
     with pytest.raises(
         Exception, match=r"round 1: no client gave a good reply .*OutOfMemoryError: CUDA out of memory"
     ):
-        run(settings, GpuGrid(settings, device=CPU, slot=Huge))
+        run(settings, GpuGrid(settings, device=CPU, lane=Huge))
 
 
-def test_what_a_client_raises_is_its_own_failure_and_its_slot_is_made_anew(toy):
+def test_what_a_client_raises_is_its_failure_and_its_lane_is_new(toy):
     made = []
 
-    class Failing(Slot):
+    class Failing(ResidentLane):
         def __init__(self, **arguments):
             super().__init__(**arguments)
             made.append(self)
@@ -237,7 +239,7 @@ def test_what_a_client_raises_is_its_own_failure_and_its_slot_is_made_anew(toy):
             super()._train(size)
 
     settings = toy()
-    out = run(settings, GpuGrid(settings, device=CPU, slot=Failing))
+    out = run(settings, GpuGrid(settings, device=CPU, lane=Failing))
     rows = out.read_rows()
     assert [row["failures"] for row in rows] == [1, 0, 0]
     assert rows[0]["failed"][0]["reason"] == "ValueError: too bad"
@@ -245,47 +247,49 @@ def test_what_a_client_raises_is_its_own_failure_and_its_slot_is_made_anew(toy):
     assert len(made) == 4
 
 
-def test_a_rule_that_cannot_be_captured_is_trained_step_by_step_and_said_so(toy, monkeypatch):
+def test_a_rule_that_cannot_be_captured_is_trained_step_by_step(toy, monkeypatch):
     class Waiting(Prox):
-        captured = False
+        capturable = False
 
-        def adjust(self, model):
+        def adjust(self, model, state):
             if all(float(parameter.detach().sum()) > -1e9 for parameter in model.parameters()):
-                super().adjust(model)
+                super().adjust(model, state)
 
     settings = [toy("strategy.name=fedprox", run=name) for name in ("a", "b")]
     expected = run(settings[0], engines.grid_of(settings[0]))
     monkeypatch.setattr(registry.find("fedprox"), "Rule", Waiting)
-    said, replayed = [], RecordedSlot.replays
-    assert digest(run(settings[1], GpuGrid(settings[1], said.append, CPU, RecordedSlot))) == digest(expected)
-    assert said == ["the local rule Waiting cannot be captured: its steps are launched kernel by kernel"]
-    assert RecordedSlot.replays == replayed
+    said, replayed = [], RecordedLane.replays
+    assert digest(run(settings[1], GpuGrid(settings[1], said.append, CPU, RecordedLane))) == digest(expected)
+    assert said == ["the steps of Waiting cannot be captured: they are launched kernel by kernel"]
+    assert RecordedLane.replays == replayed
 
 
 def test_a_rule_whose_state_cannot_be_followed_is_refused(toy, monkeypatch):
+    class Hidden(NamedTuple):
+        received: SimpleNamespace
+
     class Hiding(Prox):
         def begin(self, model, task):
-            super().begin(model, task)
-            self.hidden = SimpleNamespace(received=self._received)
+            return Hidden(SimpleNamespace(received=super().begin(model, task)))
 
     monkeypatch.setattr(registry.find("fedprox"), "Rule", Hiding)
     settings = toy("strategy.name=fedprox")
-    with pytest.raises(FederationError, match=r"cannot follow Hiding\.hidden, a SimpleNamespace: keep tensors"):
-        run(settings, GpuGrid(settings, device=CPU, slot=Slot))
+    with pytest.raises(FederationError, match=r"cannot follow Hidden\.received, a SimpleNamespace: a rule's state"):
+        run(settings, GpuGrid(settings, device=CPU, lane=ResidentLane))
 
 
 def test_the_documentation_lists_which_rules_are_captured():
     text = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
     listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (captured|kernel by kernel) \|$", text, re.MULTILINE))
     rules = {registry.find(name).Rule for name in registry.ALGORITHMS}
-    assert listed == {rule.__name__: "captured" if rule.captured else "kernel by kernel" for rule in rules}
+    assert listed == {rule.__name__: "captured" if rule.capturable else "kernel by kernel" for rule in rules}
 
 
 def test_more_clients_than_streams_are_trained_in_waves_of_the_same_size(toy):
     settings = [toy("clients=35", "clients-per-round=34", "rounds=1", run=name) for name in ("a", "b")]
     expected = run(settings[0], engines.grid_of(settings[0]))
-    grid, said, waves = GpuGrid(settings[1], device=CPU, slot=Slot), [], []
-    grid._say, wave = said.append, grid._wave
+    grid, said, waves = GpuGrid(settings[1], device=CPU, lane=ResidentLane), [], []
+    grid._report, wave = said.append, grid._wave
 
     def look(turns):
         waves.append(len(turns))
@@ -293,17 +297,17 @@ def test_more_clients_than_streams_are_trained_in_waves_of_the_same_size(toy):
 
     grid._wave = look
     assert digest(run(settings[1], grid)) == digest(expected)
-    assert waves == [17, 17] and len(grid._slots) == 17 and not said
+    assert waves == [17, 17] and len(grid._lanes) == 17 and not said
 
 
-def test_a_client_goes_to_the_slot_that_knows_its_batches(toy):
+def test_a_client_goes_to_the_lane_that_knows_its_batches(toy):
     settings = toy("clients-per-round=6", "rounds=8")  # all clients in every round, in another order
-    grid = GpuGrid(settings, device=CPU, slot=Slot)
+    grid = GpuGrid(settings, device=CPU, lane=ResidentLane)
     seen, wave = [], grid._wave
 
     def look(turns):
         wave(turns)
-        seen.append([sorted(slot.sizes) for slot in grid._slots])
+        seen.append([sorted(lane.sizes) for lane in grid._lanes])
 
     grid._wave = look
     run(settings, grid)
@@ -311,56 +315,72 @@ def test_a_client_goes_to_the_slot_that_knows_its_batches(toy):
     assert seen == [seen[0]] * 8
 
 
-def test_a_client_sees_every_example_once_an_epoch_and_the_last_batch_is_as_small_as_it_is():
-    assert list(batches(7, 2, 3)) == [3, 3, 1, 3, 3, 1]
-    assert list(batches(6, 1, 3)) == [3, 3]
-    assert list(batches(2, 3, 50)) == [2, 2, 2]
+class Begun(NamedTuple):
+    """A state with one part of each sort."""
+
+    tensors: tuple
+    network: torch.nn.Module
+    draws: torch.Generator | None
 
 
-class Begun(LocalRule):
-    """A rule with one attribute of each sort."""
-
-    def __init__(self, value, seed=0, scale=1.0):
-        super().__init__()
-        self.tensors = [torch.full((2,), value), {"a": torch.full((1,), value)}]
-        self.network = torch.nn.Linear(1, 1).requires_grad_(False)
-        self.network.weight.fill_(value)
-        self.network.draws = torch.Generator().manual_seed(seed)
-        self.draws = torch.Generator().manual_seed(seed)
-        self.scale = scale
-        self.counts = np.full(2, value)
-        self.kept = {"own": np.full(1, value)}
+def begun(value, seed=0):
+    network = torch.nn.Linear(1, 1).requires_grad_(False)
+    network.weight.fill_(value)
+    tensors = (torch.full((2,), value), (torch.full((1,), value),))
+    return Begun(tensors, network, torch.Generator().manual_seed(seed))
 
 
-def test_a_resident_rule_takes_over_all_that_another_has_begun_with_and_its_tensors_keep_their_places():
-    resident, other = Begun(1.0), Begun(2.0, seed=5)
-    assert residents.kind_of(resident) == residents.kind_of(other)
-    places = [
-        tensor.data_ptr() for tensor in (resident.tensors[0], resident.tensors[1]["a"], resident.network.weight)
-    ]
-    draws = resident.draws
-    residents.move(other, resident)
+def places(state):
+    found = (state.tensors[0], state.tensors[1][0], state.network.weight)
+    return [tensor.data_ptr() for tensor in found], state.draws
+
+
+def test_a_states_values_are_copied_and_its_tensors_keep_their_places():
+    resident, other = begun(1.0), begun(2.0, seed=5)
+    before = places(resident)
+    states.copy_into(resident, other)
+    assert places(resident) == before
     assert resident.tensors[0].tolist() == [2, 2]
-    assert resident.tensors[1]["a"].item() == resident.network.weight.item() == 2
-    assert resident.counts.tolist() == [2, 2]
-    assert torch.equal(torch.rand(3, generator=resident.network.draws), torch.rand(3, generator=other.network.draws))
-    assert resident.kept["own"].tolist() == [2]
-    assert resident.draws is draws
-    assert torch.equal(torch.rand(3, generator=draws), torch.rand(3, generator=other.draws))
-    now = [tensor.data_ptr() for tensor in (resident.tensors[0], resident.tensors[1]["a"], resident.network.weight)]
-    assert now == places
-    assert residents.generators(resident, torch.nn.Linear(1, 1)) == [resident.network.draws, draws]
-    assert residents.generators(LocalRule(), resident.network) == [resident.network.draws]
+    assert resident.tensors[1][0].item() == resident.network.weight.item() == 2
+    assert torch.equal(torch.rand(3, generator=resident.draws), torch.rand(3, generator=other.draws))
 
 
-def test_a_step_that_would_differ_otherwise_than_by_the_values_of_tensors_is_another_kind():
-    plain = Begun(1.0)
-    fewer, typed, frozen = Begun(1.0), Begun(1.0), Begun(1.0)
-    fewer.tensors.pop()
-    typed.tensors[0] = typed.tensors[0].double()
+def test_the_generators_of_a_state_are_found():
+    state = begun(1.0)
+    assert states.generators((state, state.tensors)) == [state.draws]
+    assert states.generators(None) == []
+
+
+def test_states_that_differ_in_values_alone_are_of_one_kind():
+    assert states.kind_of(begun(1.0)) == states.kind_of(begun(2.0, seed=5))
+
+
+def test_states_that_differ_in_more_than_values_are_of_several_kinds():
+    plain, frozen = begun(1.0), begun(1.0)
     frozen.network.eval()
-    kinds = {residents.kind_of(rule) for rule in (plain, fewer, typed, frozen, Begun(1.0, scale=2.0))}
-    assert len(kinds) == 5
+    fewer, typed = plain._replace(tensors=plain.tensors[:1]), plain._replace(tensors=(torch.ones(2).double(),))
+    kinds = [states.kind_of(state) for state in (plain, fewer, typed, frozen, plain._replace(draws=None), None)]
+    assert len(set(kinds)) == 6
+
+
+class Dropping(Classifier):
+    """A model of a user's own, whose dropout draws from PyTorch's default generator."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.hidden, self.dropout = torch.nn.Linear(64, 16), torch.nn.Dropout(0.5)
+        self.classifier = torch.nn.Linear(16, classes)
+
+    def features(self, images):
+        return self.dropout(torch.relu(self.hidden(images.flatten(1))))
+
+
+@pytest.mark.parametrize("lane", [ResidentLane, RecordedLane])
+def test_dropout_draws_the_same_side_by_side_as_in_process(toy, monkeypatch, lane):
+    monkeypatch.setitem(MODELS, "dropping", Dropping)
+    settings = [toy("model.name=dropping", run=name) for name in "ab"]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, lane=lane))) == digest(expected)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
@@ -374,7 +394,7 @@ def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
 
 
 @pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in STRATEGIES])
-def test_on_a_gpu_every_strategy_ends_with_the_model_of_the_in_process_engine(toy, strategy):
+def test_on_a_gpu_every_strategy_equals_in_process(toy, strategy):
     assert {text.split()[0] for text in STRATEGIES} >= set(registry.ALGORITHMS)
     a, b = (toy("rounds=3", *f"strategy.name={strategy}".split(), "device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
@@ -382,10 +402,20 @@ def test_on_a_gpu_every_strategy_ends_with_the_model_of_the_in_process_engine(to
 
 
 @pytest.mark.parametrize("model", [pytest.param(model, marks=CUDA) for model in NETWORKS])
-def test_on_a_gpu_a_model_of_every_sort_of_layer_ends_with_the_model_of_the_in_process_engine(toy, small, model):
+def test_on_a_gpu_every_sort_of_layer_equals_in_process(toy, small, model):
     a, b = (toy(*small(model), "device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
     assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
+
+
+@cuda
+def test_on_a_gpu_dropout_draws_the_same_side_by_side_as_in_process(toy, monkeypatch):
+    monkeypatch.setitem(MODELS, "dropping", Dropping)
+    a, b = (toy("model.name=dropping", "rounds=4", "device=cuda", run=name) for name in "ab")
+    before = torch.cuda.get_rng_state()
+    expected = run(a, engines.grid_of(a))
+    assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("precision", [pytest.param(name, marks=CUDA) for name in ("float32", "tf32", "bf16")])
@@ -395,9 +425,7 @@ def test_on_a_gpu_every_precision_learns(toy, precision):
 
 
 @cuda
-def test_on_a_gpu_that_is_too_small_a_round_is_trained_in_waves_and_the_server_finds_its_memory(
-    toy, small, monkeypatch
-):
+def test_on_a_small_gpu_a_round_is_trained_in_waves(toy, small, monkeypatch):
     def free():
         gc.collect()
         torch.cuda.empty_cache()
@@ -408,7 +436,7 @@ def test_on_a_gpu_that_is_too_small_a_round_is_trained_in_waves_and_the_server_f
     torch.cuda.reset_peak_memory_stats()
     expected = run(a, engines.grid_of(a))
     layout = experiment.Experiment(a).layout
-    # A slot holds a model, its gradients and its momentum; of three slots a half of them is missing.
+    # A lane holds a model, its gradients and its momentum; of three lanes a half of them is missing.
     limit, said = torch.cuda.max_memory_reserved() - 1.5 * 3 * 4 * layout.size, []
     free()
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
@@ -422,23 +450,23 @@ def test_on_a_gpu_that_is_too_small_a_round_is_trained_in_waves_and_the_server_f
 
 
 @cuda
-def test_on_a_gpu_a_capture_that_finds_no_memory_is_tried_again_with_nothing_left_of_it(toy, monkeypatch):
+def test_on_a_gpu_a_capture_without_memory_is_tried_again(toy, monkeypatch):
     a, b = (toy("device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
-    tries, captured, loss = [], GraphSlot._captured, LocalRule.loss
+    tries, capture, forward = [], GraphLane._try_capture, LocalRule.forward
 
-    def trying(slot, size):
+    def trying(lane, size):
         tries.append((size, torch.cuda.memory_allocated()))
-        return captured(slot, size)
+        return capture(lane, size)
 
-    def starving(rule, model, inputs, labels):
-        value = loss(rule, model, inputs, labels)  # with all that it holds on to
+    def starving(rule, model, state, inputs, labels):
+        found = forward(rule, model, state, inputs, labels)  # with all that it holds on to
         if torch.cuda.is_current_stream_capturing() and len(tries) % 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return value
+        return found
 
-    monkeypatch.setattr(GraphSlot, "_captured", trying)
-    monkeypatch.setattr(LocalRule, "loss", starving)
+    monkeypatch.setattr(GraphLane, "_try_capture", trying)
+    monkeypatch.setattr(LocalRule, "forward", starving)
     said = []
     out = run(on_gpu(b), engines.grid_of(on_gpu(b), report=said.append))
     # Of the first try nothing is left, the gradients before it are gone, and what cuBLAS works with is not.
@@ -458,12 +486,12 @@ def test_on_a_gpu_no_messages_get_no_replies(toy):
 @cuda
 def test_on_a_gpu_a_step_that_waits_for_the_device_says_what_to_do(toy, monkeypatch):
     class Waiting(LocalRule):
-        def adjust(self, model):
+        def adjust(self, model, state):
             next(model.parameters()).sum().item()
 
     monkeypatch.setattr(registry.find("fedavg"), "Rule", Waiting)
     settings = on_gpu(toy("strategy.name=fedavg"))
-    with pytest.raises(FederationError, match=r"a step of Waiting cannot be captured .* set captured = False"):
+    with pytest.raises(FederationError, match=r"a step of Waiting cannot be captured .* set capturable = False"):
         run(settings, engines.grid_of(settings))
 
 

@@ -39,7 +39,7 @@ def test_what_needs_a_gpu_passes_on_an_emulated_one(python, tmp_path, part):
         "tests.support.emulated_cuda",
         *options,
         "tests/gpu/test_gpu.py",
-        "tests/training/test_training.py",
+        "tests/training/test_sgd.py",
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     summary = done.stdout.splitlines()[-1]

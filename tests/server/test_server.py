@@ -128,8 +128,8 @@ def test_a_client_scores_a_model_on_its_own_data(toy):
     out = run(settings)
     federation = experiment.Experiment(settings)
     grid = engines.grid_of(settings)
-    form = sites.Form.of(federation.dataset)
-    config = client.train_config(settings, federation.layout, form, out.identifier())
+    spec = sites.DataSpec.of(federation.dataset)
+    config = client.train_config(settings, federation.layout, spec, out.identifier())
     packed = federation.layout.pack(load_file(out.model))
     arrays = federation.codec.encode(Parts([packed.floats], [packed.ints]))
     content = RecordDict({"arrays": arrays, "config": config})
@@ -327,7 +327,7 @@ def test_a_client_with_another_model_than_the_server_says_so(toy, monkeypatch):
 
 def test_clients_that_do_not_see_the_run_folder_are_found_before_the_first_round(toy, monkeypatch):
     monkeypatch.setattr(resuming.partitions, "save", lambda parts, path: None)
-    with pytest.raises(FederationError, match=r"only 0 of the 6 clients .*partition.npz is not there; all clients"):
+    with pytest.raises(FederationError, match=r"only 0 of the 6 clients .*partition.npz does not exist; all clients"):
         run(toy())
 
 

@@ -1,10 +1,10 @@
-"""A slot that records what a step does to tensors and replays it without Python, as a CUDA graph does, on a CPU."""
+"""A lane that records what a step does to tensors and replays it without Python, as a CUDA graph does, on a CPU."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from fedmr_flwr.gpu.slots import Slot
+from fedmr_flwr.gpu.lanes import ResidentLane
 
 aten = torch.ops.aten
 # What needs a number of the device on the host, or copies one to it that no replay copies again.
@@ -45,8 +45,8 @@ def tensors_in(tree):
     return found
 
 
-class RecordedSlot(Slot):
-    """As `GraphSlot`: the first batch of a size as it is, the second recorded, and from then on replayed."""
+class RecordedLane(ResidentLane):
+    """As `GraphLane`: the first batch of a size as it is, the second recorded, and from then on replayed."""
 
     replays = 0
 
@@ -56,7 +56,7 @@ class RecordedSlot(Slot):
 
     def _run(self, size):
         key = self._kind, size
-        if not self._rule.captured:
+        if not self._rule.capturable:
             self._train(size)
         elif key not in self._recordings:
             self._recordings[key] = None

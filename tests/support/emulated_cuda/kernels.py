@@ -97,7 +97,10 @@ class Arithmetic(TorchDispatchMode):
             assert recording is None, f"{function} waits for the device"
             values = computed(function, *inside)
             return tree_map(lambda value: value.cuda() if isinstance(value, torch.Tensor) else value, values)
-        draw = Draw(kwargs["generator"], recording) if kwargs.get("generator") is not None else None
+        generator = kwargs.get("generator")
+        if generator is None and torch.Tag.nondeterministic_seeded in function.tags:
+            generator = default_generator() if recording is None else recording.default
+        draw = Draw(generator, recording) if generator is not None else None
         result = function(*args, **kwargs)  # finds the memory, launches kernels that do nothing
         outside = [places(value) for value in tree_flatten(result)[0] if isinstance(value, torch.Tensor)]
         if draw is not None:
@@ -147,9 +150,15 @@ class Operation:
                 leaf.note(self.function, writes=False)
         for place in writes:
             place.note(self.function, writes=True)
-        kwargs = self.kwargs if self.draw is None else {**self.kwargs, "generator": self.draw.on_host()}
-        with torch.set_grad_enabled(self.grad):
-            values = computed(self.function, self.args, kwargs)
+        before = torch.get_rng_state()
+        if self.draw is not None:
+            torch.set_rng_state(self.draw.on_host().get_state())
+        kwargs = {name: value for name, value in self.kwargs.items() if name != "generator"}
+        try:
+            with torch.set_grad_enabled(self.grad):
+                values = computed(self.function, self.args, kwargs)
+        finally:
+            torch.set_rng_state(before)
         found = [value for value in tree_flatten(values)[0] if isinstance(value, torch.Tensor)]
         with torch._C._DisableTorchDispatch(), torch.no_grad():
             for place, value in zip(self.results, found, strict=not self.draw) if self.results else ():
@@ -162,6 +171,10 @@ def state(generator):
     """Return the seed and the offset of a generator of the device."""
     found = generator.get_state().numpy().tobytes()
     return int.from_bytes(found[:8], "little"), int.from_bytes(found[8:16], "little")
+
+
+def default_generator():
+    return torch.cuda.default_generators[torch.cuda.current_device()]
 
 
 # How far a generator goes on, by the operation that draws and the shape.
@@ -208,6 +221,7 @@ class Recording:
 
     def __init__(self):
         self.operations, self.drawn, self.starts = [], {}, {}
+        self.default = default_generator().graphsafe_get_state()  # it may be another one when the graph is replayed
 
     def replay(self):
         for operation in self.operations:

@@ -1,0 +1,121 @@
+"""Lanes that live on: each trains one client after another in tensors that keep their places, to replay steps."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedmr_flwr.client.app import TrainRequest
+from fedmr_flwr.client.sites import Simulated
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.gpu import states
+from fedmr_flwr.models.base import Classifier
+from fedmr_flwr.models.packing import overwrite, pack_on_device
+from fedmr_flwr.training.lane import Batch, BatchSchedule, Lane, batch_sizes
+from fedmr_flwr.training.rules import State
+
+# How many kinds of state a lane knows at a time; MOON, for instance, has two: with an earlier model and without.
+_KINDS = 8
+
+
+class ResidentLane(Lane):
+    """A lane whose model, schedule and states keep their places on the device.
+
+    (Momentum begins as zeros here and as the first gradient in `fit`, which makes the same sum.)
+
+    Args:
+        model: on the device; the lane's own.
+        layout: of the model.
+        dataset: how to prepare examples.
+        examples: the whole training set, on the device.
+        settings: of the run.
+        largest: examples of the largest client.
+
+    Attributes:
+        sizes: of the batches that it has trained on; those of another size take longer at first.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        layout: Layout,
+        dataset: Dataset,
+        examples: Examples,
+        settings: Settings,
+        largest: int,
+    ) -> None:
+        super().__init__(model, dataset, examples, settings.training, settings.precision)
+        self._layout = layout
+        self._tensors = list(model.state_dict().values())
+        self._states: dict[states.Kind, State] = {}
+        self.sizes: set[int] = set()
+        # The batch is found by a cursor on the device, which a replay moves on.
+        self._first = torch.arange(settings.training.batch_size, device=self._device)
+        self._cursor = self._first.clone()
+        length = largest * settings.training.local_epochs
+        self._order = torch.zeros(length, dtype=torch.long, device=self._device)
+        self._changes = None
+        if settings.training.augment:
+            self._changes = torch.zeros(length, 3, dtype=torch.long, device=self._device)
+
+    def take(self, client: TrainRequest) -> None:
+        """Take a client, with the model that it received."""
+        overwrite(self._tensors, client.received, self._layout)
+        indices = torch.from_numpy(_indices(client))
+        self.begin(client.rng, client.rule, client.vectors, client.kept, indices)
+        self.sizes |= sizes_of(client, self._training.batch_size)
+
+    def packed(self) -> Packed:
+        """Return the model, its floats on the device."""
+        return pack_on_device(self._tensors, self._layout)
+
+    def close(self) -> None:
+        """Wait until nothing runs any more that the lane has begun; then its memory may serve for something else."""
+
+    def _hold(self, state: State) -> State:
+        """Copy a state into the tensors of an earlier one of its kind, if there was one."""
+        if not self._rule.capturable:
+            self._kind = None
+            return state
+        self._kind = states.kind_of(state)
+        if self._kind in self._states:
+            states.copy_into(self._states[self._kind], state)
+        else:
+            if len(self._states) == _KINDS:
+                self._forget()
+            self._states[self._kind] = state
+        return self._states[self._kind]
+
+    def _forget(self) -> None:
+        """Drop all states, and what was made for their tensors."""
+        self._states.clear()
+        self.sizes.clear()
+
+    def _load(self, schedule: BatchSchedule) -> None:
+        count = len(schedule.order)
+        self._order[:count] = schedule.order.to(self._device)
+        if self._changes is not None and schedule.changes is not None:
+            self._changes[:count] = schedule.changes.to(self._device)
+        self._cursor.copy_(self._first)
+
+    def _next_batch(self, size: int) -> Batch:
+        places = self._cursor[:size]
+        chosen = self._order.index_select(0, places)
+        changes = None if self._changes is None else self._changes.index_select(0, places)
+        batch = Batch(
+            self._examples.inputs.index_select(0, chosen), self._examples.labels.index_select(0, chosen), changes
+        )
+        self._cursor += size
+        return batch
+
+
+def sizes_of(client: TrainRequest, batch_size: int) -> set[int]:
+    """Return the sizes of a client's batches."""
+    return set(batch_sizes(len(_indices(client)), 1, batch_size))
+
+
+def _indices(client: TrainRequest) -> NDArray[np.int64]:
+    """Return which examples a client has."""
+    assert isinstance(client.environment, Simulated)
+    return client.environment.indices

@@ -1,0 +1,232 @@
+"""A lane: one client's local training, a step at a time."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from fedmr_flwr import config
+from fedmr_flwr.core.layout import Floats
+from fedmr_flwr.data import augmentation
+from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.models.base import Dropout
+from fedmr_flwr.training.devices import default_generator, to_input
+from fedmr_flwr.training.rules import LocalRule, Outcome, State, Task
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What local training did.
+
+    Attributes:
+        examples: examples of the client.
+        loss: mean cross-entropy over all examples of all epochs, measured as training went on.
+        outcome: what the local rule leaves behind.
+    """
+
+    examples: int
+    loss: float
+    outcome: Outcome = field(default_factory=Outcome)
+
+
+@dataclass(frozen=True)
+class BatchSchedule:
+    """Which examples a client trains on in which order, drawn before its first step.
+
+    Attributes:
+        order: [E * N] int64, the N examples in the order in which each of E epochs takes them.
+        changes: [E * N, 3] int64, how they are augmented, in the same order; None if they are not.
+    """
+
+    order: torch.Tensor
+    changes: torch.Tensor | None
+
+    @classmethod
+    def draw(
+        cls, examples: int, size: tuple[int, ...], training: config.Training, rng: np.random.Generator
+    ) -> "BatchSchedule":
+        """Draw a client's schedule.
+
+        Args:
+            examples: N.
+            size: of an image, [H, W]; ignored for text.
+            training: epochs and augmentation.
+            rng: of this client in this round.
+        """
+        orders, changes = [], []
+        for _ in range(training.local_epochs):
+            orders.append(torch.from_numpy(rng.permutation(examples)))
+            if training.augment:
+                changes.append(augmentation.draw(examples, size, rng)[orders[-1]])
+        return cls(torch.cat(orders), torch.cat(changes) if changes else None)
+
+
+def batch_sizes(examples: int, epochs: int, batch_size: int) -> Iterator[int]:
+    """List the sizes of all batches of a client's training: the last one of an epoch may be smaller.
+
+    Args:
+        examples: of the client.
+        epochs: passes over them.
+        batch_size: of all other batches.
+    """
+    for _ in range(epochs):
+        for start in range(0, examples, batch_size):
+            yield min(batch_size, examples - start)
+
+
+class Batch(NamedTuple):
+    """The examples of a step.
+
+    Attributes:
+        inputs: [B, ...] uint8.
+        labels: [B] int64.
+        changes: [B, 3] int64, how images are augmented; None if they are not.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    changes: torch.Tensor | None
+
+
+class Lane:
+    """A model and its optimiser, which train one client after another: fresh SGD, shuffled batches, cross-entropy.
+
+    While a client trains, PyTorch's default generator is its own, so that a module such as `nn.Dropout` draws the
+    same whether lanes take turns or not.
+
+    Args:
+        model: on the device of the examples; it is trained in place.
+        dataset: how to prepare the examples.
+        examples: those of the client, or a pool that holds those of many clients.
+        training: learning rate, momentum, epochs, batch size and augmentation.
+        precision: of the arithmetic, as `arithmetic` has it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        examples: Examples,
+        training: config.Training,
+        precision: config.Precision = "float32",
+    ) -> None:
+        self.model, self._dataset, self._examples = model.train(), dataset, examples
+        self._training, self._precision = training, precision
+        self._device = examples.labels.device
+        self._optimizer = torch.optim.SGD(model.parameters(), training.lr, training.momentum, fused=True)
+        self._total = torch.zeros((), device=self._device)
+        self._generator = torch.Generator(self._device)
+
+    def begin(
+        self,
+        rng: np.random.Generator,
+        rule: LocalRule,
+        received: Mapping[str, Floats] | None = None,
+        kept: Mapping[str, NDArray[Any]] | None = None,
+        indices: torch.Tensor | None = None,
+    ) -> None:
+        """Prepare a client's training; the model is the one that it received.
+
+        Args:
+            rng: of this client in this round.
+            rule: what the algorithm changes.
+            received: what the server sent besides the model.
+            kept: what the client kept when it last took part.
+            indices: [N] int64, on the host, which of the examples are the client's; None for all.
+        """
+        if self._training.momentum and (states := self._optimizer.state.values()):
+            torch._foreach_zero_([state["momentum_buffer"] for state in states])
+        self._total.zero_()
+        for_rule, for_modules = rng.spawn(2)  # without a draw from the stream itself
+        if any(isinstance(module, Dropout) for module in self.model.modules()):
+            for_modules = rng  # these models took their seed from it first, and keep their results
+        self._generator.manual_seed(int(for_modules.integers(2**63)))
+        labels = self._examples.labels if indices is None else self._examples.labels[indices.to(self._device)]
+        self._rule, self._task = rule, Task(labels, self._training, for_rule, received or {}, kept or {})
+        with default_generator(self._generator):
+            self._state = self._hold(rule.begin(self.model, self._task))
+        schedule = BatchSchedule.draw(len(labels), self._examples.inputs.shape[2:], self._training, rng)
+        order = schedule.order if indices is None else indices[schedule.order]
+        self._load(BatchSchedule(order, schedule.changes))
+        self._left = batch_sizes(len(labels), self._training.local_epochs, self._training.batch_size)
+        self._steps = 0
+
+    def step(self) -> bool:
+        """Train on the next batch, without waiting for the device; return whether there was one left."""
+        with default_generator(self._generator):
+            return self._step()
+
+    def run(self) -> TrainResult:
+        """Train on all batches that are left."""
+        with default_generator(self._generator):
+            while self._step():
+                pass
+        return self.end()
+
+    def end(self) -> TrainResult:
+        """Return what the training did, after its last step."""
+        with default_generator(self._generator):
+            outcome = self._rule.end(self.model, self._state, self._task, self._steps)
+        count = len(self._task.labels)
+        return TrainResult(count, self._total.item() / (count * self._training.local_epochs), outcome)
+
+    def _step(self) -> bool:
+        size = next(self._left, 0)
+        if size:
+            self._run(size)
+            self._steps += 1
+        return size > 0
+
+    def _train(self, size: int) -> None:
+        """Train on the next `size` examples; nothing here depends on the client but through tensors."""
+        batch = self._next_batch(size)
+        images = batch.inputs
+        if batch.changes is not None:
+            images = augmentation.crop_and_flip(images, batch.changes, self._dataset.background)
+        inputs = to_input(self._dataset, images, self._precision)
+        bf16 = self._precision == "bf16"
+        # Without autocast's cache of converted weights, which must not outlive a recorded step.
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            backward = partial(self._backward, inputs, batch.labels)
+            loss = self._rule.gradients(self.model, self._state, backward)
+            self._rule.adjust(self.model, self._state)
+            self._optimizer.step()
+        self._total.add_(loss, alpha=size)  # on the device: reading it here would wait for every step
+
+    def _backward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Set the gradients of a batch and return its mean cross-entropy."""
+        self._optimizer.zero_grad(set_to_none=True)
+        logits, extra = self._rule.forward(self.model, self._state, inputs, labels)
+        loss = functional.cross_entropy(logits, labels)
+        (loss if extra is None else loss + extra).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    # The one-GPU engine replaces what follows, to keep tensors where they are and to replay steps.
+
+    def _run(self, size: int) -> None:
+        """Take the step of the next `size` examples."""
+        self._train(size)
+
+    def _hold(self, state: State) -> State:
+        """Return the tensors to use for a client's state."""
+        return state
+
+    def _load(self, schedule: BatchSchedule) -> None:
+        """Put a client's schedule on the device."""
+        self._order = schedule.order.to(self._device)
+        self._changes = None if schedule.changes is None else schedule.changes.to(self._device)
+        self._position = 0
+
+    def _next_batch(self, size: int) -> Batch:
+        """Return the next `size` examples of the schedule."""
+        part = slice(self._position, self._position + size)
+        self._position += size
+        chosen = self._order[part]
+        changes = None if self._changes is None else self._changes[part]
+        return Batch(self._examples.inputs[chosen], self._examples.labels[chosen], changes)

@@ -1,0 +1,99 @@
+"""Devices: their choice, threads, precision, and whose generator modules draw from."""
+
+import os
+
+import pytest
+import torch
+
+from fedmr_flwr.errors import DeviceError
+from fedmr_flwr.training.devices import (
+    arithmetic,
+    check_precision,
+    default_generator,
+    is_out_of_memory,
+    pick_device,
+    threads,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_threads_are_set_and_put_back():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), threads(1):
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_a_missing_cuda_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == CPU
+    with pytest.raises(DeviceError, match="device is cuda but the number of CUDA devices here is 0; use device=auto"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(DeviceError, match="device is cuda:2 but the number of CUDA devices here is 2"):
+        pick_device("cuda:2")
+
+
+def flags():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.allow_tf32,
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "inside"),
+    [
+        ("float32", (True, "highest", True, False, False)),
+        *[(name, (False, "high", False, True, False)) for name in ("tf32", "bf16")],
+    ],
+)
+def test_precision_on_a_gpu_is_set_and_put_back(monkeypatch, precision, inside):
+    monkeypatch.setattr(os, "environ", {})
+    before = flags()
+    with arithmetic(precision, torch.device("cuda")):
+        assert flags() == inside
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert flags() == before
+    with pytest.raises(KeyError), arithmetic(precision, torch.device("cuda")):
+        raise KeyError
+    assert flags() == before
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_cpu_supports_only_float32(precision):
+    with pytest.raises(DeviceError, match=f"precision is {precision}, which needs a CUDA device"):
+        check_precision(precision, CPU)
+    with pytest.raises(DeviceError), arithmetic(precision, CPU):
+        pass
+
+
+def test_float32_changes_nothing_on_a_cpu():
+    before = flags()
+    with arithmetic("float32", CPU):
+        assert flags() == before
+
+
+def test_own_draws_take_the_place_of_the_global_ones():
+    own, before = torch.Generator().manual_seed(3), torch.get_rng_state()
+    with default_generator(own):
+        first = torch.rand(2)
+    torch.rand(5)
+    with default_generator(own):
+        second = torch.rand(2)
+    torch.set_rng_state(before)
+    assert torch.equal(torch.cat([first, second]), torch.rand(4, generator=torch.Generator().manual_seed(3)))
+
+
+def test_an_error_is_out_of_memory_also_by_its_cause():
+    error = RuntimeError("a step cannot be captured")
+    error.__cause__ = RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("a step cannot be captured"))

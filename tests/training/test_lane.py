@@ -1,0 +1,116 @@
+"""Lanes: clients that train a step at a time, and what their modules draw meanwhile."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedmr_flwr.config.settings import Training
+from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.models.base import Dropout
+from fedmr_flwr.training.lane import Lane, batch_sizes
+from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.training.sgd import fit
+
+DRAWS = torch.Generator().manual_seed(0)
+EXAMPLES = Examples(torch.randn(11, 4, generator=DRAWS), torch.arange(11) % 3)
+DATA = Dataset(EXAMPLES, EXAMPLES, 3, None)
+TRAINING = Training(lr=0.1, local_epochs=2, batch_size=4)
+MODULES = {"no dropout": nn.Identity, "nn.Dropout": lambda: nn.Dropout(0.5), "our Dropout": lambda: Dropout(0.5)}
+
+
+def network(module):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), module, nn.Linear(8, 3))
+    with torch.no_grad():
+        for at, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.sin(torch.arange(parameter.numel()) + at).view_as(parameter))
+    return model
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def trained(module, seed):
+    model = network(module)
+    fit(model, DATA, EXAMPLES, TRAINING, np.random.default_rng(seed))
+    return weights(model)
+
+
+def begun(lane, seed):
+    lane.begin(np.random.default_rng(seed), LocalRule())
+    return lane
+
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_lanes_that_take_turns_equal_lanes_in_a_row(module):
+    lanes = [begun(Lane(network(module()), DATA, EXAMPLES, TRAINING), seed) for seed in (1, 2)]
+    while sum(lane.step() for lane in lanes):
+        pass
+    for lane, seed in zip(lanes, (1, 2), strict=True):
+        assert torch.equal(weights(lane.model), trained(module(), seed))
+
+
+@pytest.mark.parametrize("module", list(MODULES.values())[1:], ids=list(MODULES)[1:])
+def test_dropout_repeats_under_a_seed_alone(module):
+    first = trained(module(), 1)
+    torch.rand(7)
+    assert torch.equal(first, trained(module(), 1))
+    assert not torch.equal(first, trained(module(), 2))
+
+
+@pytest.mark.parametrize("name", ["nn.Dropout", "our Dropout"])
+def test_the_global_generator_is_put_back(name):
+    lane, before = begun(Lane(network(MODULES[name]()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
+    lane.step()
+    assert torch.equal(torch.get_rng_state(), before)
+    lane.run()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_global_generator_is_put_back_after_an_error():
+    class Failing(nn.Module):
+        def forward(self, values):
+            torch.rand(1)
+            raise ValueError
+
+    lane, before = begun(Lane(network(Failing()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
+    with pytest.raises(ValueError):
+        lane.step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_modules_draws_change_no_other_draw():
+    """A dropout that drops nothing draws all the same."""
+    assert torch.equal(trained(nn.Dropout(1e-12), 1), trained(nn.Identity(), 1))
+
+
+def test_a_lane_trains_one_client_after_another():
+    lane, start = Lane(network(nn.Dropout(0.5)), DATA, EXAMPLES, TRAINING), network(nn.Identity()).state_dict()
+    for seed in (1, 2):
+        lane.model.load_state_dict(start)
+        result = begun(lane, seed).run()
+        expected = network(nn.Dropout(0.5))
+        assert result == fit(expected, DATA, EXAMPLES, TRAINING, np.random.default_rng(seed))
+        assert torch.equal(weights(lane.model), weights(expected))
+
+
+def test_a_lane_over_a_pool_trains_on_the_clients_examples():
+    indices = torch.tensor([9, 2, 5, 7, 0])
+    lane = Lane(network(nn.Identity()), DATA, EXAMPLES, TRAINING)
+    lane.begin(np.random.default_rng(1), LocalRule(), indices=indices)
+    result, expected = lane.run(), network(nn.Identity())
+    own = Examples(EXAMPLES.inputs[indices], EXAMPLES.labels[indices])
+    assert result == fit(expected, DATA, own, TRAINING, np.random.default_rng(1))
+    assert torch.equal(weights(lane.model), weights(expected))
+
+
+def test_step_returns_false_at_the_end():
+    lane = begun(Lane(network(nn.Identity()), DATA, EXAMPLES, TRAINING), 1)
+    assert [lane.step() for _ in range(8)] == [True] * 6 + [False] * 2
+
+
+def test_the_last_batch_of_an_epoch_may_be_smaller():
+    assert list(batch_sizes(7, 2, 3)) == [3, 3, 1, 3, 3, 1]
+    assert list(batch_sizes(6, 1, 3)) == [3, 3]
+    assert list(batch_sizes(2, 3, 50)) == [2, 2, 2]
