@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fedmr_flwr import config
 from fedmr_flwr.config.options import options_type
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.config.settings import Training
 from fedmr_flwr.core.layout import Floats
 
 
@@ -39,7 +40,7 @@ class Task:
     """
 
     labels: torch.Tensor
-    training: config.Training
+    training: Training
     rng: np.random.Generator
 
 
@@ -62,12 +63,12 @@ class LocalRule:
         kept: what the client kept of its last participation; empty if there was none, or if it is lost.
     """
 
-    options: config.Section
+    options: Section
     exchanges: ClassVar[tuple[str, ...]] = ()
     keeps: ClassVar[bool] = False
     captured: ClassVar[bool] = True
 
-    def __init__(self, options: config.Section | None = None) -> None:
+    def __init__(self, options: Section | None = None) -> None:
         self.options = options or options_type(type(self))()
         self.received: Mapping[str, Floats] = {}
         self.kept: Mapping[str, NDArray[Any]] = {}

@@ -22,7 +22,7 @@ ALLOWED = {
     "files": {"numpy", "safetensors"},
     "core": {"numpy"},
     "core.tensors": {"numpy", "torch"},
-    "config": {"pydantic", "yaml"},
+    "config": {"pydantic", "pydantic_core", "yaml"},
     "models": {"numpy", "torch", "torchvision"},
     "training": {"numpy", "torch"},
     "wire": {"flwr", "numpy"},
