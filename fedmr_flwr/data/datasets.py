@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedmr_flwr import config
+from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import cache
 from fedmr_flwr.data.base import PARTS, Arrays, Dataset, Examples, Normalisation, Source, checked
 from fedmr_flwr.data.cifar import Cifar
@@ -63,7 +63,7 @@ DATASETS: dict[str, Source] = {
 }
 
 
-def load(data: config.Data, data_dir: Path | None) -> Dataset:
+def load(data: Data, data_dir: Path | None) -> Dataset:
     """Return a data set.
 
     Args:
@@ -78,7 +78,7 @@ def load(data: config.Data, data_dir: Path | None) -> Dataset:
     return _load(data, data_dir or default_data_dir())
 
 
-def known_form(data: config.Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]:
+def known_form(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]:
     """Return the shape of an input and the number of classes, without the files where that can be.
 
     Args:
@@ -104,7 +104,7 @@ def default_data_dir() -> Path:
 
 
 @lru_cache(maxsize=2)
-def _load(data: config.Data, data_dir: Path) -> Dataset:
+def _load(data: Data, data_dir: Path) -> Dataset:
     kind, colon, rest = data.name.partition(":")
     measured = None
     if data.name in DATASETS:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_flwr import config
+from fedmr_flwr.config.settings import Partition
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data.base import Dataset
 from fedmr_flwr.errors import ConfigError, PartitionError
@@ -33,7 +33,7 @@ MIN_EXAMPLES = 10
 _DRAWS = 20
 
 
-def split(dataset: Dataset, clients: int, partition: config.Partition, seed: int) -> list[Indices]:
+def split(dataset: Dataset, clients: int, partition: Partition, seed: int) -> list[Indices]:
     """Divide a training set among clients.
 
     Args:
@@ -70,25 +70,23 @@ def split(dataset: Dataset, clients: int, partition: config.Partition, seed: int
     return [np.sort(np.asarray(part, np.int64)) for part in parts]
 
 
-def _iid(labels: Indices, clients: int, _: config.Partition, seed: int) -> Sequence[Indices]:
+def _iid(labels: Indices, clients: int, _: Partition, seed: int) -> Sequence[Indices]:
     """Equal shares of the shuffled examples."""
     # As flwr-datasets' IidPartitioner deals them, which takes a millisecond for each client.
     return np.array_split(stream(seed, "partition").permutation(len(labels)), clients)
 
 
-def _balanced_dirichlet(labels: Indices, clients: int, partition: config.Partition, seed: int) -> Sequence[Indices]:
+def _balanced_dirichlet(labels: Indices, clients: int, partition: Partition, seed: int) -> Sequence[Indices]:
     """The authors' split: per class, shares ~ Dir(alpha); full clients get no more; everyone >= 10 examples."""
     return _dirichlet(labels, clients, partition, seed, balanced=True)
 
 
-def _plain_dirichlet(labels: Indices, clients: int, partition: config.Partition, seed: int) -> Sequence[Indices]:
+def _plain_dirichlet(labels: Indices, clients: int, partition: Partition, seed: int) -> Sequence[Indices]:
     """Per class, shares ~ Dir(alpha); everyone >= 10 examples."""
     return _dirichlet(labels, clients, partition, seed, balanced=False)
 
 
-def _dirichlet(
-    labels: Indices, clients: int, partition: config.Partition, seed: int, balanced: bool
-) -> Sequence[Indices]:
+def _dirichlet(labels: Indices, clients: int, partition: Partition, seed: int, balanced: bool) -> Sequence[Indices]:
     """Divide each class by a Dirichlet distribution.
 
     Source: Hsu et al. 2019 for the Dirichlet split; FedMR's published code for balancing and minimum.
@@ -141,7 +139,7 @@ def _filled_up(parts: Sequence[Indices], rng: np.random.Generator) -> list[Indic
     return [np.array(mine, np.int64) for mine in held]
 
 
-def _shards(labels: Indices, clients: int, partition: config.Partition, seed: int) -> Sequence[Indices]:
+def _shards(labels: Indices, clients: int, partition: Partition, seed: int) -> Sequence[Indices]:
     """Sorted by label and cut into shards of equal size, of which every client gets the same number at random.
 
     Source: McMahan et al., AISTATS 2017, section 3.
@@ -158,7 +156,7 @@ def _shards(labels: Indices, clients: int, partition: config.Partition, seed: in
     return [np.concatenate([shards[shard] for shard in mine]) for mine in dealt]
 
 
-def _quantity(labels: Indices, clients: int, partition: config.Partition, seed: int) -> Sequence[Indices]:
+def _quantity(labels: Indices, clients: int, partition: Partition, seed: int) -> Sequence[Indices]:
     """Shuffled examples in unequal shares ~ Dir(alpha), at least 10 for everyone.
 
     Source: Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, quantity skew.
@@ -225,7 +223,7 @@ def _column(partitioner: "Partitioner", client: int) -> Indices:
 
 
 # A partition is a function of the labels; add one line to add one.
-PARTITIONS: dict[str, Callable[[Indices, int, config.Partition, int], Sequence[Indices]]] = {
+PARTITIONS: dict[str, Callable[[Indices, int, Partition, int], Sequence[Indices]]] = {
     "iid": _iid,
     "dirichlet": _balanced_dirichlet,
     "dirichlet-plain": _plain_dirichlet,

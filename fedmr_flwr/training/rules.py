@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedmr_flwr import config
 from fedmr_flwr.config.options import options_type
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.config.settings import Training
 from fedmr_flwr.core.layout import Floats
 
 # What a rule holds for one client: tensors, networks, generators and None, in tuples, named or not.
@@ -30,7 +31,7 @@ class Task:
     """
 
     labels: torch.Tensor
-    training: config.Training
+    training: Training
     rng: np.random.Generator
     received: Mapping[str, Floats] = field(default_factory=dict)
     kept: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -69,12 +70,12 @@ class LocalRule:
         capturable: whether a step may be recorded and replayed. False for one that must wait for the device.
     """
 
-    options: config.Section
+    options: Section
     exchanges: ClassVar[tuple[str, ...]] = ()
     keeps: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
 
-    def __init__(self, options: config.Section | None = None) -> None:
+    def __init__(self, options: Section | None = None) -> None:
         self.options = options or options_type(type(self))()
 
     # A subclass names the type of its own state, in `begin` as in the methods that get it back; hence Any here.

@@ -46,9 +46,9 @@ def test_integers_are_not_averaged_the_largest_counts(grid_of, answer):
 
 
 def test_an_unknown_option_is_refused():
-    with pytest.raises(ConfigError, match=r"unknown key 'strategy.weigting'; did you mean 'strategy.weighting'\?"):
+    with pytest.raises(ConfigError, match=r"FedAvg: unknown argument 'weigting'; did you mean 'weighting'\?"):
         FedAvg(weigting="uniform")
-    with pytest.raises(ConfigError, match=r"strategy.weighting = 'size'"):
+    with pytest.raises(ConfigError, match=r"FedAvg: weighting = 'size'"):
         FedAvg(weighting="size")
 
 

@@ -75,5 +75,5 @@ def test_classic_wrappers_and_secure_aggregation_are_refused():
     ],
 )
 def test_they_cannot_be_named_either(name, said):
-    with pytest.raises(ConfigError, match=f"strategy.name: 'flwr:{name}' {said}"):
+    with pytest.raises(ConfigError, match=f"'flwr:{name}' {said}"):
         flower_strategy(f"flwr:{name}")

@@ -121,8 +121,8 @@ def test_a_strategy_whose_clients_send_more_than_models_is_refused(toy, strategy
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("privacy.local-dp.epsilon=0", "privacy.local-dp.epsilon = 0: Input should be greater than 0"),
-        ("privacy.local-dp.delta=1", "privacy.local-dp.delta = 1: Input should be less than 1"),
+        ("privacy.local-dp.epsilon=0", "'privacy.local-dp.epsilon=0': Input should be greater than 0"),
+        ("privacy.local-dp.delta=1", "'privacy.local-dp.delta=1': Input should be less than 1"),
         ("privacy.local-dp.clip=1", "unknown key 'privacy.local-dp.clip'"),
         ("evaluate-clients=true", "evaluate-clients would send each client's accuracy without the noise"),
     ],

@@ -59,7 +59,7 @@ def test_too_few_clients_are_waited_for_and_given_up(away):
     away.gone = {0, 2, 3}
     said = []
     with pytest.raises(
-        AbsentClientsError, match=r"after 0\.1 s 1 of the 2 clients .* start the others, or raise join"
+        AbsentClientsError, match=r"after 0\.1 s 1 of the 2 clients .* start the others, or raise deployment.join"
     ):
         Attendance(away, 4, least=2, patience=0.1, report=said.append)
     assert said == ["waiting: 1 of the 2 clients that are needed are connected"]
