@@ -26,7 +26,8 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedmr_flwr import config, models
+from fedmr_flwr import models
+from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import datasets, partitions
@@ -107,7 +108,7 @@ def measure(options: list[str], conf: Path, overrides: list[str], warm: int) -> 
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][warm:]
         sizes = [len(part) for part in partitions.read(out / "partition.npz")]
-        settings = config.load(out / "config.yaml")
+        settings = load(out / "config.yaml")
     steps = np.mean([sum(steps_of(sizes[client], settings) for client in row["clients"]) for row in rows])
     seconds = np.mean([row["seconds"] + row.get("evaluation-seconds", 0) for row in rows])
     return Measured(float(seconds), float(steps), max(seen) - seen[0])
@@ -168,7 +169,7 @@ def main(
     for name in ("", "K", "s/round", "x gpu", "steps/s", "MB", "of the arithmetic, %", "of the launches, %"):
         table.add_column(name, justify="right" if name else "left")
     common = [*override, "device=cuda", f"data-dir={data_dir}", "evaluate-every=10"]
-    limits = card(config.load(conf, [*common, "engine=gpu"]), torch.device("cuda"))
+    limits = card(load(conf, [*common, "engine=gpu"]), torch.device("cuda"))
     for count in clients:
         found = {}
         for name, options in ENGINES.items():

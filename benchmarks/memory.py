@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedmr_flwr import config
+from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Dataset
 
@@ -29,9 +29,9 @@ def load(folder: Path) -> Dataset:
     Every page is touched, as training on all clients would do sooner or later.
     """
     process = psutil.Process()
-    datasets.load(config.Data(name="digits"), None)  # imports are not the data set's memory
+    datasets.load(Data(name="digits"), None)  # imports are not the data set's memory
     before = process.memory_full_info()
-    data = datasets.load(config.Data(name="npz:images.npz"), folder)
+    data = datasets.load(Data(name="npz:images.npz"), folder)
     data.train.inputs.max(), data.test.inputs.max()
     after = process.memory_full_info()
     name = "Ray actor" if process.name().startswith("ray::") else "ServerApp"

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from fedmr_flwr import config, models
+from fedmr_flwr import models
+from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import datasets, partitions
@@ -66,7 +67,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds, the first of which is dropped.")] = 8,
 ) -> None:
     """Measure all in turn and print a table."""
-    settings = config.load(CONF, [f"rounds={rounds}", f"data-dir={data_dir}"])
+    settings = load(CONF, [f"rounds={rounds}", f"data-dir={data_dir}"])
     with tempfile.TemporaryDirectory() as folder:
         measured = {
             "Ray engine": engine_seconds("ray", rounds, data_dir, Path(folder, "ray")),

@@ -29,8 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 
-from fedmr_flwr import FedMR, config
+from fedmr_flwr import FedMR
 from fedmr_flwr.client import app as client
+from fedmr_flwr.config.loading import parse
 from fedmr_flwr.data import partitions
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report import plots
@@ -120,7 +121,7 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
 
 def run(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Run a federation from start to end and return the metrics of its rounds."""
-    settings = config.parse(values, "scale.py")
+    settings = parse(values, "scale.py")
     with Display(settings.rounds, Console(file=io.StringIO())) as display:
         return serve(settings, engines.grid_of(settings), display).read_rows()
 

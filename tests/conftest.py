@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedmr_flwr import config
+from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 
@@ -47,7 +47,7 @@ def toy(tmp_path: Path) -> Callable[..., Settings]:
     """Return a function that makes the settings of a toy run: toy("rounds=2", run="a")."""
 
     def make(*overrides: str, run: str = "run") -> Settings:
-        return config.load(CONF / "quickstart.yaml", [*TOY, f"run-dir={tmp_path / run}", *overrides])
+        return load(CONF / "quickstart.yaml", [*TOY, f"run-dir={tmp_path / run}", *overrides])
 
     return make
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
-from fedmr_flwr.config import Section
+from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, mean, squared_distance
 

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedmr_flwr import config
 from fedmr_flwr.cli.arguments import Conf, Engine, Folder, Overrides, Superlink, engine_overrides, print_line
+from fedmr_flwr.config.loading import load, resolve_paths
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import FederationError, FedmrError, RunFolderError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.comparison import Rows
-from fedmr_flwr.report.display import Display, comparison_table, describe_clients, division, table
+from fedmr_flwr.report.display import Display, division
+from fedmr_flwr.report.tables import comparison_table, describe_clients, table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
@@ -26,7 +27,7 @@ def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, superlin
     CONF is a configuration file, such as conf/quickstart.yaml. OVERRIDES are key=value, nested keys with dots:
     training.lr=0.1.
     """
-    settings = folder.choose(config.load(conf, [*(overrides or []), *engine_overrides(engine, superlink)]))
+    settings = resolve_paths(load(conf, [*(overrides or []), *engine_overrides(engine, superlink)]))
     assert settings.run_dir is not None
     folder.check_free(settings.run_dir)
     _run(settings)
@@ -38,7 +39,7 @@ def resume(run_folder: Folder, engine: Engine = None, superlink: Superlink = Non
     RUN is its folder. The result is the same as without the stop, with another engine, too.
     """
     out = RunFolder.open(run_folder.absolute())
-    settings = config.load(out.config, engine_overrides(engine, superlink)).model_copy(update={"run_dir": out.path})
+    settings = load(out.config, engine_overrides(engine, superlink)).model_copy(update={"run_dir": out.path})
     manifest = out.read_manifest()
     if out.status == "completed" and manifest.get("rounds", 0) >= settings.rounds:
         print_line(f"{out.path} is complete: all {settings.rounds} rounds are done")
@@ -93,7 +94,7 @@ def compare(
     found: dict[str, list[Rows]] = {variant.label: [] for variant in compared}
     failed = 0
     for at, (variant, settings) in enumerate(planned, 1):
-        settings = folder.choose(settings)
+        settings = resolve_paths(settings)
         print_line(f"[{at}/{len(planned)}] {variant.label}, seed {settings.seed}: {settings.run_dir}")
         done = comparison.earlier(settings)
         try:

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedmr_flwr import config
 from fedmr_flwr.cli.arguments import Conf, Folder, Overrides, print_line
+from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import writing
-from fedmr_flwr.report.display import division, partition_table, unit_table
+from fedmr_flwr.report.display import division
+from fedmr_flwr.report.tables import partition_table, unit_table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
@@ -43,7 +44,7 @@ def partition(
     from fedmr_flwr.data import datasets, partitions
     from fedmr_flwr.report import plots
 
-    settings = config.load(conf, overrides or [])
+    settings = load(conf, overrides or [])
     folder.check_free(out, "--out FOLDER")
     dataset = datasets.load(settings.data, settings.data_dir)
     parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
@@ -67,7 +68,7 @@ def units(conf: Conf, overrides: Overrides = None) -> None:
     from fedmr_flwr.data import datasets
     from fedmr_flwr.models.packing import layout_of
 
-    settings = config.load(conf, overrides or [])
+    settings = load(conf, overrides or [])
     form = datasets.known_form(settings.data, settings.data_dir)
     layout = layout_of(models.build(settings.model.name, *form))
     strategy = algorithms.create(settings, layout)

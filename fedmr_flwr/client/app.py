@@ -16,7 +16,8 @@ from flwr.clientapp import ClientApp
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.client import privacy
 from fedmr_flwr.client.sites import DATA, ClientEnvironment, DataSpec, Node, Simulated, number_of
-from fedmr_flwr.config.settings import Precision, Settings
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError

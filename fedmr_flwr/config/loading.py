@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fedmr_flwr.config.paths import default_data_dir
 from fedmr_flwr.config.sections import validate_section
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.strategy import Strategy
@@ -56,6 +57,18 @@ def parse(values: dict[str, Any], where: str) -> Settings:
 def to_yaml(settings: Settings) -> str:
     """Write a configuration out in full, every default included."""
     return write_yaml(settings.model_dump(mode="json", by_alias=True))
+
+
+def resolve_paths(settings: Settings) -> Settings:
+    """Fill in what a configuration leaves open: the folder of its data, and a new run folder under runs/."""
+    # Here, because a client on another machine may have another default.
+    settings = settings.model_copy(update={"data_dir": settings.data_dir or default_data_dir()})
+    if settings.run_dir is not None:
+        return settings
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.data.name}-{settings.strategy.name}-seed{settings.seed}"
+    base = Path("runs").absolute()
+    candidates = (base / (name if attempt == 1 else f"{name}-{attempt}") for attempt in range(1, 1000))
+    return settings.model_copy(update={"run_dir": next(path for path in candidates if not path.exists())})
 
 
 def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:

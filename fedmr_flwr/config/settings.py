@@ -8,8 +8,7 @@ from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_va
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import AbsolutePath, Section
 from fedmr_flwr.config.strategy import Strategy
-
-Precision = Literal["float32", "tf32", "bf16"]
+from fedmr_flwr.config.training import Precision, Training
 
 
 class Data(Section):
@@ -49,24 +48,6 @@ class Model(Section):
     """What is trained. `name`: an entry of `fedmr_flwr.models.MODELS`."""
 
     name: str = "cnn"
-
-
-class Training(Section):
-    """Local training: SGD on the client's own data.
-
-    Attributes:
-        lr: learning rate.
-        momentum: of SGD; starts at zero in every round.
-        local_epochs: passes over the client's data in a round.
-        batch_size: examples in a step; the last batch of an epoch may be smaller.
-        augment: shift every image by up to an eighth of its size and flip every second one, anew in each epoch.
-    """
-
-    lr: float = Field(0.01, gt=0)
-    momentum: float = Field(0.5, ge=0, lt=1)
-    local_epochs: int = Field(5, ge=1)
-    batch_size: int = Field(50, ge=1)
-    augment: bool = False
 
 
 class LocalDp(Section):

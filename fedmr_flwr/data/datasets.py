@@ -1,7 +1,6 @@
 """Data sets by name: read once, then shared by all processes of a machine."""
 
 import importlib
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedmr_flwr.config.paths import default_data_dir
 from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import cache
 from fedmr_flwr.data.base import PARTS, Arrays, Dataset, Examples, Normalisation, Source, checked
@@ -93,14 +93,6 @@ def known_form(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]
         return source.input_shape, source.classes
     dataset = load(data, data_dir)
     return dataset.input_shape, dataset.classes
-
-
-def default_data_dir() -> Path:
-    """Return the folder of data files if none is given: $FEDMR_DATA_DIR, or one in the user's cache."""
-    try:
-        return Path(os.environ.get("FEDMR_DATA_DIR") or "~/.cache/fedmr_flwr").expanduser().absolute()
-    except RuntimeError as error:  # no home, or that of a user who is not known
-        raise ConfigError(f"there is no data folder: {error}; name one with data-dir=FOLDER") from None
 
 
 @lru_cache(maxsize=2)

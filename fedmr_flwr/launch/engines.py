@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from flwr.serverapp import Grid
 
+from fedmr_flwr.config.loading import resolve_paths
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.report.display import Display
-from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
@@ -34,7 +34,7 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     """
     from fedmr_flwr.data import datasets
 
-    settings = folder.choose(settings)
+    settings = resolve_paths(settings)
     datasets.load(settings.data, settings.data_dir)  # may take minutes, with a progress bar of its own
     with display:
         if settings.engine == "ray":

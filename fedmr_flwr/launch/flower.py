@@ -13,7 +13,7 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.server.experiment import check
+from fedmr_flwr.server.experiment import check, create_folder
 from fedmr_flwr.wire.flower.commands import Connection
 
 # `flwr list` may fail on a busy machine; that must not end a long run.
@@ -40,7 +40,7 @@ def launching(settings: Settings, prepared: RunFolder | None) -> Iterator[RunFol
             stack.enter_context(prepared.launching())
         check(settings)  # before anything is written
         if prepared is None:
-            prepared = RunFolder.create(settings)
+            prepared = create_folder(settings)
             stack.enter_context(prepared.launching())
         yield prepared
 

@@ -8,12 +8,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fedmr_flwr import config
+from fedmr_flwr.config.loading import load, resolve_paths
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display, quiet
-from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.run import run
 from fedmr_flwr.wire.flower import serverapp
@@ -29,7 +28,7 @@ def main(grid: Grid, context: Context) -> None:
     conf = Path(str(context.run_config["conf"])).expanduser()
     if not conf.is_absolute():
         conf = Path(__file__).parents[2] / conf  # the files of conf/ travel with the app
-    settings = folder.choose(config.load(conf, _words(str(context.run_config["set"]))))
+    settings = resolve_paths(load(conf, _words(str(context.run_config["set"]))))
     quiet()
     display = Display(settings.rounds, Console(width=120))
     if not is_simulation(grid):

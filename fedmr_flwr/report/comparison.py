@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmr_flwr import config
+from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import write_aside
@@ -110,9 +110,9 @@ def plan(
         raise ConfigError(f"'{taken[0]}': use --strategies, --seeds and, for all runs, --out FOLDER")
     runs = []
     for variant in compared:
-        for seed in of_seeds or [config.load(conf, overrides).seed]:
+        for seed in of_seeds or [load(conf, overrides).seed]:
             own = [f"seed={seed}", f"run-dir={out / variant.folder(seed)}"]
-            settings = config.load(conf, [*overrides, *variant.overrides(), *own])
+            settings = load(conf, [*overrides, *variant.overrides(), *own])
             runs.append((variant, settings))
     folders = [str(settings.run_dir) for _, settings in runs]
     if twice := [folder for folder in folders if folders.count(folder) > 1]:
@@ -154,7 +154,7 @@ def _check_same(settings: Settings) -> None:
     if (out := earlier(settings)) is None:
         return
     before, now = (
-        known.model_dump(mode="json", by_alias=True, include=_SAME) for known in (config.load(out.config), settings)
+        known.model_dump(mode="json", by_alias=True, include=_SAME) for known in (load(out.config), settings)
     )
     for name, value in now.items():
         if before[name] != value:

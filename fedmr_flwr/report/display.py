@@ -1,26 +1,13 @@
 """What a person sees of a run: a progress bar or a line per round, and a table at the end."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.units import Spec, Unit
-from fedmr_flwr.core.units import describe as describe_unit
-from fedmr_flwr.report.comparison import Line, cells, heads
-
-# Rows of the closing table.
-_ROWS = 12
-# The most clients that are listed one by one.
-_CLIENTS = 40
 
 
 class Display:
@@ -94,7 +81,7 @@ def quiet() -> None:
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """Say a round's numbers in one line."""
+    """Return a round's numbers in one line."""
     parts = [f"accuracy {row['test-accuracy']:.4f}  loss {row['test-loss']:.4f}"] if "test-loss" in row else []
     if "train-loss" in row:
         parts.append(f"train loss {row['train-loss']:.4f}")
@@ -117,96 +104,3 @@ def division(settings: Settings) -> str:
     elif partition.name == "shards":
         detail = f" of {partition.shards_per_client}"
     return f"{settings.data.name}, {settings.clients} clients, {partition.name}{detail}"
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Lay out a run's evaluated rounds; of many, evenly spaced ones and always the last.
-
-    Args:
-        rows: the metrics of all rounds.
-    """
-    scored = [row for row in rows if "test-accuracy" in row]
-    every = max(1, -(-len(scored) // _ROWS))
-    out = Table(caption="no round was evaluated")
-    if scored:
-        best = max(scored, key=lambda row: row["test-accuracy"])
-        out.caption = f"best test accuracy {best['test-accuracy']:.4f} in round {best['round']}"
-    for name in ("round", "test accuracy", "test loss", "train loss", "s/round", "failures"):
-        out.add_column(name, justify="right")
-    for row in scored[::-1][::every][::-1]:
-        out.add_row(
-            str(row["round"]),
-            f"{row['test-accuracy']:.4f}",
-            f"{row['test-loss']:.4f}",
-            f"{row['train-loss']:.4f}" if "train-loss" in row else "",
-            f"{row['seconds']:.2f}",
-            str(row["failures"]),
-        )
-    return out
-
-
-def comparison_table(compared: Sequence[Line], target: float) -> Table:
-    """Lay out what came of several strategies.
-
-    Args:
-        compared: a line for each.
-        target: the accuracy to reach, 0 to 1.
-    """
-    out = Table(caption="test accuracy in %, mean ± standard deviation over runs; MB per client and round")
-    for at, name in enumerate(heads(target)):
-        out.add_column(name, justify="right" if at else "left", no_wrap=at > 0, overflow="fold")
-    for line in compared:
-        out.add_row(*map(Text, cells(line)))
-    return out
-
-
-def describe_clients(over: Mapping[str, Any]) -> str:
-    """Say in one line how the model does on the clients' own data; see `fedmr_flwr.runs.clients.summary`."""
-    if not over["clients"]:
-        return "accuracy over clients: none of them answered"
-    numbers = f"mean {over['mean']:.4f}, standard deviation {over['std']:.4f}, worst tenth {over['worst-tenth']:.4f}"
-    return f"accuracy over {over['clients']} clients: {numbers}"
-
-
-def partition_table(counts: NDArray[np.int64], distances: NDArray[np.float64], title: str) -> Table:
-    """Lay out a division of data: a line for each client, of many clients only the extent.
-
-    Args:
-        counts: [clients, classes] examples.
-        distances: [clients] how far each client's labels are from those of all together.
-        title: which division of which data.
-    """
-    sizes, classes = counts.sum(1), np.count_nonzero(counts, axis=1)
-    out = Table(title=title, caption=f"mean Jensen-Shannon distance to all labels {distances.mean():.3f}")
-    for name in ("client", "examples", "classes", "distance"):
-        out.add_column(name, justify="right")
-    if len(counts) <= _CLIENTS:
-        for client, (size, held, distance) in enumerate(zip(sizes, classes, distances, strict=True)):
-            out.add_row(str(client), f"{size:,}", str(held), f"{distance:.3f}")
-        out.add_section()
-    for name, at in (("fewest", 0), ("median", 0.5), ("most", 1)):
-        size, held, distance = (float(np.quantile(values, at)) for values in (sizes, classes, distances))
-        out.add_row(name, f"{size:,.0f}", f"{held:g}", f"{distance:.3f}")
-    return out
-
-
-def unit_table(units: Sequence[Unit], layout: Layout, spec: Spec) -> Table:
-    """Lay out the units of recombination: their keys, sizes and shares of the parameters.
-
-    Args:
-        units: of the layout.
-        layout: of the model.
-        spec: how the configuration names them.
-    """
-    tensors = f"{len(layout.entries)} tensors, {layout.size:,} values"
-    # Text, because a pattern such as [a-z] would be taken for markup.
-    out = Table(caption=Text(f"unit {describe_unit(spec)}: {len(units)} units, {tensors}"))
-    out.add_column("unit", overflow="fold")
-    out.add_column("tensors", justify="right")
-    out.add_column("values", justify="right")
-    out.add_column("share", justify="right")
-    out.add_column("keys", overflow="fold")
-    for unit in units:
-        share = f"{100 * unit.size / max(layout.size, 1):.2f} %"
-        out.add_row(Text(unit.name), str(len(unit.keys)), f"{unit.size:,}", share, Text(", ".join(unit.keys)))
-    return out

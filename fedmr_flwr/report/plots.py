@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedmr_flwr import config
+from fedmr_flwr.config.loading import load
 from fedmr_flwr.files import write_aside
 from fedmr_flwr.report.lineage import STRATEGIES, History, Run, history, trace
 from fedmr_flwr.runs.folder import RunFolder
@@ -60,7 +60,7 @@ def draw(folder: RunFolder) -> list[Path]:
         drawn.append(folder.path / "diversity.png")
         diversity(rows, units, title, drawn[-1])
     if units and strategy.get("name") in STRATEGIES and any("slots" in row for row in rows):
-        settings = config.load(folder.config)
+        settings = load(folder.config)
         slots = strategy.get("population") or settings.clients_per_round
         first_stage = strategy.get("first-stage-rounds", 0)
         run = Run(strategy["name"], settings.seed, first_stage, len(units), slots, settings.clients)

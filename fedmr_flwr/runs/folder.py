@@ -7,7 +7,6 @@ import os
 import platform
 import secrets
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
@@ -16,29 +15,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedmr_flwr import config
-from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.data.datasets import default_data_dir
 from fedmr_flwr.errors import FedmrError, RunFolderError
 from fedmr_flwr.files import write_aside, write_new, write_tensors, writing
 
 _VERSIONS = ("fedmr-flwr", "flwr", "ray", "torch", "numpy")
 
 
-def choose(settings: Settings) -> Settings:
-    """Settle where a run's data lie and, if the configuration does not say so, its folder: a new one under runs/."""
-    # Here, because a client on another machine may have another default.
-    settings = settings.model_copy(update={"data_dir": settings.data_dir or default_data_dir()})
-    if settings.run_dir is not None:
-        return settings
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.data.name}-{settings.strategy.name}-seed{settings.seed}"
-    base = Path("runs").absolute()
-    candidates = (base / (name if attempt == 1 else f"{name}-{attempt}") for attempt in range(1, 1000))
-    return settings.model_copy(update={"run_dir": next(path for path in candidates if not path.exists())})
-
-
 def check_free(path: Path, option: str = "run-dir=FOLDER") -> None:
-    """Insist that a folder can be made or is empty.
+    """Check that a folder can be made or is empty.
 
     Args:
         path: the folder.
@@ -79,26 +63,27 @@ class RunFolder:
         self.config = path / "config.yaml"
 
     @classmethod
-    def create(cls, settings: Settings) -> "RunFolder":
+    def create(cls, path: Path, configuration: str, **facts: Any) -> "RunFolder":
         """Make the folder of a run and write down what is to be run.
 
         Args:
-            settings: with a `run_dir`.
+            path: a folder that does not exist, or is empty.
+            configuration: the whole of it, as YAML.
+            **facts: for the manifest.
 
         Raises:
             RunFolderError: the folder holds another run, or cannot be written.
         """
-        assert settings.run_dir is not None
-        check_free(settings.run_dir)
-        folder = cls(settings.run_dir)
+        check_free(path)
+        folder = cls(path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            write_new(folder.config, config.to_yaml(settings).encode())
+            write_new(folder.config, configuration.encode())
         except FileExistsError:
             raise _taken(folder.path, "run-dir=FOLDER") from None
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder {folder.path}: {error.strerror}") from None
-        folder.note(status="starting", engine=settings.engine, seed=settings.seed, versions=versions())
+        folder.note(status="starting", versions=versions(), **facts)
         return folder
 
     @classmethod
@@ -110,7 +95,7 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.config.is_file() or not folder.config.stat().st_size:
-            raise RunFolderError(f"{path} is no run folder: it holds no config.yaml, or an empty one")
+            raise RunFolderError(f"{path} is not a run folder: it holds no config.yaml, or an empty one")
         return folder
 
     @contextmanager

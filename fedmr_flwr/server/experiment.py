@@ -7,7 +7,9 @@ from flwr.app import ArrayRecord
 
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.algorithms.multi_model import MultiModel
-from fedmr_flwr.config.settings import Precision, Settings
+from fedmr_flwr.config.loading import to_yaml
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.units import describe
 from fedmr_flwr.data import datasets, partitions
@@ -15,6 +17,7 @@ from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.report.display import division
+from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training.devices import arithmetic, check_precision, pick_device, place
 from fedmr_flwr.training.evaluation import Score, evaluate
 from fedmr_flwr.wire.codec import Codec
@@ -90,6 +93,16 @@ class Experiment:
             changed["local-dp ε"] = settings.privacy.local_dp.epsilon
         described = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
         return f"{strategy.name}{described} · {division(settings)} · seed {settings.seed}"
+
+
+def create_folder(settings: Settings) -> RunFolder:
+    """Make the folder of a run, as its settings name it.
+
+    Raises:
+        RunFolderError: the folder holds another run, or cannot be written.
+    """
+    assert settings.run_dir is not None
+    return RunFolder.create(settings.run_dir, to_yaml(settings), engine=settings.engine, seed=settings.seed)
 
 
 def check(settings: Settings) -> None:

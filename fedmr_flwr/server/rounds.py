@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
 from fedmr_flwr.algorithms.contract import ServerStrategy
-from fedmr_flwr.config import Settings
+from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import BadRoundError, FederationError, LostActorError
 from fedmr_flwr.wire.checks import Failure, log_failures
 from fedmr_flwr.wire.codec import restore_dtypes

@@ -16,7 +16,7 @@ from fedmr_flwr.runs import checkpoint, folder
 from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import client_evaluation, rounds
-from fedmr_flwr.server.experiment import Experiment
+from fedmr_flwr.server.experiment import Experiment, create_folder
 from fedmr_flwr.server.resuming import LEDGER, describe, resume
 from fedmr_flwr.training.devices import is_out_of_memory
 from fedmr_flwr.wire.grids.roster import RosterGrid
@@ -49,7 +49,7 @@ def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | 
             folder.check_free(settings.run_dir)
         experiment = Experiment(settings)
         if out is None:
-            out = RunFolder.create(settings)
+            out = create_folder(settings)
             stack.enter_context(_serving(out))
         arrays = _train(experiment, grid, out, display)
         digest = out.save_model(experiment.layout.unpack(experiment.codec.decode(arrays).on_host()))

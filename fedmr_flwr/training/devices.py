@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmr_flwr import config
+from fedmr_flwr.config.training import Precision
 from fedmr_flwr.data.base import Dataset
 from fedmr_flwr.errors import DeviceError
 
 
-def to_input(dataset: Dataset, inputs: torch.Tensor, precision: config.Precision = "float32") -> torch.Tensor:
+def to_input(dataset: Dataset, inputs: torch.Tensor, precision: Precision = "float32") -> torch.Tensor:
     """Turn uint8 inputs into what a model takes, on their device.
 
     Args:
@@ -30,12 +30,12 @@ def to_input(dataset: Dataset, inputs: torch.Tensor, precision: config.Precision
     return prepared.contiguous(memory_format=_memory_format(inputs.device, precision))
 
 
-def place(model: nn.Module, device: torch.device, precision: config.Precision = "float32") -> None:
+def place(model: nn.Module, device: torch.device, precision: Precision = "float32") -> None:
     """Move a model to a device, in the memory format that is fastest there."""
     model.to(device).to(memory_format=_memory_format(device, precision))
 
 
-def _memory_format(device: torch.device, precision: config.Precision) -> torch.memory_format:
+def _memory_format(device: torch.device, precision: Precision) -> torch.memory_format:
     """Return the faster order of an image's values."""
     # Channels last takes half the time on a CPU, and with bf16 on a GPU.
     last = device.type == "cpu" or precision == "bf16"
@@ -43,7 +43,7 @@ def _memory_format(device: torch.device, precision: config.Precision) -> torch.m
 
 
 @contextmanager
-def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[None]:
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Set the precision of a CUDA device inside the block, and restore it afterwards.
 
     Args:
@@ -76,7 +76,7 @@ def arithmetic(precision: config.Precision, device: torch.device) -> Iterator[No
         deterministic.fill_uninitialized_memory = filled
 
 
-def check_precision(precision: config.Precision, device: torch.device) -> None:
+def check_precision(precision: Precision, device: torch.device) -> None:
     """Check that a device can compute in a precision.
 
     Raises:

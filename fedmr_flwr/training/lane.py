@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fedmr_flwr import config
+from fedmr_flwr.config.training import Precision, Training
 from fedmr_flwr.core.layout import Floats
 from fedmr_flwr.data import augmentation
 from fedmr_flwr.data.base import Dataset, Examples
@@ -49,7 +49,7 @@ class BatchSchedule:
 
     @classmethod
     def draw(
-        cls, examples: int, size: tuple[int, ...], training: config.Training, rng: np.random.Generator
+        cls, examples: int, size: tuple[int, ...], training: Training, rng: np.random.Generator
     ) -> "BatchSchedule":
         """Draw a client's schedule.
 
@@ -113,8 +113,8 @@ class Lane:
         model: nn.Module,
         dataset: Dataset,
         examples: Examples,
-        training: config.Training,
-        precision: config.Precision = "float32",
+        training: Training,
+        precision: Precision = "float32",
     ) -> None:
         self.model, self._dataset, self._examples = model.train(), dataset, examples
         self._training, self._precision = training, precision

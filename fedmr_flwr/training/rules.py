@@ -11,7 +11,7 @@ from torch import nn
 
 from fedmr_flwr.config.options import options_type
 from fedmr_flwr.config.sections import Section
-from fedmr_flwr.config.settings import Training
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Floats
 
 # What a rule holds for one client: tensors, networks, generators and None, in tuples, named or not.

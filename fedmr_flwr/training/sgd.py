@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fedmr_flwr import config
+from fedmr_flwr.config.training import Precision, Training
 from fedmr_flwr.core.layout import Floats
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.training.lane import Lane, TrainResult
@@ -18,12 +18,12 @@ def fit(
     model: nn.Module,
     dataset: Dataset,
     examples: Examples,
-    training: config.Training,
+    training: Training,
     rng: np.random.Generator,
     rule: LocalRule | None = None,
     received: Mapping[str, Floats] | None = None,
     kept: Mapping[str, NDArray[Any]] | None = None,
-    precision: config.Precision = "float32",
+    precision: Precision = "float32",
 ) -> TrainResult:
     """Train a model in place: fresh SGD, shuffled batches, cross-entropy, and what a rule changes of it.
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fedmr_flwr.algorithms.fedasam import ASAM, ASAMOptions
-from fedmr_flwr.config.settings import Training
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.training.sgd import fit

@@ -20,7 +20,7 @@ from fedmr_flwr.algorithms.fedgen import (
     diversity,
     teaching,
 )
-from fedmr_flwr.config.settings import Training
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import ConfigError

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from fedmr_flwr import models
 from fedmr_flwr.algorithms.moon import Contrastive, ContrastiveOptions, contrastive
-from fedmr_flwr.config.settings import Training
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.training.rules import LocalRule, Task

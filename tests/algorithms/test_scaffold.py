@@ -6,7 +6,8 @@ from torch import nn
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.algorithms.scaffold import CONTROL, Corrected, Scaffold
-from fedmr_flwr.config.settings import Settings, Training
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.data.base import Dataset, Examples

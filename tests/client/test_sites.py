@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedmr_flwr import config
 from fedmr_flwr.client import sites
 from fedmr_flwr.client.sites import DataSpec, Node
+from fedmr_flwr.config.settings import Data, Partition
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Normalisation
 from fedmr_flwr.errors import ConfigError, DataError
@@ -29,7 +29,7 @@ def own(tmp_path):
 
 
 def of_its_own(toy, node_config, spec=SPEC, run=RUN):
-    settings = toy().model_copy(update={"partition": config.Partition(name="nodes")})
+    settings = toy().model_copy(update={"partition": Partition(name="nodes")})
     return Node(settings, node_config, spec, run)
 
 
@@ -82,14 +82,14 @@ def test_a_node_divides_a_data_set_as_the_server_and_only_once(toy, own, tmp_pat
 
 @pytest.mark.parametrize("name", ["npz:/etc/passwd", "os:listdir", "npz:own.npz"])
 def test_the_server_cannot_have_a_node_open_other_files(toy, own, tmp_path, name):
-    settings = toy().model_copy(update={"data": config.Data(name=name)})
+    settings = toy().model_copy(update={"data": Data(name=name)})
     with pytest.raises(ConfigError, match="a node reads only data sets by name"):
         Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN).prepare("")
 
 
 @pytest.mark.parametrize("name", ["file:/etc/hostname", "file:own.npz"])
 def test_nor_a_file_that_says_who_holds_what(toy, own, tmp_path, name):
-    settings = toy().model_copy(update={"partition": config.Partition(name=name)})
+    settings = toy().model_copy(update={"partition": Partition(name=name)})
     with pytest.raises(ConfigError, match="a node opens no file that the server names"):
         Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
 
@@ -102,7 +102,7 @@ def test_errors_say_who_fails_and_not_where_its_files_lie(toy, own, tmp_path):
 
 
 def test_a_node_fetches_nothing_that_the_server_asks_for(toy, own, tmp_path):
-    settings = toy().model_copy(update={"data": config.Data(name="fashion-mnist", download=True)})
+    settings = toy().model_copy(update={"data": Data(name="fashion-mnist", download=True)})
     site = Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
     assert not site._named.download
 

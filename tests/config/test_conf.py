@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedmr_flwr import config, models
+from fedmr_flwr import models
 from fedmr_flwr.algorithms.fedmr import FedMROptions
+from fedmr_flwr.config.loading import load
+from fedmr_flwr.config.settings import Partition
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.data import datasets
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
@@ -35,7 +38,7 @@ def slow_if_large(path):
 @pytest.mark.parametrize("path", map(slow_if_large, FILES))
 def test_a_round_with_three_clients(path, tmp_path, data_dir):
     small = ["rounds=1", "clients=3", "clients-per-round=3", "training.local-epochs=1", "engine=in-process"]
-    settings = config.load(path, [*small, f"data-dir={data_dir}", f"run-dir={tmp_path / 'run'}"])
+    settings = load(path, [*small, f"data-dir={data_dir}", f"run-dir={tmp_path / 'run'}"])
     with Display(1, Console(file=io.StringIO())) as display:
         out = serve(settings, engines.grid_of(settings), display)
     (row,) = out.read_rows()
@@ -43,10 +46,10 @@ def test_a_round_with_three_clients(path, tmp_path, data_dir):
 
 
 def test_fashion_mnist_is_in_the_setting_of_the_published_code():
-    settings = config.load(CONF / "fashion-mnist-cnn.yaml")
+    settings = load(CONF / "fashion-mnist-cnn.yaml")
     assert (settings.clients, settings.clients_per_round, settings.evaluate_every) == (100, 10, 10)
-    assert settings.partition == config.Partition(name="dirichlet", alpha=0.1)
-    assert settings.training == config.Training(lr=0.01, momentum=0.5, local_epochs=5, batch_size=50)
+    assert settings.partition == Partition(name="dirichlet", alpha=0.1)
+    assert settings.training == Training(lr=0.01, momentum=0.5, local_epochs=5, batch_size=50)
     assert settings.strategy.options == FedMROptions(unit="tensor")
 
 
@@ -66,11 +69,11 @@ PAPER = {
 @pytest.mark.parametrize("name", PAPER)
 def test_data_and_models_of_the_paper_are_in_the_setting_of_the_published_code(name):
     path = CONF / f"{name}.yaml"
-    settings = config.load(path, ["rounds=3", "partition.alpha=0.5"])
+    settings = load(path, ["rounds=3", "partition.alpha=0.5"])
     data, model, parameters = PAPER[name]
     assert (settings.data.name, settings.model.name) == (data, model)
-    assert settings.training == config.Training(lr=0.01, momentum=0.5, local_epochs=5, batch_size=50)
-    assert config.load(path).rounds == 2000
+    assert settings.training == Training(lr=0.01, momentum=0.5, local_epochs=5, batch_size=50)
+    assert load(path).rounds == 2000
     assert settings.clients == 10 * settings.clients_per_round
     assert settings.partition.name == ("natural" if data == "femnist" else "dirichlet")
     first_stage = 100 if model == "vgg16" else 0

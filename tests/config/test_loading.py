@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmr_flwr import config
 from fedmr_flwr.algorithms.fedavg import FedAvgOptions
 from fedmr_flwr.algorithms.fedmr import FedMROptions
 from fedmr_flwr.algorithms.flower import FlowerOptions
+from fedmr_flwr.config import loading
 from fedmr_flwr.config.values import read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
 
@@ -20,7 +20,7 @@ def load(tmp_path):
     def make(text, *overrides):
         path = tmp_path / "run.yaml"
         path.write_text(text)
-        return config.load(path, overrides)
+        return loading.load(path, overrides)
 
     return make
 
@@ -98,7 +98,7 @@ def test_a_long_value_is_shortened_in_an_error(load):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the configuration .*nowhere.yaml: No such file"):
-        config.load(tmp_path / "nowhere.yaml")
+        load(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_a_path_is_taken_as_it_is_typed(path, load):
     "then",
     [
         "",
-        "try: config.parse({'rounds': 'x', 'strategy': {'name': 'nothing'}}, 'x')\nexcept ConfigError: pass",
-        "try: config.parse({'clients': 1}, 'x')\nexcept ConfigError: pass",
+        "try: parse({'rounds': 'x', 'strategy': {'name': 'nothing'}}, 'x')\nexcept ConfigError: pass",
+        "try: parse({'clients': 1}, 'x')\nexcept ConfigError: pass",
     ],
 )
 def test_pytorch_and_flower_are_imported_only_for_options(then):

@@ -12,8 +12,9 @@ from fedmr_flwr.algorithms.clusamp import CluSamp
 from fedmr_flwr.algorithms.fedmr import FedMROptions
 from fedmr_flwr.algorithms.fedprox import FedProx, Prox, ProxOptions
 from fedmr_flwr.algorithms.flower import FlowerOptions, flower_strategy
-from fedmr_flwr.config import Section, registry
+from fedmr_flwr.config import registry
 from fedmr_flwr.config.options import options_type
+from fedmr_flwr.config.sections import Section
 from fedmr_flwr.errors import ConfigError, OptionError
 
 COMMON = ["clients_per_round", "seed", "layout", "wire"]

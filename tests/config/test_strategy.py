@@ -8,12 +8,15 @@ import pytest
 import yaml
 from pydantic import Field
 
-from fedmr_flwr import algorithms, config
+from fedmr_flwr import algorithms
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.algorithms.fedcross import FedCrossOptions
 from fedmr_flwr.algorithms.fedmr import FedMROptions
 from fedmr_flwr.algorithms.fedprox import Prox, ProxOptions
-from fedmr_flwr.config import Section, Settings, registry
+from fedmr_flwr.config import loading, registry
+from fedmr_flwr.config.loading import to_yaml
+from fedmr_flwr.config.sections import Section
+from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.training.rules import LocalRule
@@ -28,7 +31,7 @@ SECTIONS = [
 
 
 def parse(**strategy):
-    return config.parse({"strategy": {key.replace("_", "-"): value for key, value in strategy.items()}}, "run.yaml")
+    return loading.parse({"strategy": {key.replace("_", "-"): value for key, value in strategy.items()}}, "run.yaml")
 
 
 def test_options_of_algorithm_and_local_rule_are_typed():
@@ -44,8 +47,8 @@ def test_a_dump_has_all_options_side_by_side():
 
 @pytest.mark.parametrize("section", SECTIONS, ids=str)
 def test_a_dump_parses_back_to_equal_settings(section):
-    settings = config.parse({"strategy": section, "run-dir": "here"}, "run.yaml")
-    assert config.parse(yaml.safe_load(config.to_yaml(settings)), "again") == settings
+    settings = loading.parse({"strategy": section, "run-dir": "here"}, "run.yaml")
+    assert loading.parse(yaml.safe_load(to_yaml(settings)), "again") == settings
     assert Settings.model_validate(json.loads(settings.model_dump_json(by_alias=True))) == settings
 
 
@@ -75,19 +78,19 @@ def test_python_makes_settings_as_files_do():
 )
 def test_a_mistake_names_the_key(section, message):
     with pytest.raises(ConfigError, match=message):
-        config.parse({"strategy": section}, "run.yaml")
+        loading.parse({"strategy": section}, "run.yaml")
 
 
 def test_everything_else_is_reported_first():
     with pytest.raises(ConfigError, match="^run.yaml: rounds = 0: [^;]*$"):
-        config.parse({"rounds": 0, "strategy": {"unti": 3}}, "run.yaml")
+        loading.parse({"rounds": 0, "strategy": {"unti": 3}}, "run.yaml")
     with pytest.raises(ConfigError, match="clients-per-round is 10 but there are only 5 clients"):
-        config.parse({"clients": 5, "strategy": {"unti": 3}}, "run.yaml")
+        loading.parse({"clients": 5, "strategy": {"unti": 3}}, "run.yaml")
 
 
 def test_flowers_strategies_take_float32_alone():
     with pytest.raises(ConfigError, match="wire=float16: Flower's own strategies"):
-        config.parse({"wire": "float16", "strategy": {"name": "flwr:FedAvg"}}, "run.yaml")
+        loading.parse({"wire": "float16", "strategy": {"name": "flwr:FedAvg"}}, "run.yaml")
 
 
 class MedianOptions(Section):

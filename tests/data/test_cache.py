@@ -164,12 +164,12 @@ def test_the_tensors_may_be_used_like_any_other(files, reader):
 
 _PROCESS = """
 import sys, time, psutil, torch
-from fedmr_flwr import config
+from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import datasets
 
-datasets.load(config.Data(name="digits"), None)  # imports are not what is measured
+datasets.load(Data(name="digits"), None)  # imports are not what is measured
 before = psutil.Process().memory_full_info().uss
-data = datasets.load(config.Data(name="npz:large.npz"), __import__("pathlib").Path(sys.argv[1]))
+data = datasets.load(Data(name="npz:large.npz"), __import__("pathlib").Path(sys.argv[1]))
 data.train.inputs.max()  # touches every page
 print(psutil.Process().memory_full_info().uss - before, flush=True)
 sys.stdin.read()

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from torchvision import datasets as torchvision_datasets
 
-from fedmr_flwr import config
+from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import datasets
 from fedmr_flwr.errors import DataError
 
 
 def load(name, folder):
-    return datasets.load(config.Data(name=name), folder)
+    return datasets.load(Data(name=name), folder)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedmr_flwr import config
+from fedmr_flwr.config.loading import parse
+from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Normalisation
 from fedmr_flwr.errors import ConfigError, DataError, FedmrError
 
 
 def load(name, folder, **options):
-    return datasets.load(config.Data(name=name, **options), folder)
+    return datasets.load(Data(name=name, **options), folder)
 
 
 def test_digits_are_real_and_split_without_overlap():
@@ -114,7 +115,7 @@ def test_the_home_of_nobody_is_no_traceback(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="there is no data folder: .*name one with data-dir=FOLDER"):
         load("digits", None)
     with pytest.raises(ConfigError, match="data-dir = '~nosuchuser/x'"):
-        config.parse({"data-dir": "~nosuchuser/x"}, "test")
+        parse({"data-dir": "~nosuchuser/x"}, "test")
     with pytest.raises(DataError, match="no such file"):
         load("npz:~nosuchuser/x.npz", tmp_path)
 
@@ -270,12 +271,13 @@ def test_a_file_that_is_missing_damaged_or_lacks_an_array_is_named(tmp_path):
 
 OWN = """
 import dataclasses
-from fedmr_flwr import config
+from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.loading import parse
 from fedmr_flwr.data import datasets
 
 def load(folder):
     assert folder.name == "somewhere"
-    return datasets.load(config.Data(), None)
+    return datasets.load(Data(), None)
 
 def wrong(folder):
     return 3
@@ -287,21 +289,21 @@ def short():
     pass
 
 def unfit(folder):
-    data = datasets.load(config.Data(), None)
+    data = datasets.load(Data(), None)
     return dataclasses.replace(data, classes=5)
 
 number = 7
 
 def arrays(folder):
-    data = datasets.load(config.Data(), None)
+    data = datasets.load(Data(), None)
     return dataclasses.replace(data, train=(data.train.inputs.numpy(), data.train.labels.numpy()))
 
 def owned(folder):
-    data = datasets.load(config.Data(), None)
+    data = datasets.load(Data(), None)
     return dataclasses.replace(data, owners=data.train.labels[:30])
 
 def plain(folder):
-    return dataclasses.replace(datasets.load(config.Data(), None), normalisation=None)
+    return dataclasses.replace(datasets.load(Data(), None), normalisation=None)
 """
 
 
@@ -383,9 +385,9 @@ def test_each_channel_is_normalised_by_its_own_numbers_by_hand():
 
 
 def test_the_form_of_a_data_set_is_known_without_its_files(tmp_path):
-    known = {name: datasets.known_form(config.Data(name=name), tmp_path) for name in datasets.DATASETS}
+    known = {name: datasets.known_form(Data(name=name), tmp_path) for name in datasets.DATASETS}
     assert known["cifar100-coarse"] == ((3, 32, 32), 20)
     assert known["femnist"] == ((1, 28, 28), 62)
     assert known["shakespeare"] == ((80,), 80)
     np.savez(tmp_path / "mine.npz", **own_arrays())
-    assert datasets.known_form(config.Data(name="npz:mine.npz"), tmp_path) == ((3, 8, 8), 5)
+    assert datasets.known_form(Data(name="npz:mine.npz"), tmp_path) == ((3, 8, 8), 5)

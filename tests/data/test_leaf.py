@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedmr_flwr import config
+from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import augmentation, datasets
 from fedmr_flwr.data.leaf import CHARACTERS
 from fedmr_flwr.errors import DataError
 
 
 def load(name, folder):
-    return datasets.load(config.Data(name=name), folder)
+    return datasets.load(Data(name=name), folder)
 
 
 def write(path, users):

@@ -13,7 +13,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from fedmr_flwr import config
+from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.launch import ray
 from tests.support.tools import BIN, ROOT, family, left, manifest
@@ -89,7 +89,7 @@ def named(env, word):
 
 
 def settings(tmp_path, *overrides):
-    return config.load(QUICKSTART, [f"run-dir={tmp_path / 'run'}", *overrides])
+    return load(QUICKSTART, [f"run-dir={tmp_path / 'run'}", *overrides])
 
 
 def test_clients_train_on_both_nodes_of_a_cluster_that_stays(tmp_path, env, two_nodes):

@@ -10,7 +10,7 @@ from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.launch import engines, on_superlink, ray
 from fedmr_flwr.launch.flower import launching
 from fedmr_flwr.report.display import Display
-from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.experiment import create_folder
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_no_two_processes_start_a_server_in_one_folder(toy):
 
 
 def test_a_server_that_still_runs_has_not_failed(toy):
-    out = RunFolder.create(toy())
+    out = create_folder(toy())
     with pytest.raises(ConfigError), out.launching():
         lock = out.locked()
         lock.__enter__()

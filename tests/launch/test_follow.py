@@ -8,7 +8,7 @@ from rich.console import Console
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.launch import flower
 from fedmr_flwr.report.display import Display
-from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.experiment import create_folder
 
 ROW = {"seconds": 0.1, "replies": 2, "failures": 0}
 
@@ -31,7 +31,7 @@ class Link:
 @pytest.fixture
 def out(toy, monkeypatch):
     monkeypatch.setattr(flower, "_POLL_SECONDS", 0)
-    return RunFolder.create(toy())
+    return create_folder(toy())
 
 
 def follow(link, out, server_died=lambda: False):

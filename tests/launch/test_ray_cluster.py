@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmr_flwr import config
+from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import ConfigError, FedmrError
 from fedmr_flwr.launch import ray
 from fedmr_flwr.launch import ray_cluster as cluster
@@ -11,7 +11,7 @@ QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
 
 
 def settings(tmp_path, *overrides):
-    return config.load(QUICKSTART, [f"run-dir={tmp_path / 'run'}", *overrides])
+    return load(QUICKSTART, [f"run-dir={tmp_path / 'run'}", *overrides])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedmr_flwr import config, models
+from fedmr_flwr import models
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.units import units
 from fedmr_flwr.data.base import Dataset, Examples
@@ -126,7 +127,7 @@ def test_a_step_of_training_changes_every_parameter_that_is_used(name, shape):
     model = models.build(name, shape, 7)
     before = {key: value.clone() for key, value in model.named_parameters()}
     labels = torch.tensor([0, 1, 2, 3])
-    training = config.Training(lr=0.5, local_epochs=1, batch_size=4)
+    training = Training(lr=0.5, local_epochs=1, batch_size=4)
     fit(model, *as_data(inputs(shape, 4), labels), training, np.random.default_rng(0))
     same = {key for key, value in model.named_parameters() if torch.equal(value, before[key])}
     # The published ResNet's last normalisation is there but never used.
@@ -179,7 +180,7 @@ def test_clients_drop_differently_and_one_client_the_same():
     finals = []
     for seed in (1, 1, 2):
         model = models.build("mobilenet-v2", COLOUR, 4)
-        training = config.Training(local_epochs=1, batch_size=4)
+        training = Training(local_epochs=1, batch_size=4)
         fit(model, *as_data(inputs(COLOUR, 4), torch.tensor([0, 1, 2, 3])), training, stream(seed, "train", 1, 1))
         finals.append(model.classifier.weight.detach().clone())
     assert torch.equal(finals[0], finals[1])

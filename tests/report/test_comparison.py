@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fedmr_flwr.report import comparison, plots
 from fedmr_flwr.report.comparison import Variant, lines, variants
 from fedmr_flwr.runs.folder import RunFolder
 
-CONF = cli.Path(__file__).parents[2] / "conf" / "quickstart.yaml"
+CONF = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
 
 
 def rows(accuracies, every=2, clients=4, seconds=0.5):

@@ -5,10 +5,10 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from fedmr_flwr import config
+from fedmr_flwr.config.loading import parse
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.report import lineage, plots
-from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.experiment import create_folder
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def run_of(tmp_path):
         values |= {"run-dir": str(tmp_path / "run")}
         if name == "another":  # one that this project does not know
             values |= {"strategy": {"name": "fedavg"}}
-        folder = RunFolder.create(config.parse(values, "test"))
+        folder = create_folder(parse(values, "test"))
         manifest = {"strategy": {"name": name, **options}, "units": ["conv", "out"]}
         folder.note(**manifest, **({"title": title} if title else {}))
         for each in rows:

@@ -4,27 +4,27 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedmr_flwr.config.loading import resolve_paths
 from fedmr_flwr.errors import RunFolderError
-from fedmr_flwr.runs import folder
-from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.experiment import create_folder
 
 
 def test_a_run_without_a_folder_gets_a_new_one_under_runs(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = toy("run-dir=null")
-    first = folder.choose(settings)
+    first = resolve_paths(settings)
     assert first.run_dir.parent == tmp_path / "runs"
     assert first.run_dir.name.endswith("digits-fedmr-seed0")
-    RunFolder.create(first)
-    assert folder.choose(settings).run_dir != first.run_dir
-    assert folder.choose(first) == first
+    create_folder(first)
+    assert resolve_paths(settings).run_dir != first.run_dir
+    assert resolve_paths(first) == first
 
 
 def test_a_folder_is_created_once(toy):
     settings = toy()
-    RunFolder.create(settings)
+    create_folder(settings)
     with pytest.raises(RunFolderError, match=r"already holds a run; name another folder with run-dir=FOLDER"):
-        RunFolder.create(settings)
+        create_folder(settings)
 
 
 def test_a_folder_with_other_things_is_refused_and_left_alone(toy):
@@ -32,7 +32,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(toy):
     settings.run_dir.mkdir()
     (settings.run_dir / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match="is not empty; name another"):
-        RunFolder.create(settings)
+        create_folder(settings)
     assert [path.name for path in settings.run_dir.iterdir()] == ["thesis.tex"]
 
 
@@ -40,12 +40,12 @@ def test_a_file_in_the_place_of_the_folder_is_refused(toy):
     settings = toy()
     settings.run_dir.write_text("a file")
     with pytest.raises(RunFolderError):
-        RunFolder.create(settings)
+        create_folder(settings)
     assert settings.run_dir.read_text() == "a file"
 
 
 def test_the_manifest_gathers_facts(toy):
-    out = RunFolder.create(toy("seed=4"))
+    out = create_folder(toy("seed=4"))
     out.note(more=1)
     manifest = json.loads(out.manifest.read_text())
     assert (manifest["status"], manifest["seed"], manifest["more"]) == ("starting", 4, 1)
@@ -57,14 +57,14 @@ def test_the_manifest_gathers_facts(toy):
 
 
 def test_a_run_that_has_ended_is_not_called_failed(toy):
-    out = RunFolder.create(toy())
+    out = create_folder(toy())
     out.note(status="completed")
     out.fail(KeyboardInterrupt())
     assert out.status == "completed"
 
 
 def test_numbers_that_json_does_not_know_become_null(toy):
-    out = RunFolder.create(toy())
+    out = create_folder(toy())
     out.add_row({"round": 1, "train-loss": float("nan"), "similarity": 0.5, "spread": [float("inf"), 1.0]})
     written = json.loads(out.metrics.read_text())
     assert written == {"round": 1, "train-loss": None, "similarity": 0.5, "spread": [None, 1.0]}
@@ -73,7 +73,7 @@ def test_numbers_that_json_does_not_know_become_null(toy):
 
 
 def test_only_whole_lines_of_the_metrics_are_read(toy):
-    out = RunFolder.create(toy())
+    out = create_folder(toy())
     assert out.read_rows() == []
     out.add_row({"round": 1})
     with out.metrics.open("a") as file:
@@ -84,7 +84,7 @@ def test_only_whole_lines_of_the_metrics_are_read(toy):
 def test_the_model_is_written_whole_with_its_hash(toy):
     import hashlib
 
-    out = RunFolder.create(toy())
+    out = create_folder(toy())
     tensors = {"a": np.arange(3, dtype=np.float32), "n": np.array(2, np.int64)}
     digest = out.save_model(tensors)
     back = load_file(out.model)

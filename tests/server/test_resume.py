@@ -16,13 +16,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fedmr_flwr import cli, config
+from fedmr_flwr import cli
 from fedmr_flwr.client import app as client
+from fedmr_flwr.config.loading import load, to_yaml
 from fedmr_flwr.errors import ConfigError, FederationError, RunFolderError
 from fedmr_flwr.launch import engines, ray
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.experiment import create_folder
 from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.wire.grids import in_process
 
@@ -187,8 +189,8 @@ def test_another_experiment_is_refused(toy, monkeypatch, change, said):
     if isinstance(change, dict):
         out.note(**change)
     else:
-        settings = config.load(out.config, [change])
-        out.config.write_text(config.to_yaml(settings))
+        settings = load(out.config, [change])
+        out.config.write_text(to_yaml(settings))
     with pytest.raises(RunFolderError) as caught:
         cli.resume(out.path)
     assert said in str(caught.value)
@@ -374,7 +376,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_model(toy, kills, option
     common = (f"rounds={6 * kills}", "checkpoint-every=2", "evaluate-every=7", *options)
     whole = run(toy(*common, run="whole"))
     settings = toy(*common, run="part")
-    out = RunFolder.create(settings)
+    out = create_folder(settings)
     moments = random_stops(out, random.Random(3), kills, seconds=300)
     assert len(set(moments)) > kills / 2, f"the kills were in different rounds: {moments}"
     assert digest(out) == digest(whole)

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import yaml
 
-from fedmr_flwr import config
+from fedmr_flwr.config.loading import load
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.launch.local_superlink import local_superlink as local_superlink_of
 
@@ -126,7 +126,7 @@ def deploy(env, folder, conf, host, count):
     done = fedmr(env, folder, "deploy", "init", "dep", "--host", host, "--nodes", count)
     assert done.returncode == 0, done.stderr
     (folder / "conf.yaml").write_text(yaml.safe_dump(conf))
-    settings = config.load(folder / "conf.yaml")
+    settings = load(folder / "conf.yaml")
     dataset = datasets.load(settings.data, None)
     for client, part in enumerate(partitions.split(dataset, count, settings.partition, settings.seed)):
         path = folder / f"own{client}.npz"

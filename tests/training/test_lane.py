@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedmr_flwr.config.settings import Training
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.models.base import Dropout
 from fedmr_flwr.training.lane import Lane, batch_sizes

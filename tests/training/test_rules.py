@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedmr_flwr.config.settings import Training
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.training.rules import LocalRule, Outcome
 from fedmr_flwr.training.sgd import fit

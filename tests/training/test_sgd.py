@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedmr_flwr import config, models
-from fedmr_flwr.config.settings import Training
+from fedmr_flwr import models
+from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Dataset, Examples, Normalisation
 from fedmr_flwr.models.packing import layout_of, pack
@@ -40,7 +41,7 @@ class BatchSizes(nn.Module):
 
 
 def test_fit_equals_a_plain_loop_bit_for_bit():
-    data = datasets.load(config.Data(), None)
+    data = datasets.load(Data(), None)
     training, examples = Training(batch_size=30, local_epochs=2), data.train.select(np.arange(100), CPU)
     ours = models.build("cnn", data.input_shape, 10)
     place(ours, CPU)
@@ -126,7 +127,7 @@ def test_the_reported_loss_is_the_mean_over_all_examples():
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_stream_alone_decides_the_result(augment):
-    data = datasets.load(config.Data(), None)
+    data = datasets.load(Data(), None)
     examples = data.train.select(np.arange(100), CPU)
 
     def trained(seed):
@@ -141,7 +142,7 @@ def test_the_stream_alone_decides_the_result(augment):
 
 
 def test_training_learns_the_digits():
-    data = datasets.load(config.Data(), None)
+    data = datasets.load(Data(), None)
     model = models.build("cnn", data.input_shape, 10)
     place(model, CPU)
     before = evaluate(model, data, data.test, CPU)
@@ -156,7 +157,7 @@ def test_training_learns_the_digits():
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_the_same_code_trains_on_cuda():
-    data = datasets.load(config.Data(), None)
+    data = datasets.load(Data(), None)
     device = pick_device("auto")
     assert device.type == "cuda"
     model = models.build("cnn", data.input_shape, 10)
