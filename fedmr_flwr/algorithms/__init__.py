@@ -8,7 +8,6 @@ from fedmr_flwr.config import registry
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError, OptionError
-from fedmr_flwr.training.rules import LocalRule
 
 
 def create(settings: Settings, layout: Layout) -> ServerStrategy[Any]:
@@ -34,10 +33,3 @@ def create(settings: Settings, layout: Layout) -> ServerStrategy[Any]:
         )
     except OptionError as error:
         raise ConfigError(f"strategy.{error.option.replace('_', '-')}: {error.problem}") from None
-
-
-def local_rule(settings: Settings) -> LocalRule:
-    """Make what a configuration's clients change in local training, for one client in one round."""
-    strategy = settings.strategy
-    rule: type[LocalRule] = registry.find(strategy.local_rule or strategy.name).Rule
-    return rule(strategy.rule_options)

@@ -13,7 +13,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmr_flwr import algorithms, models
+from fedmr_flwr import models
 from fedmr_flwr.client import privacy
 from fedmr_flwr.client.sites import DATA, ClientEnvironment, DataSpec, Node, Simulated, number_of
 from fedmr_flwr.config.settings import Settings
@@ -27,6 +27,7 @@ from fedmr_flwr.runs.checkpoint import oldest
 from fedmr_flwr.training.devices import arithmetic, place, threads
 from fedmr_flwr.training.evaluation import evaluate as score
 from fedmr_flwr.training.lane import TrainResult
+from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.training.sgd import fit
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.attendance import CLIENT
@@ -148,7 +149,7 @@ class TrainRequest(_Request):
         super().__init__(message, context)
         self._message = message
         self._round, self._last_round = (cast(int, self.config.get(key, 0)) for key in (ROUND, LAST_ROUND))
-        self.rule = algorithms.local_rule(self.settings)
+        self.rule = local_rule(self.settings.strategy)
         self.vectors = vectors(message.content, self.rule.exchanges)
         found = self.environment.state.recall(self._last_round) if self.rule.keeps else {}
         self._lost_state = found is None

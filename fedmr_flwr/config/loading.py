@@ -1,5 +1,6 @@
-"""From a configuration file with `key=value` overrides to settings, and back."""
+"""From a configuration file with `key=value` overrides to settings with all their paths, and back."""
 
+import time
 import types
 from collections.abc import Iterable
 from pathlib import Path

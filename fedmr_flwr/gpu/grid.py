@@ -25,6 +25,7 @@ from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.training.devices import arithmetic, is_out_of_memory, pick_device, place, threads
 from fedmr_flwr.training.evaluation import evaluate
+from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed, reason_of
 from fedmr_flwr.wire.messages import ARRAYS, FLOATS
 from fedmr_flwr.wire.npy import DeviceArray
@@ -66,7 +67,7 @@ class GpuGrid(InProcessGrid):
         self._lanes: list[ResidentLane] = []
         # How many lanes fit into the memory is found by trying; each needs a stream of its own.
         self._most = self._reported = min(settings.clients_per_round, STREAMS)
-        rule = algorithms.local_rule(settings)
+        rule = local_rule(settings.strategy)
         if not rule.capturable:
             report(f"the steps of {type(rule).__name__} cannot be captured: they are launched kernel by kernel")
 

@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedmr_flwr.config import registry
 from fedmr_flwr.config.options import options_type
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Floats
 
@@ -126,3 +128,9 @@ class LocalRule:
             steps: how many the optimiser took.
         """
         return Outcome()
+
+
+def local_rule(strategy: Strategy) -> LocalRule:
+    """Make what the clients of a configured strategy change in local training."""
+    rule: type[LocalRule] = registry.find(strategy.local_rule or strategy.name).Rule
+    return rule(strategy.rule_options)

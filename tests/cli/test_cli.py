@@ -149,7 +149,7 @@ def test_plot_draws_what_the_rounds_allow(fedmr, tmp_path):
     assert (status, err) == (1, "fedmr: error: out holds no finished round yet, so there is nothing to draw\n")
     status, _, err = fedmr("plot", "nowhere")
     assert status == 1
-    assert "nowhere is no run folder: it holds no config.yaml" in err
+    assert "nowhere is not a run folder: it holds no config.yaml" in err
 
 
 def test_the_accuracy_over_clients_is_said_at_the_end(fedmr, tmp_path):

@@ -150,7 +150,8 @@ def test_a_path_is_taken_as_it_is_typed(path, load):
     ],
 )
 def test_pytorch_and_flower_are_imported_only_for_options(then):
-    code = f"import sys\nfrom fedmr_flwr import config\nfrom fedmr_flwr.errors import ConfigError\n{then}\n"
+    imports = "import sys", "from fedmr_flwr.config.loading import parse", "from fedmr_flwr.errors import ConfigError"
+    code = "\n".join([*imports, then, ""])
     code += "print(*sorted({'torch', 'flwr', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

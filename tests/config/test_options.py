@@ -17,7 +17,7 @@ from fedmr_flwr.config.options import options_type
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.errors import ConfigError, OptionError
 
-COMMON = ["clients_per_round", "seed", "layout", "wire"]
+COMMON = ["clients_per_round", "seed", "layout", "wire", "guard"]
 
 
 def test_options_are_of_the_declared_type():

@@ -19,7 +19,7 @@ from fedmr_flwr.config.sections import Section
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.training.rules import LocalRule, local_rule
 
 SECTIONS = [
     {},
@@ -130,5 +130,5 @@ def test_an_option_of_both_halves_is_refused():
 
 
 def test_a_local_rule_gets_its_options():
-    rule = algorithms.local_rule(parse(local_rule="fedprox", mu=0.25))
+    rule = local_rule(parse(local_rule="fedprox", mu=0.25))
     assert (type(rule), rule.options) == (Prox, ProxOptions(mu=0.25))

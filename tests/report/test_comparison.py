@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmr_flwr import cli
+from fedmr_flwr.cli import runs
 from fedmr_flwr.errors import ConfigError, FederationError, RunFolderError
 from fedmr_flwr.report import comparison, plots
 from fedmr_flwr.report.comparison import Variant, lines, variants
@@ -143,7 +143,7 @@ def test_a_strategy_with_options_is_a_folder_of_its_own():
 )
 def test_a_mistake_is_found_before_anything_is_run(tmp_path, arguments, said):
     with pytest.raises(ConfigError, match=said):
-        cli.compare(CONF, out=tmp_path / "out", **arguments)
+        runs.compare(CONF, out=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
 
 
@@ -151,7 +151,7 @@ TOY = ["rounds=3", "clients=6", "clients-per-round=3", "training.local-epochs=1"
 
 
 def compare(out, strategies="fedmr,fedavg,scaffold", overrides=(), **more):
-    cli.compare(CONF, [*TOY, *overrides], strategies, engine="in-process", out=out, **more)
+    runs.compare(CONF, [*TOY, *overrides], strategies, engine="in-process", out=out, **more)
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_a_comparison_trains_what_is_missing_and_writes_tables_and_a_plot(tmp_pa
     assert float(table[1]["last_mean"]) == pytest.approx(np.mean(last))
 
     trained = []
-    monkeypatch.setattr(cli, "_train", lambda *_: trained.append(1))
+    monkeypatch.setattr(runs.engines, "run", lambda *_: trained.append(1))
     compare(out, seeds="0,1")
     assert trained == []
 
