@@ -153,7 +153,7 @@ class Operation:
         before = torch.get_rng_state()
         if self.draw is not None:
             torch.set_rng_state(self.draw.on_host().get_state())
-        kwargs = {name: value for name, value in self.kwargs.items() if name != "generator"}
+        kwargs = {name: None if name == "generator" else value for name, value in self.kwargs.items()}
         try:
             with torch.set_grad_enabled(self.grad):
                 values = computed(self.function, self.args, kwargs)

@@ -1,0 +1,59 @@
+"""A client's handlers: what a run with a model of a user's own computes."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from fedmr_flwr.client import app as client
+from fedmr_flwr.launch import engines
+from fedmr_flwr.models import MODELS
+from fedmr_flwr.models.base import Classifier
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.run import run as serve
+
+
+class Dropping(Classifier):
+    """A model whose dropout draws from PyTorch's default generator."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.body, self.drop, self.classifier = nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, classes)
+
+    def features(self, images):
+        return self.drop(torch.relu(self.body(images.flatten(1))))
+
+
+def run(settings, prepared=None):
+    with Display(settings.rounds, Console(file=io.StringIO())) as display:
+        return serve(settings, engines.grid_of(settings), display, prepared).read_manifest()["model-sha256"]
+
+
+@pytest.fixture
+def dropping(toy, monkeypatch):
+    """Return a function that makes the settings of a run of the model with dropout."""
+    monkeypatch.setitem(MODELS, "dropping", Dropping)
+    return lambda run: toy("model.name=dropping", "checkpoint-every=1", run=run)
+
+
+def test_a_model_with_dropout_repeats(dropping):
+    assert run(dropping("a")) == run(dropping("b"))
+
+
+def test_a_resumed_model_with_dropout_ends_the_same(dropping, monkeypatch):
+    whole, settings, fits, fit = run(dropping("whole")), dropping("cut"), [], client.fit
+
+    def stopping(*arguments):
+        fits.append(1)
+        if len(fits) > 5:
+            raise KeyboardInterrupt
+        return fit(*arguments)
+
+    monkeypatch.setattr(client, "fit", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    monkeypatch.setattr(client, "fit", fit)
+    assert run(settings, RunFolder(settings.run_dir)) == whole
