@@ -18,8 +18,9 @@ from flwr.server.server import Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmr_flwr.algorithms import ALGORITHMS, classic
+from fedmr_flwr.algorithms import classic
 from fedmr_flwr.algorithms.classic import ClassicStrategy, FedMR
+from fedmr_flwr.config import registry
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.units import units
@@ -373,7 +374,7 @@ def test_similarity_is_that_of_the_population():
 def test_every_strategy_has_a_twin():
     kinds = ClassicStrategy.__subclasses__()
     assert {kind.__name__ for kind in kinds} >= {"FedAvg", "FedCross", "FedExP", "FedMR", "FedMut", "Indep"}
-    assert all(kind.Kind is ALGORITHMS[kind.__name__.lower()] for kind in kinds)
+    assert all(kind.Kind is registry.find(kind.__name__.lower()) for kind in kinds)
 
 
 TWINS = [

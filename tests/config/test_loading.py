@@ -98,7 +98,7 @@ def test_a_long_value_is_shortened_in_an_error(load):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the configuration .*nowhere.yaml: No such file"):
-        load(tmp_path / "nowhere.yaml")
+        loading.load(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize(

@@ -130,5 +130,5 @@ def test_an_option_of_both_halves_is_refused():
 
 
 def test_a_local_rule_gets_its_options():
-    rule = local_rule(parse(local_rule="fedprox", mu=0.25))
+    rule = local_rule(parse(local_rule="fedprox", mu=0.25).strategy)
     assert (type(rule), rule.options) == (Prox, ProxOptions(mu=0.25))

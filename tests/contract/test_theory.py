@@ -395,7 +395,7 @@ def test_units_of_untrained_slots_move_too(federate):
 
 @pytest.mark.parametrize("kind", [FedMR, Indep])
 def test_too_small_a_population_is_refused(kind):
-    with pytest.raises(ConfigError, match=r"population is 7, less than the 9 clients of a round; raise"):
+    with pytest.raises(ConfigError, match=r"population: 7 is less than the 9 clients of a round; raise"):
         kind(clients_per_round=9, population=7, layout=LAYOUT)
     assert kind(clients_per_round=7, population=7, layout=LAYOUT).slots == 7
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fedmr_flwr import cli
+from fedmr_flwr.cli import runs
 from fedmr_flwr.client import app as client
 from fedmr_flwr.config.loading import load, to_yaml
 from fedmr_flwr.errors import ConfigError, FederationError, RunFolderError
@@ -168,7 +169,7 @@ def test_a_folder_that_was_moved_goes_on_where_it_is_now(toy, monkeypatch, tmp_p
 
 def test_what_is_no_run_folder_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="is no run folder: it holds no config.yaml"):
-        cli.resume(tmp_path)
+        runs.resume(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_another_experiment_is_refused(toy, monkeypatch, change, said):
         settings = load(out.config, [change])
         out.config.write_text(to_yaml(settings))
     with pytest.raises(RunFolderError) as caught:
-        cli.resume(out.path)
+        runs.resume(out.path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert out.read_manifest()["error"] == str(caught.value)
@@ -211,7 +212,7 @@ def test_an_engine_that_is_not_known_changes_nothing(toy, monkeypatch):
     out = stopped(toy(), monkeypatch, fits=4)
     before = out.read_manifest()
     with pytest.raises(ConfigError, match="'spark' is not known"):
-        cli.resume(out.path, engine="spark")
+        runs.resume(out.path, engine="spark")
     assert out.read_manifest() == before
 
 
@@ -242,10 +243,10 @@ def test_a_damaged_manifest_and_an_empty_configuration_are_one_line(toy, monkeyp
     out = stopped(toy(), monkeypatch, fits=4)
     out.manifest.write_text("")
     with pytest.raises(RunFolderError, match=r"manifest.json is damaged \(.*\); delete it"):
-        cli.resume(out.path)
+        runs.resume(out.path)
     out.config.write_text("")
     with pytest.raises(RunFolderError, match=r"is no run folder: it holds no config.yaml, or an empty one"):
-        cli.resume(out.path)
+        runs.resume(out.path)
 
 
 @pytest.mark.slow
@@ -286,7 +287,7 @@ def test_two_servers_never_use_one_folder(toy, monkeypatch):
     settings = toy()
     out = stopped(settings, monkeypatch, fits=4)
     with out.locked():
-        for again in (lambda: cli.resume(out.path), lambda: run(settings, out)):
+        for again in (lambda: runs.resume(out.path), lambda: run(settings, out)):
             with pytest.raises(RunFolderError, match=rf"in use by process {os.getpid()} on .*; wait for it to end"):
                 again()
     with out.locked():
