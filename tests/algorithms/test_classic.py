@@ -458,12 +458,12 @@ def test_too_few_clients_are_refused(monkeypatch):
     ("options", "message"),
     [
         ({"unit": "blocks"}, "unknown unit 'blocks'; choose one of"),
-        ({"clients_per_round": 0}, "clients.per.round is 0; it must be at least 1"),
-        ({"clients_per_round": 5, "population": 4}, "population is 4, less than the 5 clients of a round"),
+        ({"clients_per_round": 0}, "clients_per_round: it is 0 and must be at least 1"),
+        ({"clients_per_round": 5, "population": 4}, "population: 4 is less than the 5 clients of a round"),
         ({"first_stage_rounds": -1}, "first.stage.rounds = -1"),
         ({"buffers": "drop"}, "buffers = 'drop'.*'move' or 'average'"),
         ({"weighting": "loss"}, "weighting = 'loss'.*'uniform' or 'examples'"),
-        ({"alpha": 0.5}, "unknown key .*alpha"),
+        ({"alpha": 0.5}, "unknown argument .alpha"),
     ],
 )
 def test_options_are_checked_at_once(options, message):

@@ -168,7 +168,7 @@ def test_a_folder_that_was_moved_goes_on_where_it_is_now(toy, monkeypatch, tmp_p
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path):
-    with pytest.raises(RunFolderError, match="is no run folder: it holds no config.yaml"):
+    with pytest.raises(RunFolderError, match="is not a run folder: it holds no config.yaml"):
         runs.resume(tmp_path)
 
 
@@ -245,7 +245,7 @@ def test_a_damaged_manifest_and_an_empty_configuration_are_one_line(toy, monkeyp
     with pytest.raises(RunFolderError, match=r"manifest.json is damaged \(.*\); delete it"):
         runs.resume(out.path)
     out.config.write_text("")
-    with pytest.raises(RunFolderError, match=r"is no run folder: it holds no config.yaml, or an empty one"):
+    with pytest.raises(RunFolderError, match=r"is not a run folder: it holds no config.yaml, or an empty one"):
         runs.resume(out.path)
 
 
