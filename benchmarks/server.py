@@ -34,7 +34,8 @@ from fedmr_flwr.core.recombination import Recombination, sources
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.wire.checks import Judged, judge
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.grids.in_process import InProcessGrid, named
+from fedmr_flwr.wire.flower.messages import assign_id
+from fedmr_flwr.wire.grids.in_process import InProcessGrid
 
 REPEATS = 15
 
@@ -83,7 +84,7 @@ class Server:
         for message in self.sent:
             metrics = MetricRecord({"num-examples": 10})
             content = RecordDict({"arrays": self.codec.encode(self.model()), "metrics": metrics})
-            self.replies.append(Message(content, reply_to=named(message)))
+            self.replies.append(Message(content, reply_to=assign_id(message)))
 
     def judge(self) -> None:
         """Check and decode the replies."""
