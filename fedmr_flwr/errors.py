@@ -39,11 +39,11 @@ class RunFolderError(FedmrError):
     """The run folder cannot be used."""
 
 
-class FederationError(FedmrError):
+class RunError(FedmrError):
     """The federation does not fit the configuration, or stopped answering."""
 
 
-class BadRoundError(FederationError):
+class BadRoundError(RunError):
     """Too few clients gave a good reply in a round.
 
     Args:

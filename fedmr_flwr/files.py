@@ -85,7 +85,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Mappin
     return hashlib.sha256(content).hexdigest()
 
 
-def digest(tensors: Mapping[str, NDArray[Any]]) -> str:
+def hash_tensors(tensors: Mapping[str, NDArray[Any]]) -> str:
     """Return the SHA-256 of named tensors."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

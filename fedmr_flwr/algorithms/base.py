@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedmr_flwr.algorithms.contract import Arrays, Combined, NoState, Plan, Reply, Round, S, Slot
+from fedmr_flwr.algorithms.contract import Combined, NoState, Plan, Reply, Round, S, Slot, StateArrays
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.sections import Section
@@ -194,11 +194,11 @@ class Algorithm(Strategy, Generic[S]):
 
     # What survives the process.
 
-    def save(self) -> Arrays:
+    def save(self) -> StateArrays:
         """Return what must be kept between rounds, besides the global model, by name."""
         return self.state.arrays()
 
-    def restore(self, arrays: Arrays) -> None:
+    def restore(self, arrays: StateArrays) -> None:
         """Continue from what an earlier `save` returned."""
         fresh = self.init(self.codec.layout, self.slots)
         self.state = fresh.from_arrays(arrays) if arrays else fresh

@@ -22,7 +22,7 @@ from fedmr_flwr.algorithms.contract import Plan, Reply, Round
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.errors import ConfigError, FederationError, RecordError
+from fedmr_flwr.errors import ConfigError, RecordError, RunError
 from fedmr_flwr.wire.checks import MOST_EXAMPLES
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.npy import read
@@ -30,7 +30,7 @@ from fedmr_flwr.wire.npy import read
 _log = logging.getLogger(__name__)
 _PATIENCE = 120.0
 
-Score = tuple[float, dict[str, Scalar]]
+Evaluation = tuple[float, dict[str, Scalar]]
 Results = list[tuple[ClientProxy, FitRes]]
 Failures = list[tuple[ClientProxy, FitRes] | BaseException]
 
@@ -66,7 +66,7 @@ class ClassicStrategy(Strategy):
         *,
         keys: Sequence[str] | None = None,
         initial_parameters: Parameters | None = None,
-        evaluate_fn: Callable[[int, NDArrays, dict[str, Scalar]], Score | None] | None = None,
+        evaluate_fn: Callable[[int, NDArrays, dict[str, Scalar]], Evaluation | None] | None = None,
         on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None = None,
         **arguments: Any,
     ) -> None:
@@ -90,7 +90,7 @@ class ClassicStrategy(Strategy):
 
         Raises:
             ConfigError: the first model does not fit the options.
-            FederationError: too few clients come.
+            RunError: too few clients come.
         """
         if self.algorithm.sends_individual_models:
             refuse_unfit(self)
@@ -147,7 +147,7 @@ class ClassicStrategy(Strategy):
         replies = [slot.reply for slot in plan.results(good, lambda slot: model) if slot.reply]
         return _encode(layout, model), {**mean_metrics(replies), **numbers}
 
-    def evaluate(self, server_round: int, parameters: Parameters) -> Score | None:
+    def evaluate(self, server_round: int, parameters: Parameters) -> Evaluation | None:
         """Score the global model with `evaluate_fn`, if there is one."""
         return self.evaluate_fn and self.evaluate_fn(server_round, common.parameters_to_ndarrays(parameters), {})
 
@@ -253,7 +253,7 @@ def _wait_for(count: int, client_manager: ClientManager) -> list[ClientProxy]:
         client_manager.wait_for(count, timeout=int(_PATIENCE))
     clients: Mapping[str, ClientProxy] = client_manager.all()
     if len(clients) < count:
-        raise FederationError(
+        raise RunError(
             f"{len(clients)} of {count} clients are connected after {_PATIENCE:g} s; start the others, "
             f"or in a simulation set --federation-config 'num-supernodes={count}'"
         )

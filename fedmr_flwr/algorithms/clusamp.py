@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import average
 from fedmr_flwr.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Updates:
+class CluSampState:
     """The state of CluSamp.
 
     Attributes:
@@ -30,17 +30,17 @@ class Updates:
 
     by_client: Mapping[int, Floats]
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return each client's update."""
         return {f"update.{client}": update for client, update in sorted(self.by_client.items())}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
+    def from_arrays(cls, arrays: StateArrays) -> Self:
         """Make them again."""
         return cls({int(name.removeprefix("update.")): update for name, update in arrays.items()})
 
 
-class CluSamp(Algorithm[Updates]):
+class CluSamp(Algorithm[CluSampState]):
     """Averaging with clustered sampling.
 
     The server keeps what each client last added to its model; a client that never took part counts as having
@@ -53,11 +53,11 @@ class CluSamp(Algorithm[Updates]):
     For the arguments see `Algorithm`.
     """
 
-    def init(self, layout: Layout, slots: int) -> Updates:
+    def init(self, layout: Layout, slots: int) -> CluSampState:
         """Start without updates: no client has taken part."""
         self._measured: dict[int, Floats] = {}  # the updates between which the distances below were taken
         self._distances = np.zeros((0, 0))
-        return Updates({})
+        return CluSampState({})
 
     def clients(self, round: Round) -> list[int]:
         """Draw one client from each distribution."""
@@ -74,7 +74,7 @@ class CluSamp(Algorithm[Updates]):
         """Send the global model to everyone."""
         return [round.global_model] * self.slots
 
-    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Updates]:
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[CluSampState]:
         """Average the models that came back, each as often as it was drawn, and remember their updates."""
         good = {slot.client: slot.reply.model for slot in slots if slot.reply and slot.client is not None}
         before, columns = round.global_model.floats, round.layout.parameters
@@ -84,7 +84,7 @@ class CluSamp(Algorithm[Updates]):
         }
         times = Counter(slot.client for slot in slots)
         model = average([*good.values()], [times[client] for client in good])
-        return Combined(model, Updates({**self.state.by_client, **updates}))
+        return Combined(model, CluSampState({**self.state.by_client, **updates}))
 
     def _all_distances(self, num_clients: int) -> NDArray[np.float64]:
         """Return the distances of all clients' updates, [N, N]; only those that changed are measured."""

@@ -16,7 +16,7 @@ from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.wire.checks import Judged
 from fedmr_flwr.wire.codec import Codec
 
-Arrays = Mapping[str, NDArray[Any]]
+StateArrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class Slot:
 class State(Protocol):
     """What an algorithm keeps from round to round: a small frozen dataclass."""
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return everything in it by name; nothing for a state from before the first round."""
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
+    def from_arrays(cls, arrays: StateArrays) -> Self:
         """Make the state again of what `arrays` returned."""
 
 
@@ -101,12 +101,12 @@ class State(Protocol):
 class NoState:
     """The state of an algorithm that keeps nothing."""
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return nothing."""
         return {}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
+    def from_arrays(cls, arrays: StateArrays) -> Self:
         """Make it again."""
         return cls()
 
@@ -193,8 +193,8 @@ class ServerStrategy(Protocol[T]):
     def reset_clients(self) -> bool:
         """Reset the state, if it is only right together with every client's; return whether it was."""
 
-    def save(self) -> Arrays:
+    def save(self) -> StateArrays:
         """Return what must be kept between rounds."""
 
-    def restore(self, arrays: Arrays) -> None:
+    def restore(self, arrays: StateArrays) -> None:
         """Continue from what an earlier `save` returned."""

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, mean, squared_distance
@@ -29,7 +29,7 @@ class FedExPOptions(Section):
 
 
 @dataclass(frozen=True)
-class Iterate:
+class FedExPState:
     """The state of FedExP.
 
     Attributes:
@@ -38,17 +38,17 @@ class Iterate:
 
     model: Packed | None
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return both parts of the iterate."""
         return {} if self.model is None else self.model._asdict()
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
+    def from_arrays(cls, arrays: StateArrays) -> Self:
         """Make it again."""
         return cls(Packed(arrays["floats"], arrays["ints"]))
 
 
-class FedExP(Algorithm[Iterate]):
+class FedExP(Algorithm[FedExPState]):
     """Federated averaging with an extrapolated server step.
 
     With updates D_i of K clients and their mean D, the server steps by eta D with
@@ -61,15 +61,15 @@ class FedExP(Algorithm[Iterate]):
 
     options: FedExPOptions
 
-    def init(self, layout: Layout, slots: int) -> Iterate:
+    def init(self, layout: Layout, slots: int) -> FedExPState:
         """Start without an iterate: the global model is the first."""
-        return Iterate(None)
+        return FedExPState(None)
 
     def models(self, round: Round) -> Sequence[Packed]:
         """Send the latest iterate to everyone."""
         return [self._start(round)] * self.slots
 
-    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Iterate]:
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[FedExPState]:
         """Extrapolate the mean of the models that came back; evaluate the mean of the last two iterates."""
         before, columns = self._start(round).floats, round.layout.parameters
         models = [slot.reply.model for slot in slots if slot.reply]
@@ -81,7 +81,7 @@ class FedExP(Algorithm[Iterate]):
         for part in columns:
             after[part] = before[part] + step * (center.floats[part].astype(np.float64) - before[part])
         evaluated = mean([before, after]) if self.state.model else after
-        state = Iterate(Packed(after, center.ints))
+        state = FedExPState(Packed(after, center.ints))
         return Combined(Packed(evaluated, center.ints), state, {"server-step": step})
 
     def _start(self, round: Round) -> Packed:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.algorithms.fedavg import FedAvgOptions, weighted_mean
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
@@ -74,7 +74,7 @@ def diversity(noise: torch.Tensor, representations: torch.Tensor) -> torch.Tenso
     return torch.exp(-(noisy * apart).mean())
 
 
-def teaching(
+def generator_loss(
     representations: torch.Tensor,
     labels: torch.Tensor,
     heads: Heads,
@@ -152,9 +152,9 @@ class Guided(LocalRule):
             return logits, None
         head, classes = cast(Classifier, model).head, state.generator.classes
         others = torch.randint(classes, labels.shape, generator=state.draws, device=labels.device)
-        taught = functional.cross_entropy(head(_imagine(state, others)), others)
+        taught = functional.cross_entropy(head(_generate(state, others)), others)
         with torch.no_grad():
-            wanted = head(_imagine(state, labels)).softmax(1)
+            wanted = head(_generate(state, labels)).softmax(1)
         pulled = functional.kl_div(logits.log_softmax(1), wanted, reduction="batchmean")
         return logits, self.options.alpha * taught + self.options.beta * pulled
 
@@ -164,7 +164,7 @@ class Guided(LocalRule):
         return Outcome(returned={COUNTS: counts.numpy(force=True).astype(np.float32)})
 
 
-def _imagine(state: GuidedState, labels: torch.Tensor) -> torch.Tensor:
+def _generate(state: GuidedState, labels: torch.Tensor) -> torch.Tensor:
     """Generate a representation of each of [B] labels, [B, D]."""
     noise = torch.randn(len(labels), _NOISE, generator=state.draws, device=labels.device)
     return state.generator(labels, noise)  # type: ignore[no-any-return]
@@ -185,7 +185,7 @@ class FedGenOptions(FedAvgOptions):
 
 
 @dataclass(frozen=True)
-class Taught:
+class FedGenState:
     """The state of FedGen.
 
     Attributes:
@@ -194,17 +194,17 @@ class Taught:
 
     generator: Floats | None
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return them."""
         return {} if self.generator is None else {GENERATOR: self.generator}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
+    def from_arrays(cls, arrays: StateArrays) -> Self:
         """Make it again."""
         return cls(arrays[GENERATOR])
 
 
-class FedGen(Algorithm[Taught]):
+class FedGen(Algorithm[FedGenState]):
     """Federated averaging with a generator that is trained on the server.
 
     Its labels are drawn uniformly from those that the round's clients hold. Its training is on the CPU, with one
@@ -216,13 +216,13 @@ class FedGen(Algorithm[Taught]):
     options: FedGenOptions
     Rule = Guided
 
-    def init(self, layout: Layout, slots: int) -> Taught:
+    def init(self, layout: Layout, slots: int) -> FedGenState:
         """Find the last layer, [C, D] weights and [C] biases; start without a generator."""
         found = {entry.name: entry for entry in layout.entries}
         if not all(name in found for name in _HEAD):
             raise ConfigError("fedgen needs a model whose last layer is a Linear with bias, named 'classifier'")
         self._head = found[_HEAD[0]], found[_HEAD[1]]
-        return Taught(None)
+        return FedGenState(None)
 
     def models(self, round: Round) -> Sequence[Packed]:
         """Send the global model to everyone."""
@@ -236,7 +236,7 @@ class FedGen(Algorithm[Taught]):
         """Ask for the label counts."""
         return {COUNTS: self._head[0].shape[0]}
 
-    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Taught]:
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[FedGenState]:
         """Average the models that came back, and train the generator on their heads."""
         good = [slot.reply for slot in slots if slot.reply]
         heads = [
@@ -250,8 +250,8 @@ class FedGen(Algorithm[Taught]):
             _load(generator, self.state.generator)
         draws = torch.Generator().manual_seed(int(round.stream("generate").integers(2**63)))
         with threads(1):
-            loss = _teach(generator, (heads[0], heads[1]), counts, self.options, draws)
-        state = Taught(pack(generator, layout_of(generator)).floats)
+            loss = _train_generator(generator, (heads[0], heads[1]), counts, self.options, draws)
+        state = FedGenState(pack(generator, layout_of(generator)).floats)
         return Combined(weighted_mean(slots, self.options.weighting), state, {"generator-loss": loss})
 
 
@@ -265,7 +265,7 @@ def _load(generator: Generator, weights: Floats) -> None:
     unpack(Packed(weights, np.zeros(layout.counters, np.int64)), layout, generator)
 
 
-def _teach(
+def _train_generator(
     generator: Generator,
     heads: Heads,
     counts: torch.Tensor,
@@ -284,7 +284,7 @@ def _teach(
         labels = held[torch.randint(len(held), (_BATCH,), generator=draws)]
         noise = torch.randn(_BATCH, _NOISE, generator=draws)
         made = generator(labels, noise)
-        loss = teaching(made, labels, heads, shares) + options.diversity * diversity(noise, made)
+        loss = generator_loss(made, labels, heads, shares) + options.diversity * diversity(noise, made)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

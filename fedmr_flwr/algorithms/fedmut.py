@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import average
@@ -35,7 +35,7 @@ class FedMutOptions(Section):
 
 
 @dataclass(frozen=True)
-class Previous:
+class FedMutState:
     """The state of FedMut.
 
     Attributes:
@@ -44,17 +44,17 @@ class Previous:
 
     floats: Floats | None
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return them."""
         return {} if self.floats is None else {"previous": self.floats}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
+    def from_arrays(cls, arrays: StateArrays) -> Self:
         """Make it again."""
         return cls(arrays["previous"])
 
 
-class FedMut(Algorithm[Previous]):
+class FedMut(Algorithm[FedMutState]):
     """Federated averaging of mutated models.
 
     Every tensor of a slot's model is the global one plus or minus `radius` times its last change. For each
@@ -67,9 +67,9 @@ class FedMut(Algorithm[Previous]):
     options: FedMutOptions
     sends_individual_models = True
 
-    def init(self, layout: Layout, slots: int) -> Previous:
+    def init(self, layout: Layout, slots: int) -> FedMutState:
         """Start without an earlier model: the first round has nothing to mutate along."""
-        return Previous(None)
+        return FedMutState(None)
 
     def models(self, round: Round) -> Sequence[Packed]:
         """Mutate the global model for every slot; in the first round there is nothing to mutate it along."""
@@ -97,7 +97,7 @@ class FedMut(Algorithm[Previous]):
         signs[:, : 2 * pairs] = round.stream("mutate").permuted(alternatives, axis=1)
         return signs
 
-    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Previous]:
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[FedMutState]:
         """Average the models that came back, all alike."""
         model = average([slot.reply.model for slot in slots if slot.reply])
-        return Combined(model, Previous(round.global_model.floats))
+        return Combined(model, FedMutState(round.global_model.floats))

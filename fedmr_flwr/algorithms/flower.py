@@ -17,12 +17,12 @@ from pydantic import Field
 
 from fedmr_flwr.algorithms import wrappers
 from fedmr_flwr.algorithms.base import draw_clients, drawable_nodes, update_length
-from fedmr_flwr.algorithms.contract import Arrays
+from fedmr_flwr.algorithms.contract import StateArrays
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.errors import ConfigError, FederationError, OptionError
+from fedmr_flwr.errors import ConfigError, OptionError, RunError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged, judge, without_outliers
 from fedmr_flwr.wire.codec import Codec
@@ -136,14 +136,12 @@ class FlowerStrategy(Strategy):
         try:
             arrays, metrics = self.inner.aggregate_train(server_round, list(judged.good.values()))
         except Exception as error:  # some strategies need more replies than came
-            raise FederationError(
+            raise RunError(
                 f"round {server_round}: {self.Kind.__name__} could not combine {len(judged.good)} replies: "
                 f"{type(error).__name__}: {error}"
             ) from error
         if arrays is None:
-            raise FederationError(
-                f"round {server_round}: {self.Kind.__name__} made no model of {len(judged.good)} replies"
-            )
+            raise RunError(f"round {server_round}: {self.Kind.__name__} made no model of {len(judged.good)} replies")
         return arrays, metrics
 
     def aggregate_train(
@@ -164,11 +162,11 @@ class FlowerStrategy(Strategy):
     def summary(self) -> None:
         """Log nothing: the run folder states the configuration."""
 
-    def save(self) -> Arrays:
+    def save(self) -> StateArrays:
         """Return what the strategy keeps between rounds."""
         return state_of(self.inner)
 
-    def restore(self, arrays: Arrays) -> None:
+    def restore(self, arrays: StateArrays) -> None:
         """Put the strategy into the state that `save` returned."""
         restore(self.inner, arrays)
 
@@ -201,7 +199,7 @@ def state_of(strategy: Strategy) -> dict[str, NDArray[Any]]:
     return {}
 
 
-def restore(strategy: Strategy, state: Arrays) -> None:
+def restore(strategy: Strategy, state: StateArrays) -> None:
     """Put one of Flower's strategies into the state that `state_of` returned.
 
     Raises:
@@ -220,7 +218,7 @@ def restore(strategy: Strategy, state: Arrays) -> None:
         )
 
 
-def _without_prefix(arrays: Arrays, prefix: str) -> dict[str, NDArray[Any]]:
+def _without_prefix(arrays: StateArrays, prefix: str) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(prefix): values.copy() for name, values in arrays.items() if name.startswith(prefix)}
 
 

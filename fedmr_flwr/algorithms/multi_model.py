@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, similarity, spread
@@ -47,7 +47,7 @@ class Population:
     models: Sequence[Packed] | None
     examples: NDArray[np.float64]
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return both parts of every model, and the examples."""
         if self.models is None:
             return {}
@@ -58,7 +58,7 @@ class Population:
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
+    def from_arrays(cls, arrays: StateArrays) -> Self:
         """Make the population again."""
         examples = arrays["examples"]
         models = [Packed(arrays[f"{slot}.floats"], arrays[f"{slot}.ints"]) for slot in range(len(examples))]

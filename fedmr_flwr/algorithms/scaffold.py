@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import average
@@ -89,7 +89,7 @@ class ScaffoldOptions(Section):
 
 
 @dataclass(frozen=True)
-class Control:
+class ScaffoldState:
     """The state of SCAFFOLD.
 
     Attributes:
@@ -98,17 +98,17 @@ class Control:
 
     variate: NDArray[np.float64]
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return it."""
         return {CONTROL: self.variate}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
+    def from_arrays(cls, arrays: StateArrays) -> Self:
         """Make it again."""
         return cls(arrays[CONTROL])
 
 
-class Scaffold(Algorithm[Control]):
+class Scaffold(Algorithm[ScaffoldState]):
     """Averaging with control variates.
 
     From the good replies of a round the server takes x += server_lr mean(y - x) and c += sum(change of c_i) / N,
@@ -121,9 +121,9 @@ class Scaffold(Algorithm[Control]):
     options: ScaffoldOptions
     Rule = Corrected
 
-    def init(self, layout: Layout, slots: int) -> Control:
+    def init(self, layout: Layout, slots: int) -> ScaffoldState:
         """Start with a variate of zeros."""
-        return Control(np.zeros(sum(part.stop - part.start for part in layout.parameters)))
+        return ScaffoldState(np.zeros(sum(part.stop - part.start for part in layout.parameters)))
 
     def models(self, round: Round) -> Sequence[Packed]:
         """Send the global model to everyone."""
@@ -137,7 +137,7 @@ class Scaffold(Algorithm[Control]):
         """Ask for the change of the client's variate."""
         return {CONTROL: len(self.state.variate)}
 
-    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Control]:
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[ScaffoldState]:
         """Step towards the mean of the models that came back, and follow the clients' variates."""
         good = [slot.reply for slot in slots if slot.reply]
         model = average([reply.model for reply in good])
@@ -146,8 +146,8 @@ class Scaffold(Algorithm[Control]):
                 before = round.global_model.floats[part].astype(np.float64)
                 model.floats[part] = before + self.options.server_lr * (model.floats[part] - before)
         changes = np.sum([reply.vectors[CONTROL] for reply in good], axis=0, dtype=np.float64)
-        return Combined(model, Control(self.state.variate + changes / round.num_clients))
+        return Combined(model, ScaffoldState(self.state.variate + changes / round.num_clients))
 
-    def reset(self) -> Control:
+    def reset(self) -> ScaffoldState:
         """Set all variates back to zero: with one client's gone, the server's would stay wrong for good."""
-        return Control(np.zeros_like(self.state.variate))
+        return ScaffoldState(np.zeros_like(self.state.variate))

@@ -9,11 +9,11 @@ from rich.console import Console
 from fedmr_flwr.cli.arguments import Conf, Engine, Folder, Overrides, Superlink, engine_overrides, print_line
 from fedmr_flwr.config.loading import load, resolve_paths
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.errors import FederationError, FedmrError, RunFolderError
+from fedmr_flwr.errors import FedmrError, RunError, RunFolderError
 from fedmr_flwr.launch import engines
-from fedmr_flwr.report.comparison import Rows
-from fedmr_flwr.report.display import Display, division
-from fedmr_flwr.report.tables import comparison_table, describe_clients, table
+from fedmr_flwr.report.comparison import Metrics
+from fedmr_flwr.report.display import Display, format_partition
+from fedmr_flwr.report.tables import comparison_table, format_client_accuracy, table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
@@ -82,21 +82,21 @@ def compare(
     from fedmr_flwr.report import comparison, plots
 
     out = (out or Path("runs") / f"compare-{conf.stem}").absolute()
-    target = None if target is None else comparison.accuracy(target)
-    of_seeds = None if seeds is None else comparison.seeds(seeds)
-    compared = comparison.variants(strategies)
+    target = None if target is None else comparison.check_target(target)
+    of_seeds = None if seeds is None else comparison.parse_seeds(seeds)
+    compared = comparison.parse_strategies(strategies)
     every = [*(overrides or []), *engine_overrides(engine, superlink)]
     planned = comparison.plan(conf, every, compared, of_seeds, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"cannot use {out}: {error.strerror}; name another folder with --out") from None
-    found: dict[str, list[Rows]] = {variant.label: [] for variant in compared}
+    found: dict[str, list[Metrics]] = {variant.label: [] for variant in compared}
     failed = 0
     for at, (variant, settings) in enumerate(planned, 1):
         settings = resolve_paths(settings)
         print_line(f"[{at}/{len(planned)}] {variant.label}, seed {settings.seed}: {settings.run_dir}")
-        done = comparison.earlier(settings)
+        done = comparison.find_earlier_run(settings)
         try:
             if done is None or done.status != "completed":
                 done = engines.run(settings, Display(settings.rounds, Console()), done)
@@ -104,16 +104,16 @@ def compare(
         except FedmrError as error:
             failed += 1
             print_line(f"  failed: {error}")
-    lines, target = comparison.lines(found, len(planned) // len(compared), target)
+    lines, target = comparison.summarise(found, len(planned) // len(compared), target)
     common = planned[0][1]
-    title = f"{division(common)}, {common.clients_per_round} a round, {common.model.name}"
+    title = f"{format_partition(common)}, {common.clients_per_round} a round, {common.model.name}"
     comparison.write(lines, target, out)
     plots.comparison(found, title, out / "comparison.png")
     Console(width=max(_WIDE, Console().width)).print(comparison_table(lines, target))
     for kind in ("md", "csv", "tex", "png"):
         print_line(str(out / f"comparison.{kind}"))
     if failed:
-        raise FederationError(f"{failed} of {len(planned)} runs failed and are not in the table; their lines say why")
+        raise RunError(f"{failed} of {len(planned)} runs failed and are not in the table; their lines say why")
 
 
 def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
@@ -123,5 +123,5 @@ def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
     done = engines.run(settings, Display(settings.rounds, Console()), prepared)
     Console().print(table(done.read_rows()))
     if over := done.read_manifest().get("client-accuracy"):
-        print_line(describe_clients(over))
+        print_line(format_client_accuracy(over))
     print_line(path)

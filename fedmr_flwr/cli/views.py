@@ -10,7 +10,7 @@ from fedmr_flwr.cli.arguments import Conf, Folder, Overrides, print_line
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import writing
-from fedmr_flwr.report.display import division
+from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.report.tables import partition_table, unit_table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
@@ -52,8 +52,8 @@ def partition(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     partitions.save(parts, out / "partition.npz")
-    plots.clients(counts, division(settings), out / "clients.png")
-    Console().print(partition_table(counts, partitions.divergences(counts), division(settings)))
+    plots.clients(counts, format_partition(settings), out / "clients.png")
+    Console().print(partition_table(counts, partitions.divergences(counts), format_partition(settings)))
     for name in ("partition.npz", "clients.png"):
         print_line(str(out / name))
 
@@ -69,7 +69,7 @@ def units(conf: Conf, overrides: Overrides = None) -> None:
     from fedmr_flwr.models.packing import layout_of
 
     settings = load(conf, overrides or [])
-    form = datasets.known_form(settings.data, settings.data_dir)
+    form = datasets.shape_and_classes(settings.data, settings.data_dir)
     layout = layout_of(models.build(settings.model.name, *form))
     strategy = algorithms.create(settings, layout)
     if not isinstance(strategy, FedMR):

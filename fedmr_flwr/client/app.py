@@ -15,7 +15,14 @@ from flwr.clientapp import ClientApp
 
 from fedmr_flwr import models
 from fedmr_flwr.client import privacy
-from fedmr_flwr.client.sites import DATA, ClientEnvironment, DataSpec, Node, Simulated, number_of
+from fedmr_flwr.client.sites import (
+    DATA,
+    ClientEnvironment,
+    DataSpec,
+    NodeEnvironment,
+    SimulatedEnvironment,
+    number_of,
+)
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Layout, Packed
@@ -184,10 +191,10 @@ def _environment(message: Message, context: Context) -> ClientEnvironment:
     settings = _sent_settings(message)
     if DATA in context.node_config:
         run = str(message.content.config_records[CONFIG][RUN])
-        return Node(settings, context.node_config, _sent_spec(message), run)
+        return NodeEnvironment(settings, context.node_config, _sent_spec(message), run)
     if settings.run_dir is None:
         raise ConfigError("this node has no data; start it with `fedmr deploy node`, or see docs/deployment.md")
-    return Simulated(settings, number_of(context.node_config))
+    return SimulatedEnvironment(settings, number_of(context.node_config))
 
 
 def _sent_settings(message: Message) -> Settings:

@@ -104,7 +104,7 @@ class ClientEnvironment(ABC):
         """
 
 
-class Simulated(ClientEnvironment):
+class SimulatedEnvironment(ClientEnvironment):
     """A client of a simulation: everything is in the run's configuration and its folder."""
 
     def __init__(self, settings: Settings, number: int) -> None:
@@ -147,7 +147,7 @@ class Simulated(ClientEnvironment):
         return _partition(path, path.stat().st_mtime_ns)
 
 
-class Node(ClientEnvironment):
+class NodeEnvironment(ClientEnvironment):
     """A node of a deployment, with settings of its own.
 
     Args:

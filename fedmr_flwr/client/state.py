@@ -7,9 +7,9 @@ from typing import Any
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from fedmr_flwr.files import digest, write_tensors, writing
+from fedmr_flwr.files import hash_tensors, write_tensors, writing
 
-Arrays = Mapping[str, NDArray[Any]]
+StateArrays = Mapping[str, NDArray[Any]]
 
 _DIGEST = "sha256"
 
@@ -27,7 +27,7 @@ class ClientState:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def recall(self, last_round: int) -> Arrays | None:
+    def recall(self, last_round: int) -> StateArrays | None:
         """Return what was kept in a round; empty for round 0, None if it is missing or damaged."""
         if not last_round:
             return {}
@@ -37,9 +37,9 @@ class ClientState:
                 expected = (file.metadata() or {}).get(_DIGEST)
         except (OSError, SafetensorError):
             return None
-        return arrays if digest(arrays) == expected else None
+        return arrays if hash_tensors(arrays) == expected else None
 
-    def keep(self, arrays: Arrays, server_round: int, last_round: int, resumable: int) -> None:
+    def keep(self, arrays: StateArrays, server_round: int, last_round: int, resumable: int) -> None:
         """Write the state of a round, whole or not at all, and remove files that will never be read again.
 
         Args:
@@ -53,7 +53,7 @@ class ClientState:
         """
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self._path(server_round), arrays, {_DIGEST: digest(arrays)})
+        write_tensors(self._path(server_round), arrays, {_DIGEST: hash_tensors(arrays)})
         # Replies between the last good one and this round never counted. Of the others, a server that is resumed
         # after round `resumable` asks for the newest of that time.
         rounds = sorted(int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors"))

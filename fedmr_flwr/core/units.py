@@ -93,7 +93,7 @@ def grouping(spec: Spec) -> Callable[[Layout], _Groups]:
     raise ConfigError(f"unknown unit '{spec}'; choose one of {', '.join(KINDS)}")
 
 
-def describe(spec: Spec) -> str:
+def format_unit(spec: Spec) -> str:
     """Return a specification in a few words."""
     return spec if isinstance(spec, str) else f"[{', '.join(spec)}]"
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedmr_flwr.errors import DataError
 
 # By name: x_train, y_train, x_test, y_test and perhaps owners, as in a user's own npz file.
-Arrays = dict[str, NDArray[np.generic]]
+DatasetArrays = dict[str, NDArray[np.generic]]
 
 PARTS = ("train", "test")
 # Images at a time when pixels are counted, so that a large set is not copied whole.
@@ -159,7 +159,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def read(self, files: list[Path]) -> Arrays:
+    def read(self, files: list[Path]) -> DatasetArrays:
         """Read what `find` found.
 
         Returns:
@@ -171,9 +171,9 @@ class Source(ABC):
         """
 
 
-def checked(
-    arrays: Arrays, where: str, classes: int | None = None, input_shape: tuple[int, ...] | None = None
-) -> Arrays:
+def validate_arrays(
+    arrays: DatasetArrays, where: str, classes: int | None = None, input_shape: tuple[int, ...] | None = None
+) -> DatasetArrays:
     """Insist that arrays are a data set, and give them their final types and shapes.
 
     Args:
@@ -188,14 +188,14 @@ def checked(
     Raises:
         DataError: an array has another type or shape, or numbers that cannot be labels.
     """
-    found: Arrays = {}
+    found: DatasetArrays = {}
     for part in PARTS:
         inputs = arrays[f"x_{part}"]
         if inputs.ndim == 3:
             inputs = inputs[:, None]
         if inputs.dtype != np.uint8 or inputs.ndim not in (2, 4) or 0 in inputs.shape[1:]:
             raise DataError(
-                f"x_{part} of {where} is {_form(inputs)}; "
+                f"x_{part} of {where} is {_format_array(inputs)}; "
                 "it must be uint8: images [N, C, H, W] or [N, H, W], or texts [N, T]"
             )
         found[f"x_{part}"] = np.ascontiguousarray(inputs)
@@ -206,10 +206,10 @@ def checked(
                 f"y_{part} of {where} has the label {largest}, but labels are 0 to {(classes or _MOST_CLASSES) - 1}"
             )
     if input_shape and any(found[f"x_{part}"].shape[1:] != input_shape for part in PARTS):
-        shapes = " and ".join(_form(found[f"x_{part}"]) for part in PARTS)
+        shapes = " and ".join(_format_array(found[f"x_{part}"]) for part in PARTS)
         raise DataError(f"x_train and x_test of {where} are {shapes}, not examples of shape {list(input_shape)}")
     if found["x_train"].shape[1:] != found["x_test"].shape[1:]:
-        shapes = " and ".join(_form(found[f"x_{part}"]) for part in PARTS)
+        shapes = " and ".join(_format_array(found[f"x_{part}"]) for part in PARTS)
         raise DataError(f"x_train and x_test of {where} are of different shapes, {shapes}")
     if "owners" in arrays:
         found["owners"] = _numbers(arrays["owners"], len(found["x_train"]), f"owners of {where}")
@@ -220,9 +220,9 @@ def _numbers(values: NDArray[np.generic], count: int, what: str) -> NDArray[np.i
     whole = values.dtype.kind in "iu" and values.shape == (count,) and count > 0
     numbers = values.astype(np.int64) if whole else np.empty(0, np.int64)
     if not whole or int(numbers.min()) < 0:
-        raise DataError(f"{what} is {_form(values)}; it must be {count} integers from 0 on, at least one")
+        raise DataError(f"{what} is {_format_array(values)}; it must be {count} integers from 0 on, at least one")
     return numbers
 
 
-def _form(values: NDArray[np.generic]) -> str:
+def _format_array(values: NDArray[np.generic]) -> str:
     return f"{values.dtype}{list(values.shape)}"

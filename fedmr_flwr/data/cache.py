@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fedmr_flwr.data.base import Arrays
+from fedmr_flwr.data.base import DatasetArrays
 
 _log = logging.getLogger(__name__)
 # Changes whenever the same files would give another copy.
@@ -29,7 +29,7 @@ _UNUSABLE = (OSError, SafetensorError, UnicodeError)
 _ABANDONED = 3600
 
 
-def shared(name: str, files: list[Path], read: Callable[[], Arrays]) -> dict[str, torch.Tensor]:
+def shared(name: str, files: list[Path], read: Callable[[], DatasetArrays]) -> dict[str, torch.Tensor]:
     """Return a data set's arrays, mapped from its copy; the copy is made first if need be.
 
     Args:
@@ -89,7 +89,7 @@ def _map(path: Path, stamp: str) -> dict[str, torch.Tensor] | None:
     return None
 
 
-def _write(path: Path, arrays: Arrays, stamp: str, mode: int) -> None:
+def _write(path: Path, arrays: DatasetArrays, stamp: str, mode: int) -> None:
     """Write a copy aside and rename it: who has mapped the old one keeps it, and of two writers each writes whole."""
     for left in path.parent.glob(f"{path.name}.*"):
         with suppress(OSError):

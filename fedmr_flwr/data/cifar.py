@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmr_flwr.data.base import Arrays, Normalisation, Source
+from fedmr_flwr.data.base import DatasetArrays, Normalisation, Source
 from fedmr_flwr.data.download import fetch
 from fedmr_flwr.errors import DataError
 
@@ -53,7 +53,7 @@ class Cifar(Source):
         fetch(self._name, folder, download, f"put {self._archive}, or the folder {self._folder}, there")
         return files
 
-    def read(self, files: list[Path]) -> Arrays:
+    def read(self, files: list[Path]) -> DatasetArrays:
         """Read the batches, which must have their published MD5 sums."""
         batches = (
             self._unpack(files[0]) if len(files) == 1 else [self._batch(file, file.read_bytes()) for file in files]

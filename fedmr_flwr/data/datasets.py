@@ -12,7 +12,7 @@ import torch
 from fedmr_flwr.config.paths import default_data_dir
 from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import cache
-from fedmr_flwr.data.base import PARTS, Arrays, Dataset, Examples, Normalisation, Source, checked
+from fedmr_flwr.data.base import PARTS, Dataset, DatasetArrays, Examples, Normalisation, Source, validate_arrays
 from fedmr_flwr.data.cifar import Cifar
 from fedmr_flwr.data.idx import Idx
 from fedmr_flwr.data.leaf import Femnist, Shakespeare
@@ -31,7 +31,7 @@ class Digits(Source):
         """Return nothing: they come with scikit-learn, and are too few to share."""
         return []
 
-    def read(self, files: list[Path]) -> Arrays:
+    def read(self, files: list[Path]) -> DatasetArrays:
         """Let scikit-learn read them."""
         from sklearn.datasets import load_digits
 
@@ -78,7 +78,7 @@ def load(data: Data, data_dir: Path | None) -> Dataset:
     return _load(data, data_dir or default_data_dir())
 
 
-def known_form(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]:
+def shape_and_classes(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]:
     """Return the shape of an input and the number of classes, without the files where that can be.
 
     Args:
@@ -121,9 +121,9 @@ def _from_files(source: Source, name: str, data_dir: Path, download: bool) -> tu
         raise DataError(f"cannot look for {name} in {data_dir}: {error.strerror or error}") from None
     white = source.published.white if source.published else 255.0
 
-    def read() -> Arrays:
+    def read() -> DatasetArrays:
         where = str(files[0] if len(files) == 1 else cache.folder_of(files)) if files else name
-        arrays = checked(source.read(files), where, source.classes, source.input_shape)
+        arrays = validate_arrays(source.read(files), where, source.classes, source.input_shape)
         if arrays["x_train"].ndim == 4:
             measured = Normalisation.measure(arrays["x_train"], white)
             arrays |= {"mean": np.array(measured.mean), "std": np.array(measured.std)}
@@ -171,7 +171,9 @@ def _own(name: str, data_dir: Path) -> Dataset:
         arrays |= {} if found.owners is None else {"owners": found.owners.numpy()}
     except (AttributeError, TypeError) as error:
         raise DataError(f"data.name: '{name}' must return tensors in the CPU's memory: {error}") from None
-    good = {key: torch.from_numpy(array) for key, array in checked(arrays, f"'{name}'", found.classes).items()}
+    good = {
+        key: torch.from_numpy(array) for key, array in validate_arrays(arrays, f"'{name}'", found.classes).items()
+    }
     train, test = (Examples(good[f"x_{part}"], good[f"y_{part}"]) for part in PARTS)
     normalisation = found.normalisation
     if normalisation is None and train.inputs.ndim == 4:

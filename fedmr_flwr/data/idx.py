@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_flwr.data.base import PARTS, Arrays, Normalisation, Source
+from fedmr_flwr.data.base import PARTS, DatasetArrays, Normalisation, Source
 from fedmr_flwr.data.download import fetch
 from fedmr_flwr.errors import DataError
 
@@ -45,10 +45,10 @@ class Idx(Source):
         fetch(self._name, folder, download, f"put {wanted} there")
         return [_either(folder / f"{self._name}/raw", file) for file in _FILES]
 
-    def read(self, files: list[Path]) -> Arrays:
+    def read(self, files: list[Path]) -> DatasetArrays:
         """Read all four files; the files of other data sets have the same names, and are refused where known."""
         self._refuse_another(files[0])
-        arrays: Arrays = {}
+        arrays: DatasetArrays = {}
         for part, images_file, labels_file in zip(PARTS, files[::2], files[1::2], strict=True):
             images, labels = read_idx(images_file), read_idx(labels_file)
             if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from fedmr_flwr.data.base import PARTS, Arrays, Normalisation, Source
+from fedmr_flwr.data.base import PARTS, DatasetArrays, Normalisation, Source
 from fedmr_flwr.errors import DataError
 
 # LEAF's 80 characters, in its order.
@@ -45,7 +45,7 @@ class Leaf(Source):
             f"data/{self._name}/preprocess.sh makes, or name their folder with data-dir=FOLDER"
         )
 
-    def read(self, files: list[Path]) -> Arrays:
+    def read(self, files: list[Path]) -> DatasetArrays:
         """Read the users of all files; one who is in several files has the examples of all of them."""
         inputs: dict[str, list[NDArray[np.uint8]]] = {part: [] for part in PARTS}
         labels: dict[str, list[NDArray[np.int64]]] = {part: [] for part in PARTS}
@@ -62,7 +62,7 @@ class Leaf(Source):
                     owners.append(np.full(len(y), numbers.setdefault(user, len(numbers))))
         if empty := [part for part in PARTS if not inputs[part]]:
             raise DataError(f"{files[0].parent.parent}/{empty[0]} holds no examples; make its files anew")
-        arrays: Arrays = {"owners": np.concatenate(owners)}
+        arrays: DatasetArrays = {"owners": np.concatenate(owners)}
         for part in PARTS:
             arrays |= {f"x_{part}": np.concatenate(inputs[part]), f"y_{part}": np.concatenate(labels[part])}
         return arrays

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmr_flwr.data import cache
-from fedmr_flwr.data.base import Arrays, Examples, Source, checked
+from fedmr_flwr.data.base import DatasetArrays, Examples, Source, validate_arrays
 from fedmr_flwr.errors import DataError
 
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
@@ -30,7 +30,7 @@ class Npz(Source):
             raise DataError(f"cannot read {path}: no such file; name it as npz:FILE, absolute or in data-dir")
         return [path]
 
-    def read(self, files: list[Path]) -> Arrays:
+    def read(self, files: list[Path]) -> DatasetArrays:
         """Read the arrays."""
         (path,) = files
         return _arrays(path, (*_TRAIN, *_TEST), ("owners",))
@@ -48,9 +48,11 @@ def read_examples(path: Path, input_shape: tuple[int, ...], classes: int) -> Exa
         DataError: the file cannot be read, or holds something else.
     """
 
-    def read() -> Arrays:
+    def read() -> DatasetArrays:
         own = _arrays(path, _TRAIN)
-        found = checked({**own, "x_test": own["x_train"], "y_test": own["y_train"]}, str(path), classes, input_shape)
+        found = validate_arrays(
+            {**own, "x_test": own["x_train"], "y_test": own["y_train"]}, str(path), classes, input_shape
+        )
         return {name: found[name] for name in _TRAIN}
 
     if not path.is_file():
@@ -59,7 +61,7 @@ def read_examples(path: Path, input_shape: tuple[int, ...], classes: int) -> Exa
     return Examples(found["x_train"], found["y_train"])
 
 
-def _arrays(path: Path, names: Sequence[str], perhaps: Sequence[str] = ()) -> Arrays:
+def _arrays(path: Path, names: Sequence[str], perhaps: Sequence[str] = ()) -> DatasetArrays:
     """Read arrays from a file."""
     try:
         # Opened here, because NumPy leaves a damaged file open.

@@ -264,7 +264,7 @@ def divergences(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(np.clip(squares, 0, 1)))
 
 
-def digest(parts: Sequence[Indices]) -> str:
+def hash_partition(parts: Sequence[Indices]) -> str:
     """Return the SHA-256 of a division, equal for equal divisions."""
     edges, indices = _flat(parts)
     return hashlib.sha256(edges.tobytes() + indices.tobytes()).hexdigest()

@@ -13,7 +13,7 @@ from flwr.app import Context, Message, MessageType
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.algorithms.contract import ServerStrategy
 from fedmr_flwr.client.app import TrainRequest, app
-from fedmr_flwr.client.sites import Simulated
+from fedmr_flwr.client.sites import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data import datasets
@@ -71,10 +71,10 @@ class GpuGrid(InProcessGrid):
         if not rule.capturable:
             report(f"the steps of {type(rule).__name__} cannot be captured: they are launched kernel by kernel")
 
-    def _answers(self, messages: Sequence[Message]) -> list[Message]:
+    def _handle_all(self, messages: Sequence[Message]) -> list[Message]:
         """Answer messages: train on all of them together, if that is what they ask for."""
         if not messages or any(message.metadata.message_type != MessageType.TRAIN for message in messages):
-            return super()._answers(messages)
+            return super()._handle_all(messages)
         with ExitStack() as stack:
             stack.enter_context(threads(self._settings.client_cpus))
             stack.enter_context(arithmetic(self._settings.precision, self._device))
@@ -222,7 +222,7 @@ class GpuGrid(InProcessGrid):
             "dataset": self._dataset,
             "examples": examples,
             "settings": self._settings,
-            "largest": Simulated(self._settings, 0).largest,
+            "largest": SimulatedEnvironment(self._settings, 0).largest,
         }
 
 

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmr_flwr.client.app import TrainRequest
-from fedmr_flwr.client.sites import Simulated
+from fedmr_flwr.client.sites import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data.base import Dataset, Examples
@@ -117,5 +117,5 @@ def sizes_of(client: TrainRequest, batch_size: int) -> set[int]:
 
 def _indices(client: TrainRequest) -> NDArray[np.int64]:
     """Return which examples a client has."""
-    assert isinstance(client.environment, Simulated)
+    assert isinstance(client.environment, SimulatedEnvironment)
     return client.environment.indices

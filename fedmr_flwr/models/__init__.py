@@ -64,7 +64,7 @@ def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0) 
     generator = torch.Generator().manual_seed(int(stream(seed, "model").integers(2**63)))
     try:
         model = materialise(make, generator)
-        found = _answer(model, input_shape)
+        found = _output_shape(model, input_shape)
     except TypeError as error:
         raise ConfigError(f"model.name: '{name}': {_line(error)}") from None
     except (ValueError, IndexError, RuntimeError) as error:
@@ -75,7 +75,7 @@ def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0) 
 
 
 @torch.inference_mode()
-def _answer(model: Classifier, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+def _output_shape(model: Classifier, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of what the model says to two blank examples."""
     blank = torch.zeros(2, *input_shape, dtype=torch.uint8 if len(input_shape) == 1 else torch.float32)
     found = tuple(model.eval()(blank).shape)

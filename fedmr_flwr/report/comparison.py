@@ -25,7 +25,7 @@ _SAME = {
 _LAST = 5
 _NO_NUMBER = "–"
 
-Rows = Sequence[Mapping[str, Any]]
+Metrics = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Variant:
         return f"{re.sub(r'[^A-Za-z0-9.=+-]+', '_', self.label)}-seed{seed}"
 
 
-def variants(text: str) -> list[Variant]:
+def parse_strategies(text: str) -> list[Variant]:
     """Read a list of strategies, separated by commas; a comma in brackets belongs to an option.
 
     Raises:
@@ -66,7 +66,7 @@ def variants(text: str) -> list[Variant]:
     return [Variant(label) for label in labels]
 
 
-def accuracy(number: float) -> float:
+def check_target(number: float) -> float:
     """Insist on a share from 0 to 1.
 
     Raises:
@@ -77,7 +77,7 @@ def accuracy(number: float) -> float:
     return number
 
 
-def seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     """Read a list of seeds, separated by commas.
 
     Raises:
@@ -122,7 +122,7 @@ def plan(
     return runs
 
 
-def earlier(settings: Settings) -> RunFolder | None:
+def find_earlier_run(settings: Settings) -> RunFolder | None:
     """Return the folder of a run that was begun earlier, None if it was not.
 
     Raises:
@@ -135,7 +135,7 @@ def earlier(settings: Settings) -> RunFolder | None:
     return None
 
 
-def rows_of(run: RunFolder) -> Rows:
+def rows_of(run: RunFolder) -> Metrics:
     """Return the metrics of a run that is complete.
 
     Raises:
@@ -151,7 +151,7 @@ def rows_of(run: RunFolder) -> Rows:
 
 def _check_same(settings: Settings) -> None:
     """Insist that an earlier run in the folder is the one that is wanted."""
-    if (out := earlier(settings)) is None:
+    if (out := find_earlier_run(settings)) is None:
         return
     before, now = (
         known.model_dump(mode="json", by_alias=True, include=_SAME) for known in (load(out.config), settings)
@@ -165,7 +165,7 @@ def _check_same(settings: Settings) -> None:
 
 
 @dataclass(frozen=True)
-class Line:
+class Summary:
     """What came of one strategy, over its complete runs.
 
     Attributes:
@@ -193,7 +193,9 @@ class Line:
     seconds: tuple[float, ...]
 
 
-def lines(found: Mapping[str, Sequence[Rows]], wanted: int, target: float | None = None) -> tuple[list[Line], float]:
+def summarise(
+    found: Mapping[str, Sequence[Metrics]], wanted: int, target: float | None = None
+) -> tuple[list[Summary], float]:
     """Sum up what came of every strategy.
 
     Args:
@@ -209,12 +211,12 @@ def lines(found: Mapping[str, Sequence[Rows]], wanted: int, target: float | None
         bests = [accuracies.max() for runs in scored.values() for _, accuracies in runs]
         target = float(np.floor(100 * min(bests)) / 100) if bests else 0.0
 
-    def line(label: str, runs: Sequence[Rows]) -> Line:
+    def line(label: str, runs: Sequence[Metrics]) -> Summary:
         def each(number: Callable[[Any], Any], of: Iterable[Any]) -> tuple[float, ...]:
             return tuple(float(number(one)) for one in of)
 
         accuracies = [by_round for _, by_round in scored[label]]
-        return Line(
+        return Summary(
             label,
             len(runs),
             wanted,
@@ -230,7 +232,7 @@ def lines(found: Mapping[str, Sequence[Rows]], wanted: int, target: float | None
     return [line(label, runs) for label, runs in found.items()], target
 
 
-def _scored(rows: Rows) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _scored(rows: Metrics) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the evaluated rounds and their accuracies."""
     scored = [row for row in rows if "test-accuracy" in row]
     return np.array([row["round"] for row in scored]), np.array([row["test-accuracy"] for row in scored])
@@ -240,8 +242,8 @@ def _per_client(row: Mapping[str, Any], direction: str) -> float:
     return float(sum(row[direction].values()) / len(row["clients"]))
 
 
-def cells(line: Line, plus_minus: str = "±") -> list[str]:
-    """Return a line of the table as text, in the order of `heads`."""
+def cells(line: Summary, plus_minus: str = "±") -> list[str]:
+    """Return a line of the table as text, in the order of `column_names`."""
 
     def number(values: Sequence[float], scale: float, digits: int) -> str:
         if not values:
@@ -260,7 +262,7 @@ def cells(line: Line, plus_minus: str = "±") -> list[str]:
     ]
 
 
-def heads(target: float) -> list[str]:
+def column_names(target: float) -> list[str]:
     """Return the heads of the table."""
     return [
         "strategy",
@@ -275,9 +277,9 @@ def heads(target: float) -> list[str]:
     ]
 
 
-def markdown(table: Sequence[Line], target: float) -> str:
+def to_markdown(table: Sequence[Summary], target: float) -> str:
     """Write the table in Markdown, its columns lined up."""
-    head, *body = heads(target), *(cells(line) for line in table)
+    head, *body = column_names(target), *(cells(line) for line in table)
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
 
     def aligned(row: Sequence[str]) -> list[str]:
@@ -288,9 +290,9 @@ def markdown(table: Sequence[Line], target: float) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (aligned(head), rule, *map(aligned, body)))
 
 
-def latex(table: Sequence[Line], target: float) -> str:
+def to_latex(table: Sequence[Summary], target: float) -> str:
     """Write the table in LaTeX, for the package booktabs."""
-    text = [heads(target), *(cells(line, r"$\pm$") for line in table)]
+    text = [column_names(target), *(cells(line, r"$\pm$") for line in table)]
     safe = [[re.sub(r"([%_#&])", r"\\\1", cell).replace("–", "--") for cell in row] for row in text]
     head, *body = (rf"{' & '.join(row)} \\" for row in safe)
     begin = rf"\begin{{tabular}}{{l{'r' * (len(safe[0]) - 1)}}}"
@@ -298,7 +300,7 @@ def latex(table: Sequence[Line], target: float) -> str:
     return "".join(f"{row}\n" for row in rows)
 
 
-def comma_separated(table: Sequence[Line], target: float) -> str:
+def to_csv(table: Sequence[Summary], target: float) -> str:
     """Write the table as CSV: mean and standard deviation of every number, in full precision."""
     out = io.StringIO()
     names = ("last", "best", "late", "reached", "bytes_down", "bytes_up", "seconds")
@@ -315,11 +317,11 @@ def comma_separated(table: Sequence[Line], target: float) -> str:
     return out.getvalue()
 
 
-def write(table: Sequence[Line], target: float, out: Path) -> None:
+def write(table: Sequence[Summary], target: float, out: Path) -> None:
     """Write the table into a folder, as comparison.md, .tex and .csv.
 
     Raises:
         RunFolderError: the disk refuses it.
     """
-    for kind, text in {"md": markdown, "tex": latex, "csv": comma_separated}.items():
+    for kind, text in {"md": to_markdown, "tex": to_latex, "csv": to_csv}.items():
         write_aside(out / f"comparison.{kind}", text(table, target).encode())

@@ -51,9 +51,9 @@ class Display:
         """
         self._latest |= row
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=row["round"], numbers=describe(self._latest))
+            self._bar.update(self._task, completed=row["round"], numbers=format_row(self._latest))
         else:
-            self.print(f"round {row['round']}/{self._rounds}  {describe(row)}")
+            self.print(f"round {row['round']}/{self._rounds}  {format_row(row)}")
         for client in row.get("lost-state", ()):
             self.print(f"  client {client}: its state of earlier rounds is lost; it restarted from zero")
         for failed in row.get("failed", ()):
@@ -80,7 +80,7 @@ def quiet() -> None:
     logging.getLogger("fedmr_flwr").addHandler(logging.NullHandler())
 
 
-def describe(row: Mapping[str, Any]) -> str:
+def format_row(row: Mapping[str, Any]) -> str:
     """Return a round's numbers in one line."""
     parts = [f"accuracy {row['test-accuracy']:.4f}  loss {row['test-loss']:.4f}"] if "test-loss" in row else []
     if "train-loss" in row:
@@ -93,7 +93,7 @@ def describe(row: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def division(settings: Settings) -> str:
+def format_partition(settings: Settings) -> str:
     """Describe in a few words which data are divided, and how."""
     partition = settings.partition
     detail = ""

@@ -19,7 +19,7 @@ STRATEGIES = ("fedmr", "indep")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSpec:
     """What a population's lineage depends on, besides the rows.
 
     Attributes:
@@ -38,7 +38,7 @@ class Run:
     slots: int
     clients: int
 
-    def deal(self, server_round: int) -> Sources | None:
+    def sources(self, server_round: int) -> Sources | None:
         """Return the slot [U, K] that each unit of each slot comes from; None where every slot gets the mean."""
         assert self.strategy in STRATEGIES
         if self.strategy == "indep":
@@ -78,13 +78,13 @@ class History:
 
     steps: tuple[Step, ...]
     begins: bool
-    run: Run
+    run: RunSpec
     rounds: NDArray[np.int64]
     by_unit: NDArray[np.float64]
     by_model: NDArray[np.float64]
 
 
-def replay(rows: Iterable[Mapping[str, Any]], run: Run) -> Iterator[tuple[Step, NDArray[np.bool_]]]:
+def replay(rows: Iterable[Mapping[str, Any]], run: RunSpec) -> Iterator[tuple[Step, NDArray[np.bool_]]]:
     """Go through a run's good rounds again.
 
     A bad round changes nothing and its deal is void, so the next good one deals what the last good one left.
@@ -102,7 +102,7 @@ def replay(rows: Iterable[Mapping[str, Any]], run: Run) -> Iterator[tuple[Step, 
     for row in rows:
         if "slots" not in row:
             continue
-        sources = run.deal(row["round"]) if started else None  # nothing is dealt before a model is trained
+        sources = run.sources(row["round"]) if started else None  # nothing is dealt before a model is trained
         if sources is None:
             seen = np.repeat(seen.any(axis=1, keepdims=True), run.slots, axis=1)
         else:
@@ -114,7 +114,7 @@ def replay(rows: Iterable[Mapping[str, Any]], run: Run) -> Iterator[tuple[Step, 
         yield Step(row["round"], sources, trained), seen
 
 
-def history(rows: Iterable[Mapping[str, Any]], run: Run, keep: int = 15) -> History:
+def history(rows: Iterable[Mapping[str, Any]], run: RunSpec, keep: int = 15) -> History:
     """Sum up a run's lineage.
 
     Args:
@@ -163,7 +163,7 @@ def trace(steps: Sequence[Step], units: int, slot: int = 0) -> NDArray[np.int64]
 
 def _trained(row: Mapping[str, Any]) -> dict[int, int]:
     """Return the client of every slot whose reply was good."""
-    failed = {failure["client"] for failure in row.get("failed", ()) if failure["kind"] != "unasked"}
+    failed = {failure["client"] for failure in row.get("failed", ()) if failure["kind"] != "unsolicited"}
     return {slot: client for slot, client in zip(row["slots"], row["clients"], strict=True) if client not in failed}
 
 

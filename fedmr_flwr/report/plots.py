@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.files import write_aside
-from fedmr_flwr.report.lineage import STRATEGIES, History, Run, history, trace
+from fedmr_flwr.report.lineage import STRATEGIES, History, RunSpec, history, trace
 from fedmr_flwr.runs.folder import RunFolder
 
 # Ten colours that colour-blind readers tell apart: Petroff 2021, arXiv 2107.02270.
@@ -63,7 +63,7 @@ def draw(folder: RunFolder) -> list[Path]:
         settings = load(folder.config)
         slots = strategy.get("population") or settings.clients_per_round
         first_stage = strategy.get("first-stage-rounds", 0)
-        run = Run(strategy["name"], settings.seed, first_stage, len(units), slots, settings.clients)
+        run = RunSpec(strategy["name"], settings.seed, first_stage, len(units), slots, settings.clients)
         drawn.append(folder.path / "lineage.png")
         lineage(history(rows, run), units, title, drawn[-1])
     return drawn

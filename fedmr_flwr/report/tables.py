@@ -9,9 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.units import Spec, Unit
-from fedmr_flwr.core.units import describe as describe_unit
-from fedmr_flwr.report.comparison import Line, cells, heads
+from fedmr_flwr.core.units import Spec, Unit, format_unit
+from fedmr_flwr.report.comparison import Summary, cells, column_names
 
 # Rows of the closing table.
 _ROWS = 12
@@ -45,7 +44,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return out
 
 
-def comparison_table(compared: Sequence[Line], target: float) -> Table:
+def comparison_table(compared: Sequence[Summary], target: float) -> Table:
     """Lay out what came of several strategies.
 
     Args:
@@ -53,14 +52,14 @@ def comparison_table(compared: Sequence[Line], target: float) -> Table:
         target: the accuracy to reach, 0 to 1.
     """
     out = Table(caption="test accuracy in %, mean ± standard deviation over runs; MB per client and round")
-    for at, name in enumerate(heads(target)):
+    for at, name in enumerate(column_names(target)):
         out.add_column(name, justify="right" if at else "left", no_wrap=at > 0, overflow="fold")
     for line in compared:
         out.add_row(*map(Text, cells(line)))
     return out
 
 
-def describe_clients(over: Mapping[str, Any]) -> str:
+def format_client_accuracy(over: Mapping[str, Any]) -> str:
     """Describe in one line how the model does on the clients' own data, as `client_evaluation.summary` has it."""
     if not over["clients"]:
         return "accuracy over clients: none of them replied"
@@ -100,7 +99,7 @@ def unit_table(units: Sequence[Unit], layout: Layout, spec: Spec) -> Table:
     """
     tensors = f"{len(layout.entries)} tensors, {layout.size:,} values"
     # Text, because a pattern such as [a-z] would be taken for markup.
-    out = Table(caption=Text(f"unit {describe_unit(spec)}: {len(units)} units, {tensors}"))
+    out = Table(caption=Text(f"unit {format_unit(spec)}: {len(units)} units, {tensors}"))
     out.add_column("unit", overflow="fold")
     out.add_column("tensors", justify="right")
     out.add_column("values", justify="right")

@@ -11,12 +11,12 @@ from fedmr_flwr.config.loading import to_yaml
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Packed
-from fedmr_flwr.core.units import describe
+from fedmr_flwr.core.units import format_unit
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
-from fedmr_flwr.report.display import division
+from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training.devices import arithmetic, check_precision, pick_device, place
 from fedmr_flwr.training.evaluation import Score, evaluate
@@ -92,7 +92,7 @@ class Experiment:
         if settings.privacy.local_dp:
             changed["local-dp ε"] = settings.privacy.local_dp.epsilon
         described = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
-        return f"{strategy.name}{described} · {division(settings)} · seed {settings.seed}"
+        return f"{strategy.name}{described} · {format_partition(settings)} · seed {settings.seed}"
 
 
 def create_folder(settings: Settings) -> RunFolder:
@@ -115,4 +115,4 @@ def check(settings: Settings) -> None:
 
 
 def _plain(value: Any) -> str:
-    return describe(value) if isinstance(value, tuple) else str(value)
+    return format_unit(value) if isinstance(value, tuple) else str(value)

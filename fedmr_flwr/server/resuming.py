@@ -16,7 +16,7 @@ from fedmr_flwr.server.rounds import Ledger
 LEDGER = "roster."
 
 
-def describe(experiment: Experiment, out: RunFolder) -> None:
+def write_description(experiment: Experiment, out: RunFolder) -> None:
     """Write down what is known before the first round; a run that goes on must find the same.
 
     Raises:
@@ -37,7 +37,7 @@ def describe(experiment: Experiment, out: RunFolder) -> None:
         "privacy": settings.privacy.model_dump(by_alias=True),
     }
     if experiment.parts is not None:
-        facts["partition-sha256"] = partitions.digest(experiment.parts)
+        facts["partition-sha256"] = partitions.hash_partition(experiment.parts)
     before = out.read_manifest()
     for name, fact in facts.items():
         if before.get(name, fact) != fact:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.algorithms.contract import ServerStrategy
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.errors import BadRoundError, FederationError, LostActorError
+from fedmr_flwr.errors import BadRoundError, LostActorError, RunError
 from fedmr_flwr.wire.checks import Failure, log_failures
 from fedmr_flwr.wire.codec import restore_dtypes
 from fedmr_flwr.wire.grids.roster import Exchange, RosterGrid
@@ -98,7 +98,7 @@ def run(
         The final global model.
 
     Raises:
-        FederationError: more than `settings.max_bad_rounds` rounds in a row were bad, or a process of Flower's
+        RunError: more than `settings.max_bad_rounds` rounds in a row were bad, or a process of Flower's
             simulation died.
     """
     bad_rounds = 0
@@ -121,7 +121,7 @@ def run(
         report(row, arrays, stops)
         if stops:
             after = f"; {bad_rounds} bad rounds in a row" if bad_rounds > 1 else ""
-            raise FederationError(f"round {number}: {problem}{after}")
+            raise RunError(f"round {number}: {problem}{after}")
     return arrays
 
 

@@ -17,7 +17,7 @@ from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import client_evaluation, rounds
 from fedmr_flwr.server.experiment import Experiment, create_folder
-from fedmr_flwr.server.resuming import LEDGER, describe, resume
+from fedmr_flwr.server.resuming import LEDGER, resume, write_description
 from fedmr_flwr.training.devices import is_out_of_memory
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
@@ -77,7 +77,7 @@ def _serving(out: RunFolder) -> Iterator[None]:
 def _train(experiment: Experiment, grid: Grid, out: RunFolder, display: Display) -> ArrayRecord:
     """Write down what is known beforehand, then go through the rounds that are left."""
     settings, strategy = experiment.settings, experiment.strategy
-    describe(experiment, out)
+    write_description(experiment, out)
     ledger = rounds.Ledger(settings.clients)
     completed, arrays = resume(experiment, ledger, out, display)
     out.note(status="running")

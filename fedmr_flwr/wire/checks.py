@@ -17,7 +17,7 @@ from fedmr_flwr.wire.npy import DeviceArray, view
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 # The number of a client that is not known.
-STRANGER = -1
+UNKNOWN_CLIENT = -1
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Failure:
 
     Attributes:
         client: the client's number, -1 if it is not known.
-        kind: one of client-error, actor-died, expired, offline, node-lost, no-reply, duplicate, unasked, malformed,
-            not-finite, no-examples, outlier, other.
+        kind: one of client-error, actor-died, expired, offline, node-lost, no-reply, duplicate, unsolicited,
+            malformed, not-finite, no-examples, outlier, other.
         reason: one line.
     """
 
@@ -66,9 +66,9 @@ def judge(sent: Mapping[int, Message], replies: Iterable[Message]) -> Judged[Mes
     strays = []
     for reply in replies:
         facts = reply.metadata
-        client = by_node.get(facts.src_node_id, by_message.get(facts.reply_to_message_id, STRANGER))
-        if client == STRANGER:
-            strays.append(Failure(STRANGER, "unasked", "a reply to a message that was not sent"))
+        client = by_node.get(facts.src_node_id, by_message.get(facts.reply_to_message_id, UNKNOWN_CLIENT))
+        if client == UNKNOWN_CLIENT:
+            strays.append(Failure(UNKNOWN_CLIENT, "unsolicited", "a reply to a message that was not sent"))
         else:
             found[client].append(reply)
     good, failures = {}, []

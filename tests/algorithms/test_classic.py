@@ -24,7 +24,7 @@ from fedmr_flwr.config import registry
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.units import units
-from fedmr_flwr.errors import ConfigError, FederationError, RecordError
+from fedmr_flwr.errors import ConfigError, RecordError, RunError
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 ARRAYS = {
@@ -450,7 +450,7 @@ def test_clients_are_drawn_in_sorted_order():
 
 def test_too_few_clients_are_refused(monkeypatch):
     monkeypatch.setattr(classic, "_PATIENCE", 0)
-    with pytest.raises(FederationError, match="3 of 5 clients are connected .*num-supernodes=5"):
+    with pytest.raises(RunError, match="3 of 5 clients are connected .*num-supernodes=5"):
         FedMR(clients_per_round=5, keys=KEYS).configure_fit(1, model(0), manager_of(3))
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.units import describe, module_of, units
+from fedmr_flwr.core.units import format_unit, module_of, units
 from fedmr_flwr.errors import ConfigError
 
 KEYS = [
@@ -71,7 +71,7 @@ def test_a_pattern_takes_the_keys_that_none_before_it_took():
     }
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=describe)
+@pytest.mark.parametrize("spec", SPECS, ids=format_unit)
 def test_units_cover_every_column_once(spec):
     found = units(LAYOUT, spec)
     for width, parts in (

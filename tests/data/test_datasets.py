@@ -385,9 +385,9 @@ def test_each_channel_is_normalised_by_its_own_numbers_by_hand():
 
 
 def test_the_form_of_a_data_set_is_known_without_its_files(tmp_path):
-    known = {name: datasets.known_form(Data(name=name), tmp_path) for name in datasets.DATASETS}
+    known = {name: datasets.shape_and_classes(Data(name=name), tmp_path) for name in datasets.DATASETS}
     assert known["cifar100-coarse"] == ((3, 32, 32), 20)
     assert known["femnist"] == ((1, 28, 28), 62)
     assert known["shakespeare"] == ((80,), 80)
     np.savez(tmp_path / "mine.npz", **own_arrays())
-    assert datasets.known_form(Data(name="npz:mine.npz"), tmp_path) == ((3, 8, 8), 5)
+    assert datasets.shape_and_classes(Data(name="npz:mine.npz"), tmp_path) == ((3, 8, 8), 5)

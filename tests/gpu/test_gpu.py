@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fedmr_flwr.algorithms.fedprox import Prox
 from fedmr_flwr.config import registry
-from fedmr_flwr.errors import DeviceError, FederationError
+from fedmr_flwr.errors import DeviceError, RunError
 from fedmr_flwr.gpu import grid as gpu
 from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.graphs import GraphLane
@@ -139,7 +139,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy
 def test_models_stay_tensors_from_round_to_round(toy):
     settings = toy()
     grid = GpuGrid(settings, device=CPU, lane=ResidentLane)
-    seen, answers = [], grid._answers
+    seen, answers = [], grid._handle_all
 
     def look(messages):
         replies = answers(messages)
@@ -147,7 +147,7 @@ def test_models_stay_tensors_from_round_to_round(toy):
             seen.extend(record["floats"] for record in message.content.array_records.values())
         return replies
 
-    grid._answers = look
+    grid._handle_all = look
     run(settings, grid)
     # In the first round the initial model goes out as bytes; after that everything is where it was trained.
     assert [isinstance(array, DeviceArray) for array in seen] == [False] * 3 + [True] * (len(seen) - 3)
@@ -274,7 +274,7 @@ def test_a_rule_whose_state_cannot_be_followed_is_refused(toy, monkeypatch):
 
     monkeypatch.setattr(registry.find("fedprox"), "Rule", Hiding)
     settings = toy("strategy.name=fedprox")
-    with pytest.raises(FederationError, match=r"cannot follow Hidden\.received, a SimpleNamespace: a rule's state"):
+    with pytest.raises(RunError, match=r"cannot follow Hidden\.received, a SimpleNamespace: a rule's state"):
         run(settings, GpuGrid(settings, device=CPU, lane=ResidentLane))
 
 
@@ -491,7 +491,7 @@ def test_on_a_gpu_a_step_that_waits_for_the_device_says_what_to_do(toy, monkeypa
 
     monkeypatch.setattr(registry.find("fedavg"), "Rule", Waiting)
     settings = on_gpu(toy("strategy.name=fedavg"))
-    with pytest.raises(FederationError, match=r"a step of Waiting cannot be captured .* set capturable = False"):
+    with pytest.raises(RunError, match=r"a step of Waiting cannot be captured .* set capturable = False"):
         run(settings, engines.grid_of(settings))
 
 

@@ -20,7 +20,7 @@ from fedmr_flwr import cli
 from fedmr_flwr.cli import runs
 from fedmr_flwr.client import app as client
 from fedmr_flwr.config.loading import load, to_yaml
-from fedmr_flwr.errors import ConfigError, FederationError, RunFolderError
+from fedmr_flwr.errors import ConfigError, RunError, RunFolderError
 from fedmr_flwr.launch import engines, ray
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
@@ -308,7 +308,7 @@ def test_after_too_many_bad_rounds_a_checkpoint_is_there_to_go_on_from(toy, monk
     settings = toy(*common, run="part")
     with monkeypatch.context() as patch:
         patch.setattr(client, "fit", failing)
-        with pytest.raises(FederationError, match=r"round 4: 1 of 3 clients gave a good reply, fewer than"):
+        with pytest.raises(RunError, match=r"round 4: 1 of 3 clients gave a good reply, fewer than"):
             run(settings)
     out = RunFolder(settings.run_dir)
     assert [row.get("bad", False) for row in out.read_rows()] == [False, False, True, True]
@@ -339,7 +339,7 @@ def test_when_a_process_of_ray_dies_the_run_stops_at_once_and_goes_on_to_the_sam
     settings = toy(*common, run="part")
     with monkeypatch.context() as patch:
         patch.setattr(client, "fit", dying)
-        with pytest.raises(FederationError, match=r"round 3: a Ray process has died .*`fedmr resume`"):
+        with pytest.raises(RunError, match=r"round 3: a Ray process has died .*`fedmr resume`"):
             run(settings)
     out = RunFolder(settings.run_dir)
     assert out.read_rows()[-1]["failures-by-kind"] == {"actor-died": 1}

@@ -16,7 +16,7 @@ from fedmr_flwr.client import app as client
 from fedmr_flwr.client import sites
 from fedmr_flwr.config.registry import ALGORITHMS
 from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.errors import ConfigError, DeviceError, FederationError, FedmrError, PartitionError, RunFolderError
+from fedmr_flwr.errors import ConfigError, DeviceError, FedmrError, PartitionError, RunError, RunFolderError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.report.display import Display
@@ -264,7 +264,7 @@ def test_one_poisoned_client_of_ten_ruins_an_unguarded_run_and_not_a_guarded_one
 
 
 def test_a_diverged_client_is_refused_as_not_finite(toy):
-    with pytest.raises(FederationError, match=r"round 1: no client gave a good reply \(client \d: not-finite"):
+    with pytest.raises(RunError, match=r"round 1: no client gave a good reply \(client \d: not-finite"):
         run(toy("training.lr=1e30", "rounds=1"))
 
 
@@ -274,7 +274,7 @@ def test_a_round_in_which_nobody_answers_ends_the_run(toy, monkeypatch):
 
     monkeypatch.setattr(client, "fit", broken)
     settings = toy()
-    with pytest.raises(FederationError, match=r"round 1: .*client \d: client-error: RuntimeError: no data here"):
+    with pytest.raises(RunError, match=r"round 1: .*client \d: client-error: RuntimeError: no data here"):
         run(settings)
     manifest = json.loads((settings.run_dir / "manifest.json").read_text())
     assert manifest["status"] == "failed"
@@ -321,13 +321,13 @@ def test_a_client_with_another_model_than_the_server_says_so(toy, monkeypatch):
         "train_config",
         lambda *facts: type(real(*facts))({**real(*facts), "layout": "another"}),
     )
-    with pytest.raises(FederationError, match="builds another model 'cnn' than the server"):
+    with pytest.raises(RunError, match="builds another model 'cnn' than the server"):
         run(toy())
 
 
 def test_clients_that_do_not_see_the_run_folder_are_found_before_the_first_round(toy, monkeypatch):
     monkeypatch.setattr(resuming.partitions, "save", lambda parts, path: None)
-    with pytest.raises(FederationError, match=r"only 0 of the 6 clients .*partition.npz does not exist; all clients"):
+    with pytest.raises(RunError, match=r"only 0 of the 6 clients .*partition.npz does not exist; all clients"):
         run(toy())
 
 
@@ -401,9 +401,7 @@ def test_fedgen_without_its_terms_is_fedavg_bit_for_bit(toy):
 
 def test_clients_with_other_data_are_found_before_the_first_round(toy, monkeypatch):
     monkeypatch.setattr(sites, "_digest", lambda data, data_dir: "another")
-    with pytest.raises(
-        FederationError, match="6 refused, the first of them: DataError: this client holds other data"
-    ):
+    with pytest.raises(RunError, match="6 refused, the first of them: DataError: this client holds other data"):
         run(toy())
 
 

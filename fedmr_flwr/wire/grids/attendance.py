@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedmr_flwr.errors import AbsentClientsError, FederationError
+from fedmr_flwr.errors import AbsentClientsError, RunError
 from fedmr_flwr.wire.checks import MOST_EXAMPLES, NOT_A_NODES, one_line
 from fedmr_flwr.wire.messages import CONFIG, EXAMPLES, METRICS
 
@@ -40,7 +40,7 @@ class Attendance:
         examples: of each client, in the order of their numbers, if all of them stated theirs.
 
     Raises:
-        FederationError: the clients do not come, or are not the ones that should.
+        RunError: the clients do not come, or are not the ones that should.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Attendance:
         for reply in self._grid.send_and_receive(self._queries(sorted(nodes)), timeout=_QUERY_SECONDS):
             self._take(reply.metadata.src_node_id, reply, set(nodes))
         if len(nodes) != self._clients:
-            raise FederationError(
+            raise RunError(
                 f"the configuration has {self._clients} clients, but {len(nodes)} nodes are connected; set clients, "
                 f"or in a simulation --federation-config 'num-supernodes={self._clients}'"
             )
@@ -149,7 +149,7 @@ class Attendance:
             why = f"{silent} did not reply in {_QUERY_SECONDS:.0f} s; are they still reading their data?"
             if self._refusals:
                 why = f"{len(self._refusals)} refused, the first of them: {next(iter(self._refusals.values()))}"
-            raise FederationError(
+            raise RunError(
                 f"only {len(self._nodes)} of the {self._clients} clients 0 to {self._clients - 1} answered; {why}"
             )
 
@@ -179,13 +179,13 @@ def wait_for_nodes(grid: Grid, count: int, patience: float) -> list[int]:
     """Wait until at least so many nodes are there, and return them.
 
     Raises:
-        FederationError: they did not come in so many seconds.
+        RunError: they did not come in so many seconds.
     """
     deadline = time.monotonic() + patience
     nodes: list[int] = []
     while len(nodes) < count:
         if time.monotonic() > deadline:
-            raise FederationError(
+            raise RunError(
                 f"{len(nodes)} of {count} clients are connected after {patience:.0f} s; start the others, "
                 f"or in a simulation set --federation-config 'num-supernodes={count}'"
             )

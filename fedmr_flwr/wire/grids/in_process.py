@@ -55,7 +55,7 @@ class InProcessGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Let the clients answer, and return the messages' identifiers."""
         pushed = [assign_id(message) for message in messages]
-        for message, reply in zip(pushed, self._answers(pushed), strict=True):
+        for message, reply in zip(pushed, self._handle_all(pushed), strict=True):
             self._replies[message.metadata.message_id] = assign_id(reply)
         return [message.metadata.message_id for message in pushed]
 
@@ -67,11 +67,11 @@ class InProcessGrid(Grid):
         """Let the clients answer, and return their replies; calling them directly, it never times out."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _answers(self, messages: Sequence[Message]) -> list[Message]:
+    def _handle_all(self, messages: Sequence[Message]) -> list[Message]:
         """Return the replies to these messages, in their order."""
-        return [self._answer(message) for message in messages]
+        return [self._handle(message) for message in messages]
 
-    def _answer(self, message: Message) -> Message:
+    def _handle(self, message: Message) -> Message:
         # Records of the client's own, so that one who changes them changes nobody else's; the bytes are shared.
         own = copy(message)
         own.content = RecordDict(

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedmr_flwr.wire.checks import STRANGER
+from fedmr_flwr.wire.checks import UNKNOWN_CLIENT
 from fedmr_flwr.wire.grids.attendance import Attendance, wait_for_nodes
 from fedmr_flwr.wire.grids.wrapped import WrappedGrid
 from fedmr_flwr.wire.npy import size
@@ -53,7 +53,7 @@ class RosterGrid(WrappedGrid):
         report: is told who is waited for.
 
     Raises:
-        FederationError: the clients do not come, or are not the ones that should.
+        RunError: the clients do not come, or are not the ones that should.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RosterGrid(WrappedGrid):
         """Return the nodes in the order of their clients' numbers, those that are not connected now included.
 
         Raises:
-            FederationError: without numbers: too few nodes came.
+            RunError: without numbers: too few nodes came.
         """
         if self._attendance:
             return self._number(self._attendance.nodes)
@@ -138,7 +138,7 @@ class RosterGrid(WrappedGrid):
 
     def client_of(self, node: int) -> int:
         """Return the number of a node's client, -1 for a stranger."""
-        return self._clients.get(node, STRANGER)
+        return self._clients.get(node, UNKNOWN_CLIENT)
 
     def _absent(self, messages: list[Message]) -> set[int]:
         """Return those nodes that are not connected; messages to them would wait in vain."""
