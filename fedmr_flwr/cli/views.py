@@ -1,4 +1,4 @@
-"""The commands that train nothing: `fedmr plot`, `partition` and `units`."""
+"""The commands that do not train: `fedmr plot`, `partition` and `units`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ from fedmr_flwr.runs.folder import RunFolder
 
 
 def plot(run_folder: Folder) -> None:
-    """Draw the pictures of a run again.
+    """Draw the plots of a run again.
 
     RUN is its folder.
     """
@@ -25,7 +25,7 @@ def plot(run_folder: Folder) -> None:
 
     drawn = plots.draw(RunFolder.open(run_folder.absolute()))
     if not drawn:
-        raise RunFolderError(f"{run_folder} holds no finished round yet, so there is nothing to draw")
+        raise RunFolderError(f"{run_folder} has no completed round yet, so there is nothing to draw")
     for path in drawn:
         print_line(str(path))
 
@@ -37,7 +37,7 @@ def partition(
         Path, typer.Option(metavar="FOLDER", help="A new folder for partition.npz and clients.png.")
     ] = Path("partition"),
 ) -> None:
-    """Show which client holds what.
+    """Show the partition of the data among clients.
 
     It is printed, drawn and saved. CONF is a configuration file, OVERRIDES are key=value.
     """
@@ -69,8 +69,9 @@ def units(conf: Conf, overrides: Overrides = None) -> None:
     from fedmr_flwr.models.packing import layout_of
 
     settings = load(conf, overrides or [])
-    form = datasets.shape_and_classes(settings.data, settings.data_dir)
-    layout = layout_of(models.build(settings.model.name, *form))
+    # Without reading the files where possible, so that units can be shown before any data exist.
+    shape, classes = datasets.shape_and_classes(settings.data, settings.data_dir)
+    layout = layout_of(models.build(settings.model.name, shape, classes))
     strategy = algorithms.create(settings, layout)
     if not isinstance(strategy, FedMR):
         raise ConfigError(f"{settings.strategy.name} does not recombine; choose strategy.name=fedmr")

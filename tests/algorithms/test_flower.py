@@ -121,7 +121,7 @@ def test_too_few_replies_for_a_strategy_are_one_line(grid, monkeypatch):
     ("name", "said"),
     [
         ("FedAdm", "unknown strategy 'flwr:FedAdm'; choose one of flwr:.*flwr:FedAdam"),
-        ("FedProx", "cannot be used, because it is the server's half only; use strategy.name=fedprox"),
+        ("FedProx", "cannot be used, because it has only the server's half; use strategy.name=fedprox"),
         ("FedXgbBagging", "cannot be used, because it combines trees"),
     ],
 )

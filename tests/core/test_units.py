@@ -107,10 +107,10 @@ def test_no_key_is_ever_lost_or_doubled(keys, share):
         ("fraction:1.5", "above 0 and at most 1"),
         ("fraction:nan", "above 0 and at most 1"),
         ("fraction:x", "above 0 and at most 1"),
-        ([], "an empty list"),
+        ([], "the list of patterns is empty"),
         (["("], r"'\(' is not a regular expression"),
         (["stage"], "no pattern matches 'stem.conv.weight'; add one"),
-        ([".", "stage"], "the pattern 'stage' matches no key that is left"),
+        ([".", "stage"], "the pattern 'stage' matches no remaining key"),
     ],
 )
 def test_what_is_wrong_with_a_unit_is_said(spec, reason):

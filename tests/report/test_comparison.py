@@ -125,20 +125,20 @@ def test_a_strategy_with_options_is_a_folder_of_its_own():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"strategies": "fedmr,fedmr"}, "name each strategy once"),
-        ({"strategies": ","}, "name each strategy once"),
-        ({"strategies": "fedprox/mu"}, "'mu' is no option; write NAME/key=value"),
+        ({"strategies": "fedmr,fedmr"}, "list each strategy once"),
+        ({"strategies": ","}, "list each strategy once"),
+        ({"strategies": "fedprox/mu"}, "'mu' is not an option; write NAME/key=value"),
         ({"strategies": "fedmrr"}, "unknown algorithm 'fedmrr'"),
         ({"strategies": "fedmr,fedavg/mu=1"}, "unknown key 'strategy.mu'"),
-        ({"seeds": "0,0"}, "name each seed once"),
-        ({"seeds": "0,-1"}, "name each seed once"),
+        ({"seeds": "0,0"}, "list each seed once"),
+        ({"seeds": "0,-1"}, "list each seed once"),
         ({"overrides": ["run-dir=x"]}, "'run-dir=x': use --strategies, --seeds and, for all runs"),
         ({"overrides": ["strategy.name=fedavg"]}, "'strategy.name=fedavg': use --strategies"),
         ({"overrides": ["seed=1"]}, "'seed=1': use --strategies, --seeds"),
-        ({"seeds": ""}, "--seeds : name each seed once"),
-        ({"target": 80.0}, "--target 80: an accuracy is from 0 to 1, such as 0.8"),
-        ({"target": float("nan")}, "--target nan: an accuracy is from 0 to 1"),
-        ({"strategies": "fedprox/mu=0.1,fedprox//mu=0.1"}, "'' is no option"),
+        ({"seeds": ""}, "--seeds : list each seed once"),
+        ({"target": 80.0}, "--target 80: the accuracy must be from 0 to 1, such as 0.8"),
+        ({"target": float("nan")}, "--target nan: the accuracy must be from 0 to 1"),
+        ({"strategies": "fedprox/mu=0.1,fedprox//mu=0.1"}, "'' is not an option"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_run(tmp_path, arguments, said):
@@ -195,7 +195,9 @@ def test_what_was_stopped_goes_on_and_another_run_is_refused(tmp_path):
         path.unlink()
     compare(out, "fedavg")
     assert folder.read_manifest()["model-sha256"] == digest
-    with pytest.raises(RunFolderError, match="fedavg-seed0 was begun with rounds = 3, and now it is 5; name another"):
+    with pytest.raises(
+        RunFolderError, match="fedavg-seed0 was started with rounds = 3, but now it is 5; name another"
+    ):
         compare(out, "fedavg,fedmr", ["rounds=5"])
     assert not (out / "fedmr-seed0").exists()
     compare(out, "fedavg", ["checkpoint-every=1", "client-cpus=2"])
@@ -240,16 +242,16 @@ def test_the_picture_has_a_line_and_a_band_for_every_strategy(tmp_path, monkeypa
 
 
 def test_strategies_that_would_share_a_folder_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"two of them would share the folder .*fedmr_unit=_a_-seed0; write one"):
+    with pytest.raises(ConfigError, match=r"two of them have the same folder .*fedmr_unit=_a_-seed0; write one"):
         comparison.plan(CONF, [], parse_strategies("fedmr/unit=['a'],fedmr/unit=[\"a\"]"), None, tmp_path)
 
 
 def test_a_folder_that_holds_something_else_is_refused_before_anything_is_run(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="cannot use .*file: .*; name another folder with --out"):
+    with pytest.raises(RunFolderError, match="cannot use .*file: .*; choose another folder with --out"):
         compare(tmp_path / "file", "fedavg")
     (tmp_path / "out" / "fedmr-seed0").mkdir(parents=True)
     (tmp_path / "out" / "fedmr-seed0" / "mine.txt").write_text("")
-    with pytest.raises(RunFolderError, match="fedmr-seed0 is not empty; name another folder with --out"):
+    with pytest.raises(RunFolderError, match="fedmr-seed0 is not empty; choose another folder with --out"):
         compare(tmp_path / "out", "fedavg,fedmr")
     assert not (tmp_path / "out" / "fedavg-seed0").exists()

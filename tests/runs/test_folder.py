@@ -23,7 +23,7 @@ def test_a_run_without_a_folder_gets_a_new_one_under_runs(toy, tmp_path, monkeyp
 def test_a_folder_is_created_once(toy):
     settings = toy()
     create_folder(settings)
-    with pytest.raises(RunFolderError, match=r"already holds a run; name another folder with run-dir=FOLDER"):
+    with pytest.raises(RunFolderError, match=r"already contains a run; choose another folder with run-dir=FOLDER"):
         create_folder(settings)
 
 

@@ -79,7 +79,9 @@ def test_silent_clients_are_counted(grid_of, answer):
     inner = grid_of(lambda message, client: answer(MODEL), clients=4)
     honest = inner.send_and_receive
     inner.send_and_receive = lambda messages, timeout=None: list(honest(messages))[:1]
-    with pytest.raises(RunError, match="only 1 of the 4 .*; 3 did not reply in 600 s; are they still reading"):
+    with pytest.raises(
+        RunError, match="only 1 of the 4 .*; 3 did not reply within 600 s, perhaps because they are still reading"
+    ):
         RosterGrid(inner, 4)
 
 
@@ -87,7 +89,7 @@ def test_unnumbered_clients_keep_the_order_of_their_nodes(grid_of, answer):
     inner = grid_of(lambda message, client: answer(MODEL), clients=4, numbered=False)
     assert RosterGrid(inner).get_node_ids() == sorted(inner.get_node_ids())
     with pytest.raises(
-        RunError, match="only 0 of the 4 clients 0 to 3 answered; 4 refused, the first of them: ValueError"
+        RunError, match="only 0 of the 4 clients 0 to 3 replied; 4 refused, the first one: ValueError"
     ):
         RosterGrid(inner, clients=4)
 
