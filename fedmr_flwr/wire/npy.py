@@ -31,7 +31,8 @@ def join(pieces: Sequence[NDArray[Any]], dtype: DTypeLike) -> Array:
         dtype: the type of the result.
     """
     length = sum(len(piece) for piece in pieces)
-    # `bytes.join` allocates the result once and copies each piece into it; `np.concatenate` and `tobytes` would copy twice.
+    # `bytes.join` allocates the result once and copies each piece into it; `np.concatenate` and `tobytes` would copy
+    # twice.
     data = b"".join([_head(np.dtype(dtype), length), *(piece.data.cast("B") for piece in pieces if len(piece))])
     return Array(np.dtype(dtype).name, (length,), "numpy.ndarray", data)
 
