@@ -298,6 +298,7 @@ class Algorithm(Strategy, Generic[S]):
         if not isinstance(grid, RosterGrid):
             # Flower's own Grid returns its nodes from a set, in an order that differs between runs.
             grid = RosterGrid(grid, at_least=self.clients_per_round)
+        # An object may be started several times: each run begins without the state of the one before.
         if self._codec is not None:
             self.begin(self._codec)
         return super().start(grid, *args, **kwargs)

@@ -37,8 +37,10 @@ class Round:
     layout: Layout
     num_clients: int
     examples: NDArray[np.int64] | None
+    # A function, because an algorithm that sends its own models never needs the global one decoded.
     decode: Callable[[], Packed] = field(repr=False)
 
+    # Cached, so that all slots that send it send the same object, which is encoded once.
     @cached_property
     def global_model(self) -> Packed:
         """Decoded when it is first read; returned unchanged, it is sent as the record that it came in."""

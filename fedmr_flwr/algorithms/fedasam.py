@@ -46,6 +46,7 @@ class ASAM(LocalRule):
         before = self._climb(model)
         with _statistics_kept(model):
             backward()
+        # Before the optimiser steps, so that the gradient from nearby is applied at the weights themselves.
         with torch.no_grad():
             for parameter, values in before:
                 parameter.copy_(values)

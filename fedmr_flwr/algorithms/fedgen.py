@@ -249,6 +249,7 @@ class FedGen(Algorithm[FedGenState]):
         # Clients may return anything: a negative count would make a negative weight of the loss.
         counts = torch.from_numpy(np.stack([reply.vectors[COUNTS] for reply in good])).clamp(min=0)
         classes, width = self._head[0].shape
+        # From the seed without the round: every round starts from the same network before the state is loaded.
         generator = _new_generator(classes, width, stream(self.seed, "generator"))
         if self.state.generator is not None:
             _load(generator, self.state.generator)

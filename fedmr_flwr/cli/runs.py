@@ -124,6 +124,7 @@ def compare(
 def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
     """Run an experiment, or resume one, and show its results."""
     path = f"run folder: {settings.run_dir}"
+    # Before and after: at the end the first line has scrolled away.
     print_line(path)
     done = engines.run(settings, Display(settings.rounds, Console()), prepared)
     Console().print(table(done.read_rows()))

@@ -45,6 +45,7 @@ def partition(
     from fedmr_flwr.report import plots
 
     settings = load(conf, overrides or [])
+    # Before the data are loaded, which may take minutes.
     folder.check_free(out, "--out FOLDER")
     dataset = datasets.load(settings.data, settings.data_dir)
     parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)

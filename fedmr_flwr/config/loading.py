@@ -76,6 +76,7 @@ def resolve_paths(settings: Settings) -> Settings:
 
 def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:
     """Move the strategy's name before its options, and drop the file's options if the name is a different one."""
+    # A stable sort, so that of two overrides of one key the later still wins.
     ordered = sorted(overrides, key=lambda override: not override.startswith("strategy.name="))
     names = [override.partition("=")[2] for override in ordered if override.startswith("strategy.name=")]
     section = values.get("strategy")

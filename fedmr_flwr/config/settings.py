@@ -136,6 +136,7 @@ class Settings(Section):
     seed: int = Field(0, ge=0)
     device: str = "auto"
     precision: Precision = "float32"
+    # Not a Literal: the engines import the configuration, and are checked where one is created.
     engine: str = "ray"
     client_cpus: int = Field(1, ge=1)
     data_dir: AbsolutePath | None = None
@@ -146,6 +147,7 @@ class Settings(Section):
     round_timeout: float = Field(3600.0, gt=0)
     min_good_replies: int = Field(1, ge=1)
     max_bad_rounds: int = Field(0, ge=0)
+    # Above 1, so that the median itself always passes.
     guard: float | None = Field(None, gt=1)
     wire: Literal["float32", "float16"] = "float32"
     ray: Ray = Ray()
@@ -200,6 +202,7 @@ class Settings(Section):
     def _strategy_last(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Check the strategy last: its options need its algorithm, whose imports take seconds."""
         if isinstance(values, dict):
+            # Only for its errors: with them the algorithm is never imported.
             handler({**values, "strategy": _LATER})
         settings = handler(values)
         settings._check_strategy()

@@ -22,6 +22,7 @@ class Training(Section):
     """
 
     lr: float = Field(0.01, gt=0)
+    # Below 1: at 1 the steps would grow without limit, and SCAFFOLD divides by the difference.
     momentum: float = Field(0.5, ge=0, lt=1)
     local_epochs: int = Field(5, ge=1)
     batch_size: int = Field(50, ge=1)

@@ -164,6 +164,7 @@ def _own(name: str, data_dir: Path) -> Dataset:
     try:
         found = loader(data_dir)
     except Exception as error:
+        # With its cause, unlike our own errors: the author of the loader needs the traceback.
         raise DataError(f"data.name: '{name}' failed with {type(error).__name__}: {error}") from error
     if not isinstance(found, Dataset):
         raise ConfigError(f"data.name: '{name}' returned {type(found).__name__}, expected fedmr_flwr.Dataset")

@@ -32,6 +32,7 @@ class Idx(Source):
 
     def __init__(self, name: str, inner: str, published: Normalisation) -> None:
         self._name = name
+        # The folder of this data set first: beside it may be files of another one with the same names.
         self._places = (inner, f"{name}/raw", "")
         self.published = published
 

@@ -138,6 +138,7 @@ def read_node(folder: Path) -> NodeSettings:
 
 
 def _write(path: Path, settings: Section) -> None:
+    # In the order of the fields, because people read and edit these files.
     write_aside(path, yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False).encode())
 
 

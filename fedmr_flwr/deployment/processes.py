@@ -124,6 +124,7 @@ def _wait(process: psutil.Popen, env: dict[str, str]) -> None:
                 f"Flower's SuperLink ended with status {process.returncode}; see its output above, perhaps a port is "
                 "in use"
             )
+        # A command, because the next step is one; an open port does not show that commands work.
         with suppress(EngineError):
             Connection(commands.SUPERLINK, env).command("list", commands.SUPERLINK)
             return

@@ -26,6 +26,7 @@ def kind_of(state: State) -> Kind:
 
 def copy_into(resident: State, state: State) -> None:
     """Copy the tensors and generators of a state into those of another state of its kind."""
+    # In place, because a captured step knows the addresses; without gradients, because parameters may be among them.
     with torch.no_grad():
         for own, given in zip(_values(resident), _values(state), strict=True):
             if isinstance(own, torch.Tensor) and isinstance(given, torch.Tensor):
@@ -57,6 +58,7 @@ def _walk(node: object, path: str) -> Iterator[Hashable]:
     if isinstance(node, torch.Tensor):
         yield path, tuple(node.shape), node.dtype
     elif isinstance(node, nn.Module):
+        # The mode is part of the kind: in evaluation Dropout and BatchNorm launch other kernels.
         yield path, type(node), node.training
         for name, tensor in (*node.named_parameters(), *node.named_buffers()):
             yield from _walk(tensor, f"{path}.{name}")

@@ -80,6 +80,7 @@ class Display:
 
 def quiet() -> None:
     """Keep this project's warnings out of standard error: `Display` shows them."""
+    # Without any handler Python would print warnings to standard error itself.
     logging.getLogger("fedmr_flwr").addHandler(logging.NullHandler())
 
 

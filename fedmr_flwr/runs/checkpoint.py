@@ -82,6 +82,7 @@ def load(note: Path) -> Checkpoint:
     """
     try:
         facts = json.loads(note.read_text(encoding="utf-8"))
+        # Read once, so that the bytes that are checked are those that are loaded.
         content = _tensors(note).read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise ValueError("wrong checksum")

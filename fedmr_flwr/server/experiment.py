@@ -87,6 +87,7 @@ class Experiment:
         settings = self.settings
         strategy = settings.strategy
         changed: dict[str, Any] = {"local-rule": strategy.local_rule} if strategy.local_rule else {}
+        # The unit even if it is the default, because it is what comparisons of FedMR differ in.
         changed |= strategy.options.model_dump(by_alias=True, include={"unit"})
         for section in (strategy.options, strategy.rule_options):
             changed |= section.model_dump(by_alias=True, exclude_defaults=True)

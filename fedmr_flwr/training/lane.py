@@ -177,6 +177,7 @@ class Lane:
         with default_generator(self._generator):
             outcome = self._rule.end(self.model, self._state, self._task, self._steps)
         count = len(self._task.labels)
+        # The only read from the device in a training.
         return TrainResult(count, self._total.item() / (count * self._training.local_epochs), outcome)
 
     def _step(self) -> bool:

@@ -104,6 +104,7 @@ class LocalRule:
         """
         return model(inputs), None
 
+    # Not part of `forward`, because FedASAM needs two passes for one step.
     def gradients(self, model: nn.Module, state: Any, backward: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Compute the gradients of a batch.
 

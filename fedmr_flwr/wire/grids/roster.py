@@ -112,6 +112,7 @@ class RosterGrid(WrappedGrid):
             messages: to send.
             timeout: seconds to wait for replies; None waits for all.
         """
+        # A list, because it is used several times and Flower allows any iterable.
         sent = list(messages)
         absent = self._absent(sent)
         present = [message for message in sent if message.metadata.dst_node_id not in absent]
