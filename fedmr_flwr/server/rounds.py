@@ -84,7 +84,7 @@ def run(
     Args:
         settings: rounds, patience, and how often to evaluate.
         strategy: returns the models to send and combines the trained ones.
-        grid: carries the messages.
+        grid: sends the messages.
         ledger: the latest round of each client.
         arrays: the global model after the completed rounds.
         train_config: sent with every model.
