@@ -38,10 +38,10 @@ Failures = list[tuple[ClientProxy, FitRes] | BaseException]
 class ClassicStrategy(Strategy):
     """An algorithm for `flwr.server.ServerApp(server_fn=...)`; a subclass sets its class in `Kind`.
 
-    Clients need no change. They do not evaluate: the server does, with
-    `evaluate_fn`. The slots that are trained and their models depend on the seed alone. The clients that train
-    them do not: Flower gives its nodes random identifiers in every run. So, unlike the message-API strategies with
-    numbered clients, this one cannot guarantee the same clients, and so the same model, in every run.
+    Clients need no change. They do not evaluate: the server does, with `evaluate_fn`. The slots that are trained and
+    their models depend on the seed alone. The clients that train them do not: Flower gives its nodes random
+    identifiers in every run. So, unlike the message-API strategies with numbered clients, this one cannot guarantee
+    the same clients, and so the same model, in every run.
 
     Args:
         keys: the names of the tensors in the order in which clients send them, `list(model.state_dict())`.

@@ -9,8 +9,8 @@ import numpy as np
 def stream(seed: int, purpose: str, *index: int) -> np.random.Generator:
     """Return the random stream of one purpose.
 
-    The stream depends on the arguments alone, not on earlier draws, their order or the process.
-    So a run does not depend on which process trained which client, and resuming needs no stored state.
+    The stream depends on the arguments alone, not on earlier draws, their order or the process. So a run does not
+    depend on which process trained which client, and resuming needs no stored state.
 
     Args:
         seed: the seed of the run.

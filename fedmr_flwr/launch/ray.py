@@ -11,8 +11,8 @@ from fedmr_flwr.runs.folder import RunFolder
 def run(settings: Settings, display: Display, prepared: RunFolder | None = None) -> RunFolder:
     """Run an experiment in Flower's simulation, or resume one.
 
-    A SuperLink is started for this run, with its own FLWR_HOME and free ports, and stopped at the
-    end. Its log is flower.log in the run folder.
+    A SuperLink is started for this run, with its own FLWR_HOME and free ports, and stopped at the end. Its log is
+    flower.log in the run folder.
 
     Args:
         settings: of the run, with its folder.

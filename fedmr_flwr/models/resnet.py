@@ -120,8 +120,8 @@ class Bottleneck(nn.Module):
 class FedMRResNet(Classifier):
     """The ResNet-20 of FedMR's published code: bottlenecks [2, 2, 2] of 16, 32 and 64 channels.
 
-    Unlike the ResNet-20 of He et al. it has bottlenecks. Its last normalisation is not used, as in
-    the published code, but is part of the model: 219,482 parameters with 10 classes.
+    Unlike the ResNet-20 of He et al. it has bottlenecks. Its last normalisation is not used, as in the published
+    code, but is part of the model: 219,482 parameters with 10 classes.
 
     Args:
         input_shape: [C, H, W].

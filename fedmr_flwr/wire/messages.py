@@ -1,9 +1,8 @@
 """The contents of messages: the names of their records, and the vectors besides a model.
 
-Messages to clients have "arrays" (the model) and "config"; replies have "arrays" and "metrics" with
-"num-examples". Other vectors that an algorithm exchanges, such as control variates, are in records of their
-own. A model is sent packed, as one array per type ("floats", "ints"), or as one array per
-tensor, like `ArrayRecord(model.state_dict())`.
+Messages to clients have "arrays" (the model) and "config"; replies have "arrays" and "metrics" with "num-examples".
+Other vectors that an algorithm exchanges, such as control variates, are in records of their own. A model is sent
+packed, as one array per type ("floats", "ints"), or as one array per tensor, like `ArrayRecord(model.state_dict())`.
 """
 
 from collections.abc import Iterable
