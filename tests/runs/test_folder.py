@@ -31,7 +31,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(toy):
     settings = toy()
     settings.run_dir.mkdir()
     (settings.run_dir / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunFolderError, match="is not empty; name another"):
+    with pytest.raises(RunFolderError, match="is not empty; choose another"):
         create_folder(settings)
     assert [path.name for path in settings.run_dir.iterdir()] == ["thesis.tex"]
 

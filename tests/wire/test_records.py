@@ -295,7 +295,7 @@ def test_a_model_of_tensors_goes_through_the_codec_untouched_and_is_rounded_for_
     narrow = Codec(layout, wire="float16")
     floats = narrow.decode(narrow.encode(Parts(pieces, [counters]))).floats
     assert floats.tolist() == [1, float(np.float16(0.1)), 3]
-    with pytest.raises(RecordError, match=r"hold 2 \+ 1 values, expected 3 \+ 1"):
+    with pytest.raises(RecordError, match=r"have 2 \+ 1 values, expected 3 \+ 1"):
         Codec(layout).decode(Codec(layout).encode(Parts(pieces[:1], [counters])))
 
 
