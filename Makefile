@@ -1,9 +1,9 @@
-# Every target sets up what it needs; a second call installs nothing.
+# Every target installs what it needs; a second call installs nothing.
 PYTHON ?= python3
 VENV := .venv
 LATEST := .venv-latest
 FAST := -m "not e2e and not slow"
-# Two at a time: tests of deployments wait for minutes until Flower misses a dead node.
+# Two at a time: tests of deployments wait for minutes until Flower notices that a node is dead.
 PYTEST := pytest -n 2 --dist worksteal
 
 .PHONY: run test lint check test-latest help clean
@@ -14,22 +14,22 @@ help: ## Show this list.
 run: $(VENV)/.ready ## Train FedMR on real handwritten digits in Flower's simulation (about a minute).
 	$(VENV)/bin/fedmr run conf/quickstart.yaml
 
-lint: $(VENV)/.ready ## Style and types.
+lint: $(VENV)/.ready ## Check style and types.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-check: lint ## Style, types, unit and contract tests.
+check: lint ## Check style and types, run unit and contract tests.
 	$(VENV)/bin/$(PYTEST) $(FAST)
 
-test: $(VENV)/.ready ## All tests; the end-to-end ones start Flower for real.
+test: $(VENV)/.ready ## Run all tests; the end-to-end ones start Flower.
 	$(VENV)/bin/$(PYTEST)
 
-test-latest: $(LATEST)/.ready ## All tests with the newest Flower.
+test-latest: $(LATEST)/.ready ## Run all tests with the newest Flower.
 	$(LATEST)/bin/python -c "from importlib.metadata import version; print('flwr', version('flwr'))"
 	$(LATEST)/bin/$(PYTEST)
 
-clean: ## Remove the environments and caches, not your runs.
+clean: ## Remove environments and caches, but not your runs.
 	rm -rf $(VENV) $(LATEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -38,7 +38,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-# The same versions, but for Flower and what Flower brings along.
+# The same versions, except for Flower and its dependencies.
 $(LATEST)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LATEST)
 	$(LATEST)/bin/pip install --quiet --disable-pip-version-check --upgrade "flwr[simulation]>=1.40" \

@@ -1,4 +1,4 @@
-"""Seconds per exchange with two nodes on this machine, TLS and keys on, beside Flower's plain way.
+"""Seconds per exchange with two nodes on this machine, with TLS and keys, compared with Flower's plain way.
 
 .venv/bin/python benchmarks/deployment.py
 """
@@ -32,21 +32,21 @@ from fedmr_flwr.wire.flower.environment import environment
 APP = Path(__file__).parent / "exchange-app"
 NODES = 2
 PLAIN = "Flower's commands, an array per tensor, its loop"
-# How models travel, and whose loop fetches the replies.
+# How models are sent, and whose loop fetches the replies.
 WAYS = {
     "fedmr deploy, an array per tensor, Flower's loop": ("tensors", "flower"),
     "packed, Flower's loop": ("float32", "flower"),
-    "packed, own loop": ("float32", "own"),
-    "packed as float16, own loop": ("float16", "own"),
+    "packed, our loop": ("float32", "own"),
+    "packed as float16, our loop": ("float16", "own"),
 }
-# What `fedmr deploy` sets, and Flower's own commands do not.
+# A variable that `fedmr deploy` sets, unlike Flower's own commands.
 OURS = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 # Seconds of each exchange, and the megabytes of a model.
 Measured = tuple[list[float], float]
 
 
 def free_ports(count: int) -> list[int]:
-    """Find ports that nobody listens on."""
+    """Return free ports."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -74,7 +74,7 @@ def deployed(folder: Path, plain: bool) -> Iterator[Connection]:
             stack.callback(process.terminate)
 
         command = commands.superlink(folder / "server", server)
-        if plain:  # Flower keeps all in memory if nobody says otherwise
+        if plain:  # without --database Flower keeps everything in memory
             at = command.index("--database")
             command = ["flower-superlink", *command[3:at], *command[at + 2 :]]
         start(command, server_env)
@@ -92,14 +92,14 @@ def deployed(folder: Path, plain: bool) -> Iterator[Connection]:
 
 
 def images(path: Path, seed: int) -> None:
-    """Write ten random images, which one step of training sees."""
+    """Write ten random images, for one step of training."""
     rng = np.random.default_rng(seed)
     x, y = rng.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8), np.arange(10)
     np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
 
 
 def wait_for(connection: Connection) -> None:
-    """Wait until a SuperLink answers."""
+    """Wait until a SuperLink replies."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -115,10 +115,10 @@ def exchange(connection: Connection, folder: Path, model: str, exchanges: int, r
     """Run the exchange app; return the seconds of all exchanges but the first, and the megabytes of a model."""
     out = folder / "out.json"
     config = {"model": model, "exchanges": exchanges, "records": records, "loop": loop, "out": str(out)}
-    said = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
-    run = str(connection.command("run", str(APP), SUPERLINK, "--run-config", said)["run-id"])
+    run_config = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
+    run = str(connection.command("run", str(APP), SUPERLINK, "--run-config", run_config)["run-id"])
     deadline = time.monotonic() + 60 * exchanges
-    while not out.exists():  # asking Flower takes a second of a processor
+    while not out.exists():  # a query of Flower takes a second of a processor
         assert time.monotonic() < deadline, status(connection, run)
         time.sleep(0.5)
     found = json.loads(out.read_text())
@@ -144,13 +144,13 @@ def rounds(connection: Connection, folder: Path, model: str, count: int, wire: s
     return [row["seconds"] for row in rows[1:]], rows[-1]["bytes-up"]["arrays"] / NODES / 1e6
 
 
-def measure(models: list[str], exchanges: int, say: Callable[[str], None]) -> dict[str, dict[str, Measured]]:
-    """Measure all ways with all models, in turn."""
+def measure(models: list[str], exchanges: int, report: Callable[[str], None]) -> dict[str, dict[str, Measured]]:
+    """Measure every way with every model."""
     found: dict[str, dict[str, Measured]] = {}
 
     def note(name: str, model: str, measured: Measured) -> None:
         found.setdefault(name, {})[model] = measured
-        say(f"{name}, {model}: {', '.join(f'{seconds:.2f}' for seconds in measured[0])} s")
+        report(f"{name}, {model}: {', '.join(f'{seconds:.2f}' for seconds in measured[0])} s")
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "plain")

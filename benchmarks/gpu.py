@@ -1,7 +1,7 @@
-"""Seconds per round on one GPU: Flower's simulation with ten actors on it, in process, and all clients side by side.
+"""Seconds per round on one GPU: Flower's simulation with ten actors, the in-process engine, and the engine gpu.
 
-The setting is conf/fashion-mnist-cnn.yaml with alpha 0.5, or another one. Rounds that warm up are dropped; every
-tenth round ends with an evaluation, which counts.
+The setting is conf/fashion-mnist-cnn.yaml with alpha 0.5, or another one. Warm-up rounds are dropped; every
+tenth round ends with an evaluation, whose time is included.
 
     .venv/bin/python benchmarks/gpu.py --data-dir FOLDER
 """
@@ -45,12 +45,12 @@ ENGINES = {
 
 @dataclass
 class Measured:
-    """What a run took.
+    """The costs of a run.
 
     Attributes:
         seconds: of a round, evaluation included.
         steps: SGD steps of a round.
-        megabytes: of the card's memory, at most, beside what was used before.
+        megabytes: the peak of the card's memory above what was used before.
     """
 
     seconds: float
@@ -60,7 +60,7 @@ class Measured:
 
 @dataclass
 class Card:
-    """What the card and its host can do.
+    """The limits of the card and its host.
 
     Attributes:
         flops: of a step, in float operations.
@@ -83,7 +83,7 @@ def used_megabytes() -> float:
 
 @contextmanager
 def watched() -> Iterator[list[float]]:
-    """Watch the card's memory; the list holds what was used at any time."""
+    """Record the card's memory in use inside the block, in megabytes."""
     seen, ended = [used_megabytes()], threading.Event()
 
     def look() -> None:
@@ -100,7 +100,7 @@ def watched() -> Iterator[list[float]]:
 
 
 def measure(options: list[str], conf: Path, overrides: list[str], warm: int) -> Measured:
-    """Run the command line; return what its rounds took after those that warm up."""
+    """Run the command line; return the costs of its rounds after the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")
         command = [Path(sys.executable).parent / "fedmr", "run", conf, *overrides, f"run-dir={out}", *options]
@@ -115,12 +115,12 @@ def measure(options: list[str], conf: Path, overrides: list[str], warm: int) -> 
 
 
 def steps_of(examples: int, settings: Settings) -> int:
-    """Return how many steps a client takes in a round."""
+    """Return the number of a client's steps in a round."""
     return -(-examples // settings.training.batch_size) * settings.training.local_epochs
 
 
 def card(settings: Settings, device: torch.device) -> Card:
-    """Count what a step does, and measure the card's limits."""
+    """Count the operations of a step, and measure the card's limits."""
     dataset = datasets.load(settings.data, settings.data_dir)
     model = models.build(settings.model.name, dataset.input_shape, dataset.classes)
     place(model, device, settings.precision)
@@ -143,7 +143,7 @@ def card(settings: Settings, device: torch.device) -> Card:
 
 
 def seconds_of(act: Callable[[], object], times: int) -> float:
-    """Return how long something takes the card, done so many times."""
+    """Return the seconds that the card takes for repeated calls."""
     act()
     torch.cuda.synchronize()
     start = time.perf_counter()
@@ -157,13 +157,13 @@ def main(
     data_dir: Annotated[Path, typer.Option(help="Folder of the data files.")],
     conf: Annotated[Path, typer.Option(help="A configuration.")] = CONF / "fashion-mnist-cnn.yaml",
     override: Annotated[list[str], typer.Option(help="key=value; may be repeated.")] = ["partition.alpha=0.5"],  # noqa: B006
-    rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 50,
-    warm: Annotated[int, typer.Option(help="Rounds before them, while graphs are captured.")] = 100,
+    rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 50,
+    warm: Annotated[int, typer.Option(help="Warm-up rounds, in which graphs are captured.")] = 100,
     clients: Annotated[list[int], typer.Option(help="Clients a round; may be repeated.")] = [5, 10, 20, 50],  # noqa: B006
 ) -> None:
     """Measure all in turn and print a table."""
     if not torch.cuda.is_available():
-        print("benchmarks/gpu.py: there is no CUDA device here", file=sys.stderr)
+        print("benchmarks/gpu.py: this machine has no CUDA device", file=sys.stderr)
         raise typer.Exit(1)
     table = Table(caption=f"{torch.cuda.get_device_name()}, torch {torch.__version__}; mean of {rounds} rounds")
     for name in ("", "K", "s/round", "x gpu", "steps/s", "MB", "of the arithmetic, %", "of the launches, %"):

@@ -24,7 +24,7 @@ CONF = HERE.parent / "conf" / "quickstart.yaml"
 
 
 def load(folder: Path) -> Dataset:
-    """Load the data set as every process of the run does, and write down what memory that adds.
+    """Load the data set as every process of the run does, and log the memory that it adds.
 
     Every page is touched, as training on all clients would do sooner or later.
     """

@@ -1,4 +1,4 @@
-"""Seconds per round of the engines beside a bare PyTorch loop over the same clients.
+"""Seconds per round of the engines, compared with a bare PyTorch loop over the same clients.
 
 The setting is conf/fashion-mnist-cnn.yaml; the first round is dropped, evaluation is not counted.
 
@@ -39,7 +39,7 @@ def engine_seconds(engine: str, rounds: int, data_dir: Path, run_dir: Path) -> l
 
 
 def bare_seconds(settings: Settings, parts: list[partitions.Indices], channels_last: bool) -> list[float]:
-    """Train the same clients in a plain single-threaded PyTorch loop, as one would write it in a notebook."""
+    """Train the same clients in a plain single-threaded PyTorch loop, as in a notebook."""
     torch.set_num_threads(1)
     data = datasets.load(settings.data, settings.data_dir)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -82,11 +82,11 @@ def main(
     table = Table(
         caption=f"{rounds - 1} rounds, {torch.get_num_threads()} thread per client, torch {torch.__version__}"
     )
-    for name in ("", "s/round", "x bare loop", "reach"):
+    for name in ("", "s/round", "x bare loop", "target"):
         table.add_column(name, justify="left" if not name else "right")
-    reach = {"Ray engine": "0.60", "in-process engine": "0.85"}
+    targets = {"Ray engine": "0.60", "in-process engine": "0.85"}
     for name, seconds in measured.items():
-        table.add_row(name, f"{np.mean(seconds):.2f}", f"{np.mean(seconds) / bare:.2f}", reach.get(name, ""))
+        table.add_row(name, f"{np.mean(seconds):.2f}", f"{np.mean(seconds) / bare:.2f}", targets.get(name, ""))
     Console().print(table)
 
 

@@ -1,10 +1,10 @@
-"""Seconds and memory of large federations in one process, and how both grow with the clients.
+"""Seconds and memory of runs with many clients in one process, and how both grow with the clients.
 
 Two settings: Fashion-MNIST among 1,000 clients, Dirichlet 0.1, 50 a round; and handwritten digits, repeated so that
 each client has 14, among 10,000 clients, IID, 100 a round. Then the second with other numbers of clients. One local
-epoch, so that what is not training shows; each setting in a process of its own, after a small federation that loads
-everything once. Seconds of a round are on the clock, the others of the CPU, which who else uses the machine changes
-little; the median of twelve rounds. Memory is the peak of a whole run above what the process held before. Linux only.
+epoch, so that the rest of a round is visible; each setting in its own process, after a small run that loads
+everything once. Seconds of a round are wall-clock time, the others CPU time, which other programs change little; the
+median of twelve rounds. Memory is the peak of a whole run above that of the process before it. Linux only.
 
     .venv/bin/python benchmarks/scale.py --data-dir FOLDER
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
 
-import flwr_datasets.partitioner  # noqa: F401, its memory is no client's
+import flwr_datasets.partitioner  # noqa: F401, imported before the memory is measured
 import numpy as np
 import typer
 from rich.console import Console
@@ -37,7 +37,7 @@ from fedmr_flwr.launch import engines
 from fedmr_flwr.report import plots
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.server import run as server
-from fedmr_flwr.server.run import run as serve
+from fedmr_flwr.server.run import run as run_server
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 EXAMPLES, WARM_CLIENTS = 14, 5
@@ -47,7 +47,7 @@ ROUNDS, DROPPED = 14, 2
 
 @dataclass(frozen=True)
 class Case:
-    """A federation."""
+    """A setting."""
 
     clients: int
     per_round: int
@@ -75,7 +75,7 @@ CLIENTS = tuple(Case(clients, 100) for clients in (100, 1_000, 10_000))
 
 
 def write_digits(path: Path, clients: int) -> None:
-    """Write scikit-learn's digits, as often as it takes, in the form of a user's own data set."""
+    """Write scikit-learn's digits, repeated, as a user's own data set."""
     bunch = load_digits()
     images, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.int64)
     count = EXAMPLES * clients
@@ -120,10 +120,10 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
 
 
 def run(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run a federation from start to end and return the metrics of its rounds."""
+    """Run an experiment and return the metrics of its rounds."""
     settings = parse(values, "scale.py")
     with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return serve(settings, engines.grid_of(settings), display).read_rows()
+        return run_server(settings, engines.grid_of(settings), display).read_rows()
 
 
 def memory(name: str) -> float:
@@ -151,7 +151,7 @@ def measure(case: Case, data_dir: Path) -> Cost:
         before = memory("VmRSS")
         once = [(partitions, "split"), (plots, "clients"), (server, "RosterGrid")]
         partition, picture, roster = (stack.enter_context(timed(*function)) for function in once)
-        whole = [(FedMR, "configure_train"), (RosterGrid, "send_and_receive"), (FedMR, "aggregate_train")]
+        whole = [(FedMR, "configure_train"), (RosterGrid, "exchange"), (FedMR, "judge"), (FedMR, "aggregate")]
         round_parts = [stack.enter_context(timed(*function)) for function in whole]
         training = stack.enter_context(timed(client, "fit"))
         rows = run(values)
@@ -200,7 +200,7 @@ def main(data_dir: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST's 
     """Measure all settings in turn and print two tables."""
     console, costs = Console(width=110), {}
     cases = list(dict.fromkeys([*SETTINGS, *PER_ROUND, *CLIENTS]))
-    # Spawned, one for each setting, so that no peak is another's.
+    # A new process for each setting, so that its peak of memory is its own.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
         for at, case in enumerate(cases, 1):
             console.print(f"{at}/{len(cases)}: {case}")

@@ -1,19 +1,19 @@
-"""Seconds of the server's own part of a round beside one plain copy of the population.
+"""Seconds of the server's part of a round, compared with one plain copy of the population.
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv/bin/python benchmarks/server.py
 
 For three populations it prints the milliseconds of
 
-- one plain copy of the population, the measure of all others;
-- the three steps of a round as the server's loop takes them: `judge`, `aggregate` and `configure_train` of FedMR;
-- what is part of them, measured by itself: the checks of the replies, similarity and spread, and recombination
+- one plain copy of the population, the unit of the ratios below;
+- the three steps of a round in the server's loop: `judge`, `aggregate` and `configure_train` of FedMR;
+- parts of them, measured separately: the checks of the replies, similarity and spread, and recombination
   (`Recombination.gather` and `Codec.encode`);
 
-then the ratios to the copy, with the figures to reach, and the peak memory between the replies of the first round
+then the ratios to the copy, with their targets, and the peak memory between the replies of the first round
 and the messages of the second, in populations.
 
-`fedmr run` sets the variable for Flower's processes; without it Linux hands out the memory of a large message in
-pages of 4 KiB, which takes longer than to fill it.
+`fedmr run` sets the variable for Flower's processes; without it Linux allocates the memory of a large message in
+pages of 4 KiB, which takes longer than filling it.
 """
 
 import time
@@ -41,7 +41,7 @@ REPEATS = 15
 
 
 def vgg16() -> Layout:
-    """The layout of VGG-16 for CIFAR-10: 33,646,666 parameters in 97 tensors."""
+    """Return the layout of VGG-16 for CIFAR-10: 33,646,666 parameters in 97 tensors."""
     arrays: dict[str, np.ndarray] = {}
     depth = 3
     for at, width in enumerate([64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]):
@@ -59,7 +59,7 @@ def vgg16() -> Layout:
 
 
 class Server:
-    """A FedMR server between two rounds, with the trained models of all its clients at hand."""
+    """A FedMR server between two rounds, with the trained models of all its clients."""
 
     def __init__(self, layout: Layout, slots: int) -> None:
         self.codec = Codec(layout)
@@ -74,12 +74,12 @@ class Server:
         self.train()
 
     def model(self) -> Packed:
-        """A model with trained weights: no two tensors are equal."""
+        """Return a model with random weights: no two tensors are equal."""
         layout = self.codec.layout
         return Packed(self.rng.standard_normal(layout.size, np.float32), np.ones(layout.counters, np.int64))
 
     def train(self) -> None:
-        """Let the clients reply."""
+        """Create the clients' replies."""
         self.replies = []
         for message in self.sent:
             metrics = MetricRecord({"num-examples": 10})
@@ -91,14 +91,14 @@ class Server:
         self.judged = self.strategy.judge(self.replies)
 
     def aggregate(self) -> None:
-        """Average the models, measure how alike they are, and encode their mean."""
+        """Average the models, measure similarity and spread, and encode the mean."""
         arrays, _ = self.strategy.aggregate(self.round, self.judged)
         assert arrays is not None
         self.arrays = arrays
         self.sent, self.judged = [], Judged({})
 
     def configure(self) -> None:
-        """Recombine the population into the messages of the next round."""
+        """Recombine the population and create the messages of the next round."""
         self.round += 1
         self.sent = self.strategy.configure_train(self.round, self.arrays, ConfigRecord(), self.grid)
 
@@ -149,7 +149,7 @@ def best_seconds(layout: Layout, slots: int) -> dict[str, float]:
 
 
 def peak_memory(layout: Layout, slots: int) -> float:
-    """Return the most memory between the replies (one population) and the next messages, in populations."""
+    """Return the peak memory between the replies (one population) and the next messages, in populations."""
     tracemalloc.start()
     server = Server(layout, slots)
     tracemalloc.reset_peak()
@@ -171,23 +171,23 @@ def main(sizes: Sequence[tuple[Layout, int]]) -> None:
         measured.append((best_seconds(layout, slots), peak_memory(layout, slots)))
     rows = {
         "one copy of the population": "copy",
-        "judge: check and decode the replies": "judge",
-        "  check alone": "check",
-        "aggregate: mean, similarity, spread": "aggregate",
-        "  similarity and spread alone": "diagnose",
-        "configure_train: recombine, make messages": "configure",
-        "  recombine alone: gather and encode": "recombine",
+        "check and decode the replies": "judge",
+        "  check the replies": "check",
+        "mean, similarity and spread": "aggregate",
+        "  similarity and spread, for the metrics": "diagnose",
+        "recombine, pack, make messages": "configure",
+        "  recombine and pack": "recombine",
     }
     for name, part in rows.items():
         table.add_row(name, *(f"{1000 * best[part]:.1f}" for best, _ in measured))
     table.add_section()
     steps = ("judge", "aggregate", "configure")
     ratios: dict[str, tuple[Sequence[str], Sequence[str]]] = {
-        "recombine / copy (reach 1.5)": (["recombine"], []),
-        "configure_train / copy": (["configure"], []),
-        "all without checks, similarity, spread / copy (reach 6)": (steps, ["check", "diagnose"]),
-        "all without similarity and spread / copy": (steps, ["diagnose"]),
-        "all / copy": (steps, []),
+        "recombine and pack / copy (target: 1.5)": (["recombine"], []),
+        "recombine, pack, make messages / copy": (["configure"], []),
+        "unpack, mean, recombine, pack, make messages / copy (target: 6)": (steps, ["check", "diagnose"]),
+        "the same with the checks / copy": (steps, ["diagnose"]),
+        "the same with similarity and spread / copy": (steps, []),
     }
     for name, (added, taken) in ratios.items():
         table.add_row(
@@ -197,7 +197,7 @@ def main(sizes: Sequence[tuple[Layout, int]]) -> None:
                 for best, _ in measured
             ),
         )
-    table.add_row("peak memory / population (reach 3)", *(f"{peak:.2f}" for _, peak in measured))
+    table.add_row("peak memory / population (target: 3)", *(f"{peak:.2f}" for _, peak in measured))
     Console(width=110).print(table)
 
 

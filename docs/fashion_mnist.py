@@ -1,6 +1,6 @@
-"""Draw docs/fashion_mnist.png and print the table of the README from the run folders of several runs.
+"""Draw docs/fashion_mnist.png and print the README's table from several run folders.
 
-Its arguments are the folders of the runs that the README names:
+Its arguments are the folders of the README's runs:
 
     .venv/bin/python docs/fashion_mnist.py RUN [RUN …]
 """
@@ -18,7 +18,7 @@ from fedmr_flwr.runs.folder import RunFolder
 
 
 def main(runs: Annotated[list[Path], typer.Argument(help="Run folders.")]) -> None:
-    """Draw a line for every run; print last, best and mean of the last five evaluations."""
+    """Plot a line for every run; print last, best and mean of the last five evaluations."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     lines = []

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedmr_flwr.core.population import deal
 from fedmr_flwr.core.randomness import stream
+from fedmr_flwr.core.recombination import draw_permutations
 
 LAYERS = ("conv1", "conv2", "hidden", "classifier")
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52")
@@ -33,7 +33,7 @@ def draw(axes: Axes, sources: np.ndarray, title: str, below: str) -> None:
 def main() -> None:
     """Draw the picture."""
     before = np.tile(np.arange(len(COLOURS)), (len(LAYERS), 1))
-    after = deal(len(LAYERS), len(COLOURS), stream(4, "figure"))
+    after = draw_permutations(len(LAYERS), len(COLOURS), stream(4, "figure"))
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw(left, before, "the K models that came back", "model")

@@ -3,7 +3,7 @@
     from fedmr_flwr import FedMR, FedAvg, Scaffold    # Flower strategies, one for each algorithm
     from fedmr_flwr import classic                    # the same for Flower's classic strategy API
     from fedmr_flwr import RosterGrid                 # a Grid whose clients keep their numbers
-    from fedmr_flwr import Classifier, Dataset        # what a model and a data set of one's own are
+    from fedmr_flwr import Classifier, Dataset        # for a model and a data set of your own
 
 The command line is `fedmr`; see README.md.
 """
@@ -53,6 +53,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from fedmr_flwr.config.registry import ALGORITHMS
 
+        # The classes are in the registry already: a second list here could differ from it.
         (module,) = (place.partition(":")[0] for place in ALGORITHMS.values() if place.endswith(f":{name}"))
         return getattr(import_module(module), name)
     raise AttributeError(f"module 'fedmr_flwr' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""What a user or the network can get wrong: each error is one line that says what, where and what to do."""
+"""Errors that a user or the network can cause: each is one line that states what is wrong, where, and the remedy."""
 
 
 class FedmrError(Exception):
@@ -28,32 +28,33 @@ class DataError(FedmrError):
 
 
 class PartitionError(FedmrError):
-    """The data cannot be divided among the clients as asked."""
+    """The data cannot be divided among the clients as configured."""
 
 
 class DeviceError(FedmrError):
-    """The device asked for is not there, or too small."""
+    """The requested device does not exist, or its memory is too small."""
 
 
 class RunFolderError(FedmrError):
     """The run folder cannot be used."""
 
 
-class FederationError(FedmrError):
-    """The federation does not fit the configuration, or stopped answering."""
+class RunError(FedmrError):
+    """The clients do not match the configuration, too few of them reply, or runs of a comparison failed."""
 
 
-class BadRoundError(FederationError):
+class BadRoundError(RunError):
     """Too few clients gave a good reply in a round.
 
     Args:
         reason: one line.
-        absent: whether all who failed are not connected or have gone, and so many that the next round waits.
+        absent: whether every failed client is disconnected, and so many are that the next round waits for them.
 
     Attributes:
         final: whether no further round can be good.
     """
 
+    # On the class and not an argument: it depends on the kind of error alone.
     final = False
 
     def __init__(self, reason: str, absent: bool = False) -> None:
@@ -62,13 +63,13 @@ class BadRoundError(FederationError):
 
 
 class LostActorError(BadRoundError):
-    """A process of Flower's simulation died; Flower sends it clients all the same, and all of them fail."""
+    """A process of Flower's simulation died; Flower still assigns clients to it, and all of them fail."""
 
     final = True
 
 
 class AbsentClientsError(BadRoundError):
-    """Clients were waited for and did not come."""
+    """Clients did not connect in time."""
 
     final = True
 
@@ -78,4 +79,4 @@ class EngineError(FedmrError):
 
 
 class RecordError(FedmrError):
-    """A record that came over the wire does not hold what it should."""
+    """A received record is damaged or has unexpected contents."""

@@ -1,4 +1,4 @@
-"""Files that are complete or not there: written aside, flushed to the disk, then renamed."""
+"""Files that are complete or absent: written under another name, flushed to the disk, then renamed."""
 
 import hashlib
 import os
@@ -16,32 +16,34 @@ from fedmr_flwr.errors import RunFolderError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses inside the block into one line.
+    """Report a failed write inside the block as one line.
 
     Raises:
-        RunFolderError: the disk is full, a limit is reached, or the like.
+        RunFolderError: an operation on files failed, for instance because the disk is full.
     """
     try:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"cannot write {path}: {error.strerror or error}; make room or name another place; "
-            "a run goes on with `fedmr resume`"
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder; "
+            "`fedmr resume` continues an interrupted run"
         ) from None
 
 
 def write_aside(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole, with its old content, or not at all, whenever the machine stops.
+    """Write a file atomically: after a crash it has its new content, its old content, or does not exist.
 
     Raises:
-        RunFolderError: it cannot be written; the old content is untouched.
+        RunFolderError: it cannot be written; its old content is kept.
     """
+    # In the same folder, because a rename is atomic only within one file system.
     aside = path.with_name(f"{path.name}.tmp")
     with writing(path):
         try:
             with aside.open("wb") as file:
                 file.write(content)
                 file.flush()
+                # Before the rename: otherwise a power cut could leave the new name with none of the content.
                 os.fsync(file.fileno())
             aside.replace(path)
         except OSError:
@@ -52,42 +54,44 @@ def write_aside(path: Path, content: bytes) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file as `write_aside` does, but never over another one.
+    """Write a file as `write_aside` does, but never over an existing one.
 
     Raises:
-        FileExistsError: it is there already.
+        FileExistsError: it already exists.
         RunFolderError: it cannot be written.
     """
+    # A name of this process: two processes must not write the same temporary file.
     aside = path.with_name(f"{path.name}.{os.getpid()}")
     write_aside(aside, content)
     try:
-        os.link(aside, path)  # of two processes at the same moment one wins
+        os.link(aside, path)  # unlike a rename it fails if the name is taken: of two processes one wins
     finally:
         aside.unlink()
     _flush_folder(path.parent)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, str] | None = None) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> str:
     """Write tensors to a safetensors file, as `write_aside` does.
 
     Args:
         path: the file.
         tensors: by name.
-        facts: what else the file is to say.
+        metadata: what else to store in the file's header.
 
     Returns:
         The SHA-256 of the file.
     """
-    # safetensors writes the memory as it lies, and a model's is in another order on the CPU (channels last).
+    # safetensors writes memory as it is, and on the CPU a model's tensors are in another order (channels last).
     ordered = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    content = save(ordered, dict(facts) if facts else None)
+    content = save(ordered, dict(metadata) if metadata else None)
     write_aside(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
-def digest(tensors: Mapping[str, NDArray[Any]]) -> str:
-    """Return the SHA-256 of named tensors."""
+def hash_tensors(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 of tensors with their names, types and shapes."""
     sha = hashlib.sha256()
+    # Sorted, so that the hash does not depend on the order in which a file or a dictionary lists them.
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
         sha.update(np.asarray(tensor, order="C").reshape(-1).view(np.uint8).data)
@@ -95,7 +99,8 @@ def digest(tensors: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename outlive a power cut."""
+    """Make a rename in a folder survive a power cut."""
+    # The rename changes the folder, not the file: flushing the file alone would not keep the new name.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Models go to two clients and come back with a little noise on every weight, as if they had been trained."""
+"""An app that sends models to two clients, which add a little noise to every weight instead of training."""
 
 import json
 import time
@@ -36,7 +36,7 @@ def train(message: Message, context: Context) -> Message:
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Time exchanges of two different models; what came back goes out next."""
+    """Measure exchanges of two different models; each received model is sent next."""
     config = context.run_config
     records = config["records"]
     while len(nodes := list(grid.get_node_ids())) < CLIENTS:
@@ -62,7 +62,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def write(model: torch.nn.Module, records: str) -> ArrayRecord:
-    """Turn a model into a record."""
+    """Convert a model to a record."""
     if records == "tensors":
         return ArrayRecord(model.state_dict())
     layout = layout_of(model)
@@ -71,7 +71,7 @@ def write(model: torch.nn.Module, records: str) -> ArrayRecord:
 
 
 def read(record: ArrayRecord, model: torch.nn.Module, records: str) -> None:
-    """Put what `write` made into a model."""
+    """Load a record of `write` into a model."""
     if records == "tensors":
         model.load_state_dict(record.to_torch_state_dict())
     else:

@@ -1,4 +1,4 @@
-"""The algorithms: each file holds one, with its local rule if it has one; by name in `fedmr_flwr.config.registry`."""
+"""The algorithms: one in each file, with its local rule; `fedmr_flwr.config.registry` lists them by name."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from fedmr_flwr.errors import ConfigError, OptionError
 
 
 def create(settings: Settings, layout: Layout) -> ServerStrategy[Any]:
-    """Make the strategy that a configuration names.
+    """Create the configured strategy.
 
     Args:
-        settings: the run.
+        settings: of the run.
         layout: of the model.
 
     Raises:
@@ -32,4 +32,5 @@ def create(settings: Settings, layout: Layout) -> ServerStrategy[Any]:
             **dict(strategy.options),
         )
     except OptionError as error:
+        # The algorithm names its Python argument; the user of a file knows the key.
         raise ConfigError(f"strategy.{error.option.replace('_', '-')}: {error.problem}") from None

@@ -1,7 +1,7 @@
-"""What every algorithm is: which clients, which models, and what to make of the trained ones.
+"""The base of all algorithms: which clients are drawn, which models they get, and how the trained ones are combined.
 
-An algorithm sees vectors and numbers. How models become messages, which reply belongs to which slot, and what
-Flower expects of a strategy stands here, once.
+An algorithm sees vectors and numbers. The conversion of models to messages, the assignment of replies to slots, and
+the methods that Flower requires of a strategy are in this file.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedmr_flwr.algorithms.contract import Arrays, Combined, NoState, Plan, Reply, Round, S, Slot
+from fedmr_flwr.algorithms.contract import Combined, NoState, Plan, Reply, Round, S, Slot, StateArrays
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.sections import Section
@@ -43,46 +43,47 @@ from fedmr_flwr.wire.messages import (
 
 
 class Algorithm(Strategy, Generic[S]):
-    """A Flower strategy whose server sends one of its K models to each of M clients a round.
+    """A Flower strategy that sends one of its K models to each of M clients in every round.
 
-    The i-th slot of a round goes to the i-th drawn client, and clients are drawn in random order, so the pairing
-    of slots and clients is random. A subclass says which models to send and what to make of the trained ones; it
-    assigns nothing but what can be computed again from the layout.
+    The i-th slot of a round is sent to the i-th drawn client, and clients are drawn in random order, so the pairing
+    of slots and clients is random. A subclass returns the models to send and combines the trained ones; it
+    assigns only attributes that can be computed again from the layout.
 
     Args:
-        clients_per_round: M, the clients drawn in a round.
+        clients_per_round: M, the number of clients drawn in a round.
         seed: the seed of the run.
-        layout: of the models, if they travel packed; None for records with one array per tensor, such as
-            `ArrayRecord(model.state_dict())`, from which the layout is then taken.
-        wire: in which type packed floats travel, as `Codec` has it.
-        guard: refuse a trained model whose update is more than `guard` times as long as the round's median, over
-            trainable parameters; None refuses none.
-        **options: the algorithm's own, as the type of its attribute `options` names them.
+        layout: of the models, if they are sent packed; None for records with one array per tensor, such as
+            `ArrayRecord(model.state_dict())`, from which the layout is then derived.
+        wire: the type in which packed floats are sent, see `Codec`.
+        guard: reject a trained model whose update is more than `guard` times as long as the round's median, over
+            trainable parameters; None accepts all.
+        **options: the algorithm's own options: the fields of the type of its attribute `options`.
 
     Attributes:
-        options: the algorithm's own, with every default. A subclass declares their type: `options: FedMROptions`.
-        state: what it keeps from round to round; set before the first one.
+        options: the algorithm's own, with all defaults. A subclass declares their type: `options: FedMROptions`.
+        state: kept from round to round; set before the first one.
         diagnostics: of the latest round.
 
     Raises:
-        ConfigError: an argument is unknown or its value wrong, or the model cannot be used.
+        ConfigError: an argument is unknown, its value is wrong, or the model cannot be used.
 
-    `Rule` is what its clients change in local training; `sends_individual_models` says whether they get models that
-    differ; `accepts_device_models` whether `models` and `combine` take models that lie on a GPU, as the one-GPU
-    engine has them. Otherwise they get them as NumPy vectors.
+    `Rule` is the local rule of its clients; `sends_individual_models` is whether clients get different
+    models; `accepts_device_models` is whether `models` and `combine` accept models on a GPU, as in the one-GPU
+    engine. Otherwise they get NumPy vectors.
     """
 
     options: Section
     Rule: ClassVar[type[LocalRule]] = LocalRule
     sends_individual_models: ClassVar[bool] = False
     accepts_device_models: ClassVar[bool] = False
-    # What `help` shows.
+    # Shown by `help`: the constructor itself has only **options.
     __signature__: ClassVar[inspect.Signature]
 
     state: S
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        # Set for each class, because `inspect` reads it there; the options differ between algorithms.
         cls.__signature__ = own_options.signature(cls, cls.__init__, Algorithm.__init__)
 
     def __init__(
@@ -96,7 +97,7 @@ class Algorithm(Strategy, Generic[S]):
         **options: Any,
     ) -> None:
         if clients_per_round < 1:
-            raise OptionError("clients_per_round", f"it is {clients_per_round} and must be at least 1")
+            raise OptionError("clients_per_round", f"it is {clients_per_round}, but must be at least 1")
         self.clients_per_round = clients_per_round
         self.seed = seed
         self.guard = guard
@@ -111,16 +112,16 @@ class Algorithm(Strategy, Generic[S]):
 
     @property
     def slots(self) -> int:
-        """K, the number of models: one for each client of a round."""
+        """K, the number of models: by default one for each client of a round."""
         return self.clients_per_round
 
     @property
     def codec(self) -> Codec:
-        """How models become records; known once the first model is."""
+        """The conversion of models to records; known as soon as the first model is."""
         assert self._codec is not None
         return self._codec
 
-    # What an algorithm says.
+    # The contract: methods that an algorithm overrides.
 
     def init(self, layout: Layout, slots: int) -> S:
         """Return the state before the first round.
@@ -137,7 +138,7 @@ class Algorithm(Strategy, Generic[S]):
     def clients(self, round: Round) -> Sequence[int]:
         """Draw the clients of a round: at most M, in the order of the slots that they train.
 
-        A client that is drawn twice trains once, and its reply fills both slots.
+        A client that is drawn twice trains once, and its reply is used for both slots.
         """
         return draw_clients(round.number, self.seed, round.num_clients, self.clients_per_round)
 
@@ -147,10 +148,10 @@ class Algorithm(Strategy, Generic[S]):
 
     @abstractmethod
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[S]:
-        """Make the new global model, and what is kept, of the slots; at least one has a good reply."""
+        """Return the new global model and state; at least one slot has a good reply."""
 
     def sends(self) -> Mapping[str, Floats]:
-        """Return the vectors that go to every client of a round besides the model, by name."""
+        """Return the vectors to send to every client of a round besides the model, by name."""
         return {}
 
     def returns(self) -> Mapping[str, int]:
@@ -158,18 +159,19 @@ class Algorithm(Strategy, Generic[S]):
         return {}
 
     def reset(self) -> S | None:
-        """Return the state that is right once every client has restarted from zero.
+        """Return the state to use once all clients have restarted from zero.
 
-        Asked for when some clients have lost what they kept. None, if the others can continue with what they have.
+        Called when some clients have lost their state. None: the others can continue with theirs.
         """
         return None
 
-    # The two halves of a round, without messages.
+    # The two halves of a round without messages: the classic API uses them, too.
 
     def plan(self, round: Round) -> Plan:
-        """Draw a round's clients and slots, and make the models."""
+        """Draw a round's clients and slots, and compute the models."""
         drawn = self.clients(round)
         clients: list[int | None] = [None] * self.slots
+        # Not strict: an algorithm may draw fewer clients than it has slots.
         for slot, client in zip(self._draw_slots(round), drawn, strict=False):
             clients[slot] = client
         return Plan(round, tuple(clients), self.models(round))
@@ -181,53 +183,58 @@ class Algorithm(Strategy, Generic[S]):
         return combined.model
 
     def _draw_slots(self, round: Round) -> list[int]:
-        """Draw which slots are trained, where there are more of them than clients in a round."""
+        """Draw the slots to train, if there are more of them than clients in a round."""
         if self.slots == self.clients_per_round:
             return list(range(self.slots))
         drawn = round.stream("slots").choice(self.slots, self.clients_per_round, replace=False)
+        # Sorted, because the order of the clients is already random.
         return sorted(drawn.tolist())
 
     def begin(self, codec: Codec) -> None:
-        """Start with the first round of a kind of model; what was kept of an earlier run is forgotten."""
+        """Prepare the first round with a layout; forget the state of an earlier run."""
         self._codec = codec
         self.state = self.init(codec.layout, self.slots)
 
-    # What survives the process.
+    # The state in checkpoints.
 
-    def save(self) -> Arrays:
-        """Return what must be kept between rounds, besides the global model, by name."""
+    def save(self) -> StateArrays:
+        """Return the state by name, without the global model."""
         return self.state.arrays()
 
-    def restore(self, arrays: Arrays) -> None:
-        """Continue from what an earlier `save` returned."""
+    def restore(self, arrays: StateArrays) -> None:
+        """Continue from the result of an earlier `save`."""
+        # Also for a stored state, because `init` computes what the algorithm needs of the layout.
         fresh = self.init(self.codec.layout, self.slots)
         self.state = fresh.from_arrays(arrays) if arrays else fresh
 
     def reset_clients(self) -> bool:
-        """Reset the state, if it is only right together with every client's; return whether it was."""
+        """Reset the state if the algorithm requires it after a loss of client state; return whether it did."""
         state = self.reset()
         if state is None:
             return False
         self.state = state
         return True
 
-    # What Flower calls.
+    # Flower's methods.
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Draw the round's clients and build a fresh message for each of them."""
+        """Draw the round's clients and build a new message for each of them."""
         if self.sends_individual_models:
             refuse_unfit(self)
         if self._codec is None:
+            # Under another loop than ours the first model is the only source of the layout.
             self.begin(Codec.infer(arrays))
         nodes = drawable_nodes(grid, self.clients_per_round)
         examples = grid.examples if isinstance(grid, RosterGrid) else None
         self._plan = plan = self.plan(
             Round(server_round, self.seed, self.codec.layout, len(nodes), examples, lambda: self._decode(arrays))
         )
+        # By identity: comparing models by value would read all of them.
         encoded: dict[int, ArrayRecord] = {}
         if "global_model" in vars(plan.round):
+            # An unchanged global model is sent as the record that it came in.
             encoded[id(plan.round.global_model)] = arrays
         for model in plan.models:
             if id(model) not in encoded:
@@ -245,21 +252,23 @@ class Algorithm(Strategy, Generic[S]):
         return list(self._sent.values())
 
     def judge(self, replies: Iterable[Message]) -> Judged[Reply]:
-        """Decode the good replies to the latest messages, and find out why the others do not count."""
+        """Check the replies to the latest messages, and decode the good ones."""
         judged = judge_replies(self._sent, replies)
         good = {client: self._read(message.content) for client, message in judged.good.items()}
         decoded = Judged(good, judged.failures, judged.lost_state)
         if self.guard is None:
             return decoded
+        # Measured against the model that this client was sent: with a population they differ.
         lengths = [self._update_length(client, reply.model) for client, reply in good.items()]
         return without_outliers(decoded, lengths, self.guard)
 
     def aggregate(self, server_round: int, judged: Judged[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the good replies to the latest messages; (None, None) if there is none."""
         plan, records = self._plan, self._records
-        self._plan, self._records, self._sent = None, (), {}  # M models that nobody needs any more
+        self._plan, self._records, self._sent = None, (), {}  # frees M models
         if plan is None or not judged.good:
             return None, None
+        # Decoded from the record that was sent: a slot without a reply keeps the rounding of the wire.
         model = self.finish(plan, plan.results(judged.good, lambda slot: self._decode(records[slot])))
         numbers = {name: value for name, value in self.diagnostics.items() if isinstance(value, float)}
         return self.codec.encode(model), MetricRecord({**mean_metrics(judged.good.values()), **numbers})
@@ -267,7 +276,7 @@ class Algorithm(Strategy, Generic[S]):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Judge the replies, log the bad ones, and combine the good ones."""
+        """Check the replies, log the rejected ones, and combine the good ones."""
         judged = self.judge(replies)
         log_failures(judged.failures)
         return self.aggregate(server_round, judged)
@@ -287,7 +296,9 @@ class Algorithm(Strategy, Generic[S]):
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run the strategy on a grid, as Flower's `Strategy.start`, with clients in a stable order."""
         if not isinstance(grid, RosterGrid):
+            # Flower's own Grid returns its nodes from a set, in an order that differs between runs.
             grid = RosterGrid(grid, at_least=self.clients_per_round)
+        # An object may be started several times: each run begins without the state of the one before.
         if self._codec is not None:
             self.begin(self._codec)
         return super().start(grid, *args, **kwargs)
@@ -299,6 +310,7 @@ class Algorithm(Strategy, Generic[S]):
     def _read(self, content: RecordDict) -> Reply:
         metrics = plain_numbers(content.metric_records[METRICS])
         model = self._decode(content.array_records[ARRAYS])
+        # A flag for the server, not a metric to average.
         metrics.pop(LOST_STATE, None)
         return Reply(model, metrics.pop(EXAMPLES), metrics, vectors(content, self.returns()))
 
@@ -313,19 +325,19 @@ def update_length(after: Packed, before: Packed, layout: Layout) -> float:
 
 
 def draw_clients(round_: int, seed: int, num_clients: int, count: int) -> list[int]:
-    """Draw distinct clients, each set and order of them being equally likely.
+    """Draw distinct clients; each set and order of them is equally likely.
 
     Args:
-        round_: the round that they are drawn for.
+        round_: the round.
         seed: the seed of the run.
-        num_clients: how many there are.
-        count: how many are drawn.
+        num_clients: the number of clients.
+        count: the number to draw.
     """
     return [int(client) for client in stream(seed, "select", round_).choice(num_clients, count, replace=False)]
 
 
 def drawable_nodes(grid: Grid, count: int) -> list[int]:
-    """Return the nodes that clients can be drawn from, in a stable order.
+    """Return the nodes from which clients are drawn, in a stable order.
 
     Raises:
         ConfigError: there are fewer than `count`.
@@ -341,7 +353,7 @@ def drawable_nodes(grid: Grid, count: int) -> list[int]:
 
 
 def plain_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return those metrics that are a single number; an integer of more than 64 bits is none."""
+    """Return the metrics that are single numbers of at most 64 bits."""
     return {
         name: float(value)
         for name, value in metrics.items()
@@ -353,8 +365,9 @@ def mean_metrics(replies: Iterable[Reply]) -> dict[str, float]:
     """Average the metrics that all clients returned, weighted by their examples."""
     trained = list(replies)
     weights = np.array([reply.examples for reply in trained])
+    # Only metrics of all clients: the mean of a subset would not be comparable between rounds.
     names = sorted(set.intersection(*(set(reply.metrics) for reply in trained)))
-    with np.errstate(all="ignore"):  # a client may send any number, and it is the client's to say what it means
+    with np.errstate(all="ignore"):  # a client may send any number, infinite ones included
         return {
             name: float(np.array([reply.metrics[name] for reply in trained]) @ weights / weights.sum())
             for name in names

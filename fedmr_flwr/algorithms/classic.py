@@ -1,8 +1,8 @@
-"""The algorithms for Flower's classic strategy API (`configure_fit`, `aggregate_fit`) and its `NumPyClient`s.
+"""The algorithms for Flower's classic strategy API (`configure_fit`, `aggregate_fit`) with `NumPyClient`s.
 
-One adapter around any algorithm whose clients train without a rule of their own. The message-API strategies are
-`fedmr_flwr.FedMR` and its relatives. Both recombine, train and average alike; here models travel as lists of arrays
-without names, clients have no numbers, and Flower itself calls the strategy round by round.
+One adapter for all algorithms whose clients train without a local rule. The strategies for the message API are
+`fedmr_flwr.FedMR` and the others. Both recombine, train and average in the same way; here models are lists of arrays
+without names, clients have no numbers, and Flower calls the strategy round by round.
 """
 
 import logging
@@ -22,7 +22,7 @@ from fedmr_flwr.algorithms.contract import Plan, Reply, Round
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.errors import ConfigError, FederationError, RecordError
+from fedmr_flwr.errors import ConfigError, RecordError, RunError
 from fedmr_flwr.wire.checks import MOST_EXAMPLES
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.npy import read
@@ -30,30 +30,30 @@ from fedmr_flwr.wire.npy import read
 _log = logging.getLogger(__name__)
 _PATIENCE = 120.0
 
-Score = tuple[float, dict[str, Scalar]]
+Evaluation = tuple[float, dict[str, Scalar]]
 Results = list[tuple[ClientProxy, FitRes]]
 Failures = list[tuple[ClientProxy, FitRes] | BaseException]
 
 
 class ClassicStrategy(Strategy):
-    """An algorithm for `flwr.server.ServerApp(server_fn=...)`; a subclass names it in `Kind`.
+    """An algorithm for `flwr.server.ServerApp(server_fn=...)`; a subclass sets its class in `Kind`.
 
-    Clients need no change and no knowledge of it. They are never asked to evaluate: the server does, with
-    `evaluate_fn`. Which slots are trained and what they are sent depends on the seed alone. Which clients train
-    them does not: Flower gives its nodes random identifiers in every run, so, unlike the message-API strategies with
-    numbered clients, this one cannot promise the same clients, and so the same model, in every run.
+    Clients need no change. They do not evaluate: the server does, with `evaluate_fn`. The slots that are trained and
+    their models depend on the seed alone. The clients that train them do not: Flower gives its nodes random
+    identifiers in every run. So, unlike the message-API strategies with numbered clients, this one cannot guarantee
+    the same clients, and so the same model, in every run.
 
     Args:
         keys: the names of the tensors in the order in which clients send them, `list(model.state_dict())`.
             Without them only units that need no names can be recombined: "tensor", "fraction:P" and patterns
-            on the tensors' numbers.
-        initial_parameters: where training starts; Flower asks a random client if not given.
+            on the tensors' indices.
+        initial_parameters: the initial model; None: Flower requests it from a random client.
         evaluate_fn: scores a global model: (round, arrays, {}) to (loss, metrics), or to None for no result.
-        on_fit_config_fn: makes the configuration that clients get: round to dictionary.
-        **arguments: of the algorithm; as many clients as it draws in a round are waited for.
+        on_fit_config_fn: returns the configuration for clients: round to dictionary.
+        **arguments: of the algorithm; it waits for as many clients as it draws in a round.
 
     Attributes:
-        algorithm: the adapted one.
+        algorithm: the adapted algorithm.
 
     Raises:
         ConfigError: an option's value is wrong.
@@ -66,7 +66,7 @@ class ClassicStrategy(Strategy):
         *,
         keys: Sequence[str] | None = None,
         initial_parameters: Parameters | None = None,
-        evaluate_fn: Callable[[int, NDArrays, dict[str, Scalar]], Score | None] | None = None,
+        evaluate_fn: Callable[[int, NDArrays, dict[str, Scalar]], Evaluation | None] | None = None,
         on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None = None,
         **arguments: Any,
     ) -> None:
@@ -76,26 +76,27 @@ class ClassicStrategy(Strategy):
         self.evaluate_fn, self.on_fit_config_fn = evaluate_fn, on_fit_config_fn
         self._layout: Layout | None = None  # until the first model is seen
         self._plan: Plan | None = None
-        self._asked: dict[str, int] = {}  # the number that each client of the round was given
+        self._pending: dict[str, int] = {}  # by identifier, the position of each client of the round without a result
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
-        """Start a training: forget what an earlier one left and return the initial model, if there is one."""
+        """Start a training: forget an earlier one and return the initial model, if there is one."""
         self._layout = None
         return self.initial_parameters
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Draw the round's clients and send each the model of a slot, with instructions of its own.
+        """Draw the round's clients and return the instructions for each, with the model of a slot.
 
         Raises:
             ConfigError: the first model does not fit the options.
-            FederationError: too few clients come.
+            RunError: too few clients connect.
         """
         if self.algorithm.sends_individual_models:
             refuse_unfit(self)
         if self._layout is None:
-            self._layout = self._learn(parameters)
+            # In the first round and not in the constructor, because Flower may take the model from a client.
+            self._layout = self._infer_layout(parameters)
             self.algorithm.begin(Codec(self._layout, packed=False))
         layout = self._layout
         clients = _wait_for(self.algorithm.clients_per_round, client_manager)
@@ -104,15 +105,16 @@ class ClassicStrategy(Strategy):
         )
         self._plan = plan = self.algorithm.plan(round)
         config = {} if self.on_fit_config_fn is None else self.on_fit_config_fn(server_round)
-        # The bytes of a model that several slots get are the same for all: no copy for each client.
+        # A model for several slots is encoded once: no copy of its bytes for each client.
         encoded: dict[int, Parameters] = {}
-        instructions, self._asked = [], {}
+        instructions, self._pending = [], {}
         for client, model in zip(plan.clients, plan.models, strict=True):
-            if client is not None and clients[client].cid not in self._asked:
-                self._asked[clients[client].cid] = client
+            if client is not None and clients[client].cid not in self._pending:
+                self._pending[clients[client].cid] = client
                 if id(model) not in encoded:
                     encoded[id(model)] = _encode(layout, model)
                 sent = encoded[id(model)]
+                # Lists and dictionaries of its own: a mod or a client that changes them must not change another's.
                 own = Parameters(list(sent.tensors), sent.tensor_type)
                 instructions.append((clients[client], FitIns(own, dict(config))))
         return instructions
@@ -120,25 +122,25 @@ class ClassicStrategy(Strategy):
     def aggregate_fit(
         self, server_round: int, results: Results, failures: Failures
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Combine the good results; log the others.
+        """Combine the good results; log the rejected ones.
 
         Returns:
             The new global model, and the clients' metrics with the algorithm's diagnostics that are numbers;
-            (None, {}) if not one result is good.
+            (None, {}) if no result is good.
         """
         layout, plan, good = self._layout, self._plan, {}
         for client, result in [*results, *(failure for failure in failures if isinstance(failure, tuple))]:
-            number = self._asked.pop(client.cid, None)
+            number = self._pending.pop(client.cid, None)
             try:
                 if number is None or layout is None:
-                    raise RecordError("it was not asked, or has answered before")
+                    raise RecordError("it was not drawn, or has replied before")
                 good[number] = _read(layout, result)
             except RecordError as error:
-                _log_refused(client.cid, error)
+                _log_rejected(client.cid, error)
         for failure in failures:
-            if isinstance(failure, BaseException):  # Flower does not name the client, so name all who did not answer
-                _log_refused(" or ".join(sorted(self._asked)) or "unknown", failure)
-        self._plan, self._asked = None, {}
+            if isinstance(failure, BaseException):  # Flower does not name the client, so name all without a result
+                _log_rejected(" or ".join(sorted(self._pending)) or "unknown", failure)
+        self._plan, self._pending = None, {}
         if plan is None or layout is None or not good:
             return None, {}
         models = plan.models
@@ -147,27 +149,27 @@ class ClassicStrategy(Strategy):
         replies = [slot.reply for slot in plan.results(good, lambda slot: model) if slot.reply]
         return _encode(layout, model), {**mean_metrics(replies), **numbers}
 
-    def evaluate(self, server_round: int, parameters: Parameters) -> Score | None:
+    def evaluate(self, server_round: int, parameters: Parameters) -> Evaluation | None:
         """Score the global model with `evaluate_fn`, if there is one."""
         return self.evaluate_fn and self.evaluate_fn(server_round, common.parameters_to_ndarrays(parameters), {})
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[Any]:
-        """Ask no client: the server evaluates."""
+        """Send nothing: the server evaluates."""
         return []
 
     def aggregate_evaluate(self, server_round: int, results: Any, failures: Any) -> tuple[None, dict[str, Scalar]]:
         """Return nothing: the server evaluates."""
         return None, {}
 
-    def _learn(self, parameters: Parameters) -> Layout:
-        """Take the shapes and types of the tensors from the first model."""
+    def _infer_layout(self, parameters: Parameters) -> Layout:
+        """Derive the layout from the first model."""
         tensors = [read(tensor) for tensor in parameters.tensors]
         keys = [str(at) for at in range(len(tensors))] if self.keys is None else self.keys
         if not tensors or len(set(keys)) != len(tensors):
             raise ConfigError(
-                f"the first model has {len(tensors)} tensors and keys {len(set(keys))} names; give "
+                f"the first model has {len(tensors)} tensors, but keys has {len(set(keys))} names; pass "
                 "initial_parameters and keys=list(model.state_dict()) of one model"
             )
         try:
@@ -239,26 +241,27 @@ def _read(layout: Layout, result: FitRes) -> Reply:
         raise RecordError(f"{result.status.code.name}: {result.status.message}")
     examples = result.num_examples
     if not isinstance(examples, int | float) or not 0 < examples < MOST_EXAMPLES:
-        raise RecordError(f"it trained on {examples} examples")
+        raise RecordError(f"the client trained on {examples} examples")
     model = _decode(layout, result.parameters)
     if not np.isfinite(model.floats).all():
-        raise RecordError("its model holds NaN or infinite values")
+        raise RecordError("the model has NaN or infinite values")
     return Reply(model, examples, plain_numbers(result.metrics))
 
 
 def _wait_for(count: int, client_manager: ClientManager) -> list[ClientProxy]:
-    """Wait until at least `count` clients are there; return all in the order of their identifiers."""
-    # Asked first, because Flower looks for new clients when it is asked, and else every few seconds.
+    """Wait until at least `count` clients are connected; return all in the order of their identifiers."""
+    # First the number, because this call makes Flower look for new clients, which it else does every few seconds.
     if client_manager.num_available() < count:
         client_manager.wait_for(count, timeout=int(_PATIENCE))
     clients: Mapping[str, ClientProxy] = client_manager.all()
     if len(clients) < count:
-        raise FederationError(
+        raise RunError(
             f"{len(clients)} of {count} clients are connected after {_PATIENCE:g} s; start the others, "
             f"or in a simulation set --federation-config 'num-supernodes={count}'"
         )
+    # The manager's own order depends on when the clients connected.
     return [clients[cid] for cid in sorted(clients)]
 
 
-def _log_refused(client: str, reason: BaseException) -> None:
+def _log_rejected(client: str, reason: BaseException) -> None:
     _log.warning("client %s: %s", client, " ".join(str(reason).split()) or type(reason).__name__)

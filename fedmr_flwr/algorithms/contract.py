@@ -1,4 +1,4 @@
-"""What passes between an algorithm and the base of all algorithms: a round, its slots, what is made of them."""
+"""The data that an algorithm and its base class exchange: a round, its slots and their combination."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +16,20 @@ from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.wire.checks import Judged
 from fedmr_flwr.wire.codec import Codec
 
-Arrays = Mapping[str, NDArray[Any]]
+StateArrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Round:
-    """What an algorithm may know of a round before its clients train.
+    """The information about a round that an algorithm may use before its clients train.
 
     Attributes:
         number: 1 for the first.
         seed: the seed of the run.
         layout: of the models.
-        num_clients: N, the clients that can be drawn.
-        examples: [N] the examples of each client; None if not all of them have stated theirs.
-        global_model: the model after the round before.
+        num_clients: N, the number of clients that can be drawn.
+        examples: [N], the number of examples of each client; None if not all clients have stated theirs.
+        global_model: the model after the previous round.
     """
 
     number: int
@@ -37,15 +37,17 @@ class Round:
     layout: Layout
     num_clients: int
     examples: NDArray[np.int64] | None
+    # A function, because an algorithm that sends its own models never needs the global one decoded.
     decode: Callable[[], Packed] = field(repr=False)
 
+    # Cached, so that all slots that send it send the same object, which is encoded once.
     @cached_property
     def global_model(self) -> Packed:
-        """Decoded when it is first read; returned unchanged, it goes out as the record that it came in."""
+        """Decoded when it is first read; returned unchanged, it is sent as the record that it came in."""
         return self.decode()
 
     def stream(self, purpose: str) -> np.random.Generator:
-        """Return the round's random stream for a purpose."""
+        """Return the round's random stream of a purpose."""
         return stream(self.seed, purpose, self.number)
 
 
@@ -54,10 +56,10 @@ class Reply:
     """A client's good reply.
 
     Attributes:
-        model: what it trained.
-        examples: on how many examples.
-        metrics: its numbers by name.
-        vectors: what else it returned, by name: those that `Algorithm.returns` names.
+        model: the trained model.
+        examples: the number of examples that it was trained on.
+        metrics: the client's numbers, by name.
+        vectors: further vectors, by name: those that `Algorithm.returns` lists.
     """
 
     model: Packed
@@ -71,9 +73,9 @@ class Slot:
     """One of the K models in a round.
 
     Attributes:
-        client: who trained it; None if nobody did in this round.
-        reply: what came back; None if nothing good did.
-        sent: the model as the client decodes it, with the rounding of the wire.
+        client: the client that trained it; None if it was not trained in this round.
+        reply: the client's good reply; None if there is none.
+        sent: the model as the client decoded it, with the rounding of the wire.
     """
 
     client: int | None
@@ -87,27 +89,27 @@ class Slot:
 
 
 class State(Protocol):
-    """What an algorithm keeps from round to round: a small frozen dataclass."""
+    """The state that an algorithm keeps from round to round: a small frozen dataclass."""
 
-    def arrays(self) -> Arrays:
-        """Return everything in it by name; nothing for a state from before the first round."""
+    def arrays(self) -> StateArrays:
+        """Return its contents by name; empty for a state from before the first round."""
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Make the state again of what `arrays` returned."""
+    def from_arrays(cls, arrays: StateArrays) -> Self:
+        """Restore the state from the result of `arrays`."""
 
 
 @dataclass(frozen=True)
 class NoState:
     """The state of an algorithm that keeps nothing."""
 
-    def arrays(self) -> Arrays:
-        """Return nothing."""
+    def arrays(self) -> StateArrays:
+        """Return an empty mapping."""
         return {}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Make it again."""
+    def from_arrays(cls, arrays: StateArrays) -> Self:
+        """Restore the state."""
         return cls()
 
 
@@ -116,12 +118,12 @@ S = TypeVar("S", bound=State)
 
 @dataclass(frozen=True)
 class Combined(Generic[S]):
-    """What an algorithm makes of a round.
+    """The result of combining a round's slots.
 
     Attributes:
         model: the new global model.
-        state: what it keeps.
-        diagnostics: what is worth knowing of the round, by name, as JSON has it.
+        state: the new state.
+        diagnostics: numbers and lists for the metrics of the round, by name, in JSON types.
     """
 
     model: Packed
@@ -131,11 +133,11 @@ class Combined(Generic[S]):
 
 @dataclass(frozen=True)
 class Plan:
-    """A round as an algorithm wants it.
+    """The clients and models of a round.
 
     Attributes:
-        round: its number and what else is known.
-        clients: who trains each of the K slots; None: nobody in this round.
+        round: the round.
+        clients: [K], the client that trains each slot; None: not trained in this round.
         models: the model of each slot.
     """
 
@@ -152,6 +154,7 @@ class Plan:
         """
 
         def slot(at: int, client: int | None) -> Slot:
+            # Not decoded yet: only slots without a reply need the model that was sent.
             return Slot(client, None if client is None else replies.get(client), lambda: decode(at))
 
         return [slot(at, client) for at, client in enumerate(self.clients)]
@@ -160,12 +163,13 @@ class Plan:
 T = TypeVar("T")
 
 
+# A protocol, because Flower's own strategies run in the same loop and cannot derive from `Algorithm`.
 class ServerStrategy(Protocol[T]):
-    """What the server's loop asks of a strategy: the steps of a round one by one, and what survives the process."""
+    """The methods that the server's loop calls: the steps of a round one by one, and saving and restoring."""
 
     @property
     def codec(self) -> Codec:
-        """How models become records."""
+        """The conversion of models to records."""
 
     @property
     def slots(self) -> int:
@@ -173,28 +177,28 @@ class ServerStrategy(Protocol[T]):
 
     @property
     def accepts_device_models(self) -> bool:
-        """Whether it computes with models that lie on a GPU."""
+        """Whether it accepts models on a GPU."""
 
     @property
     def diagnostics(self) -> Mapping[str, Any]:
-        """What is worth knowing of the latest round."""
+        """Numbers and lists for the metrics of the latest round."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return the messages of a round, one to a client."""
+        """Return the messages of a round, one for each client."""
 
     def judge(self, replies: Iterable[Message]) -> Judged[T]:
-        """Sort the good replies to them from the others."""
+        """Divide the replies to these messages into good and rejected ones."""
 
     def aggregate(self, server_round: int, judged: Judged[T]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Make the new global model of the good replies."""
+        """Combine the good replies into the new global model."""
 
     def reset_clients(self) -> bool:
-        """Reset the state, if it is only right together with every client's; return whether it was."""
+        """Reset the state if the algorithm requires it after a loss of client state; return whether it did."""
 
-    def save(self) -> Arrays:
-        """Return what must be kept between rounds."""
+    def save(self) -> StateArrays:
+        """Return the state by name."""
 
-    def restore(self, arrays: Arrays) -> None:
-        """Continue from what an earlier `save` returned."""
+    def restore(self, arrays: StateArrays) -> None:
+        """Continue from the result of an earlier `save`."""

@@ -1,4 +1,4 @@
-"""FedASAM: FedAvg whose clients look for flat minima, by adaptive sharpness-aware minimisation.
+"""FedASAM: FedAvg whose clients search for flat minima by adaptive sharpness-aware minimisation.
 
 Source: Caldarola et al., "Improving Generalization in Federated Learning by Seeking Flat Minima", ECCV 2022;
 the local step is that of Kwon et al., "ASAM", ICML 2021, equation 6 and algorithm 1.
@@ -21,7 +21,7 @@ class ASAMOptions(Section):
 
     Attributes:
         rho: radius of the neighbourhood, relative to the weights; 0 is plain SGD.
-        eta: what is added to the absolute value of every weight.
+        eta: added to the absolute value of every weight.
     """
 
     rho: float = Field(0.1, ge=0)
@@ -31,20 +31,22 @@ class ASAMOptions(Section):
 class ASAM(LocalRule):
     """Takes the gradient where the loss is highest nearby: at w + rho T^2 g / |T g| with T = |w| + eta.
 
-    T is 1 for biases, that is, for every parameter without "weight" in its name. BatchNorm's statistics come
-    from the first of the two passes, those at w itself.
+    T is 1 for biases, that is, for every parameter without "weight" in its name. BatchNorm's statistics are
+    those of the first pass, at w itself.
     """
 
     options: ASAMOptions
 
     def gradients(self, model: nn.Module, state: None, backward: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Climb, take the gradient there, and go back; the loss is that before the climb."""
+        """Compute the gradient at the worst point nearby; return the loss at the current weights."""
         loss = backward()
         if not self.options.rho:
             return loss
+        # The weights are copied back, not subtracted: in floating point a step there and back is not exact.
         before = self._climb(model)
         with _statistics_kept(model):
             backward()
+        # Before the optimiser steps, so that the gradient from nearby is applied at the weights themselves.
         with torch.no_grad():
             for parameter, values in before:
                 parameter.copy_(values)
@@ -52,7 +54,7 @@ class ASAM(LocalRule):
 
     @torch.no_grad()
     def _climb(self, model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
-        """Move to the worst point nearby; return the parameters with their values before."""
+        """Move the weights to the worst point nearby; return the parameters with their previous values."""
         trained, scales, scaled = [], [], []
         for name, own in model.named_parameters():
             if own.grad is not None:
@@ -60,6 +62,7 @@ class ASAM(LocalRule):
                 trained.append(own)
                 scales.append(scale)
                 scaled.append(scale * own.grad)
+        # On the device, and with a tiny summand instead of a test for zero: a captured step cannot branch on a value.
         length = torch.stack([values.norm() for values in scaled]).norm() + 1e-16
         before = [(own, own.detach().clone()) for own in trained]
         for own, scale, values in zip(trained, scales, scaled, strict=True):
@@ -69,7 +72,8 @@ class ASAM(LocalRule):
 
 @contextmanager
 def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch without counting it."""
+    """Let BatchNorm normalise by the batch without updating its statistics."""
+    # Otherwise each batch would count twice in the statistics, and from weights that are never used.
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     tracked = [norm.track_running_stats for norm in norms]
     try:

@@ -1,4 +1,4 @@
-"""FedAvg: every client trains the global model, the server averages the results.
+"""FedAvg: every client trains the global model, and the server averages the results.
 
 Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017, algorithm 1.
@@ -20,7 +20,7 @@ class FedAvgOptions(Section):
     """Options of FedAvg.
 
     Attributes:
-        weighting: by the clients' numbers of "examples", as in the paper, or "uniform", as in FedMR's mean.
+        weighting: by the clients' numbers of "examples", as in the paper, or "uniform", like FedMR's mean.
     """
 
     weighting: Weighting = "examples"
@@ -40,12 +40,12 @@ class FedAvg(Algorithm[NoState]):
         return [round.global_model] * self.slots
 
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[NoState]:
-        """Average the models that came back."""
+        """Average the trained models."""
         return Combined(weighted_mean(slots, self.options.weighting), self.state)
 
 
 def weighted_mean(slots: Sequence[Slot], weighting: Weighting) -> Packed:
-    """Average the models that came back; integer buffers take the elementwise maximum."""
+    """Average the trained models; integer buffers take the elementwise maximum."""
     good = [slot.reply for slot in slots if slot.reply]
     weights = [reply.examples for reply in good] if weighting == "examples" else None
     return average([reply.model for reply in good], weights)

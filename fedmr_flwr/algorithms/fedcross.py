@@ -1,4 +1,4 @@
-"""FedCross: K models, each drawn a little towards a collaborator before every round.
+"""FedCross: K models, each mixed with a collaborating model before every round.
 
 Source: Hu et al., "FedCross: Towards Accurate Federated Learning via Multi-Model Cross-Aggregation", ICDE 2024
 (arXiv 2210.08285), algorithm 1 and its three strategies of selection.
@@ -21,8 +21,8 @@ class FedCrossOptions(MultiModelOptions):
 
     Attributes:
         alpha: weight of a slot's own model; the collaborator's is 1 - alpha.
-        collaborator: of a slot: the model of "lowest" or "highest" cosine similarity, or another one in every
-            round, "in-order".
+        collaborator: the other model of each slot: that of "lowest" or "highest" cosine similarity, or a different
+            one in every round, "in-order".
     """
 
     alpha: float = Field(0.99, gt=0, le=1)
@@ -38,8 +38,9 @@ class FedCross(MultiModel):
     options: FedCrossOptions
 
     def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed]:
-        """Mix every slot's model with its collaborator's; integer buffers stay the slot's own."""
+        """Mix every slot's model with its collaborator's; integer buffers are not mixed."""
         alpha = self.options.alpha
+        # With one model there is no other; with alpha 1 a product would only cost a copy of each model.
         if alpha == 1 or len(models) == 1:
             return models
         return [
@@ -51,9 +52,11 @@ class FedCross(MultiModel):
         """Choose another slot for every slot."""
         count = len(models)
         if self.options.collaborator == "in-order":
+            # With the round's number, so that each slot meets every other one in turn.
             return [(slot + 1 + number % (count - 1)) % count for slot in range(count)]
         alike = cosines([model.floats for model in models])
         if self.options.collaborator == "highest":
             alike = -alike
+        # A model is most like itself, and must not be its own collaborator.
         np.fill_diagonal(alike, np.inf)
         return [int(slot) for slot in alike.argmin(1)]

@@ -1,4 +1,4 @@
-"""FedExP: FedAvg whose server goes further than the mean when the clients' updates point apart.
+"""FedExP: FedAvg whose server steps beyond the mean when the clients' updates point in different directions.
 
 Source: Jhunjhunwala et al., "FedExP: Speeding Up Federated Averaging via Extrapolation", ICLR 2023,
 algorithm 1 and equation 4.
@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, mean, squared_distance
@@ -22,14 +22,14 @@ class FedExPOptions(Section):
     """Options of FedExP.
 
     Attributes:
-        epsilon: what keeps the step finite when the updates cancel each other.
+        epsilon: keeps the step finite when the updates cancel each other.
     """
 
     epsilon: float = Field(0.001, gt=0)
 
 
 @dataclass(frozen=True)
-class Iterate:
+class FedExPState:
     """The state of FedExP.
 
     Attributes:
@@ -38,50 +38,53 @@ class Iterate:
 
     model: Packed | None
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return both parts of the iterate."""
         return {} if self.model is None else self.model._asdict()
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Make it again."""
+    def from_arrays(cls, arrays: StateArrays) -> Self:
+        """Restore the iterate."""
         return cls(Packed(arrays["floats"], arrays["ints"]))
 
 
-class FedExP(Algorithm[Iterate]):
+class FedExP(Algorithm[FedExPState]):
     """Federated averaging with an extrapolated server step.
 
     With updates D_i of K clients and their mean D, the server steps by eta D with
-    eta = max(1, sum |D_i|^2 / (2 K (|D|^2 + epsilon))). Norms and extrapolation concern trainable parameters;
-    buffers are averaged. Clients start from the latest iterate; what is evaluated and saved is the mean of
-    the last two, or after the first good round that one.
+    eta = max(1, sum |D_i|^2 / (2 K (|D|^2 + epsilon))). Norms and extrapolation are over trainable parameters;
+    buffers are averaged. Clients start from the latest iterate; the model that is evaluated and saved is the mean of
+    the last two iterates, or the only one after the first good round.
 
     For the arguments see `FedExPOptions` and `Algorithm`.
     """
 
     options: FedExPOptions
 
-    def init(self, layout: Layout, slots: int) -> Iterate:
-        """Start without an iterate: the global model is the first."""
-        return Iterate(None)
+    def init(self, layout: Layout, slots: int) -> FedExPState:
+        """Start without an iterate: the global model is the first one."""
+        return FedExPState(None)
 
     def models(self, round: Round) -> Sequence[Packed]:
         """Send the latest iterate to everyone."""
         return [self._start(round)] * self.slots
 
-    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Iterate]:
-        """Extrapolate the mean of the models that came back; evaluate the mean of the last two iterates."""
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[FedExPState]:
+        """Extrapolate the mean of the trained models; return the mean of the last two iterates."""
         before, columns = self._start(round).floats, round.layout.parameters
         models = [slot.reply.model for slot in slots if slot.reply]
         center = average(models)
         lengths = [squared_distance(model.floats, before, columns) for model in models]
         of_mean = squared_distance(center.floats, before, columns)
+        # Never below 1, so that the server goes at least as far as FedAvg.
         step = max(1.0, sum(lengths) / (2 * len(models) * (of_mean + self.options.epsilon)))
         after = center.floats.copy()
         for part in columns:
+            # Parameters only: an extrapolated variance could become negative. In float64, like the means.
             after[part] = before[part] + step * (center.floats[part].astype(np.float64) - before[part])
+        # After the first round the iterate alone: the initial model would only blur it.
         evaluated = mean([before, after]) if self.state.model else after
-        state = Iterate(Packed(after, center.ints))
+        state = FedExPState(Packed(after, center.ints))
         return Combined(Packed(evaluated, center.ints), state, {"server-step": step})
 
     def _start(self, round: Round) -> Packed:

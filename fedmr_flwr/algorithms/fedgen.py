@@ -1,7 +1,7 @@
-"""FedGen: FedAvg whose server learns a generator of representations from the clients' heads and sends it along.
+"""FedGen: FedAvg whose server trains a generator of representations with the clients' heads and sends it to clients.
 
 Source: Zhu et al., "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", ICML 2021, algorithm 1;
-losses, network and numbers as in the code that was published with FedMR: the generator is taught by each head alone,
+losses, network and numbers as in the code published with FedMR: the generator's loss is that of each head alone,
 weighted by its client's share of a label, where equation 4 has one loss of the averaged logits.
 """
 
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.algorithms.fedavg import FedAvgOptions, weighted_mean
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
@@ -38,11 +38,11 @@ Heads = tuple[torch.Tensor, torch.Tensor]
 
 
 class Generator(nn.Module):
-    """Makes representations of given labels out of noise.
+    """Generates representations of given labels from noise.
 
     Args:
         classes: number of labels.
-        width: D, of a representation.
+        width: D, the width of a representation.
     """
 
     def __init__(self, classes: int, width: int) -> None:
@@ -54,17 +54,17 @@ class Generator(nn.Module):
 
     def forward(self, labels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Map [B] labels and [B, 100] noise to [B, D] representations."""
-        # Not `one_hot`, which looks at the labels and waits for them.
+        # Not `one_hot`, which reads the labels on the host and so waits for the device.
         given = (labels[:, None] == torch.arange(self.classes, device=labels.device)).to(noise.dtype)
         return self.output(torch.relu(self.norm(self.hidden(torch.cat([noise, given], 1)))))  # type: ignore[no-any-return]
 
 
 def diversity(noise: torch.Tensor, representations: torch.Tensor) -> torch.Tensor:
-    """Return a loss that is 1 if equal representations are made of different noise, and less the more they differ.
+    """Return a loss that is 1 if all representations are equal, and smaller the more they differ for different noise.
 
     Args:
         noise: [B, E].
-        representations: [B, D] made of it.
+        representations: [B, D] generated from it.
 
     Returns:
         exp(-mean over all ordered pairs of mean((e_i - e_j)^2) mean(|z_i - z_j|)).
@@ -74,17 +74,17 @@ def diversity(noise: torch.Tensor, representations: torch.Tensor) -> torch.Tenso
     return torch.exp(-(noisy * apart).mean())
 
 
-def teaching(
+def generator_loss(
     representations: torch.Tensor,
     labels: torch.Tensor,
     heads: Heads,
     shares: torch.Tensor,
 ) -> torch.Tensor:
-    """Return how badly the clients' heads recognise generated representations.
+    """Return the loss of the clients' heads on generated representations.
 
     Args:
         representations: [B, D].
-        labels: [B] of which they are meant to be.
+        labels: [B], their labels.
         heads: [K, C, D] weights and [K, C] biases.
         shares: [K, C], client k's share of the round's examples of a label.
 
@@ -93,6 +93,7 @@ def teaching(
         the batch.
     """
     weights, biases = heads
+    # All heads in one product: K separate ones for each of the generator's steps would take K times as long.
     logits = torch.einsum("bd,kcd->kbc", representations, weights) + biases[:, None]
     losses = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(weights)), reduction="none")
     return (losses.view(len(weights), -1) * shares[:, labels]).sum(0).mean()
@@ -103,8 +104,8 @@ class GuidedOptions(Section):
 
     Attributes:
         alpha: weight of the cross-entropy on generated representations.
-        beta: weight of the divergence of what the model says to an example from what it says to a generated
-            representation of the same label.
+        beta: weight of the divergence of the model's prediction for an example from its prediction for a
+            generated representation of the same label.
     """
 
     alpha: float = Field(0.2, ge=0)
@@ -112,31 +113,32 @@ class GuidedOptions(Section):
 
 
 class GuidedState(NamedTuple):
-    """The server's generator, in evaluation mode, and the source of its labels and noise."""
+    """The server's generator, in evaluation mode, and the random generator of its labels and noise."""
 
     generator: Generator
     draws: torch.Generator
 
 
 class Guided(LocalRule):
-    """Adds two terms to the cross-entropy, with the head h of the model that is trained and the generator G.
+    """Adds two terms to the cross-entropy, with the head h of the trained model and the generator G.
 
     alpha times the cross-entropy of h(G(y')) for as many random labels y' as there are examples in the batch, and
     beta times the Kullback-Leibler divergence of softmax(h(f(x))) from softmax(h(G(y))), which is held fixed, mean
     over the batch. The generator is in evaluation mode and does not change. Without a generator, that is, in the
-    first round, there are no such terms.
+    first round, both terms are missing.
 
-    Returned to the server, and only here: how many examples of each label the client has.
+    Returned to the server: the number of the client's examples of each label.
     """
 
     options: GuidedOptions
     exchanges = (GENERATOR, COUNTS)
 
     def begin(self, model: nn.Module, task: Task) -> GuidedState | None:
-        """Load the generator; None if there is none or if it would not matter."""
+        """Load the generator; None if there is none, or if both weights are 0."""
         weights = task.received.get(GENERATOR)
         if weights is None or not (self.options.alpha or self.options.beta):
             return None
+        # The sizes are those of the last layer, so that the generator fits any model without further options.
         classifier, device = cast(Classifier, model).classifier, task.labels.device
         generator = _new_generator(classifier.out_features, classifier.in_features, task.rng)
         _load(generator, weights)
@@ -152,9 +154,10 @@ class Guided(LocalRule):
             return logits, None
         head, classes = cast(Classifier, model).head, state.generator.classes
         others = torch.randint(classes, labels.shape, generator=state.draws, device=labels.device)
-        taught = functional.cross_entropy(head(_imagine(state, others)), others)
+        taught = functional.cross_entropy(head(_generate(state, others)), others)
         with torch.no_grad():
-            wanted = head(_imagine(state, labels)).softmax(1)
+            # Held fixed: the head must not lower this term by changing its target.
+            wanted = head(_generate(state, labels)).softmax(1)
         pulled = functional.kl_div(logits.log_softmax(1), wanted, reduction="batchmean")
         return logits, self.options.alpha * taught + self.options.beta * pulled
 
@@ -164,7 +167,7 @@ class Guided(LocalRule):
         return Outcome(returned={COUNTS: counts.numpy(force=True).astype(np.float32)})
 
 
-def _imagine(state: GuidedState, labels: torch.Tensor) -> torch.Tensor:
+def _generate(state: GuidedState, labels: torch.Tensor) -> torch.Tensor:
     """Generate a representation of each of [B] labels, [B, D]."""
     noise = torch.randn(len(labels), _NOISE, generator=state.draws, device=labels.device)
     return state.generator(labels, noise)  # type: ignore[no-any-return]
@@ -175,7 +178,7 @@ class FedGenOptions(FedAvgOptions):
 
     Attributes:
         generator_lr: learning rate of the generator, by Adam.
-        generator_steps: steps that it is trained for in a round.
+        generator_steps: its training steps in a round.
         diversity: weight of its diversity loss.
     """
 
@@ -185,7 +188,7 @@ class FedGenOptions(FedAvgOptions):
 
 
 @dataclass(frozen=True)
-class Taught:
+class FedGenState:
     """The state of FedGen.
 
     Attributes:
@@ -194,20 +197,20 @@ class Taught:
 
     generator: Floats | None
 
-    def arrays(self) -> Arrays:
-        """Return them."""
+    def arrays(self) -> StateArrays:
+        """Return the generator, if there is one."""
         return {} if self.generator is None else {GENERATOR: self.generator}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Make it again."""
+    def from_arrays(cls, arrays: StateArrays) -> Self:
+        """Restore the generator."""
         return cls(arrays[GENERATOR])
 
 
-class FedGen(Algorithm[Taught]):
+class FedGen(Algorithm[FedGenState]):
     """Federated averaging with a generator that is trained on the server.
 
-    Its labels are drawn uniformly from those that the round's clients hold. Its training is on the CPU, with one
+    Its labels are drawn uniformly from those of the round's clients. It is trained on the CPU with one
     thread, so that it is the same everywhere. The model's last layer must be a Linear named `classifier`.
 
     For the arguments see `FedGenOptions` and `Algorithm`.
@@ -216,42 +219,45 @@ class FedGen(Algorithm[Taught]):
     options: FedGenOptions
     Rule = Guided
 
-    def init(self, layout: Layout, slots: int) -> Taught:
+    def init(self, layout: Layout, slots: int) -> FedGenState:
         """Find the last layer, [C, D] weights and [C] biases; start without a generator."""
         found = {entry.name: entry for entry in layout.entries}
         if not all(name in found for name in _HEAD):
             raise ConfigError("fedgen needs a model whose last layer is a Linear with bias, named 'classifier'")
         self._head = found[_HEAD[0]], found[_HEAD[1]]
-        return Taught(None)
+        return FedGenState(None)
 
     def models(self, round: Round) -> Sequence[Packed]:
         """Send the global model to everyone."""
         return [round.global_model] * self.slots
 
     def sends(self) -> Mapping[str, Floats]:
-        """Send the generator, once there is one."""
+        """Send the generator, if there is one."""
         return {} if self.state.generator is None else {GENERATOR: self.state.generator}
 
     def returns(self) -> Mapping[str, int]:
-        """Ask for the label counts."""
+        """Request the label counts."""
         return {COUNTS: self._head[0].shape[0]}
 
-    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Taught]:
-        """Average the models that came back, and train the generator on their heads."""
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[FedGenState]:
+        """Average the trained models, and train the generator on their heads."""
         good = [slot.reply for slot in slots if slot.reply]
         heads = [
             torch.from_numpy(np.stack([reply.model.floats[entry.columns].reshape(entry.shape) for reply in good]))
             for entry in self._head
         ]
+        # Clients may return anything: a negative count would make a negative weight of the loss.
         counts = torch.from_numpy(np.stack([reply.vectors[COUNTS] for reply in good])).clamp(min=0)
         classes, width = self._head[0].shape
+        # From the seed without the round: every round starts from the same network before the state is loaded.
         generator = _new_generator(classes, width, stream(self.seed, "generator"))
         if self.state.generator is not None:
             _load(generator, self.state.generator)
         draws = torch.Generator().manual_seed(int(round.stream("generate").integers(2**63)))
+        # On the CPU with one thread: it is small, and gives the same bits everywhere.
         with threads(1):
-            loss = _teach(generator, (heads[0], heads[1]), counts, self.options, draws)
-        state = Taught(pack(generator, layout_of(generator)).floats)
+            loss = _train_generator(generator, (heads[0], heads[1]), counts, self.options, draws)
+        state = FedGenState(pack(generator, layout_of(generator)).floats)
         return Combined(weighted_mean(slots, self.options.weighting), state, {"generator-loss": loss})
 
 
@@ -260,12 +266,12 @@ def _new_generator(classes: int, width: int, rng: np.random.Generator) -> Genera
 
 
 def _load(generator: Generator, weights: Floats) -> None:
-    """Overwrite a generator; the counters of its BatchNorm have no effect and do not travel."""
+    """Overwrite a generator; the counters of its BatchNorm have no effect and are not sent."""
     layout = layout_of(generator)
     unpack(Packed(weights, np.zeros(layout.counters, np.int64)), layout, generator)
 
 
-def _teach(
+def _train_generator(
     generator: Generator,
     heads: Heads,
     counts: torch.Tensor,
@@ -274,9 +280,10 @@ def _teach(
 ) -> float:
     """Train a generator in place on the heads of a round; return its mean loss."""
     held = torch.nonzero(counts.sum(0)).flatten()
-    if not len(held):  # of clients that say that they hold nothing, nothing can be learned
+    if not len(held):  # clients may report that they have no examples
         return 0.0
     shares = counts / counts.sum(0).clamp(min=1)
+    # New in every round, as in the published code, so that none of its state has to be kept.
     optimizer = torch.optim.Adam(generator.parameters(), options.generator_lr, weight_decay=_WEIGHT_DECAY)
     generator.train()
     total = 0.0
@@ -284,7 +291,7 @@ def _teach(
         labels = held[torch.randint(len(held), (_BATCH,), generator=draws)]
         noise = torch.randn(_BATCH, _NOISE, generator=draws)
         made = generator(labels, noise)
-        loss = teaching(made, labels, heads, shares) + options.diversity * diversity(noise, made)
+        loss = generator_loss(made, labels, heads, shares) + options.diversity * diversity(noise, made)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

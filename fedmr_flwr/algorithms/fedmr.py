@@ -1,8 +1,8 @@
-"""FedMR: K models, trained by different clients in every round, their layers shuffled in between.
+"""FedMR: K models, trained by different clients in every round, with their layers shuffled between rounds.
 
 Before each round the server recombines: in the first stage every slot gets the mean of the population; after
 that each unit of recombination (a layer, by default) is permuted across the slots, independently of the
-others. The global model, the one evaluated and saved, is the mean of the population.
+others. The global model, which is evaluated and saved, is the mean of the population.
 
 Source: Hu et al., "Is Aggregation the Only Choice? Federated Learning via Layer-wise Model Recombination",
 KDD 2024 (arXiv 2305.10730); where the paper and its published code differ or are silent, see
@@ -26,11 +26,11 @@ class FedMROptions(MultiModelOptions):
     """Options of FedMR, besides those of every algorithm with a population.
 
     Attributes:
-        unit: what recombination moves as one piece: "layer", "tensor", "block", "block:DEPTH", "fraction:P" or a list
+        unit: the unit of recombination: "layer", "tensor", "block", "block:DEPTH", "fraction:P" or a list
             of regular expressions; see `fedmr_flwr.core.units.units`.
-        first_stage_rounds: rounds after which the population is averaged rather than recombined.
+        first_stage_rounds: the number of first rounds after which the population is averaged rather than recombined.
         buffers: whether buffers, such as BatchNorm's statistics, "move" with their unit or are the "average".
-        log_recombination: whether the diagnostics of every round hold the slot that each unit came from.
+        log_recombination: whether the diagnostics of every round contain the source slot of each unit.
     """
 
     unit: str | tuple[str, ...] = "layer"
@@ -38,6 +38,7 @@ class FedMROptions(MultiModelOptions):
     buffers: Buffers = "move"
     log_recombination: bool = False
 
+    # Checked with the configuration, so that a wrong unit is reported before the data are read.
     @field_validator("unit")
     @classmethod
     def _is_a_unit(cls, unit: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -58,7 +59,7 @@ class FedMR(MultiModel):
     accepts_device_models = True
 
     def init(self, layout: Layout, slots: int) -> Population:
-        """Cut the model into the units of recombination."""
+        """Determine the units of recombination."""
         population = super().init(layout, slots)
         try:
             self.recombination = Recombination(layout, self.options.unit, self.options.buffers)
@@ -69,20 +70,20 @@ class FedMR(MultiModel):
 
     def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed | Parts]:
         """Give every slot the mean in the first stage, and a recombined model after it."""
-        deal = self._sources(round)
-        if deal is None:
+        drawn = self._sources(round)
+        if drawn is None:
             return [round.global_model] * len(models)
-        # In parts, which are joined while they are serialised: no recombined model is put together before.
-        return self.recombination.gather(models, round.global_model, deal)
+        # As parts, which are joined while they are serialised: no recombined model is ever copied before.
+        return self.recombination.gather(models, round.global_model, drawn)
 
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Population]:
-        """Take the trained models into the population; report where their units came from, if asked for."""
-        first = self.state.models is None  # which was sent the initial model, whatever the round
+        """Put the trained models into the population; log the sources of their units, if configured."""
+        first = self.state.models is None  # every slot was sent the initial model, whatever the round's number
         combined = super().combine(round, slots)
-        deal = self._sources(round)
-        if not self.options.log_recombination or first or deal is None:
+        drawn = self._sources(round)
+        if not self.options.log_recombination or first or drawn is None:
             return combined
-        return replace(combined, diagnostics={**combined.diagnostics, "recombination": deal.tolist()})
+        return replace(combined, diagnostics={**combined.diagnostics, "recombination": drawn.tolist()})
 
     def _sources(self, round: Round) -> Sources | None:
         return sources(round.seed, round.number, self.options.first_stage_rounds, len(self.units), self.slots)

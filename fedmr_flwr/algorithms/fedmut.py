@@ -1,7 +1,7 @@
 """FedMut: FedAvg whose clients start from different mutations of the global model, along its last update.
 
 Source: Hu et al., "FedMut: Generalized Federated Learning via Stochastic Mutation", AAAI 2024; defaults and the
-acceleration of the first rounds as in the code that was published with FedMR.
+acceleration of the first rounds as in the code published with FedMR.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import average
@@ -23,10 +23,10 @@ class FedMutOptions(Section):
     """Options of FedMut.
 
     Attributes:
-        radius: how far a mutation goes, in lengths of the global model's last update.
-        acceleration: how much shorter mutations against the update are at first, so that all of them together
-            go on with it; the difference falls to nothing.
-        acceleration_rounds: in how many rounds.
+        radius: the length of a mutation, in multiples of the global model's last update.
+        acceleration: by how much mutations against the update are shorter at first, so that their mean points
+            along the update; the difference decreases to zero.
+        acceleration_rounds: the number of rounds in which it does.
     """
 
     radius: float = Field(5.0, ge=0)
@@ -35,30 +35,30 @@ class FedMutOptions(Section):
 
 
 @dataclass(frozen=True)
-class Previous:
+class FedMutState:
     """The state of FedMut.
 
     Attributes:
-        floats: of the global model at the beginning of the latest good round; None before there was one.
+        floats: of the global model before the latest good round; None if there was none.
     """
 
     floats: Floats | None
 
-    def arrays(self) -> Arrays:
-        """Return them."""
+    def arrays(self) -> StateArrays:
+        """Return the floats, if there are any."""
         return {} if self.floats is None else {"previous": self.floats}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Make it again."""
+    def from_arrays(cls, arrays: StateArrays) -> Self:
+        """Restore the floats."""
         return cls(arrays["previous"])
 
 
-class FedMut(Algorithm[Previous]):
+class FedMut(Algorithm[FedMutState]):
     """Federated averaging of mutated models.
 
     Every tensor of a slot's model is the global one plus or minus `radius` times its last change. For each
-    tensor as many slots get the one as the other; of an odd number of slots the last is not mutated. Buffers
+    tensor, equally many slots get plus and minus; of an odd number of slots the last is not mutated. Buffers
     are not mutated: a variance must not become negative.
 
     For the arguments see `FedMutOptions` and `Algorithm`.
@@ -67,12 +67,12 @@ class FedMut(Algorithm[Previous]):
     options: FedMutOptions
     sends_individual_models = True
 
-    def init(self, layout: Layout, slots: int) -> Previous:
-        """Start without an earlier model: the first round has nothing to mutate along."""
-        return Previous(None)
+    def init(self, layout: Layout, slots: int) -> FedMutState:
+        """Start without an earlier model: before the second round there is no update."""
+        return FedMutState(None)
 
     def models(self, round: Round) -> Sequence[Packed]:
-        """Mutate the global model for every slot; in the first round there is nothing to mutate it along."""
+        """Mutate the global model for every slot; in the first round send it unchanged."""
         current, radius = round.global_model, self.options.radius
         if self.state.floats is None or not radius:
             return [current] * self.slots
@@ -87,17 +87,18 @@ class FedMut(Algorithm[Previous]):
         return models
 
     def _signs(self, round: Round) -> NDArray[np.float64]:
-        """Draw how each tensor of each slot is mutated, [tensors, slots]."""
+        """Draw the factor of each tensor's mutation in each slot, [tensors, slots]."""
         options = self.options
         # The first mutation is before the second round.
         left = max(0.0, 1 - (round.number - 2) / options.acceleration_rounds)
         pairs = self.slots // 2
         signs = np.zeros((len(round.layout.parameters), self.slots))
         alternatives = np.tile([1, options.acceleration * left - 1], (len(signs), pairs))
+        # Permuted within each tensor, not drawn: equally many slots get plus and minus, so the mean moves little.
         signs[:, : 2 * pairs] = round.stream("mutate").permuted(alternatives, axis=1)
         return signs
 
-    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Previous]:
-        """Average the models that came back, all alike."""
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[FedMutState]:
+        """Average the trained models with equal weights."""
         model = average([slot.reply.model for slot in slots if slot.reply])
-        return Combined(model, Previous(round.global_model.floats))
+        return Combined(model, FedMutState(round.global_model.floats))

@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are held near the global model.
+"""FedProx: FedAvg whose clients stay near the global model.
 
 Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, algorithm 2.
 """
@@ -31,20 +31,23 @@ class ProxState(NamedTuple):
 
 
 class Prox(LocalRule):
-    """Adds (mu / 2) |w - w_received|^2 to the loss; only trainable parameters count.
+    """Adds (mu / 2) |w - w_received|^2 to the loss, over trainable parameters.
 
-    The term enters by its gradient, mu (w - w_received).
+    The term is added by its gradient, mu (w - w_received).
     """
 
     options: ProxOptions
 
     def begin(self, model: nn.Module, task: Task) -> ProxState:
-        """Keep the model that was received."""
+        """Copy the parameters of the received model."""
+        # Clones, because training changes the parameters in place.
         return ProxState(tuple(parameter.detach().clone() for parameter in model.parameters()))
 
     @torch.no_grad()
     def adjust(self, model: nn.Module, state: ProxState) -> None:
         """Add the gradient of the proximal term."""
+        # By hand, not as a loss: the step is the same without a second graph, and `train-loss` remains the
+        # cross-entropy.
         for parameter, received in zip(model.parameters(), state.received, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - received, alpha=self.options.mu)

@@ -1,4 +1,4 @@
-"""Any of Flower's own strategies, with this project's reproducible clients, checked replies and checkpoints.
+"""Flower's own strategies, with this project's reproducible clients, checked replies and checkpoints.
 
 Source: the classes of `flwr.serverapp.strategy`; see their documentation for papers and arguments.
 """
@@ -17,25 +17,25 @@ from pydantic import Field
 
 from fedmr_flwr.algorithms import wrappers
 from fedmr_flwr.algorithms.base import draw_clients, drawable_nodes, update_length
-from fedmr_flwr.algorithms.contract import Arrays
+from fedmr_flwr.algorithms.contract import StateArrays
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.errors import ConfigError, FederationError, OptionError
+from fedmr_flwr.errors import ConfigError, OptionError, RunError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged, judge, without_outliers
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.messages import ARRAYS
 
-# What cannot work here, and why.
+# Strategies that cannot work here, and the reason.
 _UNFIT = {
-    "FedProx": "it is the server's half only; use strategy.name=fedprox",
+    "FedProx": "it has only the server's half; use strategy.name=fedprox",
     "FedXgbBagging": "it combines trees",
     "FedXgbCyclic": "it combines trees",
     "Strategy": "it is abstract",
 }
-# Exactly these, not what users derive from them: a subclass may keep more.
+# Exactly these, not their subclasses: a user's subclass may keep more.
 _WITHOUT_STATE = (
     flower.FedAvg, flower.FedProx, flower.FedMedian, flower.FedTrimmedAvg, flower.Krum, flower.MultiKrum,
     flower.Bulyan, flower.QFedAvg,
@@ -46,7 +46,7 @@ _MOMENTUM = "momentum_vector"
 
 
 class FlowerOptions(Section):
-    """Options of a strategy of Flower's: the keyword arguments of its class.
+    """Options of one of Flower's strategies: the keyword arguments of its class.
 
     Attributes:
         options: by name.
@@ -56,18 +56,18 @@ class FlowerOptions(Section):
 
 
 class FlowerStrategy(Strategy):
-    """One of Flower's strategies: which clients it gets, and in which order, is drawn from the run's seed.
+    """One of Flower's strategies, with clients that are drawn from the run's seed.
 
     Args:
-        clients_per_round: clients drawn in a round.
+        clients_per_round: the number of clients drawn in a round.
         seed: the seed of the run.
-        layout: of the models, which travel packed.
-        wire: in which type their floats travel; Flower's strategies compute in it.
-        guard: as of every algorithm.
+        layout: of the models, which are sent packed.
+        wire: the type in which their floats are sent; Flower's strategies compute in it.
+        guard: see `Algorithm`.
         options: keyword arguments of the strategy's class.
 
     Attributes:
-        inner: the strategy.
+        inner: Flower's strategy.
     """
 
     options: FlowerOptions
@@ -96,23 +96,25 @@ class FlowerStrategy(Strategy):
         assert isinstance(validated, FlowerOptions)
         self.options = validated
         try:
+            # Their constructors check the arguments; which ones exist depends on the version of Flower.
             self.inner = self.Kind(**self.options.options)
         except (TypeError, ValueError) as error:
             raise OptionError("options", str(error)) from None
-        # All who are drawn here take part; otherwise it would wait for more.
+        # All drawn clients take part; with its defaults the strategy would wait for more.
         self.inner.fraction_train, self.inner.min_train_nodes, self.inner.min_available_nodes = 1.0, 0, 0
         self._sent: dict[int, Message] = {}  # by client
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Send what the strategy would send, a fresh message to each drawn client."""
+        """Build the strategy's messages, a new one for each drawn client."""
         nodes = drawable_nodes(grid, self.clients_per_round)
         clients = draw_clients(server_round, self.seed, len(nodes), self.clients_per_round)
         drawn = [nodes[client] for client in clients]
-        # It samples by itself, and from the global generator, so it is shown the drawn nodes alone.
-        shown = cast(Grid, SimpleNamespace(get_node_ids=lambda: drawn))
-        theirs = self.inner.configure_train(server_round, arrays, ConfigRecord({**config}), shown)
+        # It would sample from the global generator, so it sees only the drawn nodes.
+        drawn_only = cast(Grid, SimpleNamespace(get_node_ids=lambda: drawn))
+        # A copy of the configuration, because Flower's strategies add the round to it.
+        theirs = self.inner.configure_train(server_round, arrays, ConfigRecord({**config}), drawn_only)
         content = {message.metadata.dst_node_id: message.content for message in theirs}
         self._sent = {
             client: Message(RecordDict({**content[node]}), node, MessageType.TRAIN)
@@ -121,7 +123,7 @@ class FlowerStrategy(Strategy):
         return list(self._sent.values())
 
     def judge(self, replies: Iterable[Message]) -> Judged[Message]:
-        """Sort the good replies to the latest messages from the others."""
+        """Divide the replies to the latest messages into good and rejected ones."""
         judged = judge(self._sent, replies)
         if self.guard is None:
             return judged
@@ -129,27 +131,27 @@ class FlowerStrategy(Strategy):
         return without_outliers(judged, lengths, self.guard)
 
     def aggregate(self, server_round: int, judged: Judged[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Hand the good replies on, in the order of the messages; (None, None) if there is none."""
+        """Pass the good replies to the strategy, in the order of the messages; (None, None) if there is none."""
         self._sent = {}
         if not judged.good:
             return None, None
         try:
             arrays, metrics = self.inner.aggregate_train(server_round, list(judged.good.values()))
-        except Exception as error:  # some strategies need more replies than came
-            raise FederationError(
+        except Exception as error:  # some strategies need more replies than there are
+            raise RunError(
                 f"round {server_round}: {self.Kind.__name__} could not combine {len(judged.good)} replies: "
                 f"{type(error).__name__}: {error}"
             ) from error
         if arrays is None:
-            raise FederationError(
-                f"round {server_round}: {self.Kind.__name__} made no model of {len(judged.good)} replies"
+            raise RunError(
+                f"round {server_round}: {self.Kind.__name__} returned no model for {len(judged.good)} replies"
             )
         return arrays, metrics
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Judge the replies, and combine the good ones."""
+        """Check the replies, and combine the good ones."""
         return self.aggregate(server_round, self.judge(replies))
 
     def configure_evaluate(
@@ -164,16 +166,16 @@ class FlowerStrategy(Strategy):
     def summary(self) -> None:
         """Log nothing: the run folder states the configuration."""
 
-    def save(self) -> Arrays:
-        """Return what the strategy keeps between rounds."""
+    def save(self) -> StateArrays:
+        """Return the strategy's state by name."""
         return state_of(self.inner)
 
-    def restore(self, arrays: Arrays) -> None:
-        """Put the strategy into the state that `save` returned."""
+    def restore(self, arrays: StateArrays) -> None:
+        """Restore the state that `save` returned."""
         restore(self.inner, arrays)
 
     def reset_clients(self) -> bool:
-        """Return that no client must restart: none of Flower's strategies depends on what clients keep."""
+        """Return False: none of Flower's strategies depends on the state of clients."""
         return False
 
     def _update_length(self, client: int, reply: Message) -> float:
@@ -185,14 +187,14 @@ class FlowerStrategy(Strategy):
 
 
 def state_of(strategy: Strategy) -> dict[str, NDArray[Any]]:
-    """Return what one of Flower's strategies keeps between rounds, besides the global model, by name.
+    """Return the state of one of Flower's strategies by name, without the global model.
 
     Args:
-        strategy: any; of a kind that is not known nothing is returned, and `restore` refuses it.
+        strategy: any; for an unknown kind the state is empty, and `restore` raises an error.
     """
     if isinstance(strategy, _WITH_MOMENTS):
         return {
-            f"{moment}.{name}": np.asarray(values)  # of a tensor without axes Flower makes a NumPy scalar
+            f"{moment}.{name}": np.asarray(values)  # Flower converts 0-d arrays to NumPy scalars
             for moment in _MOMENTS
             for name, values in (getattr(strategy, moment) or {}).items()
         }
@@ -201,34 +203,34 @@ def state_of(strategy: Strategy) -> dict[str, NDArray[Any]]:
     return {}
 
 
-def restore(strategy: Strategy, state: Arrays) -> None:
-    """Put one of Flower's strategies into the state that `state_of` returned.
+def restore(strategy: Strategy, state: StateArrays) -> None:
+    """Restore the state of one of Flower's strategies.
 
     Raises:
-        ConfigError: it is not known what the strategy keeps.
+        ConfigError: the strategy's state is unknown.
     """
     if type(strategy) in _WITH_MOMENTS:
         for moment in _MOMENTS:
             setattr(strategy, moment, _without_prefix(state, f"{moment}.") or None)
     elif type(strategy) is flower.FedAvgM:
         strategy.momentum_vector = [state[f"{_MOMENTUM}.{at}"].copy() for at in range(len(state))] or None
-        strategy.current_arrays = None  # taken from the global model in the next round
+        strategy.current_arrays = None  # set from the global model in the next round
     elif type(strategy) not in _WITHOUT_STATE:
         raise ConfigError(
-            f"a run of {type(strategy).__name__} cannot be resumed, because what it keeps between rounds is unknown; "
-            "derive it from fedmr_flwr.algorithms.base.Algorithm, with a state of its own"
+            f"a run with {type(strategy).__name__} cannot be resumed, because its state between rounds is unknown; "
+            "derive it from fedmr_flwr.algorithms.base.Algorithm and give it a state"
         )
 
 
-def _without_prefix(arrays: Arrays, prefix: str) -> dict[str, NDArray[Any]]:
+def _without_prefix(arrays: StateArrays, prefix: str) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(prefix): values.copy() for name, values in arrays.items() if name.startswith(prefix)}
 
 
 def flower_strategy(name: str) -> type[FlowerStrategy]:
-    """Return the strategy of a name such as "flwr:FedAdam".
+    """Return the class for a name such as "flwr:FedAdam".
 
     Raises:
-        ConfigError: there is none of this name, or it cannot work here.
+        ConfigError: the strategy is unknown, or cannot work here.
     """
     short = name.removeprefix(FLOWER)
     for beginning, why in wrappers.UNFIT.items():
@@ -240,4 +242,5 @@ def flower_strategy(name: str) -> type[FlowerStrategy]:
         raise ConfigError(f"'{name}' cannot be used, because {_UNFIT[short]}")
     if short not in fit:
         raise ConfigError(f"unknown strategy '{name}'; choose one of {', '.join(FLOWER + own for own in fit)}")
+    # A class for each strategy, so that the registry treats it like any other algorithm.
     return type(short, (FlowerStrategy,), {"Kind": getattr(flower, short)})

@@ -1,6 +1,6 @@
 """Indep: K models that are never mixed, the ablation of FedMR's recombination.
 
-Each slot keeps its own model, which goes to another random client in every round; the mean of the K models
+Each slot keeps its own model, which is trained by another random client in every round; the mean of the K models
 is evaluated and saved.
 
 Source: the comparison in Hu et al., KDD 2024 (arXiv 2305.10730), where it is called FedIndep.
@@ -22,5 +22,5 @@ class Indep(MultiModel):
     accepts_device_models = True
 
     def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed]:
-        """Leave every slot its model."""
+        """Return every slot's own model."""
         return models

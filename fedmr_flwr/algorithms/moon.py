@@ -1,7 +1,7 @@
-"""MOON: FedAvg whose clients keep representations near the received model's and away from their own earlier one's.
+"""MOON: FedAvg whose clients draw representations towards the received model's and away from their earlier one's.
 
 Source: Li et al., "Model-Contrastive Federated Learning", CVPR 2021, equations 2 and 3; the default of mu as in
-the code that was published with FedMR.
+the code published with FedMR.
 """
 
 from copy import deepcopy
@@ -23,7 +23,7 @@ class ContrastiveOptions(Section):
 
     Attributes:
         mu: weight of the contrastive loss.
-        temperature: what the similarities are divided by.
+        temperature: the divisor of the similarities.
     """
 
     mu: float = Field(5.0, ge=0)
@@ -31,7 +31,7 @@ class ContrastiveOptions(Section):
 
 
 class ContrastiveState(NamedTuple):
-    """Two models in evaluation mode: the one received, and the one that this client trained before."""
+    """Two models in evaluation mode: the received one, and the client's earlier one."""
 
     received: Classifier
     previous: Classifier
@@ -40,18 +40,19 @@ class ContrastiveState(NamedTuple):
 class Contrastive(LocalRule):
     """Adds mu times -log(e^(s/T) / (e^(s/T) + e^(p/T))) to the cross-entropy.
 
-    s is the cosine similarity of an example's representation by the model that is trained to that by the model
-    received, p that to the one by the model that this client trained when it last took part. A representation is
-    the input of the last layer. Both other models are in evaluation mode and do not change. A client that takes
-    part for the first time has no earlier model and trains on the cross-entropy alone: with the received model in
-    place of its own the term would be constant.
+    s is the cosine similarity of an example's representations by the trained model and by the received model; p is
+    that of its representations by the trained model and by the client's earlier model, from when it last took part.
+    A representation is the input of the last layer. Both other models are in evaluation mode and do not change. A
+    client that takes part for the first time has no earlier model and trains on the cross-entropy alone.
     """
 
     options: ContrastiveOptions
     keeps = True
 
     def begin(self, model: nn.Module, task: Task) -> ContrastiveState | None:
-        """Freeze the model received and the client's earlier model; None if there is no earlier one."""
+        """Freeze the received and the client's earlier model; None if there is no earlier one, or if mu is 0."""
+        # Not the received model in place of the earlier one: the term would be the constant log 2, at the cost of two
+        # passes.
         if not (task.kept and self.options.mu):
             return None
         previous = _frozen(model)
@@ -72,7 +73,7 @@ class Contrastive(LocalRule):
         return model.head(own), self.options.mu * contrast
 
     def end(self, model: nn.Module, state: ContrastiveState | None, task: Task, steps: int) -> Outcome:
-        """Keep the trained model, unless it would never be used."""
+        """Keep the trained model, unless mu is 0."""
         if not self.options.mu:
             return Outcome()
         return Outcome(kept={name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()})
@@ -84,19 +85,21 @@ def contrastive(
     """Return the contrastive loss, mean over a batch.
 
     Args:
-        own: [B, D] representations by the model that is trained.
-        received: [B, D] by the model that was received.
+        own: [B, D] representations by the trained model.
+        received: [B, D] by the received model.
         previous: [B, D] by the client's earlier model.
-        temperature: what the similarities are divided by.
+        temperature: the divisor of the similarities.
 
     Source: Li et al., CVPR 2021, equation 2.
     """
     near, far = (functional.cosine_similarity(own, other, dim=1) / temperature for other in (received, previous))
+    # The logarithm of the two exponentials in a form that does not overflow at a small temperature.
     return functional.softplus(far - near).mean()
 
 
 def _frozen(model: nn.Module) -> Classifier:
-    """Copy a model for looking at examples with it, not for training."""
+    """Return a copy of a model in evaluation mode, without gradients."""
+    # A copy, because training changes the model itself.
     return cast(Classifier, deepcopy(model).eval().requires_grad_(False))
 
 

@@ -1,4 +1,4 @@
-"""What FedMR and its relatives share: a server that keeps K models and trains M of them in a round."""
+"""The base of algorithms with a population: the server keeps K models and trains M of them in each round."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, similarity, spread
@@ -23,8 +23,8 @@ class MultiModelOptions(Section):
     """Options of every algorithm with a population.
 
     Attributes:
-        population: K, the number of models, at least as many as clients in a round; just as many if not given.
-        weighting: how the global model averages the population: "uniform", as in FedMR's published code, or
+        population: K, the number of models, at least the number of clients in a round, which is the default.
+        weighting: of the population's mean, the global model: "uniform", as in FedMR's published code, or
             by the "examples" that each slot was last trained on.
         evaluate_slots: whether to score every slot's model, too, when the global model is evaluated.
     """
@@ -39,15 +39,15 @@ class Population:
     """K models.
 
     Attributes:
-        models: the model of each slot: as its client returned it, or as it was sent where none did; None before
-            the first round with a good reply, when every slot holds the initial model.
-        examples: [K], on how many examples each slot was last trained; 0 for one that never was.
+        models: the model of each slot: as its client returned it, or as it was sent where there is no good reply;
+            None before the first round with a good reply, when every slot has the initial model.
+        examples: [K], the number of examples that each slot was last trained on; 0 for one that never was.
     """
 
     models: Sequence[Packed] | None
     examples: NDArray[np.float64]
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> StateArrays:
         """Return both parts of every model, and the examples."""
         if self.models is None:
             return {}
@@ -58,18 +58,18 @@ class Population:
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Make the population again."""
+    def from_arrays(cls, arrays: StateArrays) -> Self:
+        """Restore the population."""
         examples = arrays["examples"]
         models = [Packed(arrays[f"{slot}.floats"], arrays[f"{slot}.ints"]) for slot in range(len(examples))]
         return cls(models, examples)
 
 
 class MultiModel(Algorithm[Population]):
-    """A strategy that keeps K models; a subclass says which of them, or what of them, each slot gets next.
+    """A strategy that keeps K models; a subclass determines the next model of each slot.
 
     Attributes:
-        units: the parts of the model by which the spread is reported: its layers, or what the subclass recombines.
+        units: the units for which the spread is reported: the model's layers, or the units of recombination.
     """
 
     options: MultiModelOptions
@@ -82,8 +82,8 @@ class MultiModel(Algorithm[Population]):
         if self.slots < self.clients_per_round:
             raise OptionError(
                 "population",
-                f"{self.slots} is less than the {self.clients_per_round} clients of a round; raise the one or lower "
-                "the other",
+                f"{self.slots} is less than the {self.clients_per_round} clients of a round; raise it or lower the "
+                "clients per round",
             )
 
     @property
@@ -92,19 +92,20 @@ class MultiModel(Algorithm[Population]):
         return self.options.population or self.clients_per_round
 
     def init(self, layout: Layout, slots: int) -> Population:
-        """Start without models of its own: every slot holds the initial one."""
+        """Start without models: every slot has the initial one."""
         self.units = units(layout, "layer" if layout.named else "tensor")
         return Population(None, np.zeros(slots))
 
     def models(self, round: Round) -> Sequence[Packed | Parts]:
-        """Dispatch the population; before it is trained, the global model."""
+        """Dispatch the population; before its first training, the global model."""
         if self.state.models is None:
+            # One object K times, so that the initial model is encoded once.
             return [round.global_model] * self.slots
         return self.dispatch(round, self.state.models)
 
     @abstractmethod
     def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed | Parts]:
-        """Return the model that each of the K slots gets before a round.
+        """Return the model to send for each of the K slots.
 
         Args:
             round: the round.
@@ -112,7 +113,10 @@ class MultiModel(Algorithm[Population]):
         """
 
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Population]:
-        """Take the trained models into the population; its mean is the global model."""
+        """Put the trained models into the population; its mean is the global model."""
+        # A slot without a reply keeps the model that it was sent, not that from before the recombination: this would
+        # repeat some pieces, lose others and change the mean. A list of views of the received bytes, because a [K, P]
+        # matrix would copy a gigabyte for ten VGG-16.
         models = [slot.reply.model if slot.reply else slot.sent for slot in slots]
         examples = np.array(
             [

@@ -1,4 +1,4 @@
-"""SCAFFOLD: FedAvg whose clients correct their steps by the difference between all clients' gradients and their own.
+"""SCAFFOLD: FedAvg whose clients correct their steps by the difference of all clients' gradients and their own.
 
 Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020,
 algorithm 1 with option II.
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Arrays, Combined, Round, Slot
+from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import average
@@ -25,7 +25,7 @@ CONTROL = "control"
 
 
 class CorrectedState(NamedTuple):
-    """The model received and the variates c and c_i, [P] each, and c - c_i in the shapes of the parameters."""
+    """The received model, the variates c and c_i, [P] each, and c - c_i in the shapes of the parameters."""
 
     start: torch.Tensor
     server: torch.Tensor
@@ -36,10 +36,10 @@ class CorrectedState(NamedTuple):
 class Corrected(LocalRule):
     """Steps along g - c_i + c, with the control variates c of the server and c_i of this client, zero at first.
 
-    Afterwards c_i becomes c_i - c + (x - y) / (lr a), where x is the model received, y the trained one and a the
-    number of steps. With momentum m a step counts in those after it, too: after t steps a is
-    (1 - m^1) / (1 - m) + ... + (1 - m^t) / (1 - m), as FedNova has it (Wang et al., NeurIPS 2020, section 3), so that
-    c_i stays a weighted mean of the client's gradients; division by the bare number of steps would make it up
+    Afterwards c_i becomes c_i - c + (x - y) / (lr a), where x is the received model, y the trained one and a the
+    number of steps. With momentum m a step also contributes to later ones: after t steps a is
+    (1 - m^1) / (1 - m) + ... + (1 - m^t) / (1 - m), as in FedNova (Wang et al., NeurIPS 2020, section 3), so that
+    c_i remains a weighted mean of the client's gradients; division by the number of steps would make it up
     to 1 / (1 - m) times too long. Without momentum a is that number.
     """
 
@@ -47,26 +47,28 @@ class Corrected(LocalRule):
     keeps = True
 
     def begin(self, model: nn.Module, task: Task) -> CorrectedState:
-        """Read both variates and keep the model that was received."""
+        """Read both variates and copy the parameters of the received model."""
         start = _flat(model)
         zeros = np.zeros(len(start), np.float32)
         server, own = (
             torch.tensor(vectors.get(CONTROL, zeros), device=start.device) for vectors in (task.received, task.kept)
         )
+        # Once for all steps, in the shapes of the parameters: a step then only adds them.
         pieces = torch.split(server - own, [parameter.numel() for parameter in model.parameters()])
         shaped = (piece.view_as(parameter) for piece, parameter in zip(pieces, model.parameters(), strict=True))
         return CorrectedState(start, server, own, tuple(shaped))
 
     @torch.no_grad()
     def adjust(self, model: nn.Module, state: CorrectedState) -> None:
-        """Correct the gradient."""
+        """Add the correction to the gradient."""
         for parameter, correction in zip(model.parameters(), state.corrections, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(correction)
 
     def end(self, model: nn.Module, state: CorrectedState, task: Task, steps: int) -> Outcome:
-        """Keep the new variate and return what has changed in it."""
+        """Keep the new variate and return its change."""
         m = task.training.momentum
+        # Without momentum each summand is 1, and the sum is the number of steps, as in the paper.
         weight = sum((1 - m**step) / (1 - m) for step in range(1, steps + 1))
         change = (state.start - _flat(model)) / (task.training.lr * weight) - state.server
         own = (state.own + change).numpy(force=True)
@@ -82,14 +84,14 @@ class ScaffoldOptions(Section):
     """Options of SCAFFOLD.
 
     Attributes:
-        server_lr: how far the server goes towards the mean of the clients' models.
+        server_lr: the server's step towards the mean of the clients' models; 1 is the mean.
     """
 
     server_lr: float = Field(1.0, gt=0)
 
 
 @dataclass(frozen=True)
-class Control:
+class ScaffoldState:
     """The state of SCAFFOLD.
 
     Attributes:
@@ -98,21 +100,21 @@ class Control:
 
     variate: NDArray[np.float64]
 
-    def arrays(self) -> Arrays:
-        """Return it."""
+    def arrays(self) -> StateArrays:
+        """Return the variate."""
         return {CONTROL: self.variate}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Make it again."""
+    def from_arrays(cls, arrays: StateArrays) -> Self:
+        """Restore the variate."""
         return cls(arrays[CONTROL])
 
 
-class Scaffold(Algorithm[Control]):
+class Scaffold(Algorithm[ScaffoldState]):
     """Averaging with control variates.
 
-    From the good replies of a round the server takes x += server_lr mean(y - x) and c += sum(change of c_i) / N,
-    with N the number of all clients, so that c is the mean of all c_i. All clients weigh the same, as in the
+    From the good replies of a round the server computes x += server_lr mean(y - x) and c += sum(change of c_i) / N,
+    with N the number of all clients, so that c is the mean of all c_i. All clients have equal weights, as in the
     paper. Buffers are averaged.
 
     For the arguments see `ScaffoldOptions` and `Algorithm`.
@@ -121,9 +123,9 @@ class Scaffold(Algorithm[Control]):
     options: ScaffoldOptions
     Rule = Corrected
 
-    def init(self, layout: Layout, slots: int) -> Control:
+    def init(self, layout: Layout, slots: int) -> ScaffoldState:
         """Start with a variate of zeros."""
-        return Control(np.zeros(sum(part.stop - part.start for part in layout.parameters)))
+        return ScaffoldState(np.zeros(sum(part.stop - part.start for part in layout.parameters)))
 
     def models(self, round: Round) -> Sequence[Packed]:
         """Send the global model to everyone."""
@@ -134,20 +136,24 @@ class Scaffold(Algorithm[Control]):
         return {CONTROL: self.state.variate.astype(np.float32)}
 
     def returns(self) -> Mapping[str, int]:
-        """Ask for the change of the client's variate."""
+        """Request the change of the client's variate."""
         return {CONTROL: len(self.state.variate)}
 
-    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Control]:
-        """Step towards the mean of the models that came back, and follow the clients' variates."""
+    def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[ScaffoldState]:
+        """Step towards the mean of the trained models, and add the changes of the clients' variates."""
         good = [slot.reply for slot in slots if slot.reply]
         model = average([reply.model for reply in good])
         if self.options.server_lr != 1:
             for part in round.layout.parameters:
+                # Buffers remain averaged: with a step beyond the mean a variance could become negative.
                 before = round.global_model.floats[part].astype(np.float64)
                 model.floats[part] = before + self.options.server_lr * (model.floats[part] - before)
+        # Divided by all clients, not by those of the round: the others' variates have not changed.
         changes = np.sum([reply.vectors[CONTROL] for reply in good], axis=0, dtype=np.float64)
-        return Combined(model, Control(self.state.variate + changes / round.num_clients))
+        return Combined(model, ScaffoldState(self.state.variate + changes / round.num_clients))
 
-    def reset(self) -> Control:
-        """Set all variates back to zero: with one client's gone, the server's would stay wrong for good."""
-        return Control(np.zeros_like(self.state.variate))
+    def reset(self) -> ScaffoldState:
+        """Reset all variates to zero."""
+        # With one client's variate lost, the sum of all corrections is no longer zero, and the fixed point moves for
+        # good.
+        return ScaffoldState(np.zeros_like(self.state.variate))

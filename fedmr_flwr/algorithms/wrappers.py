@@ -1,31 +1,31 @@
-"""Flower's wrappers around strategies, of which some cannot work around one that sends K individual models."""
+"""Flower's wrappers of strategies; some of them cannot wrap a strategy that sends K individual models."""
 
 import sys
 from types import FrameType
 
 from fedmr_flwr.errors import ConfigError
 
-# How the names of their classes begin, and why they cannot.
+# Prefixes of the names of their classes, and the reason.
 UNFIT = {
     "DifferentialPrivacy": (
-        "clips updates and adds noise as if all clients had trained one global model; clip each client's own with "
-        "privacy.local-dp, or with Flower's LocalDpMod in a ClientApp of your own"
+        "clips updates and adds noise as if all clients had trained one global model; clip each client's own update "
+        "with privacy.local-dp, or with Flower's LocalDpMod in your own ClientApp"
     ),
-    "SecAgg": "shows the server nothing but a sum, of which no model of its own can be made for each client",
+    "SecAgg": "gives the server only a sum, from which no individual models for the clients can be computed",
 }
 
 
 def refuse_unfit(strategy: object) -> None:
-    """Insist that a method of a strategy is not called by a wrapper that would be wrong without saying so.
-
-    A strategy is not told of its wrapper, so it looks at who calls.
+    """Check that a strategy's method is not called by a wrapper that would give wrong results without an error.
 
     Args:
         strategy: one that sends K individual models.
 
     Raises:
-        ConfigError: it is called by one.
+        ConfigError: it is.
     """
+    # Flower does not pass the wrapper to a strategy, and nothing that the strategy receives shows it: only the
+    # stack does.
     frame: FrameType | None = sys._getframe(1)
     while frame and frame.f_locals.get("self") is strategy:
         frame = frame.f_back

@@ -25,8 +25,8 @@ app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one line and status 1."""
-    for name in (signal.SIGTERM, signal.SIGHUP):  # so that `kill` and a closed terminal stop Flower too
+    """Run the command line; a user's error ends with one line and status 1."""
+    for name in (signal.SIGTERM, signal.SIGHUP):  # so that `kill` and a closed terminal stop Flower, too
         if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
             signal.signal(name, signal.default_int_handler)
     quiet()
@@ -36,6 +36,6 @@ def main() -> None:
         print(f"fedmr: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
-        if end.code == _INTERRUPTED:  # Typer ends so after Ctrl-C, without a word
+        if end.code == _INTERRUPTED:  # after Ctrl-C Typer exits without a message
             print("fedmr: interrupted", file=sys.stderr)
         raise

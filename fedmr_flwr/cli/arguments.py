@@ -1,4 +1,4 @@
-"""Arguments that several commands share, how help is laid out, and how a line is printed."""
+"""Arguments that several commands share, the layout of help, and the printing of lines."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-# Arguments stand in the text of each command: Typer up to 0.20, which Flower 1.39 needs, loses their help with
-# click 8.5.
+# Arguments are described in the text of each command: Typer up to 0.20, which Flower 1.39 needs, loses their help
+# with click 8.5.
 Conf = Annotated[Path, typer.Argument(hidden=True)]
 Overrides = Annotated[list[str] | None, typer.Argument(hidden=True)]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
@@ -31,12 +31,12 @@ class Command(TyperCommand):
 
 
 def engine_overrides(engine: str | None, superlink: str | None) -> list[str]:
-    """Return the overrides that the options `--engine` and `--superlink` stand for."""
+    """Return the overrides for the options `--engine` and `--superlink`."""
     if superlink:
         return [f"engine={engine or 'deployment'}", f"deployment.superlink={superlink}"]
     return [f"engine={engine}"] if engine else []
 
 
 def print_line(line: str) -> None:
-    """Print a line as it is, however long."""
+    """Print a line unchanged, without wrapping."""
     Console().print(line, soft_wrap=True, highlight=False, markup=False)

@@ -11,7 +11,7 @@ from fedmr_flwr.files import write_aside
 Dir = Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Without TLS and keys; on this machine only.")]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run clients on machines of their own.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run clients on their own machines.")
 
 
 @app.command(cls=Command)
@@ -20,25 +20,26 @@ def init(
     host: Annotated[
         list[str], typer.Option(metavar="NAME", help="A name or address of the server; may be repeated.")
     ],
-    nodes: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How many nodes there are.")],
+    nodes: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="The number of nodes.")],
 ) -> None:
-    """Make certificates, keys and settings.
+    """Create certificates, keys and settings.
 
-    DIR is a new folder. It gets a folder for the server, one for each node, and a README.md with the commands for
-    each machine.
+    DIR is a new folder. It will contain a folder for the server, one for each node, and a README.md with the commands
+    for each machine.
     """
+    # Imported in the commands, so that others do not load the library for certificates.
     from fedmr_flwr.deployment import folders, guide
 
-    made = folders.create(out, host, nodes)
-    write_aside(out / "README.md", guide.text(*made).encode())
-    print_line(f"{out / 'README.md'} says what goes where and which commands to run")
+    settings = folders.create(out, host, nodes)
+    write_aside(out / "README.md", guide.text(*settings).encode())
+    print_line(f"see {out / 'README.md'} for where to copy the folders and which commands to run")
 
 
 @app.command(cls=Command)
 def server(folder: Dir, insecure: Insecure = False) -> None:
     """Run a SuperLink.
 
-    DIR is the server's folder, made by `fedmr deploy init`. Only nodes whose keys are in DIR/nodes may connect.
+    DIR is the server's folder, created by `fedmr deploy init`. Only nodes with keys in DIR/nodes may connect.
     """
     from fedmr_flwr.deployment import folders, processes
 
@@ -50,7 +51,7 @@ def server(folder: Dir, insecure: Insecure = False) -> None:
 def node(folder: Dir, insecure: Insecure = False) -> None:
     """Run a SuperNode, which trains on this machine.
 
-    DIR is the node's folder, made by `fedmr deploy init`, with `data` in its node.yaml set to the node's examples.
+    DIR is the node's folder, created by `fedmr deploy init`; set `data` in its node.yaml to the node's examples.
     """
     from fedmr_flwr.deployment import folders, processes
 

@@ -9,45 +9,48 @@ from rich.console import Console
 from fedmr_flwr.cli.arguments import Conf, Engine, Folder, Overrides, Superlink, engine_overrides, print_line
 from fedmr_flwr.config.loading import load, resolve_paths
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.errors import FederationError, FedmrError, RunFolderError
+from fedmr_flwr.errors import FedmrError, RunError, RunFolderError
 from fedmr_flwr.launch import engines
-from fedmr_flwr.report.comparison import Rows
-from fedmr_flwr.report.display import Display, division
-from fedmr_flwr.report.tables import comparison_table, describe_clients, table
+from fedmr_flwr.report.comparison import Metrics
+from fedmr_flwr.report.display import Display, format_partition
+from fedmr_flwr.report.tables import comparison_table, format_client_accuracy, table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
-# Columns of a comparison's table, also in a narrow terminal: cut numbers are worse than wrapped lines.
+# Columns of a comparison's table, also in a narrow terminal: truncated numbers are worse than wrapped lines.
 _WIDE = 120
 
 
 def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, superlink: Superlink = None) -> None:
-    """Train a federation and write its run folder.
+    """Train a model and write its run folder.
 
     CONF is a configuration file, such as conf/quickstart.yaml. OVERRIDES are key=value, nested keys with dots:
     training.lr=0.1.
     """
     settings = resolve_paths(load(conf, [*(overrides or []), *engine_overrides(engine, superlink)]))
     assert settings.run_dir is not None
+    # Before the data are loaded, which may take minutes.
     folder.check_free(settings.run_dir)
     _run(settings)
 
 
 def resume(run_folder: Folder, engine: Engine = None, superlink: Superlink = None) -> None:
-    """Continue a run that was stopped.
+    """Resume a run that was stopped.
 
-    RUN is its folder. The result is the same as without the stop, with another engine, too.
+    RUN is its folder. The result is the same as without the interruption, with another engine, too.
     """
     out = RunFolder.open(run_folder.absolute())
     settings = load(out.config, engine_overrides(engine, superlink)).model_copy(update={"run_dir": out.path})
     manifest = out.read_manifest()
+    # A completed run can be continued after its number of rounds was raised.
     if out.status == "completed" and manifest.get("rounds", 0) >= settings.rounds:
-        print_line(f"{out.path} is complete: all {settings.rounds} rounds are done")
+        print_line(f"{out.path} is complete: it has all {settings.rounds} rounds")
         return
+    # Not an error: other versions give a valid result, only not bit for bit the same.
     for name, now in folder.versions().items():
         before = manifest.get("versions", {}).get(name, now)
         if before != now:
-            print_line(f"{name} was {before} and is {now}: the result may differ in its last digits")
+            print_line(f"{name} was {before} and is now {now}: the result may differ in its last digits")
     _run(settings, out)
 
 
@@ -58,70 +61,73 @@ def compare(
         str,
         typer.Option(
             metavar="LIST",
-            help="Separated by commas, options after slashes: fedmr,fedprox/mu=0.1,flwr:FedAdam",
+            help="Separated by commas, options after slashes: fedmr,fedprox/mu=0.1,flwr:FedAdam.",
         ),
     ] = "fedmr,fedavg",
     seeds: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Separated by commas; the configuration's own if missing.")
+        str | None, typer.Option(metavar="LIST", help="Separated by commas; default: the configuration's own.")
     ] = None,
     target: Annotated[
         float | None,
-        typer.Option(metavar="ACCURACY", help="To be reached; by default one that all runs reach."),
+        typer.Option(metavar="ACCURACY", help="Accuracy to reach; default: one that all runs reach."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="The folder of all runs; by default runs/compare-CONF.")
+        Path | None, typer.Option(metavar="FOLDER", help="The folder of all runs; default: runs/compare-CONF.")
     ] = None,
     engine: Engine = None,
     superlink: Superlink = None,
 ) -> None:
-    """Train with several strategies and seeds.
+    """Compare strategies over several seeds.
 
-    Then tables and a plot are written. CONF is a configuration file, OVERRIDES are key=value for all runs. Runs that
-    are complete are not repeated, and those that were stopped are resumed.
+    Train with each, then write tables and a plot. CONF is a configuration file, OVERRIDES are key=value for all runs.
+    Runs that are complete are not repeated, and those that were stopped are resumed.
     """
+    # Imported here, because Matplotlib takes a second that other commands need not wait for.
     from fedmr_flwr.report import comparison, plots
 
     out = (out or Path("runs") / f"compare-{conf.stem}").absolute()
-    target = None if target is None else comparison.accuracy(target)
-    of_seeds = None if seeds is None else comparison.seeds(seeds)
-    compared = comparison.variants(strategies)
+    target = None if target is None else comparison.check_target(target)
+    of_seeds = None if seeds is None else comparison.parse_seeds(seeds)
+    compared = comparison.parse_strategies(strategies)
     every = [*(overrides or []), *engine_overrides(engine, superlink)]
     planned = comparison.plan(conf, every, compared, of_seeds, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(f"cannot use {out}: {error.strerror}; name another folder with --out") from None
-    found: dict[str, list[Rows]] = {variant.label: [] for variant in compared}
+        raise RunFolderError(f"cannot use {out}: {error.strerror}; choose another folder with --out") from None
+    found: dict[str, list[Metrics]] = {variant.label: [] for variant in compared}
     failed = 0
     for at, (variant, settings) in enumerate(planned, 1):
         settings = resolve_paths(settings)
         print_line(f"[{at}/{len(planned)}] {variant.label}, seed {settings.seed}: {settings.run_dir}")
-        done = comparison.earlier(settings)
+        done = comparison.find_earlier_run(settings)
         try:
             if done is None or done.status != "completed":
                 done = engines.run(settings, Display(settings.rounds, Console()), done)
             found[variant.label].append(comparison.rows_of(done))
         except FedmrError as error:
+            # The other runs, which may take hours, continue.
             failed += 1
             print_line(f"  failed: {error}")
-    lines, target = comparison.lines(found, len(planned) // len(compared), target)
+    lines, target = comparison.summarise(found, len(planned) // len(compared), target)
     common = planned[0][1]
-    title = f"{division(common)}, {common.clients_per_round} a round, {common.model.name}"
+    title = f"{format_partition(common)}, {common.clients_per_round} a round, {common.model.name}"
     comparison.write(lines, target, out)
     plots.comparison(found, title, out / "comparison.png")
     Console(width=max(_WIDE, Console().width)).print(comparison_table(lines, target))
     for kind in ("md", "csv", "tex", "png"):
         print_line(str(out / f"comparison.{kind}"))
     if failed:
-        raise FederationError(f"{failed} of {len(planned)} runs failed and are not in the table; their lines say why")
+        raise RunError(f"{failed} of {len(planned)} runs failed and are not in the table; see their lines above")
 
 
 def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
-    """Run a federation, or continue one, and show its results."""
+    """Run an experiment, or resume one, and show its results."""
     path = f"run folder: {settings.run_dir}"
+    # Before and after: at the end the first line has scrolled away.
     print_line(path)
     done = engines.run(settings, Display(settings.rounds, Console()), prepared)
     Console().print(table(done.read_rows()))
     if over := done.read_manifest().get("client-accuracy"):
-        print_line(describe_clients(over))
+        print_line(format_client_accuracy(over))
     print_line(path)

@@ -1,4 +1,4 @@
-"""The commands that train nothing: `fedmr plot`, `partition` and `units`."""
+"""The commands that do not train: `fedmr plot`, `partition` and `units`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +10,14 @@ from fedmr_flwr.cli.arguments import Conf, Folder, Overrides, print_line
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import writing
-from fedmr_flwr.report.display import division
+from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.report.tables import partition_table, unit_table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
 
 def plot(run_folder: Folder) -> None:
-    """Draw the pictures of a run again.
+    """Draw the plots of a run again.
 
     RUN is its folder.
     """
@@ -25,7 +25,7 @@ def plot(run_folder: Folder) -> None:
 
     drawn = plots.draw(RunFolder.open(run_folder.absolute()))
     if not drawn:
-        raise RunFolderError(f"{run_folder} holds no finished round yet, so there is nothing to draw")
+        raise RunFolderError(f"{run_folder} has no completed round yet, so there is nothing to draw")
     for path in drawn:
         print_line(str(path))
 
@@ -37,7 +37,7 @@ def partition(
         Path, typer.Option(metavar="FOLDER", help="A new folder for partition.npz and clients.png.")
     ] = Path("partition"),
 ) -> None:
-    """Show which client holds what.
+    """Show the partition of the data among clients.
 
     It is printed, drawn and saved. CONF is a configuration file, OVERRIDES are key=value.
     """
@@ -45,6 +45,7 @@ def partition(
     from fedmr_flwr.report import plots
 
     settings = load(conf, overrides or [])
+    # Before the data are loaded, which may take minutes.
     folder.check_free(out, "--out FOLDER")
     dataset = datasets.load(settings.data, settings.data_dir)
     parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
@@ -52,8 +53,8 @@ def partition(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     partitions.save(parts, out / "partition.npz")
-    plots.clients(counts, division(settings), out / "clients.png")
-    Console().print(partition_table(counts, partitions.divergences(counts), division(settings)))
+    plots.clients(counts, format_partition(settings), out / "clients.png")
+    Console().print(partition_table(counts, partitions.divergences(counts), format_partition(settings)))
     for name in ("partition.npz", "clients.png"):
         print_line(str(out / name))
 
@@ -69,8 +70,9 @@ def units(conf: Conf, overrides: Overrides = None) -> None:
     from fedmr_flwr.models.packing import layout_of
 
     settings = load(conf, overrides or [])
-    form = datasets.known_form(settings.data, settings.data_dir)
-    layout = layout_of(models.build(settings.model.name, *form))
+    # Without reading the files where possible, so that units can be shown before any data exist.
+    shape, classes = datasets.shape_and_classes(settings.data, settings.data_dir)
+    layout = layout_of(models.build(settings.model.name, shape, classes))
     strategy = algorithms.create(settings, layout)
     if not isinstance(strategy, FedMR):
         raise ConfigError(f"{settings.strategy.name} does not recombine; choose strategy.name=fedmr")

@@ -1,1 +1,1 @@
-"""A client: its Flower app, its data and device, what it keeps between rounds, and what leaves it."""
+"""A client: its Flower app, its data and device, its state between rounds, and its privacy."""

@@ -1,6 +1,6 @@
-"""The client's side: Flower's handlers around `fedmr_flwr.training`.
+"""The client app: Flower's handlers around `fedmr_flwr.training`.
 
-The message brings the model, the settings of the run and the round; the rest is found where the client runs
+A message contains the model, the settings of the run and the round; everything else is found where the client runs
 (`fedmr_flwr.client.sites`). Data set, partition and network are kept per process, because a process of the simulation
 serves many clients.
 """
@@ -15,7 +15,14 @@ from flwr.clientapp import ClientApp
 
 from fedmr_flwr import models
 from fedmr_flwr.client import privacy
-from fedmr_flwr.client.sites import DATA, ClientEnvironment, DataSpec, Node, Simulated, number_of
+from fedmr_flwr.client.sites import (
+    DATA,
+    ClientEnvironment,
+    DataSpec,
+    NodeEnvironment,
+    SimulatedEnvironment,
+    number_of,
+)
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Layout, Packed
@@ -49,15 +56,15 @@ app = ClientApp()
 
 
 def train_config(settings: Settings, layout: Layout, spec: DataSpec, run: str) -> ConfigRecord:
-    """Return what the server sends with every model, for the handlers below.
+    """Return the record that the server sends with every model, for the handlers below.
 
     Args:
-        settings: the run, with its folder.
+        settings: of the run, with its folder.
         layout: of the model.
         spec: of the data.
-        run: identifies the run, also after it is resumed.
+        run: the identifier of the run.
     """
-    if settings.engine == "deployment":  # nodes have paths of their own, and need not know the server's
+    if settings.engine == "deployment":  # nodes have their own paths, and need not know the server's
         settings = settings.model_copy(update={"run_dir": None, "data_dir": None})
     text = settings.model_dump_json(by_alias=True)
     return ConfigRecord({SETTINGS: text, LAYOUT: layout.fingerprint, SPEC: spec.to_json(), RUN: run})
@@ -67,6 +74,7 @@ def train_config(settings: Settings, layout: Layout, spec: DataSpec, run: str) -
 def train(message: Message, context: Context) -> Message:
     """Train the model of the message on this client's data."""
     settings = _sent_settings(message)
+    # Around loading and packing too: with all threads copies are slower as soon as other processes use the cores.
     with threads(settings.client_cpus):
         request = TrainRequest(message, context)
         dataset, examples = request.environment.examples()
@@ -93,18 +101,21 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Return this client's number and, after verifying data and run folder, how many examples it has."""
-    answer = MetricRecord({CLIENT: number_of(context.node_config)})
+    """Return this client's number and, after verifying data and run folder, its number of examples."""
+    metrics = MetricRecord({CLIENT: number_of(context.node_config)})
+    # A client that lacks its data would fail at once in every round; it reports that before the first one instead.
     if SETTINGS in message.content.config_records.get(CONFIG, {}):
-        answer[EXAMPLES] = _environment(message, context).prepare(str(message.content.config_records[CONFIG][DIGEST]))
-    return Message(RecordDict({METRICS: answer}), reply_to=message)
+        metrics[EXAMPLES] = _environment(message, context).prepare(
+            str(message.content.config_records[CONFIG][DIGEST])
+        )
+    return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
 class _Request:
     """A message to this client, decoded.
 
     Attributes:
-        environment: where the client runs.
+        environment: data, device and state of the client.
         received: the model of the message.
     """
 
@@ -117,9 +128,10 @@ class _Request:
             self.settings.model.name, spec.input_shape, spec.classes, self.environment.device, self.settings.wire,
             self.settings.precision,
         )  # fmt: skip
+        # The vectors have no names: with another layout they would be loaded into the wrong tensors.
         if self.codec.layout.fingerprint != self.config[LAYOUT]:
             raise ConfigError(
-                f"this client builds another model '{self.settings.model.name}' than the server; "
+                f"this client's model '{self.settings.model.name}' differs from the server's; "
                 "install the same version on both"
             )
         self.received = self.codec.decode(message.content.array_records[ARRAYS])
@@ -127,21 +139,22 @@ class _Request:
     @cached_property
     def model(self) -> Classifier:
         """The network with the model of the message."""
+        # Only when the network is needed: the one-GPU engine loads the vectors into its own lanes.
         unpack(self.received, self.codec.layout, self._network)
         return self._network
 
 
 class TrainRequest(_Request):
-    """A message that asks this client to train, and the reply to it.
+    """A request to train, and its reply.
 
     Args:
         message: with the model and the settings.
         context: of the client.
 
     Attributes:
-        rule: what the algorithm changes in local training.
-        vectors: what the server sent to the rule besides the model, by name.
-        kept: what the client kept when it last took part, by name; empty if it never did, or if it is lost.
+        rule: the algorithm's local rule.
+        vectors: from the server for the rule, by name.
+        kept: arrays that the client kept when it last took part, by name; empty if it never did, or if they are lost.
         rng: the client's stream for this round.
     """
 
@@ -154,14 +167,15 @@ class TrainRequest(_Request):
         found = self.environment.state.recall(self._last_round) if self.rule.keeps else {}
         self._lost_state = found is None
         self.kept = found or {}
+        # Of the round and the client, so that the process in which it trains makes no difference.
         self.rng = stream(self.settings.seed, "train", self._round, self.environment.number)
 
     def reply(self, trained: Packed, result: TrainResult) -> Message:
-        """Write what the client keeps, and return the reply.
+        """Save the client's state, and return the reply.
 
         Args:
             trained: the trained model.
-            result: what local training did.
+            result: of local training.
         """
         if self.rule.keeps:
             resumable = oldest(self._round, self.settings.checkpoint_every)
@@ -170,7 +184,7 @@ class TrainRequest(_Request):
         if how := self.settings.privacy.local_dp:
             received, layout = self.received.on_host(), self.codec.layout
             trained = privacy.protect(trained.on_host(), received, layout, how, self._message)
-        else:  # the loss would leave without noise, and depends on the examples, too
+        else:  # the loss depends on the examples, too, and would be sent without noise
             metrics["train-loss"] = result.loss
         if self._lost_state:
             metrics[LOST_STATE] = 1
@@ -180,14 +194,14 @@ class TrainRequest(_Request):
 
 
 def _environment(message: Message, context: Context) -> ClientEnvironment:
-    """Return where this client runs: only a node of a deployment has data in its configuration."""
+    """Return the client's environment: only a node of a deployment has data in its configuration."""
     settings = _sent_settings(message)
     if DATA in context.node_config:
         run = str(message.content.config_records[CONFIG][RUN])
-        return Node(settings, context.node_config, _sent_spec(message), run)
+        return NodeEnvironment(settings, context.node_config, _sent_spec(message), run)
     if settings.run_dir is None:
         raise ConfigError("this node has no data; start it with `fedmr deploy node`, or see docs/deployment.md")
-    return Simulated(settings, number_of(context.node_config))
+    return SimulatedEnvironment(settings, number_of(context.node_config))
 
 
 def _sent_settings(message: Message) -> Settings:
@@ -198,11 +212,13 @@ def _sent_spec(message: Message) -> DataSpec:
     return DataSpec.from_json(str(message.content.config_records[CONFIG][SPEC]))
 
 
+# Cached, because the text is the same in every message of a run.
 @lru_cache(maxsize=4)
 def _settings(text: str) -> Settings:
     return Settings.model_validate(json.loads(text))
 
 
+# One network for each process, which serves many clients; a second model would double its memory.
 @lru_cache(maxsize=1)
 def _network(
     name: str, input_shape: tuple[int, ...], classes: int, device: torch.device, wire: str, precision: Precision

@@ -1,4 +1,4 @@
-"""Local differential privacy: a trained model is clipped and made noisy before it leaves its client."""
+"""Local differential privacy: clipping of a trained model and noise, before it is sent."""
 
 from copy import copy
 
@@ -13,32 +13,34 @@ from fedmr_flwr.wire.npy import view
 
 
 def protect(trained: Packed, received: Packed, layout: Layout, how: LocalDp, message: Message) -> Packed:
-    """Clip what a client's training added to its model, and add noise to every float, with Flower's LocalDpMod.
+    """Clip a client's update and add noise to every float, with Flower's LocalDpMod.
 
-    The noise is not drawn from the seed of the run: the server knows the seed, and could draw and subtract the noise.
-    So two runs of the same configuration differ.
+    The noise is not drawn from the seed of the run: the server knows the seed, and could compute and subtract the
+    noise. So two runs of the same configuration differ.
 
     Args:
         trained: the model after training.
-        received: the model that the client was sent.
+        received: the model that the client received.
         layout: of both.
-        how: how much is clipped and added.
-        message: the one that is replied to.
+        how: the settings of clipping and noise.
+        message: the message of the server.
 
     Returns:
-        A new model. Integers are unchanged: they count batches, and noise would make them fractions. A variance that
-        noise has made negative becomes zero, which reveals nothing more.
+        A new model. Integers are unchanged: they count batches, and noise would turn them into fractions. A variance
+        that is negative after the noise becomes zero, which reveals nothing more.
 
     Source: Dwork and Roth, "The Algorithmic Foundations of Differential Privacy", 2014, theorem A.1 (the
     Gaussian mechanism).
     """
+    # Flower's own code, because others have examined it. Called here and not as a mod of the app, because it expects
+    # a single record and would add noise to counters.
     mod = LocalDpMod(how.clipping_norm, how.sensitivity, how.epsilon, how.delta)
-    question = copy(message)
-    question.content = _content(received.floats)
-    answer = Message(_content(_update(trained.floats, received.floats)), reply_to=message)
+    request = copy(message)
+    request.content = _content(received.floats)
+    reply = Message(_content(_update(trained.floats, received.floats)), reply_to=message)
     context = Context(0, 0, {}, RecordDict(), {})  # the mod does not use it
     with np.errstate(over="ignore"):  # an update of infinite length is clipped to zero
-        record = mod(question, context, lambda *_: answer).content.array_records[ARRAYS]
+        record = mod(request, context, lambda *_: reply).content.array_records[ARRAYS]
     floats = view(record[FLOATS]).copy()
     for entry in layout.entries:
         if entry.name.endswith("running_var"):
@@ -47,11 +49,12 @@ def protect(trained: Packed, received: Packed, layout: Layout, how: LocalDp, mes
 
 
 def _update(trained: Floats, received: Floats) -> Floats:
-    """Return a trained model whose update Flower's mod can clip: the mod divides by its length and passes NaN on."""
+    """Return a trained model whose update Flower's mod can clip."""
     with np.errstate(all="ignore"):
         update = trained - received
     if np.isfinite(update).all() and update.any():
         return trained
+    # The mod divides by the length of the update, and passes NaN on: it needs a finite update that is not zero.
     least = received.copy()  # as if training had changed almost nothing
     least[0] = np.nextafter(least[0], np.float32(np.inf))
     return least

@@ -1,7 +1,7 @@
-"""What a client finds where it runs: its data, its device, and a folder for what it keeps between rounds.
+"""A client's environment: its data, its device, and a folder for its state between rounds.
 
-In a simulation the run's configuration sets all of that. A node of a deployment sets it itself, in Flower's node
-configuration, and the server chooses nothing in its file system.
+In a simulation the run's configuration defines all of these. A node of a deployment defines them itself, in Flower's
+node configuration; the server has no access to its file system.
 """
 
 import json
@@ -31,7 +31,7 @@ NUMBER, NAME, DATA, DEVICE, STATE = "partition-id", "name", "data", "device", "s
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What the server's examples look like.
+    """The format of the server's examples.
 
     Attributes:
         input_shape: of an example.
@@ -59,19 +59,20 @@ class DataSpec:
         facts = json.loads(text)
         own = facts["normalisation"]
         if own:
+            # JSON has turned the tuples into lists, and the class must remain hashable.
             own = Normalisation(tuple(own["mean"]), tuple(own["std"]), own["white"], own["background"])
         return cls(tuple(facts["input_shape"]), facts["classes"], own)
 
 
 class ClientEnvironment(ABC):
-    """Where a client runs.
+    """The environment of a client.
 
     Args:
         settings: of the run.
         number: of the client.
 
     Attributes:
-        state: what the client keeps between rounds.
+        state: of the client between rounds.
     """
 
     state: ClientState
@@ -83,11 +84,11 @@ class ClientEnvironment(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the client trains."""
+        """The device for training."""
 
     @abstractmethod
     def examples(self) -> tuple[Dataset, Examples]:
-        """Return the data set, which defines how examples are prepared, and this client's examples, on its device."""
+        """Return the data set, which defines how inputs are prepared, and this client's examples, on its device."""
 
     @abstractmethod
     def prepare(self, digest: str) -> int:
@@ -100,12 +101,12 @@ class ClientEnvironment(ABC):
             The number of the client's examples.
 
         Raises:
-            FedmrError: something is missing or differs from the server's.
+            FedmrError: data are missing or differ from the server's.
         """
 
 
-class Simulated(ClientEnvironment):
-    """A client of a simulation: everything is in the run's configuration and its folder."""
+class SimulatedEnvironment(ClientEnvironment):
+    """The environment of a simulated client: the run's configuration and folder."""
 
     def __init__(self, settings: Settings, number: int) -> None:
         super().__init__(settings, number)
@@ -115,8 +116,8 @@ class Simulated(ClientEnvironment):
 
     @property
     def device(self) -> torch.device:
-        """The device of the configuration."""
-        # Ray shows each client only the card it gave it, under the number 0.
+        """The configured device."""
+        # Ray shows each client only the card that it has assigned to it, as number 0.
         hidden = self.settings.engine == "ray" and self.settings.device.startswith("cuda")
         return pick_device("cuda" if hidden else self.settings.device)
 
@@ -132,33 +133,35 @@ class Simulated(ClientEnvironment):
 
     @property
     def indices(self) -> partitions.Indices:
-        """Which of the run's training examples this client has."""
+        """The indices of this client's training examples."""
         return self._parts()[self.number]
 
     @property
     def largest(self) -> int:
-        """The number of examples of the largest client."""
+        """The number of examples of the client with the most."""
         return max(map(len, self._parts()))
 
     def _parts(self) -> list[partitions.Indices]:
         path = self._folder.partition
         if not path.exists():
-            raise PartitionError(f"{path} does not exist; all clients must see the run folder under the same path")
+            raise PartitionError(
+                f"{path} does not exist; all clients must have access to the run folder by the same path"
+            )
         return _partition(path, path.stat().st_mtime_ns)
 
 
-class Node(ClientEnvironment):
-    """A node of a deployment, with settings of its own.
+class NodeEnvironment(ClientEnvironment):
+    """The environment of a node in a deployment, with its own settings.
 
     Args:
         settings: of the run.
-        node_config: the node's own: partition-id, data (an npz file with the client's examples, or the folder of
+        node_config: of the node: partition-id, data (an npz file with the client's examples, or the folder of
             the run's data set, of which the client uses its part), name, device and state (a folder).
         spec: of the server's data.
-        run: identifies the run, also after it is resumed.
+        run: the identifier of the run.
 
     Raises:
-        ConfigError: data and partition do not fit together.
+        ConfigError: data and partition do not match.
     """
 
     def __init__(self, settings: Settings, node_config: Mapping[str, Any], spec: DataSpec, run: str) -> None:
@@ -166,6 +169,7 @@ class Node(ClientEnvironment):
         self._spec = spec
         self._data = Path(str(node_config[DATA]))
         self._device = str(node_config.get(DEVICE, "auto"))
+        # It becomes the name of a folder: a server must not be able to choose another path on the node.
         if not re.fullmatch("[0-9a-f]{16}", run):
             raise ConfigError(f"invalid run identifier {run!r}; install the same version on server and nodes")
         self._state = Path(str(node_config.get(STATE, "state"))) / run
@@ -173,28 +177,28 @@ class Node(ClientEnvironment):
         self._name = str(node_config.get(NAME, f"client {self.number}"))
         if settings.partition.name.startswith(partitions.FILE):
             raise ConfigError(
-                f"a node opens no file that the server names: partition.name={settings.partition.name}; divide the "
-                f"data by another partition, or give each node its own and the run partition.name={partitions.NODES}"
+                f"a node cannot open a file of the server: partition.name={settings.partition.name}; choose another "
+                f"partition, or give each node its own examples and set partition.name={partitions.NODES}"
             )
         own = settings.partition.name == partitions.NODES
         if own and self._data.is_dir():
             raise ConfigError(
-                f"client {self.number} has the folder of a data set, and the run wants each client's own examples; "
-                f"set data to an npz file on the node, or partition.name in the run's configuration"
+                f"client {self.number} has the folder of a data set, but the run needs each client's own examples; "
+                "set data to an npz file on the node, or change partition.name in the run's configuration"
             )
         if not own and not self._data.is_dir():
             raise ConfigError(
-                f"client {self.number} has no folder of data under its data setting, and the run divides a data set "
-                f"among the clients; set partition.name={partitions.NODES} for examples that each client has itself"
+                f"client {self.number} has no data folder in its data setting, but the run divides a data set among "
+                f"the clients; set partition.name={partitions.NODES} if each client has its own examples"
             )
 
     @property
     def device(self) -> torch.device:
-        """The node's own device."""
+        """The device of the node's settings."""
         return pick_device(self._device)
 
     def examples(self) -> tuple[Dataset, Examples]:
-        """Return the data set as the server describes it and the node's own examples, or its part of its copy."""
+        """Return the data set and the node's own examples, or its part of its copy of the run's data set."""
         with self._private_errors():
             return self._examples()
 
@@ -203,12 +207,13 @@ class Node(ClientEnvironment):
             dataset = datasets.load(self._named, self._data)
             return dataset, dataset.train.select(self._indices(dataset), self.device)
         own = self._own
+        # A node has no test set, and only the server evaluates on one.
         return Dataset(own, own, self._spec.classes, self._spec.normalisation), Examples(
             own.inputs.to(self.device), own.labels.to(self.device)
         )
 
     def prepare(self, digest: str) -> int:
-        """Compare a copy of the data set with the server's, or read the node's own examples."""
+        """Compare the node's copy of the data set with the server's, or read the node's own examples."""
         with self._private_errors():
             return self._prepare(digest)
 
@@ -220,7 +225,7 @@ class Node(ClientEnvironment):
 
     @contextmanager
     def _private_errors(self) -> Iterator[None]:
-        """Put the node's name into errors, which go to the server, and take the paths of its folders out."""
+        """Add the node's name to errors, and remove the paths of its folders: errors are sent to the server."""
         try:
             yield
         except FedmrError as error:
@@ -231,11 +236,11 @@ class Node(ClientEnvironment):
 
     @property
     def _named(self) -> Data:
-        """The run's data set; the server cannot have a node open other files or fetch some."""
+        """The run's data set; the server cannot make a node open other files or download some."""
         if self.settings.data.name not in datasets.DATASETS:
             raise ConfigError(
-                f"a node reads only data sets by name, not '{self.settings.data.name}'; give it its own npz file "
-                f"and the run partition.name={partitions.NODES}"
+                f"a node reads data sets only by name, not '{self.settings.data.name}'; give each node its own npz "
+                f"file and set partition.name={partitions.NODES}"
             )
         return self.settings.data.model_copy(update={"download": False})
 
@@ -245,7 +250,9 @@ class Node(ClientEnvironment):
         return npz.read_examples(self._data, self._spec.input_shape, self._spec.classes)
 
     def _indices(self, dataset: Dataset, replace: bool = False) -> partitions.Indices:
-        """Return this client's part, divided here as on the server; once for all rounds, because it takes long."""
+        """Return this client's part, divided as on the server."""
+        # Written once for all rounds, because the division takes long; replaced before the first round, because the
+        # data may have changed.
         path = self._state / "partition.npz"
         if replace or not path.exists():
             settings = self.settings
@@ -262,14 +269,16 @@ def number_of(node_config: Mapping[str, Any]) -> int:
 
 def _check_digest(digest: str, data: Data, data_dir: Path | None) -> None:
     if _digest(data, data_dir) != digest:
-        raise DataError("this client holds other data under the same name; give all machines the same files")
+        raise DataError("this client's data differ from the server's; use the same files on all machines")
 
 
 @lru_cache(maxsize=2)
 def _digest(data: Data, data_dir: Path | None) -> str:
+    # Once for each process, not for each client.
     return datasets.load(data, data_dir).digest()
 
 
 @lru_cache(maxsize=2)
 def _partition(path: Path, changed: int) -> list[partitions.Indices]:
+    # `changed` is part of the cache's key: another partition may be written to the same path.
     return partitions.read(path)

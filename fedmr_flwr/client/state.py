@@ -1,4 +1,4 @@
-"""What a client keeps between rounds, such as SCAFFOLD's variates: a file for each round on its own disk."""
+"""The state of a client between rounds, such as SCAFFOLD's variates: a file for each round on its own disk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,43 +7,44 @@ from typing import Any
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from fedmr_flwr.files import digest, write_tensors, writing
+from fedmr_flwr.files import hash_tensors, write_tensors, writing
 
-Arrays = Mapping[str, NDArray[Any]]
+StateArrays = Mapping[str, NDArray[Any]]
 
-_DIGEST = "sha256"
+_SHA256 = "sha256"
 
 
 class ClientState:
     """The state of one client on disk.
 
-    A message names the round of the client's last good reply, and that round's file is the state. So a reply that got
-    lost counts for neither side, and a run that is resumed from a checkpoint finds the state of that time.
+    A message states the round of the client's last good reply, and the file of that round is the state. So a reply
+    that was lost counts for neither side, and a run that is resumed from a checkpoint uses the state of that time.
 
     Args:
-        folder: of this client alone; made when something is kept.
+        folder: of this client alone; created when something is kept.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def recall(self, last_round: int) -> Arrays | None:
-        """Return what was kept in a round; empty for round 0, None if it is missing or damaged."""
+    def recall(self, last_round: int) -> StateArrays | None:
+        """Return the state of a round; empty for round 0, None if it is missing or damaged."""
         if not last_round:
             return {}
         try:
             with safe_open(self._path(last_round), "np") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-                expected = (file.metadata() or {}).get(_DIGEST)
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a mapping
+                expected = (file.metadata() or {}).get(_SHA256)
         except (OSError, SafetensorError):
             return None
-        return arrays if digest(arrays) == expected else None
+        # A damaged file counts as lost: training with it would silently give another model.
+        return arrays if hash_tensors(arrays) == expected else None
 
-    def keep(self, arrays: Arrays, server_round: int, last_round: int, resumable: int) -> None:
-        """Write the state of a round, whole or not at all, and remove files that will never be read again.
+    def keep(self, arrays: StateArrays, server_round: int, last_round: int, resumable: int) -> None:
+        """Write the state of a round atomically, and remove files that will never be read again.
 
         Args:
-            arrays: what to keep.
+            arrays: the state.
             server_round: the round.
             last_round: of the client's last good reply before it, 0 for none.
             resumable: the oldest round from whose checkpoint the run may still be resumed.
@@ -53,9 +54,9 @@ class ClientState:
         """
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self._path(server_round), arrays, {_DIGEST: digest(arrays)})
-        # Replies between the last good one and this round never counted. Of the others, a server that is resumed
-        # after round `resumable` asks for the newest of that time.
+        write_tensors(self._path(server_round), arrays, {_SHA256: hash_tensors(arrays)})
+        # Replies between the last good one and this round were rejected. Of the others, a server that is resumed
+        # after round `resumable` needs the newest of that time.
         rounds = sorted(int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors"))
         counted = [kept for kept in rounds if kept <= min(last_round, resumable)]
         with writing(self._folder):

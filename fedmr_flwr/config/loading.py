@@ -1,4 +1,4 @@
-"""From a configuration file with `key=value` overrides to settings with all their paths, and back."""
+"""Reading of configuration files with `key=value` overrides, and writing of complete ones."""
 
 import time
 import types
@@ -19,8 +19,8 @@ def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:
 
     Args:
         conf: a YAML file.
-        overrides: "key=value", nested keys with dots: "training.lr=0.1". Naming another strategy drops the
-            options that the file gives to its own.
+        overrides: "key=value", nested keys with dots: "training.lr=0.1". A different strategy.name drops the
+            strategy options of the file.
 
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
@@ -33,8 +33,9 @@ def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:
         raise ConfigError(f"{conf} is not UTF-8 text: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{conf} is {error}") from None
+    # An empty file is None to YAML, and a valid configuration: all defaults.
     if not isinstance(values, dict | types.NoneType):
-        raise ConfigError(f"{conf} must hold 'key: value' lines")
+        raise ConfigError(f"{conf} must contain 'key: value' lines")
     values = values or {}
     texts = {}
     for override in _names_first(overrides, values):
@@ -47,7 +48,7 @@ def parse(values: dict[str, Any], where: str) -> Settings:
 
     Args:
         values: nested mappings with kebab-case keys.
-        where: what to call it in an error.
+        where: the name of the configuration in an error.
 
     Raises:
         ConfigError: a key, type or value is wrong.
@@ -56,35 +57,38 @@ def parse(values: dict[str, Any], where: str) -> Settings:
 
 
 def to_yaml(settings: Settings) -> str:
-    """Write a configuration out in full, every default included."""
+    """Return a configuration as YAML, with all defaults."""
     return write_yaml(settings.model_dump(mode="json", by_alias=True))
 
 
 def resolve_paths(settings: Settings) -> Settings:
-    """Fill in what a configuration leaves open: the folder of its data, and a new run folder under runs/."""
-    # Here, because a client on another machine may have another default.
+    """Set the missing paths of a configuration: the data folder, and a new run folder under runs/."""
+    # On the server, because a client on another machine may have another default.
     settings = settings.model_copy(update={"data_dir": settings.data_dir or default_data_dir()})
     if settings.run_dir is not None:
         return settings
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.data.name}-{settings.strategy.name}-seed{settings.seed}"
     base = Path("runs").absolute()
+    # The name has the time to the second: a second run in it gets a number.
     candidates = (base / (name if attempt == 1 else f"{name}-{attempt}") for attempt in range(1, 1000))
     return settings.model_copy(update={"run_dir": next(path for path in candidates if not path.exists())})
 
 
 def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:
-    """Put the strategy's name before its options, and drop the file's options if it names another."""
+    """Move the strategy's name before its options, and drop the file's options if the name is a different one."""
+    # A stable sort, so that of two overrides of one key the later still wins.
     ordered = sorted(overrides, key=lambda override: not override.startswith("strategy.name="))
     names = [override.partition("=")[2] for override in ordered if override.startswith("strategy.name=")]
     section = values.get("strategy")
     default = Strategy.model_fields["name"].default
+    # Otherwise strategy.name=fedavg would be rejected because of an option that the file gives to FedMR.
     if names and isinstance(section, dict) and names[-1] != section.get("name", default):
         values["strategy"] = {}
     return ordered
 
 
 def _set(values: dict[str, Any], override: str) -> str:
-    """Put one "a.b=value" into nested mappings; return its key."""
+    """Apply an override "a.b=value" to nested mappings; return its key."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"'{override}' is not an override; write key=value, for instance rounds=20")
@@ -92,13 +96,13 @@ def _set(values: dict[str, Any], override: str) -> str:
     for part in path:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"'{override}': '{part}' is a single value, it has no keys of its own")
+            raise ConfigError(f"'{override}': '{part}' is a single value and has no keys")
         values = inner
     try:
         value = read_yaml(text)
     except ConfigError:
         value = text
-    # Paths may hold " #" and ": ", which YAML takes for a comment and for a mapping.
+    # Paths may contain " #" and ": ", which YAML reads as a comment and a mapping.
     plain = isinstance(value, str | dict) or (value is None and text not in ("", "null", "~"))
     values[last] = text if plain and not text.startswith(('"', "'", "{")) else value
     return key

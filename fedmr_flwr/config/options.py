@@ -1,4 +1,4 @@
-"""The options of an algorithm or a local rule: declared once, as `options: FedMROptions`, and read from there."""
+"""The options of an algorithm or a local rule, declared once as `options: FedMROptions`."""
 
 import inspect
 import sys
@@ -12,12 +12,13 @@ from fedmr_flwr.errors import ConfigError
 
 
 def options_type(kind: type) -> type[Section]:
-    """Return what a class, or the nearest of its bases, declares its attribute `options` to be.
+    """Return the declared type of a class's attribute `options`, or of its nearest base that declares it.
 
     Raises:
-        TypeError: that is no `Section`.
+        TypeError: it is not a subclass of `Section`.
     """
     for base in kind.__mro__:
+        # Not `typing.get_type_hints`: it would resolve every annotation of the class, also those that need imports.
         declared = inspect.get_annotations(base).get("options")
         if isinstance(declared, str):  # under `from __future__ import annotations`
             declared = eval(declared, vars(sys.modules[base.__module__]))
@@ -34,7 +35,7 @@ def option_keys(kind: type) -> dict[str, str]:
 
 
 def validate_arguments(kind: type, arguments: Mapping[str, Any]) -> Section:
-    """Validate the keyword arguments that a Python caller gave for a class's options.
+    """Validate keyword arguments for a class's options.
 
     Args:
         kind: the class.
@@ -44,12 +45,13 @@ def validate_arguments(kind: type, arguments: Mapping[str, Any]) -> Section:
         Options of the declared type.
 
     Raises:
-        ConfigError: an argument is unknown or its value wrong; the message names it as the caller does.
+        ConfigError: an argument is unknown or its value is wrong; the message has the Python name.
     """
     try:
         return options_type(kind).model_validate(arguments)
     except ValidationError as error:
         names = option_keys(kind)
+        # All arguments of the class: a misspelled `seed` is not an option, but should be suggested.
         known = list(inspect.signature(kind).parameters)
         problems = []
         for details in error.errors():
@@ -60,10 +62,10 @@ def validate_arguments(kind: type, arguments: Mapping[str, Any]) -> Section:
 
 
 def signature(kind: type, *constructors: Callable[..., Any]) -> inspect.Signature:
-    """Return the keyword arguments of a class: those that constructors name, then its options.
+    """Return the keyword arguments of a class: those of constructors, then its options.
 
-    For `help` and editors that import. Type checkers run no code, so for them each algorithm would have to repeat its
-    options in a TypedDict of its own; `**options: Any` is checked when the object is made.
+    For `help`, and for editors that import modules. Type checkers do not run code: for them each algorithm would have
+    to repeat its options in a TypedDict; `**options: Any` is checked when the object is created.
     """
     named = {
         name: parameter

@@ -1,4 +1,4 @@
-"""Where data files are if nothing else is said."""
+"""The default folder of data files."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ from fedmr_flwr.errors import ConfigError
 
 
 def default_data_dir() -> Path:
-    """Return the folder of data files if none is given: $FEDMR_DATA_DIR, or one in the user's cache."""
+    """Return the default data folder: $FEDMR_DATA_DIR, or a folder in the user's cache."""
     try:
         return Path(os.environ.get("FEDMR_DATA_DIR") or "~/.cache/fedmr_flwr").expanduser().absolute()
-    except RuntimeError as error:  # no home, or that of a user who is not known
-        raise ConfigError(f"there is no data folder: {error}; name one with data-dir=FOLDER") from None
+    except RuntimeError as error:  # no home folder, or that of an unknown user
+        raise ConfigError(f"cannot find the data folder: {error}; set data-dir=FOLDER") from None

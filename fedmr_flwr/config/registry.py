@@ -1,9 +1,9 @@
 """The algorithms by name, each as "module:Class".
 
-The algorithms stand above the configuration, so no module of it imports one: their names are text, as the name of a
-user's own algorithm in a configuration file is. A class is imported when a strategy's options are checked, after all
-else, because PyTorch and Flower come with it. The configuration uses only the types that the class and its `Rule`
-declare for their `options`, and the names of what they exchange.
+Algorithms import the configuration, so no module of the configuration imports one: their names are text, like the
+name of a user's own algorithm. A class is imported when a strategy's options are checked, after everything else,
+because it imports PyTorch and Flower. The configuration uses only the types that the class and its `Rule` declare for
+their `options`, and the names of the vectors that they exchange.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from fedmr_flwr.errors import ConfigError
 
-# Add one line to add one.
+# Every algorithm by name; add one line to add one.
 ALGORITHMS = {
     "clusamp": "fedmr_flwr.algorithms.clusamp:CluSamp",
     "fedasam": "fedmr_flwr.algorithms.fedasam:FedASAM",
@@ -26,7 +26,7 @@ ALGORITHMS = {
     "moon": "fedmr_flwr.algorithms.moon:Moon",
     "scaffold": "fedmr_flwr.algorithms.scaffold:Scaffold",
 }
-# The names of Flower's own strategies begin with this.
+# The prefix of the names of Flower's own strategies.
 FLOWER = "flwr:"
 
 
@@ -34,10 +34,10 @@ def find(name: str) -> type[Any]:
     """Import an algorithm.
 
     Args:
-        name: an entry of `ALGORITHMS`, "flwr:NAME" for a strategy of Flower's, or "module:Class" for a user's own.
+        name: an entry of `ALGORITHMS`, "flwr:NAME" for one of Flower's strategies, or "module:Class" for your own.
 
     Raises:
-        ConfigError: there is no such algorithm.
+        ConfigError: the algorithm is unknown or cannot be imported.
     """
     if name.startswith(FLOWER):
         flower = importlib.import_module("fedmr_flwr.algorithms.flower")
@@ -54,6 +54,7 @@ def find(name: str) -> type[Any]:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"'{name}' cannot be imported: {error}; it must be on PYTHONPATH") from None
+    # Not `issubclass`: that would import the algorithms here, and Flower's own strategies have another base.
     if not (isinstance(found, type) and hasattr(found, "Rule")):
         raise ConfigError(f"'{name}' must be a class derived from fedmr_flwr.algorithms.base.Algorithm")
     return found

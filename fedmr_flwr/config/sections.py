@@ -1,4 +1,4 @@
-"""A section of the configuration, and the wording of what is wrong with its values."""
+"""The base class of configuration sections, and the messages about wrong values."""
 
 import difflib
 import reprlib
@@ -24,20 +24,23 @@ S = TypeVar("S", bound="Section")
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 
 _UNKNOWN, _NAMED = "extra_forbidden", "named"
-# A value may be a YAML file of any size.
+# Messages quote values, which may be YAML of any size.
 _short = reprlib.Repr()
 _short.maxlevel = 2
 _short.maxstring = _short.maxother = 200
 
 
 class Section(BaseModel):
-    """A part of the configuration: kebab-case keys, immutable, nothing unknown."""
+    """A section of the configuration: kebab-case keys, immutable, unknown keys are errors."""
 
     model_config = ConfigDict(
         alias_generator=lambda name: name.replace("_", "-"),
+        # Python callers use names with underscores; `validate_section` accepts only the keys.
         populate_by_name=True,
         extra="forbid",
+        # Immutable and so hashable: caches use sections as keys.
         frozen=True,
+        # NaN would pass every bound.
         allow_inf_nan=False,
         protected_namespaces=(),
     )
@@ -46,6 +49,7 @@ class Section(BaseModel):
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `rounds: true`, which pydantic reads as 1."""
+        # Not pydantic's strict mode, which would also refuse text for a path and a list for a tuple.
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             raise ValueError("must not be true or false")
@@ -55,18 +59,19 @@ class Section(BaseModel):
 def validate_section(
     kind: type[S], values: Mapping[str, Any], where: str, overrides: Mapping[str, str] = MappingProxyType({})
 ) -> S:
-    """Validate values of a file and report what is wrong with them as one line.
+    """Validate the values of a file, and report all errors in one line.
 
     Args:
         kind: the section's type.
         values: its values by kebab-case key.
-        where: what to call the source of the values in an error.
-        overrides: the text of each override by its dotted key; a mistake in one is reported with its text.
+        where: the name of the values' source in an error.
+        overrides: the text of each override by its dotted key; an error in one is reported with its text.
 
     Raises:
         ConfigError: a key, type or value is wrong.
     """
     try:
+        # Keys only: `batch_size` in a file would otherwise be a second spelling, and duplicates would go unnoticed.
         return kind.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
         known = list(_dotted_keys(kind))
@@ -83,11 +88,11 @@ def validate_section(
 
 
 class Problem(NamedTuple):
-    """What is wrong with one key.
+    """An error in one key.
 
     Attributes:
-        about: the key, with its value where that is of interest; empty if the message names the key itself.
-        message: in a few words.
+        about: the key, with its value if useful; empty if the message names the key itself.
+        message: the error.
     """
 
     about: str
@@ -98,26 +103,28 @@ class Problem(NamedTuple):
 
 
 def explain(details: ErrorDetails, name: str, known: Iterable[str], noun: str = "key") -> Problem:
-    """Word what pydantic found wrong.
+    """Return the message for one of pydantic's errors.
 
     Args:
         details: an entry of `ValidationError.errors()`.
-        name: of what is wrong, as the user writes it.
-        known: names that the user may have meant, if this one is unknown.
-        noun: what to call such names.
+        name: the key as the user writes it.
+        known: the valid names, for suggestions if this one is unknown.
+        noun: the word for a name in messages.
     """
     kind, value = details["type"], _short.repr(details["input"])
     if kind == _UNKNOWN:
         last = str(details["loc"][-1])
         section = name.removesuffix(last)
         names = [key.removeprefix(section) for key in known if key.startswith(section)]
+        # A strategy's keys depend on its algorithm and are not in the schema, so the error brings them along.
         names = details.get("ctx", {}).get("known", names)
+        # Only the last part: a common prefix would make every key of a section similar.
         near = difflib.get_close_matches(last, names, n=1)
         hint = f"did you mean '{section}{near[0]}'?" if near else f"known {noun}s: {', '.join(names)}"
         return Problem("", f"unknown {noun} '{name}'; {hint}")
     if kind == "model_type":
         inner = next((key for key in known if key.startswith(f"{name}.")), "")
-        return Problem("", f"{name} has keys of its own, such as {inner}")
+        return Problem("", f"{name} is a section; set one of its keys, such as {inner}")
     if kind == _NAMED:
         return Problem(name, details["msg"])
     message = details["msg"].removeprefix("Value error, ")
@@ -125,12 +132,12 @@ def explain(details: ErrorDetails, name: str, known: Iterable[str], noun: str = 
 
 
 def unknown_key(key: str, value: object, known: Iterable[str]) -> ValidationError:
-    """Return the error of a section that itself finds an unknown key."""
+    """Return the error for an unknown key that a section finds itself."""
     return _error_of(key, value, PydanticCustomError(_UNKNOWN, "unknown key", {"known": list(known)}))
 
 
 def wrong_value(key: str, value: object, message: str) -> ValidationError:
-    """Return the error of a section that itself finds a wrong value; the message names the value."""
+    """Return the error for a wrong value that a section finds itself; the message names the value."""
     return _error_of(key, value, PydanticCustomError(_NAMED, "{message}", {"message": message}))
 
 
@@ -139,7 +146,7 @@ def _error_of(key: str, value: object, kind: PydanticCustomError) -> ValidationE
 
 
 def _dotted_keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
-    """List the keys of a section and of those in it."""
+    """Yield the keys of a section and of its inner sections."""
     for name, field in kind.model_fields.items():
         key = prefix + (field.alias or name)
         kinds = (field.annotation, *get_args(field.annotation))
@@ -151,7 +158,7 @@ def _dotted_keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def _override_of(key: str, overrides: Mapping[str, str]) -> str | None:
-    """Return the key of the override that set a key, or something around it or in it; None if a file did."""
+    """Return the key of the override that set a key, or a section or key of it; None if a file set it."""
     if key in overrides or not key:
         return key or None
     return next((own for own in overrides if f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.")), None)

@@ -1,4 +1,4 @@
-"""The schema of a configuration."""
+"""The schema of a run's configuration."""
 
 import re
 from typing import Any, Literal, Self
@@ -12,13 +12,13 @@ from fedmr_flwr.config.training import Precision, Training
 
 
 class Data(Section):
-    """What is learned.
+    """The data set.
 
     Attributes:
         name: an entry of `fedmr_flwr.data.datasets.DATASETS`, npz:PATH or module:function.
         normalisation: of images: as published with the data set, by the measured mean and deviation of each
             channel of the training images, or none, pixels from 0 to 1.
-        download: whether files that are not there may be fetched from the network.
+        download: whether missing files may be downloaded.
     """
 
     name: str = "digits"
@@ -27,15 +27,15 @@ class Data(Section):
 
 
 class Partition(Section):
-    """How the training examples are divided among the clients.
+    """The division of the training examples among the clients.
 
     Attributes:
-        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, natural, file:PATH, or nodes: each client has
-            examples of its own, in a deployment.
+        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, natural, file:PATH, or nodes: each client has its
+            own examples, in a deployment.
         alpha: the Dirichlet concentration; small is more heterogeneous.
-        fill_up: of the Dirichlet partitions: whether clients that draw fewer than ten examples take others from
-            the largest clients; otherwise the draw is repeated, in vain if there are many clients.
-        shards_per_client: of `shards`: how many runs of equal labels a client gets.
+        fill_up: for Dirichlet partitions: whether clients with fewer than ten examples get others from
+            the largest clients; otherwise the draw is repeated, which fails if there are many clients.
+        shards_per_client: for `shards`: the number of shards that a client gets.
     """
 
     name: str = "iid"
@@ -51,14 +51,14 @@ class Model(Section):
 
 
 class LocalDp(Section):
-    """Local differential privacy of what a client returns, one round's, with Flower's LocalDpMod.
+    """Local differential privacy of the model that a client returns in one round, with Flower's LocalDpMod.
 
     The noise on each float has the standard deviation sensitivity sqrt(2 ln(1.25 / delta)) / epsilon.
 
     Attributes:
-        clipping_norm: the longest update that leaves a client; longer ones are shortened to it.
-        sensitivity: how far two models that a client could return may lie apart: twice clipping-norm, if nothing
-            else is known of its data.
+        clipping_norm: the longest update that leaves a client; longer ones are scaled to it.
+        sensitivity: the largest distance of two models that a client could return: twice clipping-norm, if nothing
+            else is known about its data.
         epsilon: the privacy budget of a round; smaller is more private.
         delta: the probability that the budget does not hold.
     """
@@ -70,17 +70,17 @@ class LocalDp(Section):
 
 
 class Privacy(Section):
-    """What a client does before its model leaves it. `local_dp`: clip it and add noise; not if not given."""
+    """Protection of a client's model before it is sent. `local_dp`: clip it and add noise; off by default."""
 
     local_dp: LocalDp | None = None
 
 
 class Ray(Section):
-    """What concerns the engine ray alone.
+    """Settings of the engine ray.
 
     Attributes:
-        address: a running Ray cluster to join, "host:port" or "auto"; if not given, what RAY_ADDRESS in the
-            environment names, and otherwise "local", a Ray of the run's own.
+        address: a running Ray cluster to join, "host:port" or "auto"; if not given, the value of RAY_ADDRESS in the
+            environment, and otherwise "local", a Ray of the run's own.
         client_gpus: the share of a GPU that a client reserves.
     """
 
@@ -89,11 +89,11 @@ class Ray(Section):
 
 
 class Deployment(Section):
-    """What concerns the engine deployment alone.
+    """Settings of the engine deployment.
 
     Attributes:
         superlink: the SuperLink's name in Flower's own configuration.
-        min_clients: how many clients must be connected before the first round; all if not given.
+        min_clients: the number of clients that must be connected before the first round; all if not given.
         join_timeout: seconds to wait for clients that are not connected.
     """
 
@@ -102,32 +102,32 @@ class Deployment(Section):
     join_timeout: float = Field(600.0, gt=0)
 
 
-# Stands for the strategy while the rest is checked.
+# A placeholder for the strategy while the rest is checked.
 _LATER = Strategy.model_construct(options=Section(), rule_options=Section())
 
 
 class Settings(Section):
-    """A whole run.
+    """The configuration of a run.
 
     Attributes:
         rounds: communication rounds.
-        clients: clients in the federation.
-        clients_per_round: clients trained in a round.
-        seed: everything random derives from it.
-        device: where models train and are evaluated: auto, cpu, cuda or cuda:N.
-        precision: of the arithmetic on a GPU: float32, exact and the same in every run, or the faster tf32 or bf16.
-        engine: what carries the messages; an entry of `fedmr_flwr.launch.engines.ENGINES`.
-        client_cpus: the threads that a client trains with, and the CPU cores that it reserves from Ray.
+        clients: the number of clients in the federation.
+        clients_per_round: the number of clients that train in a round.
+        seed: of all randomness of the run.
+        device: for training and evaluation: auto, cpu, cuda or cuda:N.
+        precision: of the arithmetic on a GPU: float32, with equal results in every run, or the faster tf32 or bf16.
+        engine: how clients are run; an entry of `fedmr_flwr.launch.engines.ENGINES`.
+        client_cpus: the threads of a client's training, and the CPU cores that it reserves from Ray.
         data_dir: folder of the data files.
-        run_dir: folder of this run; made under runs/ if not given.
+        run_dir: folder of this run; a new one under runs/ if not given.
         evaluate_every: rounds between evaluations of the global model; the last round is always evaluated.
-        evaluate_clients: at the end, score the global model on every client's own examples, too.
+        evaluate_clients: whether to score the final model on every client's own examples, too.
         checkpoint_every: rounds between checkpoints.
         round_timeout: seconds to wait for the replies of a round.
-        min_good_replies: a round with fewer good replies is bad: nothing changes in it.
-        max_bad_rounds: how many bad rounds in a row are tolerated; one more ends the run.
-        guard: refuse replies whose update is more than this many times as long as the round's median.
-        wire: in which type models travel; float16 halves the bytes and keeps eleven bits of each value.
+        min_good_replies: a round with fewer good replies is bad and changes nothing.
+        max_bad_rounds: the number of consecutive bad rounds that are tolerated; one more ends the run.
+        guard: reject replies whose update is more than this many times as long as the round's median.
+        wire: the type in which models are sent; float16 halves the bytes and keeps eleven bits of each value.
     """
 
     rounds: int = Field(100, ge=1)
@@ -136,6 +136,7 @@ class Settings(Section):
     seed: int = Field(0, ge=0)
     device: str = "auto"
     precision: Precision = "float32"
+    # Not a Literal: the engines import the configuration, and are checked where one is created.
     engine: str = "ray"
     client_cpus: int = Field(1, ge=1)
     data_dir: AbsolutePath | None = None
@@ -146,6 +147,7 @@ class Settings(Section):
     round_timeout: float = Field(3600.0, gt=0)
     min_good_replies: int = Field(1, ge=1)
     max_bad_rounds: int = Field(0, ge=0)
+    # Above 1, so that the median itself always passes.
     guard: float | None = Field(None, gt=1)
     wire: Literal["float32", "float16"] = "float32"
     ray: Ray = Ray()
@@ -155,6 +157,7 @@ class Settings(Section):
     partition: Partition = Partition()
     model: Model = Model()
     training: Training = Training()
+    # A factory, because a plain default would import the algorithm together with this module.
     strategy: Strategy = Field(default_factory=lambda: Strategy.model_validate({}))
 
     @field_validator("device")
@@ -193,24 +196,25 @@ class Settings(Section):
             )
         return self
 
-    # Stands below `_fits_together`, so that pydantic runs that one inside of it.
+    # Below `_fits_together`, because pydantic runs validators in this order: that one must run inside this one.
     @model_validator(mode="wrap")
     @classmethod
     def _strategy_last(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Check all else first: a strategy's options need its algorithm, and the import of PyTorch takes seconds."""
+        """Check the strategy last: its options need its algorithm, whose imports take seconds."""
         if isinstance(values, dict):
+            # Only for its errors: with them the algorithm is never imported.
             handler({**values, "strategy": _LATER})
         settings = handler(values)
         settings._check_strategy()
         return settings
 
     def _check_strategy(self) -> None:
-        """Refuse what the strategy cannot be combined with."""
+        """Check the settings that a strategy does not support."""
         name = self.strategy.name
         if self.privacy.local_dp and (exchanges := self.strategy.exchanges):
             raise ValueError(
-                f"privacy.local-dp: clients of '{name}' send more than their models ({', '.join(exchanges)}), which "
-                "would travel without noise; choose another strategy"
+                f"privacy.local-dp: clients of '{name}' also send vectors without noise ({', '.join(exchanges)}); "
+                "choose another strategy"
             )
         if name.startswith(FLOWER) and self.wire != "float32":
-            raise ValueError(f"wire={self.wire}: Flower's own strategies would calculate in it; leave wire out")
+            raise ValueError(f"wire={self.wire}: Flower's own strategies would compute in it; leave wire out")

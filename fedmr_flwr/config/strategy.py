@@ -18,8 +18,9 @@ from fedmr_flwr.errors import ConfigError
 
 
 class _Given(Section):
-    """A strategy as it is written: which of the further keys belong to the local rule is not known yet."""
+    """A strategy as written in a file, with the options of the algorithm and of the local rule together."""
 
+    # Which keys are valid is known only after the algorithm and the rule are imported.
     model_config = ConfigDict(extra="allow")
 
     name: str = "fedmr"
@@ -29,34 +30,37 @@ class _Given(Section):
 class Strategy(Section):
     """The algorithm with its options, and the local rule of its clients with its own.
 
-    In a file and in a dump all options stand beside the names: `{"name": "fedmr", "unit": "tensor"}`.
+    In a file and in a dump all options are beside the names: `{"name": "fedmr", "unit": "tensor"}`.
 
     Attributes:
         name: an entry of `fedmr_flwr.config.registry.ALGORITHMS`, flwr:NAME or module:Class.
-        local_rule: train as the clients of another algorithm do.
+        local_rule: the algorithm whose local rule the clients use; None: the algorithm's own.
         options: of the algorithm, of the type that it declares.
         rule_options: of the local rule, of the type that it declares.
     """
 
     name: str = "fedmr"
     local_rule: str | None = None
+    # Serialised as their own types: as `Section` pydantic would write none of their fields.
     options: SerializeAsAny[Section]
     rule_options: SerializeAsAny[Section]
 
     @model_validator(mode="before")
     @classmethod
     def _divide_options(cls, values: Any) -> Any:
-        """Import the algorithm and the local rule, and give each its own of the keys."""
+        """Import the algorithm and the local rule, and assign each its options."""
         if not isinstance(values, dict):
             return values
         given = _Given.model_validate(values, by_alias=True, by_name=False)
         algorithm = _find("name", given.name)
         rule = algorithm.Rule if given.local_rule is None else _find("local-rule", given.local_rule).Rule
+        # Both halves must know the vectors that they exchange: refused before anything is run.
         if problem := _misfit(given, algorithm.Rule.exchanges, rule.exchanges):
             raise wrong_value("local-rule", given.local_rule, problem)
         own, rules = option_keys(algorithm), option_keys(rule)
         for key, value in (given.model_extra or {}).items():
             if key in own and key in rules:
+                # A file cannot state which of the two is meant.
                 raise wrong_value(key, value, f"both '{given.name}' and its local rule have an option '{key}'")
             if key not in own and key not in rules:
                 raise unknown_key(key, value, ["name", "local-rule", *own, *rules])
@@ -75,7 +79,7 @@ class Strategy(Section):
 
     @property
     def exchanges(self) -> tuple[str, ...]:
-        """The names of what its server and clients send each other besides models."""
+        """The names of the vectors that its server and clients exchange besides models."""
         return tuple(registry.find(self.name).Rule.exchanges)
 
 
@@ -87,18 +91,18 @@ def _find(key: str, name: str) -> type[Any]:
 
 
 def _misfit(given: _Given, own: tuple[str, ...], rules: tuple[str, ...]) -> str:
-    """Return why a local rule does not work under another strategy; empty if it does."""
+    """Return why a local rule does not work with a strategy; empty if it does."""
     if own == rules:
         return ""
     apart = given.local_rule if rules else given.name
     return (
-        f"'{given.local_rule}' does not work under '{given.name}', because the two halves of '{apart}' exchange more "
-        f"than models ({', '.join(rules or own)})"
+        f"'{given.local_rule}' does not work with '{given.name}', because server and clients of '{apart}' exchange "
+        f"more than models ({', '.join(rules or own)})"
     )
 
 
 def _among(given: _Given, kind: type[Section]) -> Section:
-    """Validate the options of one type among those given."""
+    """Validate those of the given options that belong to one type."""
     keys = {field.alias for field in kind.model_fields.values()}
     values = {key: value for key, value in (given.model_extra or {}).items() if key in keys}
     return kind.model_validate(values, by_alias=True, by_name=False)

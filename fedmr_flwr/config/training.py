@@ -14,13 +14,15 @@ class Training(Section):
 
     Attributes:
         lr: learning rate.
-        momentum: of SGD; starts at zero in every round.
+        momentum: of SGD; reset to zero in every round.
         local_epochs: passes over the client's data in a round.
         batch_size: examples in a step; the last batch of an epoch may be smaller.
-        augment: shift every image by up to an eighth of its size and flip every second one, anew in each epoch.
+        augment: whether to shift each image by up to an eighth of its size and to flip half of the images,
+            differently in each epoch.
     """
 
     lr: float = Field(0.01, gt=0)
+    # Below 1: at 1 the steps would grow without limit, and SCAFFOLD divides by the difference.
     momentum: float = Field(0.5, ge=0, lt=1)
     local_epochs: int = Field(5, ge=1)
     batch_size: int = Field(50, ge=1)

@@ -1,1 +1,1 @@
-"""The mathematics: how a model is laid out, its units, recombination, means and similarities; NumPy alone."""
+"""The mathematics: layouts, units, recombination, means and similarities; NumPy only."""

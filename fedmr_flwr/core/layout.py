@@ -1,4 +1,4 @@
-"""Where each tensor of a model lies in two flat vectors."""
+"""The position of each tensor of a model in two flat vectors."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ Floats = NDArray[Any]
 Ints = NDArray[np.int64]
 Columns = tuple[slice, ...]
 
+# For models that arrive as records: names are then the only sign of a buffer.
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 
 
@@ -21,16 +22,16 @@ class Packed(NamedTuple):
     """A model as two flat vectors, in the order of its state_dict.
 
     Attributes:
-        floats: [P], every tensor of a floating type, in the widest of these types, at least float32. With the
-            one-GPU engine it may be a PyTorch tensor on the GPU.
-        ints: [Q] int64, every tensor of an integer type, for instance BatchNorm's counters.
+        floats: [P], every tensor of a floating type, in the widest of these types and at least float32. With the
+            one-GPU engine this may be a PyTorch tensor on the GPU.
+        ints: [Q] int64, every tensor of an integer type, such as BatchNorm's counters.
     """
 
     floats: Floats
     ints: Ints
 
     def on_host(self) -> "Packed":
-        """Return it as NumPy vectors, copied from the GPU if need be."""
+        """Return the model as NumPy vectors, copied from the GPU if necessary."""
         vector: Any = self.floats
         return self if isinstance(vector, np.ndarray) else Packed(vector.numpy(force=True), self.ints)
 
@@ -43,8 +44,8 @@ class Entry:
         name: its key.
         shape: its shape.
         dtype: its NumPy type.
-        columns: where its values lie in `Packed.floats`, or in `Packed.ints` if the type is an integer.
-        buffer: whether it is computed rather than trained, as BatchNorm's statistics are.
+        columns: the position of its values in `Packed.floats`, or in `Packed.ints` for an integer type.
+        buffer: whether it is computed rather than trained, like BatchNorm's statistics.
     """
 
     name: str
@@ -55,17 +56,17 @@ class Entry:
 
     @property
     def integer(self) -> bool:
-        """Whether the values lie in `Packed.ints`."""
+        """Whether the values are in `Packed.ints`."""
         return np.dtype(self.dtype).kind != "f"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, shapes, types and places of a model's tensors.
+    """Names, shapes, types and positions of a model's tensors.
 
     Attributes:
         entries: one per tensor, in the order of the state_dict.
-        blocks: the module paths that the model names as its blocks.
+        blocks: the paths of the modules that the model declares as its blocks.
     """
 
     entries: tuple[Entry, ...]
@@ -78,25 +79,27 @@ class Layout:
         buffers: Collection[str] | None = None,
         blocks: Collection[str] = (),
     ) -> "Layout":
-        """Lay out a model.
+        """Return the layout of a model.
 
         Args:
             arrays: its state_dict as NumPy arrays.
-            buffers: the keys of its buffers; None takes PyTorch's names of normalisation statistics.
-            blocks: the module paths that it names as its blocks.
+            buffers: the keys of its buffers; None: those named like PyTorch's normalisation statistics.
+            blocks: the paths of the modules that it declares as its blocks.
 
         Raises:
-            TypeError: a tensor's type does not fit into float64 or int64 without loss.
+            TypeError: a tensor's type cannot be converted to float64 or int64 without loss.
         """
         entries, floats, ints = [], 0, 0
         for name, array in arrays.items():
+            # Not longdouble or uint64: they do not fit into float64 or int64, and nothing may change a weight
+            # unnoticed.
             if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
                 floats, columns = floats + array.size, slice(floats, floats + array.size)
             elif np.can_cast(array.dtype, np.int64):
                 ints, columns = ints + array.size, slice(ints, ints + array.size)
             else:
                 raise TypeError(
-                    f"tensor '{name}' is {array.dtype}; only floats up to float64 and integers up to int64 travel"
+                    f"tensor '{name}' is {array.dtype}; supported are floats up to float64 and integers up to int64"
                 )
             buffer = name.rpartition(".")[2] in _STATISTICS if buffers is None else name in buffers
             entries.append(Entry(name, tuple(array.shape), array.dtype.name, columns, buffer))
@@ -115,23 +118,26 @@ class Layout:
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """The type of `Packed.floats`."""
+        # float32 at least: sums of float16 weights would overflow and lose digits in every algorithm.
         return np.result_type(np.float32, *(entry.dtype for entry in self.entries if not entry.integer))
 
     @cached_property
     def parameters(self) -> Columns:
-        """Where the trainable tensors lie among the floating-point values, one by one."""
+        """The column range of each trainable tensor in `Packed.floats`."""
         return tuple(entry.columns for entry in self.entries if not entry.buffer and not entry.integer)
 
     @cached_property
     def named(self) -> bool:
-        """Whether the tensors have names; a model that came as a list of arrays has only their numbers."""
+        """Whether the tensors have names; a model that was sent as a list of arrays has only their indices."""
         return not all(entry.name.isdigit() for entry in self.entries)
 
     @cached_property
     def fingerprint(self) -> str:
         """A short hash of names, shapes and types: equal for two models of the same architecture."""
-        described = json.dumps([(entry.name, entry.shape, entry.dtype) for entry in self.entries])
-        return hashlib.sha256(described.encode()).hexdigest()[:16]
+        # Without `blocks` and `buffer`: a model that arrives as a record does not state them, and the vectors are
+        # equal.
+        facts = json.dumps([(entry.name, entry.shape, entry.dtype) for entry in self.entries])
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def pack(self, arrays: Mapping[str, NDArray[np.generic]]) -> Packed:
         """Copy a state_dict into two flat vectors.
@@ -140,10 +146,10 @@ class Layout:
             arrays: NumPy arrays with this layout's names, shapes and types.
 
         Raises:
-            ValueError: a tensor is missing, extra, or of another shape or type.
+            ValueError: a tensor is missing, unknown, or of another shape or type.
         """
-        if odd := sorted(set(arrays) ^ {entry.name for entry in self.entries}):
-            raise ValueError(f"the tensors {', '.join(odd)} are missing or extra")
+        if wrong := sorted(set(arrays) ^ {entry.name for entry in self.entries}):
+            raise ValueError(f"the tensors {', '.join(wrong)} are missing or unknown")
         packed = Packed(np.empty(self.size, self.dtype), np.empty(self.counters, np.int64))
         for entry in self.entries:
             array = arrays[entry.name]
@@ -161,10 +167,10 @@ class Layout:
         """
         if packed.floats.shape != (self.size,) or packed.ints.shape != (self.counters,):
             found = f"{len(packed.floats)} + {len(packed.ints)}"
-            raise ValueError(f"the vectors hold {found} values, expected {self.size} + {self.counters}")
+            raise ValueError(f"the vectors have {found} values, expected {self.size} + {self.counters}")
 
     def unpack(self, packed: Packed) -> dict[str, NDArray[np.generic]]:
-        """Return a model's tensors by name, as views where the type allows it.
+        """Return a model's tensors by name, as views where the types are equal.
 
         Args:
             packed: [P] floats and [Q] ints.

@@ -1,7 +1,7 @@
-"""K models as K rows: their mean, how alike they are, how far apart they lie. Pure functions.
+"""Statistics of a population: the mean of K models, their similarity and their spread. Pure functions.
 
-`Rows` are K vectors of P columns, one model each: a [K, P] matrix or a list of K vectors, such as views
-of the messages they came in. Nothing here changes its input. Vectors that are PyTorch tensors stay on their device.
+`Rows` are K models, each a vector of P columns: a [K, P] matrix or a list of K vectors, such as views
+of received messages. No function changes its input. Vectors that are PyTorch tensors stay on their device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ from fedmr_flwr.core.layout import Columns, Floats, Packed
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
 
-# Columns worked on at a time: float64 sums of this many stay in a core's cache.
+# Columns per step: float64 sums of this many stay in a core's cache.
 _BLOCK = 1 << 15
 
 
 def mean(rows: Rows, weights: Sequence[float] | None = None) -> Floats:
     """Average a population.
 
-    Summed in float64 in the order of the rows, so the result does not depend on threads or block sizes.
+    The sums are in float64 and in the order of the rows, so the result does not depend on threads or block sizes.
 
     Args:
         rows: K vectors [P], K >= 1.
@@ -34,14 +34,16 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Floats:
         from fedmr_flwr.core import tensors
 
         return tensors.mean(rows, weights)  # type: ignore[no-any-return]
+    # Not `np.average`, which would copy the population into one float64 matrix first.
     shares = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
     assert len(shares) == len(rows) > 0 and shares.sum() > 0
     out = np.empty(len(rows[0]), rows[0].dtype)
-    sums, scaled = np.empty(_BLOCK), np.empty(_BLOCK)  # made once: fresh memory costs more than the sums
+    sums, scaled = np.empty(_BLOCK), np.empty(_BLOCK)  # allocated once: fresh memory costs more than the sums
     for block in _blocks(len(out)):
         total = sums[: block.stop - block.start]
         total[:] = 0
         for row, share in zip(rows, shares, strict=True):
+            # The product would give the same bits, and takes another pass over the row.
             if share == 1:
                 total += row[block]
             else:
@@ -55,7 +57,7 @@ def similarity(rows: Rows) -> float:
     """Return the mean cosine similarity over all pairs of models.
 
     With unit vectors u_i, the sum of all K(K-1) ordered cosines is |u_1 + ... + u_K|^2 - K, so the pairs
-    need not be visited one by one.
+    need not be computed one by one.
 
     Args:
         rows: K vectors [P], K >= 1; a zero vector counts as orthogonal to all others.
@@ -71,6 +73,7 @@ def similarity(rows: Rows) -> float:
     if count == 1:
         return 1.0
     norms = np.array([_norm(row) for row in rows])
+    # float32 is enough for a diagnostic, and reads half the memory; only the total is in double precision.
     scales = np.divide(1, norms, out=np.zeros(count), where=norms > 0).astype(np.float32)
     sums, scaled = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     of_sum = 0.0
@@ -96,6 +99,7 @@ def cosines(rows: Rows) -> NDArray[np.float64]:
     scales = np.divide(1, norms, out=np.zeros(len(rows)), where=norms > 0)
     products = np.zeros((len(rows), len(rows)))
     for block in _blocks(len(rows[0])):
+        # In double precision, unlike `similarity`: FedCross compares these numbers, which differ in late digits only.
         some = np.stack([row[block] for row in rows]).astype(np.float64)
         products += some @ some.T
     return np.asarray(scales[:, None] * products * scales)
@@ -108,7 +112,7 @@ def squared_distance(one: NDArray[Any], other: NDArray[Any], columns: Columns) -
 
 
 def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[float]:
-    """Return how far the models lie from their center, unit by unit.
+    """Return the distance of the models from their center, unit by unit.
 
     Args:
         rows: K vectors [P].
@@ -116,7 +120,7 @@ def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[f
         units: the column ranges of each unit.
 
     Returns:
-        For each unit the root of the mean square of (row - center) over its values and all rows: a standard
+        For each unit the root mean square of (row - center) over its values and all rows: a standard
         deviation across models, in the units of the weights; 0 for a unit without values.
     """
     if not _on_host([*rows, center]):
@@ -151,11 +155,12 @@ def average(models: Sequence[Packed], weights: Sequence[float] | None = None) ->
         weights: K numbers >= 0, not all zero; None weighs all the same.
     """
     floats = mean([model.floats for model in models], weights)
+    # A mean of counters would be a fraction; the maximum never falls, like the counter of batches itself.
     return Packed(floats, np.max([model.ints for model in models], axis=0))
 
 
 def _on_host(rows: Rows) -> bool:
-    """Tell whether all vectors are NumPy's; otherwise `fedmr_flwr.core.tensors` computes."""
+    """Return whether all vectors are NumPy arrays; for others `fedmr_flwr.core.tensors` is used."""
     return all(isinstance(row, np.ndarray) for row in rows)
 
 

@@ -1,7 +1,7 @@
-"""Model recombination: which part of which model each slot gets next.
+"""Model recombination: each slot's next model is put together from parts of different models.
 
 Between two rounds every unit (a layer, for instance) is permuted across the K models, independently of the other
-units. Nothing is averaged and nothing is lost: in each unit the K pieces stay the same, only their places change.
+units. Nothing is averaged and nothing is lost: the K pieces of each unit only change slots.
 
 Source: Hu et al., "Is Aggregation the Only Choice? Federated Learning via Layer-wise Model Recombination",
 KDD 2024 (arXiv 2305.10730).
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Parts(NamedTuple):
-    """A model that is not put together yet.
+    """A model as a list of pieces that are not joined yet.
 
     Attributes:
         floats: views whose concatenation is its [P] floats.
@@ -37,11 +37,11 @@ class Parts(NamedTuple):
 
 
 def sources(seed: int, number: int, first_stage_rounds: int, units: int, slots: int) -> Sources | None:
-    """Return where the models of a round come from. It follows from the arguments alone, so anyone can check it.
+    """Return the source of every unit of every slot in a round, which anyone can check from the arguments.
 
     Args:
         seed: the seed of the run.
-        number: the round that the models are for, 1 for the first.
+        number: the round in which the models are trained next, 1 for the first.
         first_stage_rounds: B; after each of the first B rounds the population is averaged instead.
         units: U, the number of units.
         slots: K, the number of models.
@@ -49,8 +49,10 @@ def sources(seed: int, number: int, first_stage_rounds: int, units: int, slots: 
     Returns:
         [U, K]: new slot i gets unit u from old slot [u, i]; None where every slot gets the global model.
     """
+    # Round 1 is included: before it there is nothing to recombine, every slot holds the initial model.
     if number - 1 <= first_stage_rounds:
         return None
+    # All K models take part, also those that wait: with only some of them the mean would change.
     return draw_permutations(units, slots, stream(seed, "recombine", number))
 
 
@@ -67,15 +69,16 @@ def draw_permutations(units: int, slots: int, rng: np.random.Generator) -> Sourc
 
     Source: Hu et al., KDD 2024, model recombination.
     """
+    # Permutations, not independent draws: with replacement some pieces would be lost and the mean would change.
     return rng.permuted(np.tile(np.arange(slots), (units, 1)), axis=1)
 
 
 def gather(pieces: Sequence[Sequence[T]], owners: Sequence[int], sources: Sources) -> list[list[T]]:
-    """Recombine models that are cut into pieces; the pieces are handed on, never copied.
+    """Recombine models that are cut into pieces; the pieces are passed on, never copied.
 
     Args:
-        pieces: [K][N], the N pieces of each of K models, all cut alike; of any type.
-        owners: [N], the unit that each piece belongs to.
+        pieces: [K][N], the N pieces of each of K models, all cut at the same positions; of any type.
+        owners: [N], the unit of each piece.
         sources: [U, K]: new slot i gets unit u from old slot [u, i].
 
     Returns:
@@ -85,7 +88,7 @@ def gather(pieces: Sequence[Sequence[T]], owners: Sequence[int], sources: Source
 
 
 def sorted_ranges(units: Sequence[Columns], width: int) -> list[tuple[slice, int]]:
-    """List the column ranges of all units from left to right.
+    """Return the column ranges of all units from left to right.
 
     Args:
         units: the column ranges of each unit.
@@ -99,6 +102,7 @@ def sorted_ranges(units: Sequence[Columns], width: int) -> list[tuple[slice, int
     """
     ranges = [(part, unit) for unit, columns in enumerate(units) for part in columns if part.start < part.stop]
     ranges.sort(key=lambda found: found[0].start)
+    # Each range must start where the one before it ends: this finds overlaps and gaps at once.
     edges = [0, *(part.stop for part, _ in ranges)]
     if [part.start for part, _ in ranges] != edges[:-1] or edges[-1] != width:
         raise ValueError(f"the units must cover {width} columns once each")
@@ -110,7 +114,7 @@ class Recombination:
 
     Args:
         layout: of the models.
-        unit: what moves as one piece; see `fedmr_flwr.core.units`.
+        unit: the specification of the units; see `fedmr_flwr.core.units`.
         buffers: "move": buffers, such as BatchNorm's statistics, move with their unit; "average": every slot
             gets the buffers of the global model.
 
@@ -124,18 +128,19 @@ class Recombination:
     def __init__(self, layout: Layout, unit: Spec = "layer", buffers: Buffers = "move") -> None:
         if buffers == "average" and not layout.named:
             raise ConfigError(
-                "buffers 'average' needs the names of the tensors, and this model has only their numbers; send "
-                "ArrayRecord(model.state_dict()), give keys=list(model.state_dict()), or leave it out"
+                "buffers 'average' needs the names of the tensors, and this model has only their indices; send "
+                "ArrayRecord(model.state_dict()), pass keys=list(model.state_dict()), or leave it out"
             )
         self.units = units(layout, unit)
         moving: tuple[Unit, ...] = self.units
         if buffers == "average":
             moving = tuple(_without_buffers(unit, layout) for unit in moving)
         floats, ints = [unit.floats for unit in moving], [unit.ints for unit in moving]
-        if buffers == "average":  # one unit more, which comes from the global model
-            kept = [entry for entry in layout.entries if entry.buffer]
-            floats.append(tuple(entry.columns for entry in kept if not entry.integer))
-            ints.append(tuple(entry.columns for entry in kept if entry.integer))
+        if buffers == "average":
+            # One more unit, which is never permuted, so that "average" draws the same permutations as "move".
+            averaged = [entry for entry in layout.entries if entry.buffer]
+            floats.append(tuple(entry.columns for entry in averaged if not entry.integer))
+            ints.append(tuple(entry.columns for entry in averaged if entry.integer))
         self._floats = sorted_ranges(floats, layout.size)
         self._ints = sorted_ranges(ints, layout.counters)
 
@@ -144,13 +149,13 @@ class Recombination:
 
         Args:
             models: K models.
-            global_model: from which averaged buffers come.
+            global_model: the source of averaged buffers.
             sources: [U, K], from `sources`.
 
         Returns:
             K models in parts.
         """
-        # The global model is one slot more, and what comes from it one unit more.
+        # The global model is slot K, and the averaged buffers, if any, are unit U: then one rule serves both cases.
         from_global = np.vstack([sources, np.full((1, len(models)), len(models))])
         floats = _recombined([*(model.floats for model in models), global_model.floats], self._floats, from_global)
         ints = _recombined([*(model.ints for model in models), global_model.ints], self._ints, from_global)

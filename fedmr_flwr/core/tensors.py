@@ -1,7 +1,7 @@
-"""The mathematics of `fedmr_flwr.core.population` for models that are tensors, and stay on the GPU where they are.
+"""The mathematics of `fedmr_flwr.core.population` for models that are tensors on a GPU and stay there.
 
-Vectors of NumPy may be among them, such as the models of slots that no client has trained yet; they are copied there.
-A module of its own, imported when it is needed, because `population` serves programs without PyTorch, too.
+Some vectors may be NumPy arrays, such as the models of slots that no client has trained yet; they are copied there.
+A separate module, imported when needed, because `population` also serves programs without PyTorch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,9 +38,9 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Any:
     vectors = to_common_device(rows)
     total = torch.zeros_like(vectors[0], dtype=torch.float64)
     for row, share in zip(vectors, shares.tolist(), strict=True):
-        # In two steps: one that multiplies and adds would round once where NumPy rounds twice.
+        # In two steps: a fused multiply-add would round once where NumPy rounds twice.
         total += row if share == 1 else row.double() * share
-    # Not by a number of the host: CUDA would multiply by its reciprocal, which rounds differently.
+    # Not by a Python number: CUDA would multiply by its reciprocal, which rounds differently.
     return (total / torch.tensor(shares.sum(), device=total.device)).to(vectors[0].dtype)
 
 
@@ -55,16 +55,18 @@ def similarity(rows: Rows) -> float:
     total = torch.zeros_like(vectors[0], dtype=torch.float64)
     for row, scale in zip(vectors, scales, strict=True):
         total += row * scale
+    # One transfer for both numbers: each `.item()` would wait for the GPU.
     of_sum, some = torch.stack([torch.dot(total, total), (norms > 0).sum()]).tolist()
     return float(np.clip((of_sum - some) / (count * (count - 1)), -1, 1))
 
 
 def spread(rows: Rows, center: Vector, units: Sequence[Columns]) -> list[float]:
-    """Return how far the models lie from their center, unit by unit, as `population.spread`, up to rounding."""
+    """Return the distance of the models from their center, unit by unit, as `population.spread`, up to rounding."""
     *vectors, middle = to_common_device([*rows, center])
     squares = torch.zeros_like(middle, dtype=torch.float64)
     for row in vectors:
         squares += (row.double() - middle).square()
+    # Squares of all columns first, then one sum for each unit: a few kernels instead of some for each unit and row.
     sums = torch.stack([sum((squares[part].sum() for part in unit), squares.new_zeros(())) for unit in units])
     values = [len(vectors) * sum(part.stop - part.start for part in unit) for unit in units]
     return [float(np.sqrt(total / size)) if size else 0.0 for total, size in zip(sums.tolist(), values, strict=True)]

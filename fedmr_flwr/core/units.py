@@ -1,4 +1,4 @@
-"""Units of recombination: which tensors of a model move as one piece."""
+"""Units of recombination: groups of tensors that move as one piece."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedmr_flwr.core.layout import Columns, Entry, Layout
 from fedmr_flwr.errors import ConfigError
 
-# How a configuration names the units: one of `KINDS`, or a list of regular expressions.
+# A unit as a configuration states it: one of `KINDS`, or a list of regular expressions.
 Spec = str | Sequence[str]
 # Tensors by the name of their unit.
 _Groups = dict[str, list[Entry]]
@@ -42,24 +42,23 @@ def units(layout: Layout, spec: Spec) -> tuple[Unit, ...]:
 
     Args:
         layout: of the model.
-        spec: "tensor": every key for itself, as in FedMR's published code; "layer": all keys of one module;
-            "block": the blocks that the model names and each other layer for itself, or, if it names none, all
+        spec: "tensor": each key is a unit, as in FedMR's published code; "layer": all keys of one module;
+            "block": the blocks that the model declares, and each other layer; without declared blocks, all
             keys below one top-level module; "block:2": all keys below one module path of two names;
-            "fraction:0.25": runs of a quarter of the keys, as they follow each other, the last run with what
-            is left; a list of regular expressions: each makes a unit of the keys in which it is the first to
-            be found.
+            "fraction:0.25": each quarter of the keys, in their order, with the rest in the last unit; a list of
+            regular expressions: a key belongs to the first one that matches it, and each is one unit.
 
     Returns:
         The units in the order of the state_dict; together they cover every column once.
 
     Raises:
-        ConfigError: the specification is not one of these, its patterns leave keys out or find none, or it needs
-            names and there are none.
+        ConfigError: the specification is unknown, a key matches no pattern, a pattern matches no key, or names are
+            needed and the model has none.
     """
     if isinstance(spec, str) and spec.startswith(("layer", "block")) and not layout.named:
         raise ConfigError(
-            f"unit '{spec}' needs the names of the tensors, and this model has only their numbers; send "
-            "ArrayRecord(model.state_dict()), give keys=list(model.state_dict()), or choose unit='tensor'"
+            f"unit '{spec}' needs the names of the tensors, and this model has only their indices; send "
+            "ArrayRecord(model.state_dict()), pass keys=list(model.state_dict()), or choose unit='tensor'"
         )
     groups = grouping(spec)(layout)
     return tuple(
@@ -74,10 +73,10 @@ def units(layout: Layout, spec: Spec) -> tuple[Unit, ...]:
 
 
 def grouping(spec: Spec) -> Callable[[Layout], _Groups]:
-    """Return the function that a specification stands for.
+    """Return the function that groups a layout's tensors by a specification.
 
     Raises:
-        ConfigError: it is not one.
+        ConfigError: it is unknown.
     """
     if not isinstance(spec, str):
         return _by_patterns(spec)
@@ -93,8 +92,8 @@ def grouping(spec: Spec) -> Callable[[Layout], _Groups]:
     raise ConfigError(f"unknown unit '{spec}'; choose one of {', '.join(KINDS)}")
 
 
-def describe(spec: Spec) -> str:
-    """Return a specification in a few words."""
+def format_unit(spec: Spec) -> str:
+    """Return a specification as text."""
     return spec if isinstance(spec, str) else f"[{', '.join(spec)}]"
 
 
@@ -115,6 +114,7 @@ def _by_block(layout: Layout) -> _Groups:
         return grouping("block:1")(layout)
 
     def block_of(key: str) -> str:
+        # Blocks may be nested: a key belongs to the innermost one.
         above = [block for block in layout.blocks if key.startswith(f"{block}.")]
         return max(above, key=len, default=module_of(key))
 
@@ -133,7 +133,7 @@ def _by_fraction(share: float) -> Callable[[Layout], _Groups]:
 
 def _by_patterns(patterns: Sequence[str]) -> Callable[[Layout], _Groups]:
     if not patterns:
-        raise ConfigError("an empty list of patterns makes no units; '.*' makes one of the whole model")
+        raise ConfigError("the list of patterns is empty; '.*' is one unit of the whole model")
     for pattern in patterns:
         try:
             re.compile(pattern)
@@ -142,14 +142,16 @@ def _by_patterns(patterns: Sequence[str]) -> Callable[[Layout], _Groups]:
 
     def first(key: str) -> str:
         found = next((pattern for pattern in patterns if re.search(pattern, key)), None)
+        # Every key must match and every pattern be used: otherwise a typing error would silently make one large unit
+        # of the rest.
         if found is None:
-            raise ConfigError(f"no pattern matches '{key}'; add one, or '.*' as the last for all that is left")
+            raise ConfigError(f"no pattern matches '{key}'; add one, or '.*' at the end for all remaining keys")
         return found
 
     def groups(layout: Layout) -> _Groups:
         found = _grouped(layout, first)
         if unused := [pattern for pattern in patterns if pattern not in found]:
-            raise ConfigError(f"the pattern '{unused[0]}' matches no key that is left; remove or correct it")
+            raise ConfigError(f"the pattern '{unused[0]}' matches no remaining key; remove or correct it")
         return found
 
     return groups
@@ -166,7 +168,8 @@ def _number(spec: str, text: str) -> float:
 
 
 def _ranges(columns: Sequence[slice]) -> Columns:
-    """Join column ranges that touch."""
+    """Join adjacent column ranges."""
+    # Fewer ranges are fewer pieces to gather and to join for every message.
     joined: list[slice] = []
     for part in columns:
         if joined and joined[-1].stop == part.start:

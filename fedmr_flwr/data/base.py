@@ -1,4 +1,4 @@
-"""What every data set shares: examples as uint8, how they become a model's input, and how a source is read."""
+"""The base of all data sets: uint8 examples, their conversion to a model's input, and the reading of files."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.errors import DataError
 
-# By name: x_train, y_train, x_test, y_test and perhaps owners, as in a user's own npz file.
-Arrays = dict[str, NDArray[np.generic]]
+# By name: x_train, y_train, x_test, y_test and optionally owners, as in a user's own npz file.
+DatasetArrays = dict[str, NDArray[np.generic]]
 
 PARTS = ("train", "test")
-# Images at a time when pixels are counted, so that a large set is not copied whole.
+# Images per step when pixels are counted, so that a large set is not copied whole.
 _AT_ONCE = 1000
-# A larger label is taken for a mistake: a model has an output for every number up to it.
+# A larger label is treated as an error: a model has an output for every number up to it.
 _MOST_CLASSES = 2**16
 
 
@@ -27,7 +27,7 @@ class Examples:
     """Images or texts, and their labels.
 
     Attributes:
-        inputs: [N, C, H, W] uint8 images, or [N, T] uint8 numbers of characters.
+        inputs: [N, C, H, W] uint8 images, or [N, T] uint8 character indices.
         labels: [N] int64.
     """
 
@@ -38,24 +38,25 @@ class Examples:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "Examples":
-        """Copy all of them to a device, unless they are there."""
+        """Copy all examples to a device, unless they are already there."""
         return Examples(self.inputs.to(device), self.labels.to(device))
 
     def select(self, indices: NDArray[np.int64], device: torch.device) -> "Examples":
         """Copy some of the examples to a device."""
+        # Selected before they are copied: a client's share is small, the data set may not fit the device.
         chosen = torch.from_numpy(indices)
         return Examples(self.inputs[chosen].to(device), self.labels[chosen].to(device))
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Turns pixels into numbers of about zero mean and unit variance: (pixel / white - mean) / std.
+    """Maps pixels to values of about zero mean and unit variance: (pixel / white - mean) / std.
 
     Attributes:
-        mean: of each channel; one number serves all of them.
+        mean: of each channel; a single number applies to all channels.
         std: of each channel.
         white: the pixel value that means 1.
-        background: the pixel value of what lies around an image.
+        background: the pixel value around an image.
     """
 
     mean: tuple[float, ...]
@@ -70,7 +71,8 @@ class Normalisation:
 
     @classmethod
     def measure(cls, images: NDArray[np.generic], white: float = 255.0) -> "Normalisation":
-        """Return the one after which images, [N, C, H, W] uint8, have mean 0 and variance 1 in each channel."""
+        """Return the normalisation that gives images, [N, C, H, W] uint8, mean 0 and variance 1 in each channel."""
+        # From counts of the 256 values: exact, and without a float copy of the images.
         counts = np.zeros((images.shape[1], 256), np.int64)
         for start in range(0, len(images), _AT_ONCE):
             for channel, pixels in enumerate(images[start : start + _AT_ONCE].swapaxes(0, 1)):
@@ -79,13 +81,14 @@ class Normalisation:
         values = np.arange(256) / white
         mean = shares @ values
         std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(1))
+        # A constant channel has deviation 0; dividing by 1 keeps its values finite.
         return cls(tuple(mean.tolist()), tuple(value or 1.0 for value in std.tolist()), white)
 
 
 @lru_cache
 def _constants(normalisation: Normalisation, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and std as [C, 1, 1] float32 on a device, where they stay from batch to batch."""
-    # Not inference tensors, even if the first to ask is an evaluation.
+    """Return mean and std as [C, 1, 1] float32 on a device; cached, so that not every batch copies them."""
+    # Not inference tensors, even if the first call is from an evaluation: training could not use them afterwards.
     with torch.inference_mode(False):
         mean = torch.tensor(normalisation.mean, device=device)[:, None, None]
         std = torch.tensor(normalisation.std, device=device)[:, None, None]
@@ -97,12 +100,12 @@ class Dataset:
     """A data set; its examples stay uint8 until they are used.
 
     Attributes:
-        train: what the clients share out among themselves.
+        train: the examples that are divided among the clients.
         test: the global test set.
         classes: number of labels.
-        normalisation: of images; None for texts.
-        owners: [N] int64, the number of who made each training example, for the natural partition; None if
-            that is not known.
+        normalisation: of images; None for text.
+        owners: [N] int64, the index of the author of each training example, for the natural partition; None if
+            unknown.
     """
 
     train: Examples
@@ -118,15 +121,16 @@ class Dataset:
 
     @property
     def background(self) -> int:
-        """The pixel value of what lies around an image."""
+        """The pixel value around an image."""
         return self.normalisation.background if self.normalisation else 0
 
     def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 inputs into what a model takes: float32 images, or texts as they are."""
+        """Convert uint8 inputs to a model's input: float32 images, or text unchanged."""
+        # Batch by batch: as fast as normalising everything beforehand, and a quarter of the memory.
         return inputs if self.normalisation is None else self.normalisation(inputs)
 
     def digest(self) -> str:
-        """Return the SHA-256 of every input and label: it tells whether two machines hold the same data."""
+        """Return the SHA-256 of all inputs and labels, which is equal if two machines have the same data."""
         sha = hashlib.sha256()
         for tensor in (self.train.inputs, self.train.labels, self.test.inputs, self.test.labels):
             sha.update(tensor.contiguous().numpy().data)
@@ -134,12 +138,12 @@ class Dataset:
 
 
 class Source(ABC):
-    """Where a data set comes from: files of some format.
+    """Files of some format that contain a data set.
 
     Attributes:
-        input_shape: of an example, if it is known without the files.
-        classes: number of labels, if it is known without the files; otherwise they are counted.
-        published: the normalisation that goes with the data set; None for texts, and where it must be measured.
+        input_shape: of an example, if known without the files.
+        classes: number of labels, if known without the files; otherwise they are counted.
+        published: the usual normalisation of the data set; None for text, and where it must be measured.
     """
 
     input_shape: tuple[int, ...] | None = None
@@ -152,65 +156,66 @@ class Source(ABC):
 
         Args:
             folder: the data folder.
-            download: whether they may be fetched from the network if they are not there.
+            download: whether missing files may be downloaded.
 
         Raises:
-            DataError: they are not there; says what to put where.
+            DataError: they are missing; the message states which files belong where.
         """
 
     @abstractmethod
-    def read(self, files: list[Path]) -> Arrays:
-        """Read what `find` found.
+    def read(self, files: list[Path]) -> DatasetArrays:
+        """Read the files that `find` returned.
 
         Returns:
             x_train and x_test: [N, C, H, W], [N, H, W] or [N, T] uint8; y_train and y_test: [N] integers;
-            owners, where known: [N] integers, who made each training example.
+            owners, where known: [N] integers, the author of each training example.
 
         Raises:
-            DataError: a file is damaged or does not hold what it should; says which one.
+            DataError: a file is damaged or has unexpected contents; the message names it.
         """
 
 
-def checked(
-    arrays: Arrays, where: str, classes: int | None = None, input_shape: tuple[int, ...] | None = None
-) -> Arrays:
-    """Insist that arrays are a data set, and give them their final types and shapes.
+def validate_arrays(
+    arrays: DatasetArrays, where: str, classes: int | None = None, input_shape: tuple[int, ...] | None = None
+) -> DatasetArrays:
+    """Check that arrays are a data set, and convert them to their final types and shapes.
 
     Args:
-        arrays: what a source has read.
-        where: what to call the source in an error.
-        classes: number of labels, if it is known.
-        input_shape: of an example, if it is known.
+        arrays: the result of `Source.read`.
+        where: the name of the source in an error.
+        classes: number of labels, if known.
+        input_shape: of an example, if known.
 
     Returns:
-        The same with a channel axis for grey images, and int64 labels and owners.
+        The arrays with a channel axis for grey images, and int64 labels and owners.
 
     Raises:
-        DataError: an array has another type or shape, or numbers that cannot be labels.
+        DataError: an array has another type or shape, or values that cannot be labels.
     """
-    found: Arrays = {}
+    found: DatasetArrays = {}
     for part in PARTS:
         inputs = arrays[f"x_{part}"]
         if inputs.ndim == 3:
             inputs = inputs[:, None]
         if inputs.dtype != np.uint8 or inputs.ndim not in (2, 4) or 0 in inputs.shape[1:]:
             raise DataError(
-                f"x_{part} of {where} is {_form(inputs)}; "
-                "it must be uint8: images [N, C, H, W] or [N, H, W], or texts [N, T]"
+                f"x_{part} of {where} is {_format_array(inputs)}; "
+                "it must be uint8: images [N, C, H, W] or [N, H, W], or text [N, T]"
             )
+        # safetensors and the hash of the data set read the memory in order.
         found[f"x_{part}"] = np.ascontiguousarray(inputs)
         found[f"y_{part}"] = _numbers(arrays[f"y_{part}"], len(inputs), f"y_{part} of {where}")
         largest = int(found[f"y_{part}"].max())
         if largest >= (classes or _MOST_CLASSES):
             raise DataError(
-                f"y_{part} of {where} has the label {largest}, but labels are 0 to {(classes or _MOST_CLASSES) - 1}"
+                f"y_{part} of {where} has the label {largest}; expected 0 to {(classes or _MOST_CLASSES) - 1}"
             )
     if input_shape and any(found[f"x_{part}"].shape[1:] != input_shape for part in PARTS):
-        shapes = " and ".join(_form(found[f"x_{part}"]) for part in PARTS)
-        raise DataError(f"x_train and x_test of {where} are {shapes}, not examples of shape {list(input_shape)}")
+        shapes = " and ".join(_format_array(found[f"x_{part}"]) for part in PARTS)
+        raise DataError(f"x_train and x_test of {where} are {shapes}; expected examples of shape {list(input_shape)}")
     if found["x_train"].shape[1:] != found["x_test"].shape[1:]:
-        shapes = " and ".join(_form(found[f"x_{part}"]) for part in PARTS)
-        raise DataError(f"x_train and x_test of {where} are of different shapes, {shapes}")
+        shapes = " and ".join(_format_array(found[f"x_{part}"]) for part in PARTS)
+        raise DataError(f"x_train and x_test of {where} have different shapes, {shapes}")
     if "owners" in arrays:
         found["owners"] = _numbers(arrays["owners"], len(found["x_train"]), f"owners of {where}")
     return found
@@ -220,9 +225,9 @@ def _numbers(values: NDArray[np.generic], count: int, what: str) -> NDArray[np.i
     whole = values.dtype.kind in "iu" and values.shape == (count,) and count > 0
     numbers = values.astype(np.int64) if whole else np.empty(0, np.int64)
     if not whole or int(numbers.min()) < 0:
-        raise DataError(f"{what} is {_form(values)}; it must be {count} integers from 0 on, at least one")
+        raise DataError(f"{what} is {_format_array(values)}; expected {count} non-negative integers, at least one")
     return numbers
 
 
-def _form(values: NDArray[np.generic]) -> str:
+def _format_array(values: NDArray[np.generic]) -> str:
     return f"{values.dtype}{list(values.shape)}"

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, as their authors pickled them."""
+"""CIFAR-10 and CIFAR-100, read from the files of their authors."""
 
 import hashlib
 import pickle
@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from fedmr_flwr.data.base import Arrays, Normalisation, Source
+from fedmr_flwr.data.base import DatasetArrays, Normalisation, Source
 from fedmr_flwr.data.download import fetch
 from fedmr_flwr.errors import DataError
 
 
 class Cifar(Source):
-    """50,000 + 10,000 colour images of 32x32 in batches of rows, in a folder or still in their archive.
+    """50,000 + 10,000 colour images of 32x32 in pickled batches, in a folder or in their archive.
 
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 
     Args:
         number: 10 or 100.
-        labels: under which key a batch holds them.
+        labels: the key of the labels in a batch.
         classes: number of labels.
         published: its normalisation.
     """
@@ -32,7 +32,7 @@ class Cifar(Source):
         self._name = f"CIFAR{number}"
         self._archive = f"cifar-{number}-python.tar.gz"
         self._folder = "cifar-10-batches-py" if number == 10 else "cifar-100-python"
-        # The last one is the test set.
+        # The last one is the test set: `read` relies on this order.
         self._batches = (
             [*(f"data_batch_{at}" for at in range(1, 6)), "test_batch"] if number == 10 else ["train", "test"]
         )
@@ -41,7 +41,7 @@ class Cifar(Source):
         self.published = published
 
     def find(self, folder: Path, download: bool) -> list[Path]:
-        """Return the batches, or else their archive."""
+        """Return the batches, or their archive if they are not unpacked."""
         files = [folder / self._folder / batch for batch in self._batches]
         archive = folder / self._archive
         if all(file.exists() for file in files):
@@ -49,11 +49,11 @@ class Cifar(Source):
         if archive.exists():
             return [archive]
         if missing := [file for file in files if not file.exists() and file.parent.exists()]:
-            raise DataError(f"{missing[0]} is missing; remove its folder and put {self._archive} beside it")
+            raise DataError(f"{missing[0]} is missing; remove its folder and put {self._archive} in its place")
         fetch(self._name, folder, download, f"put {self._archive}, or the folder {self._folder}, there")
         return files
 
-    def read(self, files: list[Path]) -> Arrays:
+    def read(self, files: list[Path]) -> DatasetArrays:
         """Read the batches, which must have their published MD5 sums."""
         batches = (
             self._unpack(files[0]) if len(files) == 1 else [self._batch(file, file.read_bytes()) for file in files]
@@ -65,6 +65,7 @@ class Cifar(Source):
 
     def _unpack(self, archive: Path) -> list[tuple[Any, Any]]:
         try:
+            # Read in place: unpacking would race with other processes, and fail where the folder is read-only.
             with tarfile.open(archive) as tar:
                 return [self._batch(archive / batch, self._content(tar, batch)) for batch in self._batches]
         except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
@@ -74,19 +75,21 @@ class Cifar(Source):
     def _content(self, tar: tarfile.TarFile, batch: str) -> bytes:
         member = tar.extractfile(f"{self._folder}/{batch}")
         if member is None:
-            raise tarfile.TarError(f"{batch} is no file")
+            raise tarfile.TarError(f"{batch} is not a file")
         return member.read()
 
     def _batch(self, file: Path, content: bytes) -> tuple[Any, Any]:
-        """Return a batch's images and labels. Pickle can run anything, so nothing but the published file is read."""
+        """Return a batch's images and labels."""
         from torchvision import datasets
 
         known = getattr(datasets, self._name)
         sums = dict([*known.train_list, *known.test_list])
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != sums[file.name]:
             raise DataError(
-                f"{file} has not the MD5 sum of the published file; put an undamaged copy in its place, or an "
-                f"undamaged {self._archive} in place of all of them"
+                f"{file} does not have the MD5 sum of the published file; replace it with an undamaged copy, or "
+                f"all of them with an undamaged {self._archive}"
             )
+        # Not by torchvision's reader, which drops the coarse labels. Only files with the published sum come this far,
+        # because a pickle can run any code.
         batch = pickle.loads(content, encoding="latin1")
         return batch["data"].reshape(-1, *self.input_shape), np.asarray(batch[self._labels])

@@ -12,7 +12,7 @@ import torch
 from fedmr_flwr.config.paths import default_data_dir
 from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import cache
-from fedmr_flwr.data.base import PARTS, Arrays, Dataset, Examples, Normalisation, Source, checked
+from fedmr_flwr.data.base import PARTS, Dataset, DatasetArrays, Examples, Normalisation, Source, validate_arrays
 from fedmr_flwr.data.cifar import Cifar
 from fedmr_flwr.data.idx import Idx
 from fedmr_flwr.data.leaf import Femnist, Shakespeare
@@ -21,18 +21,18 @@ from fedmr_flwr.errors import ConfigError, DataError
 
 
 class Digits(Source):
-    """scikit-learn's bundled handwritten digits: 1,797 images of 8x8; every fifth is a test example."""
+    """scikit-learn's handwritten digits: 1,797 images of 8x8; every fifth is a test example."""
 
     input_shape = (1, 8, 8)
     classes = 10
     published = Normalisation(mean=(0.305,), std=(0.376,), white=16.0)
 
     def find(self, folder: Path, download: bool) -> list[Path]:
-        """Return nothing: they come with scikit-learn, and are too few to share."""
+        """Return no files: scikit-learn contains them, and they are too few to share."""
         return []
 
-    def read(self, files: list[Path]) -> Arrays:
-        """Let scikit-learn read them."""
+    def read(self, files: list[Path]) -> DatasetArrays:
+        """Read them with scikit-learn."""
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
@@ -43,14 +43,14 @@ class Digits(Source):
         }  # fmt: skip
 
 
-# CIFAR as in FedMR's published code, the others as is usual.
+# CIFAR as in FedMR's published code; the others as usual in the literature.
 _CIFAR10 = Normalisation(mean=(0.5,), std=(0.5,))
 _CIFAR100 = Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
 
 _FASHION_MNIST = Normalisation(mean=(0.286,), std=(0.353,))
 _MNIST = Normalisation(mean=(0.1307,), std=(0.3081,))
 
-# A data set is a source of files; add one line to add one.
+# Every data set by name; add one line to add one.
 DATASETS: dict[str, Source] = {
     "cifar10": Cifar(10, "labels", 10, _CIFAR10),
     "cifar100": Cifar(100, "fine_labels", 100, _CIFAR100),
@@ -67,23 +67,23 @@ def load(data: Data, data_dir: Path | None) -> Dataset:
     """Return a data set.
 
     Args:
-        data: which one: an entry of `DATASETS`; "npz:PATH" for a file of one's own; or "module:function" for a
-            loader of one's own, which is called with the folder and returns a `Dataset`; and how to normalise it.
-        data_dir: where its files lie; None looks in `default_data_dir()`.
+        data: its name: an entry of `DATASETS`; "npz:PATH" for a user's own file; or "module:function" for a
+            user's own loader, which is called with the folder and returns a `Dataset`; and its normalisation.
+        data_dir: the folder of its files; None: `default_data_dir()`.
 
     Raises:
-        ConfigError: there is no such data set, or it has nothing to normalise.
+        ConfigError: the data set is unknown, or cannot be normalised as configured.
         DataError: its files are missing or damaged.
     """
     return _load(data, data_dir or default_data_dir())
 
 
-def known_form(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]:
-    """Return the shape of an input and the number of classes, without the files where that can be.
+def shape_and_classes(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]:
+    """Return the shape of an input and the number of classes, without reading the files where possible.
 
     Args:
-        data: which data set.
-        data_dir: where its files lie.
+        data: the data set.
+        data_dir: the folder of its files.
 
     Raises:
         FedmrError: as `load`.
@@ -95,6 +95,7 @@ def known_form(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]
     return dataset.input_shape, dataset.classes
 
 
+# No more than two, because each may hold hundreds of megabytes.
 @lru_cache(maxsize=2)
 def _load(data: Data, data_dir: Path) -> Dataset:
     kind, colon, rest = data.name.partition(":")
@@ -108,23 +109,24 @@ def _load(data: Data, data_dir: Path) -> Dataset:
     else:
         known = ", ".join(sorted(DATASETS))
         raise ConfigError(
-            f"data.name: '{data.name}' is not known; choose one of {known}, npz:PATH or module:function"
+            f"data.name: unknown data set '{data.name}'; choose one of {known}, npz:PATH or module:function"
         )
     return _normalised(dataset, data.normalisation, measured)
 
 
 def _from_files(source: Source, name: str, data_dir: Path, download: bool) -> tuple[Dataset, Normalisation | None]:
-    """Read a source, or map the copy of what was read before; return the measured normalisation, too."""
+    """Read a source, or map its shared copy; return the measured normalisation, too."""
     try:
         files = source.find(data_dir, download)
     except OSError as error:
-        raise DataError(f"cannot look for {name} in {data_dir}: {error.strerror or error}") from None
+        raise DataError(f"cannot search {data_dir} for {name}: {error.strerror or error}") from None
     white = source.published.white if source.published else 255.0
 
-    def read() -> Arrays:
+    def read() -> DatasetArrays:
         where = str(files[0] if len(files) == 1 else cache.folder_of(files)) if files else name
-        arrays = checked(source.read(files), where, source.classes, source.input_shape)
+        arrays = validate_arrays(source.read(files), where, source.classes, source.input_shape)
         if arrays["x_train"].ndim == 4:
+            # Measured before the copy is written, so that it is done once and not in each process.
             measured = Normalisation.measure(arrays["x_train"], white)
             arrays |= {"mean": np.array(measured.mean), "std": np.array(measured.std)}
         return arrays
@@ -148,7 +150,7 @@ def _from_files(source: Source, name: str, data_dir: Path, download: bool) -> tu
 
 
 def _count_classes(found: Mapping[str, torch.Tensor]) -> int:
-    """Return one more than the largest label; a model of texts needs the characters among its inputs, too."""
+    """Return one more than the largest label; for text, one more than the largest label or character."""
     counted = ["y_train", "y_test", *(["x_train", "x_test"] if found["x_train"].ndim == 2 else [])]
     return max(int(found[name].max()) for name in counted) + 1
 
@@ -157,21 +159,24 @@ def _own(name: str, data_dir: Path) -> Dataset:
     module, _, function = name.partition(":")
     try:
         loader = getattr(importlib.import_module(module), function)
-    except Exception as error:  # what a user's own code may raise
+    except Exception as error:  # a user's own code may raise anything
         raise ConfigError(f"data.name: '{name}' cannot be imported: {error}; it must be on PYTHONPATH") from error
     try:
         found = loader(data_dir)
     except Exception as error:
+        # With its cause, unlike our own errors: the author of the loader needs the traceback.
         raise DataError(f"data.name: '{name}' failed with {type(error).__name__}: {error}") from error
     if not isinstance(found, Dataset):
-        raise ConfigError(f"data.name: '{name}' returned {type(found).__name__}, not a fedmr_flwr Dataset")
+        raise ConfigError(f"data.name: '{name}' returned {type(found).__name__}, expected fedmr_flwr.Dataset")
     try:
         arrays = {f"x_{part}": getattr(found, part).inputs.numpy() for part in PARTS}
         arrays |= {f"y_{part}": getattr(found, part).labels.numpy() for part in PARTS}
         arrays |= {} if found.owners is None else {"owners": found.owners.numpy()}
     except (AttributeError, TypeError) as error:
-        raise DataError(f"data.name: '{name}' must return tensors in the CPU's memory: {error}") from None
-    good = {key: torch.from_numpy(array) for key, array in checked(arrays, f"'{name}'", found.classes).items()}
+        raise DataError(f"data.name: '{name}' must return tensors on the CPU: {error}") from None
+    good = {
+        key: torch.from_numpy(array) for key, array in validate_arrays(arrays, f"'{name}'", found.classes).items()
+    }
     train, test = (Examples(good[f"x_{part}"], good[f"y_{part}"]) for part in PARTS)
     normalisation = found.normalisation
     if normalisation is None and train.inputs.ndim == 4:
@@ -180,11 +185,11 @@ def _own(name: str, data_dir: Path) -> Dataset:
 
 
 def _normalised(dataset: Dataset, choice: str, measured: Normalisation | None) -> Dataset:
-    """Return the data set with the normalisation that the configuration chooses."""
+    """Return the data set with the configured normalisation."""
     if choice == "published":
         return dataset
     if dataset.normalisation is None:
-        raise ConfigError(f"data.normalisation is {choice}, but texts have no pixels; leave it out")
+        raise ConfigError(f"data.normalisation is {choice}, but text has no pixels; leave it out")
     if choice == "none":
         return replace(dataset, normalisation=replace(dataset.normalisation, mean=(0.0,), std=(1.0,)))
     if measured is None:

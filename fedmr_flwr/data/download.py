@@ -1,4 +1,4 @@
-"""Downloads, for users who allow them."""
+"""Downloads of data sets, if the user allows them."""
 
 from pathlib import Path
 
@@ -6,21 +6,21 @@ from fedmr_flwr.errors import DataError
 
 
 def fetch(name: str, folder: Path, allowed: bool, remedy: str) -> None:
-    """Let torchvision download a data set, and check it against the published checksums.
+    """Download a data set with torchvision, which compares the published checksums.
 
     Args:
         name: of its class in torchvision.
-        folder: where to.
+        folder: the data folder.
         allowed: whether the user allows it.
-        remedy: what to put where by hand.
+        remedy: what to put where without a download.
 
     Raises:
-        DataError: it is not allowed, or fails.
+        DataError: it is not allowed, or it failed.
     """
     if not allowed:
         raise DataError(
-            f"{name} is not in {folder}; {remedy}, or name its folder with data-dir=FOLDER, or let it be downloaded "
-            "with data.download=true"
+            f"{name} is not in {folder}; {remedy}, or set data-dir=FOLDER to its folder, or data.download=true to "
+            "download it"
         )
     from torchvision import datasets
 
@@ -29,6 +29,6 @@ def fetch(name: str, folder: Path, allowed: bool, remedy: str) -> None:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(
-            f"{name} is not in {folder} and could not be downloaded ({reason}); {remedy}, or name its folder with "
-            "data-dir=FOLDER"
+            f"{name} is not in {folder} and could not be downloaded ({reason}); {remedy}, or set data-dir=FOLDER to "
+            "its folder"
         ) from None

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_flwr.data.base import PARTS, Arrays, Normalisation, Source
+from fedmr_flwr.data.base import PARTS, DatasetArrays, Normalisation, Source
 from fedmr_flwr.data.download import fetch
 from fedmr_flwr.errors import DataError
 
-# In this order `find` returns them.
+# `find` returns them in this order.
 _FILES = (
     "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
 )  # fmt: skip
@@ -22,8 +22,8 @@ class Idx(Source):
     """60,000 + 10,000 grey images of 28x28 in four idx files, gzipped or not.
 
     Args:
-        name: of the data set in torchvision, which can download it.
-        inner: a folder below the data folder in which the files may lie, too.
+        name: of the data set's class in torchvision, which can download it.
+        inner: a folder below the data folder that may contain the files.
         published: its normalisation.
     """
 
@@ -32,11 +32,12 @@ class Idx(Source):
 
     def __init__(self, name: str, inner: str, published: Normalisation) -> None:
         self._name = name
+        # The folder of this data set first: beside it may be files of another one with the same names.
         self._places = (inner, f"{name}/raw", "")
         self.published = published
 
     def find(self, folder: Path, download: bool) -> list[Path]:
-        """Return the files: in one of the inner folders, or in the data folder itself."""
+        """Return the files, from one of the inner folders or from the data folder itself."""
         for place in self._places:
             files = [_either(folder / place, file) for file in _FILES]
             if all(file.exists() for file in files):
@@ -45,17 +46,16 @@ class Idx(Source):
         fetch(self._name, folder, download, f"put {wanted} there")
         return [_either(folder / f"{self._name}/raw", file) for file in _FILES]
 
-    def read(self, files: list[Path]) -> Arrays:
-        """Read all four files; the files of other data sets have the same names, and are refused where known."""
+    def read(self, files: list[Path]) -> DatasetArrays:
+        """Read all four files."""
+        # MNIST, Fashion-MNIST and KMNIST use the same file names.
         self._refuse_another(files[0])
-        arrays: Arrays = {}
+        arrays: DatasetArrays = {}
         for part, images_file, labels_file in zip(PARTS, files[::2], files[1::2], strict=True):
             images, labels = read_idx(images_file), read_idx(labels_file)
             if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
                 shapes = f"images {images.shape}, labels {labels.shape}"
-                raise DataError(
-                    f"the {part} files in {images_file.parent} do not belong together ({shapes}); replace them"
-                )
+                raise DataError(f"the {part} files in {images_file.parent} do not match ({shapes}); replace them")
             arrays |= {f"x_{part}": images, f"y_{part}": labels}
         return arrays
 
@@ -68,8 +68,8 @@ class Idx(Source):
             known = getattr(getattr(datasets, other, None), "resources", ())
             if other != self._name and found in (md5 for _, md5 in known):
                 raise DataError(
-                    f"{file} is {other}'s, not {self._name}'s; put {self._name}'s files into {self._places[0]}/ of "
-                    "the data folder"
+                    f"{file} belongs to {other}, not {self._name}; put {self._name}'s files into "
+                    f"{self._places[0]}/ of the data folder"
                 )
 
 
@@ -80,27 +80,28 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         path: the file; gzipped if its name ends in .gz.
 
     Returns:
-        An array of the shape that the file states.
+        An array of the shape in the file's header.
 
     Raises:
-        DataError: the file cannot be read, is damaged, or holds another number of bytes than it states.
+        DataError: the file cannot be read, is damaged, or has another length than its header states.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}; replace it with an undamaged copy") from None
+    # Two zeros, then 8 for unsigned bytes; the fourth byte is the number of dimensions.
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DataError(f"{path} is not an idx file of unsigned bytes; replace it with an undamaged copy")
     start = 4 + 4 * content[3]
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
     if len(content) != start + int(np.prod(shape, dtype=np.int64)):
         raise DataError(
-            f"{path} states {'x'.join(map(str, shape))} bytes of data but holds {len(content) - start}; "
+            f"{path} states {'x'.join(map(str, shape))} bytes of data but has {len(content) - start}; "
             "replace it with an undamaged copy"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _either(folder: Path, file: str) -> Path:
-    """Return the file, or its gzipped form where only that is there."""
+    """Return the path of the file, or that of its gzipped form if the file does not exist."""
     return folder / file if (folder / file).exists() else folder / f"{file}.gz"

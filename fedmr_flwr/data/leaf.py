@@ -1,4 +1,4 @@
-"""FEMNIST and Shakespeare, as LEAF's preprocessing writes them: JSON, the examples of each user together.
+"""FEMNIST and Shakespeare, as LEAF's preprocessing writes them: JSON files with the examples by user.
 
 Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from fedmr_flwr.data.base import PARTS, Arrays, Normalisation, Source
+from fedmr_flwr.data.base import PARTS, DatasetArrays, Normalisation, Source
 from fedmr_flwr.errors import DataError
 
 # LEAF's 80 characters, in its order.
@@ -34,19 +34,19 @@ class Leaf(Source):
         self._name = name
 
     def find(self, folder: Path, download: bool) -> list[Path]:
-        """Return the JSON files of train/ and test/; LEAF makes them from its own downloads, so none is made here."""
+        """Return the JSON files of train/ and test/. LEAF's own scripts download the data."""
         for place in (folder / self._name, folder / self._name / "data", folder):
-            # Not those that begin with a dot, as macOS leaves them behind.
+            # Not those whose names begin with a dot: macOS leaves such files behind.
             files = {part: sorted((place / part).glob("[!.]*.json")) for part in PARTS}
             if all(files.values()):
                 return [*files["train"], *files["test"]]
         raise DataError(
-            f"{self._name} is not in {folder}; put the folders train and test with the JSON files there that LEAF's "
-            f"data/{self._name}/preprocess.sh makes, or name their folder with data-dir=FOLDER"
+            f"{self._name} is not in {folder}; put the folders train and test there, with the JSON files written by "
+            f"LEAF's data/{self._name}/preprocess.sh, or set data-dir=FOLDER to their folder"
         )
 
-    def read(self, files: list[Path]) -> Arrays:
-        """Read the users of all files; one who is in several files has the examples of all of them."""
+    def read(self, files: list[Path]) -> DatasetArrays:
+        """Read the users of all files; the examples of a user in several files are joined."""
         inputs: dict[str, list[NDArray[np.uint8]]] = {part: [] for part in PARTS}
         labels: dict[str, list[NDArray[np.int64]]] = {part: [] for part in PARTS}
         owners: list[NDArray[np.int64]] = []
@@ -59,35 +59,36 @@ class Leaf(Source):
                 inputs[part].append(x)
                 labels[part].append(y)
                 if part == "train":
+                    # Numbers in the order of first appearance, because the natural partition needs integers.
                     owners.append(np.full(len(y), numbers.setdefault(user, len(numbers))))
         if empty := [part for part in PARTS if not inputs[part]]:
-            raise DataError(f"{files[0].parent.parent}/{empty[0]} holds no examples; make its files anew")
-        arrays: Arrays = {"owners": np.concatenate(owners)}
+            raise DataError(f"{files[0].parent.parent}/{empty[0]} has no examples; create its files again with LEAF")
+        arrays: DatasetArrays = {"owners": np.concatenate(owners)}
         for part in PARTS:
             arrays |= {f"x_{part}": np.concatenate(inputs[part]), f"y_{part}": np.concatenate(labels[part])}
         return arrays
 
     def _users(self, file: Path) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.int64]]]:
-        """Return the users of a file that have examples, and these."""
+        """Return the users of a file that have examples, with their inputs and labels."""
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             users = {str(user): content["user_data"][user] for user in content["users"]}
             twice = len(users) != len(content["users"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
-                f"{file} is not as LEAF writes it ({type(error).__name__} {error}): it must hold users and "
-                "user_data; make it anew"
+                f"{file} is not in LEAF's format ({type(error).__name__} {error}): it must have users and "
+                "user_data; create it again with LEAF"
             ) from None
         if twice:
-            raise DataError(f"{file} names a user twice; make it anew")
+            raise DataError(f"{file} lists a user twice; create it again with LEAF")
         for user, raw in users.items():
             where = f"user {user} in {file}"
             try:
                 x, y = self._inputs(raw["x"], where), self._labels(raw["y"], where)
             except (ValueError, TypeError, KeyError, OverflowError) as error:
-                raise DataError(f"{where} is not as LEAF writes it: {type(error).__name__} {error}") from None
+                raise DataError(f"{where} is not in LEAF's format: {type(error).__name__} {error}") from None
             if len(x) != len(y):
-                raise DataError(f"{where} has {len(x)} inputs but {len(y)} labels; make the file anew")
+                raise DataError(f"{where} has {len(x)} inputs but {len(y)} labels; create the file again with LEAF")
             if len(y):
                 yield user, x, y
 
@@ -105,17 +106,17 @@ class Femnist(Leaf):
 
     input_shape = (1, 28, 28)
     classes = 62
-    # The paper is 1 and the ink 0; FedMR's published code turns this round, (0.5 - x) / 0.5.
+    # Paper is 1 and ink is 0; FedMR's published code inverts this, (0.5 - x) / 0.5.
     published = Normalisation(mean=(0.5,), std=(-0.5,), background=255)
 
     def __init__(self) -> None:
         super().__init__("femnist")
 
     def _inputs(self, raw: Any, where: str) -> NDArray[np.uint8]:
-        """LEAF divides bytes by 255; here they become bytes again."""
+        """Multiply by 255: LEAF has divided the bytes by it."""
         pixels = np.asarray(raw, np.float64).reshape(-1, *self.input_shape)
         if not (pixels >= 0).all() or not (pixels <= 1).all():
-            raise DataError(f"{where} has pixels outside of 0 to 1; make the file anew")
+            raise DataError(f"{where} has pixels outside of 0 to 1; create the file again with LEAF")
         return np.rint(pixels * 255).astype(np.uint8)
 
     def _labels(self, raw: Any, where: str) -> NDArray[np.int64]:
@@ -145,19 +146,20 @@ def _integers(raw: Any) -> NDArray[np.int64]:
     return numbers.astype(np.int64)
 
 
-# The place of every character of Unicode among LEAF's; len(CHARACTERS) if it is none of them.
+# The index of each Unicode character in `CHARACTERS`, or len(CHARACTERS). A table, because one array
+# operation for all texts is much faster than a dictionary for each character.
 _PLACES = np.full(0x110000, len(CHARACTERS), np.uint8)
 _PLACES[[ord(character) for character in CHARACTERS]] = np.arange(len(CHARACTERS))
 
 
 def _places(texts: list[str], length: int, where: str) -> NDArray[np.uint8]:
-    """Return the place of each character of texts of equal length among `CHARACTERS`, [n, length]."""
+    """Return the index in `CHARACTERS` of each character of texts of equal length, [n, length]."""
     if any(len(text) != length for text in texts):
-        raise ValueError(f"texts must be of {length} characters")
+        raise ValueError(f"each text must have {length} characters")
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
     numbers = _PLACES[codes]
     unknown = numbers == len(CHARACTERS)
     if unknown.any():
         character = chr(codes[unknown.argmax()])
-        raise DataError(f"{where} has the character {character!r}, which is not one of LEAF's {len(CHARACTERS)}")
+        raise DataError(f"{where} has the character {character!r}, which is not among LEAF's {len(CHARACTERS)}")
     return numbers.reshape(-1, length)

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from fedmr_flwr.data import cache
-from fedmr_flwr.data.base import Arrays, Examples, Source, checked
+from fedmr_flwr.data.base import DatasetArrays, Examples, Source, validate_arrays
 from fedmr_flwr.errors import DataError
 
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
 
 
 class Npz(Source):
-    """A file with the arrays x_train, y_train, x_test and y_test, and perhaps owners; normalised as measured.
+    """A file with the arrays x_train, y_train, x_test, y_test and optionally owners; the normalisation is measured.
 
     Args:
-        name: of the file: absolute, or below the data folder.
+        name: the file, absolute or relative to the data folder.
     """
 
     def __init__(self, name: str) -> None:
@@ -25,48 +25,51 @@ class Npz(Source):
 
     def find(self, folder: Path, download: bool) -> list[Path]:
         """Return the file."""
-        path = folder / os.path.expanduser(self._name)  # noqa: PTH111, it leaves an unknown user as it is
+        path = folder / os.path.expanduser(self._name)  # noqa: PTH111, it leaves an unknown user unchanged
         if not path.is_file():
-            raise DataError(f"cannot read {path}: no such file; name it as npz:FILE, absolute or in data-dir")
+            raise DataError(f"cannot read {path}: no such file; write npz:FILE, absolute or relative to data-dir")
         return [path]
 
-    def read(self, files: list[Path]) -> Arrays:
+    def read(self, files: list[Path]) -> DatasetArrays:
         """Read the arrays."""
         (path,) = files
         return _arrays(path, (*_TRAIN, *_TEST), ("owners",))
 
 
 def read_examples(path: Path, input_shape: tuple[int, ...], classes: int) -> Examples:
-    """Return the examples of a client that has a file of its own, with the arrays x_train and y_train.
+    """Return the examples of a client from its own file with the arrays x_train and y_train.
 
     Args:
-        path: of the file; others in it are not looked at.
-        input_shape: that an example must have.
+        path: of the file; other arrays in it are ignored.
+        input_shape: the required shape of an example.
         classes: labels are 0..classes-1.
 
     Raises:
-        DataError: the file cannot be read, or holds something else.
+        DataError: the file cannot be read, or its arrays do not match.
     """
 
-    def read() -> Arrays:
+    def read() -> DatasetArrays:
         own = _arrays(path, _TRAIN)
-        found = checked({**own, "x_test": own["x_train"], "y_test": own["y_train"]}, str(path), classes, input_shape)
+        # A client has no test set: its training examples stand in for one, so that one check serves all sources.
+        found = validate_arrays(
+            {**own, "x_test": own["x_train"], "y_test": own["y_train"]}, str(path), classes, input_shape
+        )
         return {name: found[name] for name in _TRAIN}
 
     if not path.is_file():
-        raise DataError(f"cannot read {path}: no such file; the data setting of the node names it")
+        raise DataError(f"cannot read {path}: no such file; correct `data` in the node's settings")
     found = cache.shared(f"{path.name}-{classes}-{'x'.join(map(str, input_shape))}", [path], read)
     return Examples(found["x_train"], found["y_train"])
 
 
-def _arrays(path: Path, names: Sequence[str], perhaps: Sequence[str] = ()) -> Arrays:
+def _arrays(path: Path, names: Sequence[str], perhaps: Sequence[str] = ()) -> DatasetArrays:
     """Read arrays from a file."""
     try:
-        # Opened here, because NumPy leaves a damaged file open.
+        # Opened here, because NumPy does not close a damaged file. No pickles: they can run any code.
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             return {name: file[name] for name in (*names, *(name for name in perhaps if name in file))}
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # NumPy and zipfile raise a dozen kinds for damaged files
+    except Exception as error:  # NumPy and zipfile raise many kinds of errors for damaged files
         listed = f"{', '.join(names[:-1])} and {names[-1]}"
-        raise DataError(f"{path} does not hold {listed}: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} does not contain {listed}: {' '.join(str(error).split())}") from None

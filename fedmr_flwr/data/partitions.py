@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.int64]
 
-# A partition that divides nothing: every client is a node with examples of its own.
+# Not a division: every client is a node with its own examples.
 NODES = "nodes"
 FILE = "file:"
-# The authors' minimum of examples per client.
+# The minimum per client in FedMR's published code.
 MIN_EXAMPLES = 10
-# Draws before a split is given up; flwr-datasets makes eleven attempts in each.
+# The published code draws for ever; with many clients and a small alpha no draw gives everyone ten examples. In each
+# draw flwr-datasets makes eleven attempts.
 _DRAWS = 20
 
 
@@ -39,17 +40,17 @@ def split(dataset: Dataset, clients: int, partition: Partition, seed: int) -> li
     Args:
         dataset: whose training examples.
         clients: number of clients.
-        partition: which division, with its parameters.
+        partition: the kind of division, with its parameters.
         seed: the seed of the run.
 
     Returns:
-        For each client the sorted indices of its examples; together they are 0..N-1, each once (of a file, and
-        of some of the natural clients: each at most once).
+        For each client the sorted indices of its examples; together they are 0..N-1, each once (each at most
+        once for a file, and for a subset of the natural clients).
 
     Raises:
-        ConfigError: there is no such partition, or not of this data set.
+        ConfigError: the partition is unknown, or does not exist for this data set.
         PartitionError: there are too few examples, no draw gave every client enough of them, or a file does
-            not fit.
+            not match.
     """
     labels = dataset.train.labels.numpy()
     if partition.name.startswith(FILE):
@@ -58,31 +59,32 @@ def split(dataset: Dataset, clients: int, partition: Partition, seed: int) -> li
         return _natural(dataset, clients, seed)
     if partition.name == NODES:
         raise ConfigError(
-            f"partition.name: '{NODES}' is for clients on machines of their own, with their own examples; start "
-            "them as docs/deployment.md says, and the run with --superlink NAME"
+            f"partition.name: '{NODES}' is for clients on their own machines, with their own examples; start "
+            "them as in docs/deployment.md, and the run with --superlink NAME"
         )
     if partition.name not in PARTITIONS:
         known = ", ".join(sorted([*PARTITIONS, "natural", NODES]))
-        raise ConfigError(f"partition.name: '{partition.name}' is not known; choose one of {known}, file:PATH")
+        raise ConfigError(f"partition.name: unknown partition '{partition.name}'; choose one of {known}, file:PATH")
     if clients > len(labels):
         raise PartitionError(f"{len(labels)} examples cannot be divided among {clients} clients; lower clients")
     parts = PARTITIONS[partition.name](labels, clients, partition, seed)
+    # Sorted, so that a client's training depends on its set of examples alone, not on how they were drawn.
     return [np.sort(np.asarray(part, np.int64)) for part in parts]
 
 
 def _iid(labels: Indices, clients: int, _: Partition, seed: int) -> Sequence[Indices]:
     """Equal shares of the shuffled examples."""
-    # As flwr-datasets' IidPartitioner deals them, which takes a millisecond for each client.
+    # The sizes are those of flwr-datasets' IidPartitioner, which takes a millisecond for each client.
     return np.array_split(stream(seed, "partition").permutation(len(labels)), clients)
 
 
 def _balanced_dirichlet(labels: Indices, clients: int, partition: Partition, seed: int) -> Sequence[Indices]:
-    """The authors' split: per class, shares ~ Dir(alpha); full clients get no more; everyone >= 10 examples."""
+    """The authors' split: per class, shares ~ Dir(alpha); full clients get no more; each client >= 10 examples."""
     return _dirichlet(labels, clients, partition, seed, balanced=True)
 
 
 def _plain_dirichlet(labels: Indices, clients: int, partition: Partition, seed: int) -> Sequence[Indices]:
-    """Per class, shares ~ Dir(alpha); everyone >= 10 examples."""
+    """Per class, shares ~ Dir(alpha); each client >= 10 examples."""
     return _dirichlet(labels, clients, partition, seed, balanced=False)
 
 
@@ -91,6 +93,7 @@ def _dirichlet(labels: Indices, clients: int, partition: Partition, seed: int, b
 
     Source: Hsu et al. 2019 for the Dirichlet split; FedMR's published code for balancing and minimum.
     """
+    # Imported here, because both take long to load and only these partitions need them.
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
 
@@ -111,12 +114,13 @@ def _dirichlet(labels: Indices, clients: int, partition: Partition, seed: int, b
         )
         partitioner.dataset = table
         try:
-            # A failed attempt warns, and with a tiny alpha divides by zero before it fails.
+            # A failed attempt logs a warning, and with a tiny alpha divides by zero before it fails.
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 parts = [_column(partitioner, client) for client in range(clients)]
         except ValueError:
             continue
+        # Draw again if an example is in no part: nobody would train on it.
         if sum(map(len, parts)) == len(labels):
             return _filled_up(parts, stream(seed, "fill-up")) if partition.fill_up else parts
     raise PartitionError(
@@ -127,8 +131,9 @@ def _dirichlet(labels: Indices, clients: int, partition: Partition, seed: int, b
 
 
 def _filled_up(parts: Sequence[Indices], rng: np.random.Generator) -> list[Indices]:
-    """Let every client with fewer than 10 examples take random ones, each from the client that then has the most."""
+    """Give every client with fewer than 10 examples random ones, each from the client that then has the most."""
     held = [rng.permutation(part).tolist() for part in parts]
+    # A heap: with thousands of clients a search for the largest one at each example would take long.
     largest = [(-len(mine), client) for client, mine in enumerate(held)]
     heapq.heapify(largest)
     for mine in held:
@@ -140,7 +145,7 @@ def _filled_up(parts: Sequence[Indices], rng: np.random.Generator) -> list[Indic
 
 
 def _shards(labels: Indices, clients: int, partition: Partition, seed: int) -> Sequence[Indices]:
-    """Sorted by label and cut into shards of equal size, of which every client gets the same number at random.
+    """Sort by label and cut into shards of equal size; every client gets the same number of random shards.
 
     Source: McMahan et al., AISTATS 2017, section 3.
     """
@@ -152,12 +157,13 @@ def _shards(labels: Indices, clients: int, partition: Partition, seed: int) -> S
         )
     order = rng.permutation(len(labels))
     shards = np.array_split(order[np.argsort(labels[order], kind="stable")], each * clients)
-    dealt = rng.permutation(len(shards)).reshape(clients, each)
-    return [np.concatenate([shards[shard] for shard in mine]) for mine in dealt]
+    # Not flwr-datasets' ShardPartitioner: it drops what does not fill a shard, or hands out a shard too few.
+    assigned = rng.permutation(len(shards)).reshape(clients, each)
+    return [np.concatenate([shards[shard] for shard in mine]) for mine in assigned]
 
 
 def _quantity(labels: Indices, clients: int, partition: Partition, seed: int) -> Sequence[Indices]:
-    """Shuffled examples in unequal shares ~ Dir(alpha), at least 10 for everyone.
+    """Shuffled examples in unequal shares ~ Dir(alpha), at least 10 for each client.
 
     Source: Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, quantity skew.
     """
@@ -167,38 +173,40 @@ def _quantity(labels: Indices, clients: int, partition: Partition, seed: int) ->
             f"{len(labels)} examples cannot give each of {clients} clients at least {MIN_EXAMPLES}; lower clients"
         )
     rng = stream(seed, "partition")
+    # Everyone gets the minimum first and only the rest is drawn: no draw has to be repeated.
     shares = np.cumsum(rng.dirichlet(np.full(clients, partition.alpha)))[:-1]
     edges = np.floor(shares * spare).astype(np.int64) + MIN_EXAMPLES * np.arange(1, clients)
     return np.split(rng.permutation(len(labels)), edges)
 
 
 def _natural(dataset: Dataset, clients: int, seed: int) -> list[Indices]:
-    """Each client one of those who made the examples; of more of them, some drawn at random."""
+    """Each client is one author of examples; if there are more authors than clients, some are drawn at random."""
     if dataset.owners is None:
         raise ConfigError(
-            "partition.name: this data set does not say who made its examples, so it has no natural partition; "
-            "choose another one"
+            "partition.name: this data set does not state the authors of its examples, so it has no natural "
+            "partition; choose another one"
         )
     owners = dataset.owners.numpy()
     _, counts = np.unique(owners, return_counts=True)
-    there = len(counts)
-    if clients > there:
-        raise PartitionError(f"the data set has {there} natural clients, not {clients}; set clients={there}")
+    authors = len(counts)
+    if clients > authors:
+        raise PartitionError(f"the data set has {authors} natural clients, not {clients}; set clients={authors}")
+    # Not flwr-datasets' NaturalIdPartitioner: it goes through the examples in Python.
     parts = np.split(np.argsort(owners, kind="stable"), np.cumsum(counts)[:-1])
-    drawn = np.sort(stream(seed, "partition").choice(there, clients, replace=False))
+    drawn = np.sort(stream(seed, "partition").choice(authors, clients, replace=False))
     return [parts[owner] for owner in drawn]
 
 
 def _from_file(path: Path, examples: int, clients: int) -> list[Indices]:
-    """Read a division from what `save` wrote, or from the JSON of FedMR's published code."""
+    """Read a division from a file that `save` wrote, or from a JSON file of FedMR's published code."""
     parts = [np.sort(part) for part in (_read_json(path) if path.suffix == ".json" else read(path))]
     if len(parts) != clients:
         raise PartitionError(f"{path} divides among {len(parts)} clients; set clients={len(parts)}")
     every = np.concatenate(parts) if parts else np.empty(0, np.int64)
     if not all(map(len, parts)) or every.min() < 0 or every.max() >= examples or len(np.unique(every)) != len(every):
         raise PartitionError(
-            f"{path} does not fit {examples} examples: each client must have one at least, and each example one "
-            "client at most; use the data set that it was made for"
+            f"{path} does not match the {examples} examples: each client needs at least one, and each example has "
+            "at most one client; use the data set that the file was written for"
         )
     return parts
 
@@ -211,18 +219,19 @@ def _read_json(path: Path) -> Iterator[Indices]:
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise PartitionError(
-            f"cannot read the partition {path}: {type(error).__name__} {error}; it must hold "
+            f"cannot read the partition {path}: {type(error).__name__} {error}; it must contain "
             '{"train_data": {"0": [indices], ...}}'
         ) from None
 
 
 def _column(partitioner: "Partitioner", client: int) -> Indices:
-    """Return a client's indices; through Arrow, because a column read item by item takes a hundred times longer."""
+    """Return a client's indices."""
+    # Through Arrow: reading a column item by item takes a hundred times longer.
     table = partitioner.load_partition(client).with_format("arrow")[:]
     return np.asarray(table["index"].to_numpy(), np.int64)
 
 
-# A partition is a function of the labels; add one line to add one.
+# Every partition that is a function of the labels; add one line to add one.
 PARTITIONS: dict[str, Callable[[Indices, int, Partition, int], Sequence[Indices]]] = {
     "iid": _iid,
     "dirichlet": _balanced_dirichlet,
@@ -233,7 +242,7 @@ PARTITIONS: dict[str, Callable[[Indices, int, Partition, int], Sequence[Indices]
 
 
 def class_counts(dataset: Dataset, parts: Sequence[Indices]) -> NDArray[np.int64]:
-    """Count the training examples of each class that each client holds.
+    """Count the training examples of each class at each client.
 
     Returns:
         [clients, classes].
@@ -243,7 +252,7 @@ def class_counts(dataset: Dataset, parts: Sequence[Indices]) -> NDArray[np.int64
 
 
 def divergences(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Measure how far each client's labels are from those of all clients together.
+    """Measure the distance of each client's labels from those of all clients together.
 
     Args:
         counts: [clients, classes].
@@ -252,6 +261,7 @@ def divergences(counts: NDArray[np.int64]) -> NDArray[np.float64]:
         [clients], the Jensen-Shannon distance (the root of the divergence, base 2) between the client's
         distribution of labels and the global one: 0 if they are equal, 1 if they have no label in common.
     """
+    # Not the Kullback-Leibler divergence, which is infinite where a client lacks a label.
     own = counts / counts.sum(1, keepdims=True)
     whole = counts.sum(0) / counts.sum()
     middle = (own + whole) / 2
@@ -264,7 +274,7 @@ def divergences(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(np.clip(squares, 0, 1)))
 
 
-def digest(parts: Sequence[Indices]) -> str:
+def hash_partition(parts: Sequence[Indices]) -> str:
     """Return the SHA-256 of a division, equal for equal divisions."""
     edges, indices = _flat(parts)
     return hashlib.sha256(edges.tobytes() + indices.tobytes()).hexdigest()
@@ -287,13 +297,13 @@ def _flat(parts: Sequence[Indices]) -> tuple[Indices, Indices]:
 
 
 def read(path: Path) -> list[Indices]:
-    """Read what `save` wrote.
+    """Read a file that `save` wrote.
 
     Raises:
         PartitionError: the file is missing or damaged.
     """
     try:
-        # Opened here, because NumPy leaves a damaged file open.
+        # Opened here, because NumPy does not close a damaged file.
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             return np.split(file["indices"], file["edges"][:-1])
     except (OSError, KeyError, ValueError, EOFError, TypeError, IndexError, zipfile.BadZipFile) as error:

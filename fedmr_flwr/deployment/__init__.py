@@ -1,1 +1,1 @@
-"""Real clients on machines of their own: certificates, keys, and the commands that start Flower's parts."""
+"""Clients on their own machines: certificates, keys, and the commands that start Flower's programs."""

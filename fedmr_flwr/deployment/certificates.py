@@ -1,4 +1,4 @@
-"""A certificate authority of one's own, a server certificate, and a key pair for each node."""
+"""A private certificate authority, a server certificate, and a key pair for each node."""
 
 import datetime
 import ipaddress
@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedmr_flwr.files import writing
 
-# What Flower accepts for its nodes, and fast for TLS.
+# Flower accepts it for its nodes' keys, and it is fast for TLS.
 _CURVE = ec.SECP384R1()
 _DAYS = 365
 # The ServerApp talks to its SuperLink on the same machine.
@@ -29,11 +29,11 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 class Authority:
     """A certificate authority whose private key is never written.
 
-    So nobody can make another certificate that the nodes trust; for another server name everything is made anew.
+    So nobody can issue another certificate that the nodes trust; another server name needs a new authority.
 
     Args:
-        name: who it is, for people who read the certificate.
-        days: how long its certificates are valid.
+        name: for people who read the certificate.
+        days: the validity of its certificates.
     """
 
     def __init__(self, name: str, days: int = _DAYS) -> None:
@@ -47,6 +47,7 @@ class Authority:
         )  # fmt: skip
         self._certificate = (
             self._begin(self._name, self._key.public_key())
+            # It may sign certificates of servers, not of other authorities.
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
             .sign(self._key, hashes.SHA384())
@@ -54,20 +55,21 @@ class Authority:
 
     @property
     def certificate(self) -> bytes:
-        """What clients trust, as PEM."""
+        """The authority's certificate, which clients trust, as PEM."""
         return self._certificate.public_bytes(Encoding.PEM)
 
     def issue(self, hosts: Sequence[str]) -> tuple[bytes, bytes]:
-        """Make a server's certificate and its private key.
+        """Issue a server's certificate and its private key.
 
         Args:
-            hosts: the names and addresses by which clients call it; this machine's own are added.
+            hosts: the names and addresses by which clients reach it; this machine's own are added.
 
         Returns:
             The certificate and the key, as PEM.
         """
         key = ec.generate_private_key(_CURVE)
         names = [_general_name(host) for host in dict.fromkeys([*hosts, *_LOCAL])]
+        # X.509 limits a common name to 64 characters.
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
         certificate = (
             self._begin(subject, key.public_key())
@@ -87,17 +89,17 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks differ
+            .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks of other machines may be slow
             .not_valid_after(now + datetime.timedelta(days=self._days))
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         )
 
 
 def node_keys() -> tuple[bytes, bytes]:
-    """Make a node's key pair, as Flower takes it.
+    """Create a node's key pair.
 
     Returns:
-        The public and the private key, in OpenSSH's form.
+        The public and the private key, in OpenSSH's format, which Flower expects.
     """
     key = ec.generate_private_key(_CURVE)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
@@ -105,11 +107,12 @@ def node_keys() -> tuple[bytes, bytes]:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, from its first moment on; never over another one.
+    """Write a file that only its owner can read; never over an existing one.
 
     Raises:
         RunFolderError: it cannot be written.
     """
+    # With the mode at its creation: between a plain write and a `chmod` others could read the key.
     with writing(path), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
 

@@ -11,13 +11,13 @@ from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.files import write_aside, writing
 from fedmr_flwr.wire.flower.environment import server_environment
 
-# The name of the SuperLink that `fedmr deploy server` starts, in Flower's configuration.
+# The name in Flower's configuration of the SuperLink that `fedmr deploy server` starts.
 SUPERLINK = "deployment"
 _EVERYWHERE = ("0.0.0.0", "::")
 
 
 def over_grpc() -> bool:
-    """Return whether nodes of the installed Flower connect by gRPC, up to 1.39, or by HTTP, from 1.40 on."""
+    """Return whether the installed Flower's nodes connect by gRPC (up to 1.39) or by HTTP (from 1.40)."""
     major, minor = (int(number) for number in version("flwr").split(".")[:2])
     return (major, minor) < (1, 40)
 
@@ -31,23 +31,23 @@ def superlink(folder: Path, server: ServerSettings, insecure: bool = False) -> l
         insecure: without TLS and keys, on this machine only.
 
     Raises:
-        ConfigError: it would be insecure and reachable from elsewhere.
+        ConfigError: it would be reachable from other machines without TLS.
     """
     if not over_grpc() and not _loopback(server.listen) and server.listen not in {*_EVERYWHERE, *server.hosts}:
         raise ConfigError(
-            f"listen is {server.listen} in server.yaml, for which the certificate is not valid; use 0.0.0.0, "
+            f"listen is {server.listen} in server.yaml, but the certificate is not valid for it; use 0.0.0.0, "
             f"127.0.0.1 or one of {', '.join(server.hosts)}"
         )
     if insecure and not _loopback(server.listen):
         raise ConfigError(
-            f"--insecure is for trials on one machine: set listen to 127.0.0.1, not {server.listen}, in server.yaml"
+            f"--insecure is only for one machine, but listen is {server.listen} in server.yaml; set it to 127.0.0.1"
         )
     command = [
         sys.executable, "-m", "fedmr_flwr.wire.flower.superlink",
         "--isolation", "subprocess", "--disable-runtime-dependency-installation",
         "--database", str(folder / "state.db"),
     ]  # fmt: skip
-    # Whoever reaches this port can submit runs and admit nodes; nodes need it only from Flower 1.40 on.
+    # Anyone who reaches this port can submit runs and admit nodes; nodes need it only from Flower 1.40.
     command += ["--host", _control_host(server), "--port", str(server.port)]
     if over_grpc():
         command += ["--fleet-api-address", f"{_bracketed(server.listen)}:{server.fleet_port}"]
@@ -71,18 +71,17 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
         insecure: without TLS and keys, to a server on this machine only.
 
     Raises:
-        ConfigError: it has no data, or it would be insecure and go elsewhere.
+        ConfigError: it has no data, or it would connect to another machine without TLS.
     """
     if node.data is None:
-        raise ConfigError(f"{folder / 'node.yaml'} names no data; set data to this node's npz file or data folder")
+        raise ConfigError(f"{folder / 'node.yaml'} has no data; set data to this node's npz file or data folder")
     if insecure and not _loopback(node.superlink):
         raise ConfigError(
-            f"--insecure is for trials on one machine: set superlink to 127.0.0.1, not {node.superlink}, in node.yaml"
+            f"--insecure is only for one machine, but superlink is {node.superlink} in node.yaml; set it to 127.0.0.1"
         )
+    # Flower splits this argument itself, without support for escapes.
     if wrong := [text for text in (node.data, node.state, node.name) if '"' in text or "\\" in text]:
-        raise ConfigError(
-            f"{folder / 'node.yaml'}: Flower cannot take {wrong[0]!r}; leave out quotes and backslashes"
-        )
+        raise ConfigError(f"{folder / 'node.yaml'}: Flower cannot parse {wrong[0]!r}; remove quotes and backslashes")
     own = {
         "partition-id": node.client,
         "name": node.name,
@@ -103,7 +102,7 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
 
 
 def configuration(folder: Path, server: ServerSettings, insecure: bool = False) -> str:
-    """Return Flower's configuration, with which its commands find a server from its own machine.
+    """Return Flower's configuration for commands on the server's own machine.
 
     Args:
         folder: of the server.
@@ -120,7 +119,7 @@ def configuration(folder: Path, server: ServerSettings, insecure: bool = False) 
 
 
 def configure(folder: Path, server: ServerSettings, insecure: bool = False) -> dict[str, str]:
-    """Write Flower's configuration into a server's folder, and return the environment of its commands."""
+    """Write Flower's configuration to a server's folder, and return the environment for its commands."""
     home = folder / "flower"
     with writing(home):
         home.mkdir(exist_ok=True)
@@ -129,7 +128,9 @@ def configure(folder: Path, server: ServerSettings, insecure: bool = False) -> d
 
 
 def _control_host(server: ServerSettings) -> str:
-    """Return where the SuperLink listens for commands, runs and its own processes."""
+    """Return the address on which the SuperLink listens for commands, runs and its own processes."""
+    # It requires no key. Up to Flower 1.39 nodes have a port of their own, so this one need not be reachable for
+    # them.
     return "127.0.0.1" if over_grpc() else server.listen
 
 

@@ -1,4 +1,4 @@
-"""The folders of a deployment: one for the server, one for each node, each to be copied to its machine."""
+"""The folders of a deployment: one for the server and one for each node, to be copied to their machines."""
 
 import ipaddress
 import re
@@ -20,13 +20,13 @@ AUTHORITY, CERTIFICATE, SERVER_KEY, NODE_KEY = "ca.crt", "server.crt", "server.k
 
 
 class ServerSettings(Section):
-    """A server's own settings, server.yaml.
+    """The settings of a server, server.yaml.
 
     Attributes:
-        hosts: the names and addresses by which the nodes call it.
+        hosts: the names and addresses by which the nodes reach it.
         listen: the address on which it listens.
-        fleet_port: where nodes of Flower up to 1.39 connect, by gRPC.
-        port: where `fedmr run` connects, and nodes of Flower from 1.40 on, by HTTP.
+        fleet_port: for nodes with Flower up to 1.39, by gRPC.
+        port: for `fedmr run`, and for nodes with Flower from 1.40, by HTTP.
     """
 
     hosts: list[str] = Field(min_length=1)
@@ -36,19 +36,19 @@ class ServerSettings(Section):
 
 
 class NodeSettings(Section):
-    """A node's own settings, node.yaml: nothing of them is chosen by the server.
+    """The settings of a node, node.yaml; the server cannot change them.
 
     Attributes:
-        client: its number, from 0 on.
-        name: what to call it.
+        client: its number, counted from 0.
+        name: for messages.
         superlink: the name or address of the server.
-        fleet_port: as the server's.
-        port: as the server's.
-        local_port: where the node's own processes meet, on this machine only; another one for each node of a machine.
+        fleet_port: see `ServerSettings`.
+        port: see `ServerSettings`.
+        local_port: for the node's own processes, on this machine only; different for each node on a machine.
         data: an npz file with this node's examples, or a folder with the files of the data set, of which the node
             uses its part.
-        device: where it trains: auto, cpu, cuda or cuda:N.
-        state: folder for what it keeps between rounds.
+        device: for training: auto, cpu, cuda or cuda:N.
+        state: folder for its state between rounds.
     """
 
     client: int = Field(ge=0)
@@ -63,27 +63,28 @@ class NodeSettings(Section):
 
 
 def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[ServerSettings, list[NodeSettings]]:
-    """Make the folders of a deployment: certificates, keys and settings.
+    """Create the folders of a deployment with certificates, keys and settings.
 
     Args:
         folder: a new or empty one.
-        hosts: the names and addresses by which the nodes call the server; the first one is used.
-        nodes: how many nodes there are.
+        hosts: the names and addresses by which the nodes reach the server; they use the first one.
+        nodes: the number of nodes.
 
     Returns:
         The settings of the server and of the nodes.
 
     Raises:
-        ConfigError: a host is neither a name nor an address.
+        ConfigError: a host is not a valid name or address.
         RunFolderError: the folder is not empty, or cannot be written.
     """
+    # A wrong name would be noticed only when the nodes reject the certificate.
     if wrong := [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", host) and not _is_address(host)]:
         raise ConfigError(f"--host {wrong[0]!r}: write the name or address of the server, without port")
     with writing(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunFolderError(f"{folder} is not empty; name another folder, keys are never overwritten")
+            raise RunFolderError(f"{folder} is not empty, and keys are never overwritten; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "server").mkdir(mode=0o700)  # Flower's database in it holds the clients' models
+        (folder / "server").mkdir(mode=0o700)  # Flower's database in it is private, too
         (folder / "server" / "nodes").mkdir()
     authority = Authority(f"fedmr_flwr {hosts[0]}"[:64])
     certificate, key = authority.issue(hosts)
@@ -101,10 +102,11 @@ def _create_node(folder: Path, number: int, superlink: str, authority: Authority
     with writing(path):
         path.mkdir(mode=0o700)
     public, private = node_keys()
+    # Only the public key stays with the server: with the private one it could pretend to be the node.
     write_aside(folder / "server" / "nodes" / f"node-{number}.pub", public)
     write_aside(path / AUTHORITY, authority.certificate)
     write_private(path / NODE_KEY, private)
-    # Ports of their own, so that several nodes can share a machine.
+    # Different ports, so that several nodes can share a machine.
     node = NodeSettings(client=number, name=f"node-{number}", superlink=superlink, local_port=9094 + number)
     _write(path / "node.yaml", node)
     return node
@@ -136,6 +138,7 @@ def read_node(folder: Path) -> NodeSettings:
 
 
 def _write(path: Path, settings: Section) -> None:
+    # In the order of the fields, because people read and edit these files.
     write_aside(path, yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False).encode())
 
 
@@ -145,10 +148,10 @@ def _read(path: Path, kind: type[S]) -> S:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
         raise ConfigError(
-            f"{path.parent} is not a {what}'s folder: it holds no {path.name}; make one with `fedmr deploy init`"
+            f"{path.parent} is not a {what}'s folder: it has no {path.name}; create one with `fedmr deploy init`"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold 'key: value' lines")
+        raise ConfigError(f"{path} must contain 'key: value' lines")
     return validate_section(kind, values, str(path))

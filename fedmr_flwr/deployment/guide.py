@@ -1,4 +1,4 @@
-"""The README of a deployment: the exact commands for each machine."""
+"""The README of a deployment, with the exact commands for each machine."""
 
 from pathlib import Path
 
@@ -8,27 +8,27 @@ from fedmr_flwr.deployment.folders import NodeSettings, ServerSettings
 _TEXT = """\
 # A deployment of fedmr_flwr
 
-Made for the server {hosts} and {clients} nodes. The certificate is valid for a year, and for these names alone; for
-other names make a new deployment.
+For the server {hosts} and {clients} nodes. The certificate is valid for a year and only for these names; for
+other names create a new deployment.
 
-| folder | goes to | secret in it |
+| folder | copy to | secret file |
 |---|---|---|
 | `server/` | the server | `server.key` |
 {rows}
 
-Copy each folder to its machine over a channel that you trust, and delete it here. What is secret is readable for its
-owner alone: keep it so (`scp -p`, `tar` and `rsync -p` do). The key that signed the certificates was never written.
+Copy each folder to its machine over a channel that you trust, and delete it here. Secret files are readable only for
+their owner; keep it that way (`scp -p`, `tar` and `rsync -p` do). The key that signed the certificates was not saved.
 
 Install the same version of fedmr_flwr on all machines.
 
 ## Firewall
-The server must be reachable by the nodes on port {port}/tcp, and by nobody else. Nodes need no open port.
+The server must be reachable on port {port}/tcp from the nodes only. Nodes need no open port.
 
 ## 1. On the server
 ```bash
 fedmr deploy server server
 ```
-Only nodes whose public keys are in `server/nodes/` may connect. What can be set is in `server/server.yaml`.
+Only nodes with public keys in `server/nodes/` may connect. Its settings are in `server/server.yaml`.
 
 ## 2. On each node
 Set `data` in the node's `node.yaml` to its own examples, an npz file with `x_train` and `y_train`, or to a folder
@@ -42,10 +42,10 @@ with the files of the run's data set; and `device`, if the machine has several G
 export FLWR_HOME=$PWD/server/flower
 fedmr run CONF clients={clients} clients-per-round={clients} --superlink {superlink}
 ```
-with `partition.name=nodes` if the nodes have examples of their own. Resume a run with
+with `partition.name=nodes` if the nodes have their own examples. Resume a run with
 `fedmr resume RUN`, also after the server was stopped. Plain `flwr run APP {superlink}` works, too, without live
 rounds. `flwr list {superlink}` shows all runs, `flwr supernode list {superlink}` the nodes. docs/deployment.md of
-the project has more: systemd units, what is private, trouble.
+the project has more: systemd units, privacy, troubleshooting.
 
 ## Flower's configuration
 `fedmr deploy server` writes it to `server/flower/config.toml`. For a `FLWR_HOME` of your own:
@@ -55,11 +55,11 @@ the project has more: systemd units, what is private, trouble.
 
 
 def text(server: ServerSettings, nodes: list[NodeSettings]) -> str:
-    """Write the README of a deployment.
+    """Return the README of a deployment.
 
     Args:
-        server: its settings.
-        nodes: theirs.
+        server: the server's settings.
+        nodes: the nodes' settings.
     """
     folders = [f"node-{node.client}" for node in nodes]
     return _TEXT.format(

@@ -1,4 +1,4 @@
-"""Running the parts of a deployment: a SuperLink that admits the nodes of its folder, and SuperNodes."""
+"""The processes of a deployment: a SuperLink that admits the nodes of its folder, and SuperNodes."""
 
 import shlex
 import subprocess
@@ -19,7 +19,7 @@ from fedmr_flwr.wire.flower.environment import HOME, environment
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
-# How long a SuperLink takes a node that was killed for one that is connected, and refuses it.
+# Seconds in which a SuperLink may regard a killed node as connected, and so reject it.
 _REFUSED_SECONDS, _RETRY_SECONDS = 90.0, 10.0
 
 
@@ -33,26 +33,27 @@ def run_superlink(folder: Path, server: ServerSettings, insecure: bool, report: 
         report: called with each line for the user.
 
     Raises:
-        ConfigError: it would be insecure and reachable from elsewhere.
-        EngineError: it does not start, refuses a node's key, or ends by itself.
+        ConfigError: it would be reachable from other machines without TLS.
+        EngineError: it does not start, rejects a node's key, or ends unexpectedly.
     """
     command = commands.superlink(folder, server, insecure)
     env = commands.configure(folder, server, insecure)
     with _running(command, env, folder) as process:
         _wait(process, env)
         if not insecure:
+            # After the start, because only a running SuperLink accepts keys.
             admitted, new, revoked = admit(folder, env)
             report(f"admitted {admitted} nodes ({new} new)" + f", revoked {revoked}" * bool(revoked))
             if not commands.over_grpc():
                 report(
-                    f"whoever reaches port {server.port} and has ca.crt can also submit runs and admit nodes: see "
+                    f"anyone who reaches port {server.port} and has ca.crt can also submit runs and admit nodes; see "
                     "'Firewall' in docs/deployment.md"
                 )
         port = server.fleet_port if commands.over_grpc() else server.port
         report(f"ready for nodes on {server.listen}:{port}; stop it with Ctrl-C")
         home = shlex.quote(env[HOME])
         report(f"export {HOME}={home}  # then: fedmr run CONF --superlink {commands.SUPERLINK}")
-        raise EngineError(f"Flower's SuperLink ended with status {process.wait()}; its lines above say why")
+        raise EngineError(f"Flower's SuperLink ended with status {process.wait()}; see its output above")
 
 
 def run_supernode(folder: Path, node: NodeSettings, insecure: bool, report: Callable[[str], None]) -> None:
@@ -65,8 +66,8 @@ def run_supernode(folder: Path, node: NodeSettings, insecure: bool, report: Call
         report: called with each line for the user.
 
     Raises:
-        ConfigError: it has no data, or it would be insecure and go elsewhere.
-        EngineError: it ends by itself; in the first minute and a half it is started again instead.
+        ConfigError: it has no data, or it would connect to another machine without TLS.
+        EngineError: it ends unexpectedly, more than a minute and a half after its start; before, it is restarted.
     """
     command = commands.supernode(folder, node, insecure)
     home = folder / "flower"
@@ -76,18 +77,21 @@ def run_supernode(folder: Path, node: NodeSettings, insecure: bool, report: Call
     while True:
         with _running(command, environment(home), folder) as process:
             status = process.wait()
+        # After this time it must have ended for another reason, which a restart would hide.
         if time.monotonic() - began > _REFUSED_SECONDS:
-            raise EngineError(f"Flower's SuperNode ended with status {status}; its lines above say why")
+            raise EngineError(f"Flower's SuperNode ended with status {status}; see its output above")
         report(
-            f"the SuperNode ended, its lines above say why; trying again in {_RETRY_SECONDS:g} s, because a node "
-            "that was killed is admitted again only after a minute"
+            f"the SuperNode ended, see its output above; trying again in {_RETRY_SECONDS:g} s, because a node that "
+            "was killed is admitted again only after a minute"
         )
         time.sleep(_RETRY_SECONDS)
 
 
 @contextmanager
 def _running(command: list[str], env: dict[str, str], folder: Path) -> Iterator[psutil.Popen]:
-    """Run a part of Flower inside the block, in the foreground."""
+    """Run one of Flower's programs inside the block, in the foreground."""
+    # In its folder, because relative paths in its settings are meant from there. No input, so that nothing waits for
+    # it.
     process = psutil.Popen(command, env=env, cwd=folder, stdin=subprocess.DEVNULL)
     try:
         yield process
@@ -97,30 +101,32 @@ def _running(command: list[str], env: dict[str, str], folder: Path) -> Iterator[
 
 
 def _stop(process: psutil.Popen) -> None:
-    """End a process and those that it started."""
+    """Stop a process and its descendants."""
     family: list[psutil.Process] = [process]
     with suppress(psutil.NoSuchProcess):
+        # Before the process ends: afterwards its descendants cannot be found any more.
         family += process.children(recursive=True)
     with suppress(psutil.NoSuchProcess):
         process.terminate()
     _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-    for one in alive:  # clients, for instance, that still look for their node
+    for one in alive:  # for instance clients that still try to reach their node
         with suppress(psutil.NoSuchProcess):
             one.kill()
     psutil.wait_procs(alive)
 
 
 def _wait(process: psutil.Popen, env: dict[str, str]) -> None:
-    """Wait until the SuperLink answers."""
+    """Wait until the SuperLink replies to commands."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise EngineError(
-                f"Flower's SuperLink ended with status {process.returncode}; its lines above say why, perhaps a port "
-                "is in use"
+                f"Flower's SuperLink ended with status {process.returncode}; see its output above, perhaps a port is "
+                "in use"
             )
+        # A command, because the next step is one; an open port does not show that commands work.
         with suppress(EngineError):
             Connection(commands.SUPERLINK, env).command("list", commands.SUPERLINK)
             return
         time.sleep(0.3)
-    raise EngineError(f"Flower's SuperLink did not answer in {_START_SECONDS:.0f} s")
+    raise EngineError(f"Flower's SuperLink did not reply within {_START_SECONDS:.0f} s")

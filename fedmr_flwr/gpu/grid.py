@@ -1,4 +1,4 @@
-"""The one-GPU engine: a Grid whose clients train side by side on one card, all of a round at once if they fit."""
+"""The one-GPU engine: a Grid that trains the clients of a round side by side on one GPU, all at once if they fit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,7 @@ from flwr.app import Context, Message, MessageType
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.algorithms.contract import ServerStrategy
 from fedmr_flwr.client.app import TrainRequest, app
-from fedmr_flwr.client.sites import Simulated
+from fedmr_flwr.client.sites import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data import datasets
@@ -32,25 +32,25 @@ from fedmr_flwr.wire.npy import DeviceArray
 
 T = TypeVar("T")
 
-# Of a model's size in float32: what a sum in double precision takes, with all that it is made of.
+# The memory for a mean in double precision with its intermediate values, in multiples of a model in float32.
 _SUMS = 10
 
 
 class GpuGrid(InProcessGrid):
-    """A federation whose clients live on one GPU.
+    """A Grid whose clients train on one GPU.
 
-    Models stay there from round to round: what the clients are sent and what they reply are tensors that become bytes
-    only if somebody asks for them. The training set lies there as uint8. Messages that ask for something else than
-    training are answered one by one, as in the in-process engine.
+    Models stay there from round to round: messages and replies contain tensors, which are serialised only if their
+    bytes are read. The training set is there as uint8. Messages that do not request training are handled one by one,
+    as in the in-process engine.
 
     Args:
         settings: of the run.
-        report: takes a line for the user.
-        device: where to train; the one of the settings if not given.
-        lane: makes a lane from a model, its layout and the data.
+        report: called with a line for the user.
+        device: for training; None: the device of the settings.
+        lane: creates a lane from a model, its layout and the data.
 
     Raises:
-        DeviceError: there is no such GPU.
+        DeviceError: the GPU does not exist.
     """
 
     def __init__(
@@ -65,25 +65,26 @@ class GpuGrid(InProcessGrid):
         self._device = device or _gpu(settings)
         self._make_lane = lane or GraphLane
         self._lanes: list[ResidentLane] = []
-        # How many lanes fit into the memory is found by trying; each needs a stream of its own.
+        # How many lanes fit is found by trying: the memory of a graph is known only when it is captured. Each needs
+        # its own stream.
         self._most = self._reported = min(settings.clients_per_round, STREAMS)
         rule = local_rule(settings.strategy)
         if not rule.capturable:
-            report(f"the steps of {type(rule).__name__} cannot be captured: they are launched kernel by kernel")
+            report(f"the steps of {type(rule).__name__} cannot be captured: launching them kernel by kernel")
 
-    def _answers(self, messages: Sequence[Message]) -> list[Message]:
-        """Answer messages: train on all of them together, if that is what they ask for."""
+    def _handle_all(self, messages: Sequence[Message]) -> list[Message]:
+        """Handle messages; if they request training, train all clients together."""
         if not messages or any(message.metadata.message_type != MessageType.TRAIN for message in messages):
-            return super()._answers(messages)
+            return super()._handle_all(messages)
         with ExitStack() as stack:
             stack.enter_context(threads(self._settings.client_cpus))
             stack.enter_context(arithmetic(self._settings.precision, self._device))
             if self._device.type == "cuda":
                 stack.enter_context(torch.cuda.device(self._device))
-            return self._train(messages)
+            return self._train_clients(messages)
 
-    def _train(self, messages: Sequence[Message]) -> list[Message]:
-        """Train in as many waves as it takes, all of about the same size."""
+    def _train_clients(self, messages: Sequence[Message]) -> list[Message]:
+        """Train in as many waves as necessary, all of about the same size."""
         turns = [_Turn(message) for message in messages]
         with self._reserve(messages):
             while waiting := [turn for turn in turns if not turn.reply]:
@@ -93,20 +94,20 @@ class GpuGrid(InProcessGrid):
         return [turn.reply for turn in turns if turn.reply]
 
     def _wave(self, turns: Sequence["_Turn"]) -> None:
-        """Train some clients side by side; those that find no memory wait for the next wave, if it is for fewer."""
+        """Train some clients side by side; those without memory wait for the next wave, if it can be smaller."""
         running: list[_Turn] = []
         for turn in turns:
             turn.attempt(partial(turn.begin, self._context_of(turn.message), partial(self._lane_for, turns)))
             if turn.starved:
                 break
-            running = _stepped([*running, turn])  # the GPU has something to do while the host prepares the next
+            running = _stepped([*running, turn])  # the GPU trains while the host prepares the next client
         while running:
             running = _stepped(running)
         for turn in turns:
             if turn.lane:
                 turn.attempt(turn.end)
         for turn in turns:
-            if turn.lane and turn.failure:  # its tensors may hold anything
+            if turn.lane and turn.failure:  # its tensors are in an unknown state
                 self._drop([turn.lane])
             turn.lane = None
         retry = any(turn.starved for turn in turns) and self._fewer()
@@ -117,17 +118,18 @@ class GpuGrid(InProcessGrid):
                 turn.reply = failed(turn.message, turn.failure)
 
     def _lane_for(self, turns: Sequence["_Turn"], client: TrainRequest) -> ResidentLane:
-        """Return the free lane that has seen most of a client's sizes of batches, or a new one if none is free."""
+        """Return the free lane that knows most of a client's batch sizes, or a new one if none is free."""
         taken = [turn.lane for turn in turns]
         free = [lane for lane in self._lanes if lane not in taken]
         if not free:
             self._lanes.append(self._make_lane(model=self._model(), **self._common))
             return self._lanes[-1]
         sizes = sizes_of(client, self._settings.training.batch_size)
+        # Each new size is a step without a graph and a capture.
         return min(free, key=lambda lane: len(sizes - lane.sizes))
 
     def _fewer(self) -> bool:
-        """Train fewer clients at a time, dropping the lanes beyond that number; return whether that is possible."""
+        """Train fewer clients at a time, and drop the lanes beyond that number; return whether that is possible."""
         if self._most == 1:
             return False
         self._most = max(1, min(len(self._lanes), self._most - 1))
@@ -141,20 +143,22 @@ class GpuGrid(InProcessGrid):
             self._lanes.remove(lane)
 
     def _free_memory(self) -> None:
-        """Free what dropped lanes have held."""
+        """Free the memory of dropped lanes."""
         if self._device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     def _report_fewer(self) -> None:
-        """Report how many clients train at a time, if they have become fewer."""
+        """Report the number of clients that train at a time, if it has decreased."""
         if self._most < self._reported:
             self._reported = self._most
-            self._report(f"the GPU has memory for {self._most} clients at a time: a round is trained in waves")
+            self._report(f"the GPU has memory for {self._most} clients at a time: rounds are trained in waves")
 
     @contextmanager
     def _reserve(self, messages: Sequence[Message]) -> Iterator[None]:
-        """Hold the memory that the server needs after the training, so that the lanes do not take it."""
+        """Reserve the memory that the server needs after the training."""
+        # Reserved before the lanes exist: they would fill the memory, and the server would find none after the
+        # training.
         held = None
         while held is None:
             try:
@@ -167,9 +171,9 @@ class GpuGrid(InProcessGrid):
         yield
 
     def _for_server(self, messages: Sequence[Message]) -> int:
-        """Return the bytes of what the server makes after a training: scores, sums, and at first the next models.
+        """Return the bytes that the server needs after a training: for scores, sums, and at first the next models.
 
-        Later the next models take the place of those that have been sent.
+        Later the next models replace those that were sent.
         """
         if self._device.type != "cuda":
             return 0
@@ -181,12 +185,12 @@ class GpuGrid(InProcessGrid):
 
     @cached_property
     def _strategy(self) -> ServerStrategy[Any]:
-        """Another one like the server's, to be asked what it needs."""
+        """A copy of the server's strategy, for what it needs."""
         return algorithms.create(self._settings, self._layout)
 
     @cached_property
     def _for_scoring(self) -> int:
-        """The bytes that it takes to score a model; found by trying."""
+        """The bytes needed to score a model, measured."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before: int = torch.cuda.memory_reserved()
@@ -212,29 +216,29 @@ class GpuGrid(InProcessGrid):
 
     @cached_property
     def _common(self) -> dict[str, Any]:
-        """What all lanes share: the training set on the GPU, above all."""
+        """The arguments of all lanes, above all the training set on the GPU."""
         try:
             examples = self._dataset.train.to(self._device)
         except torch.OutOfMemoryError:
-            raise EngineError("the training set does not fit the GPU's memory; use engine=in-process") from None
+            raise EngineError("the training set does not fit into the GPU's memory; use engine=in-process") from None
         return {
             "layout": self._layout,
             "dataset": self._dataset,
             "examples": examples,
             "settings": self._settings,
-            "largest": Simulated(self._settings, 0).largest,
+            "largest": SimulatedEnvironment(self._settings, 0).largest,
         }
 
 
 class _Turn:
-    """A client's way from its message to its reply, or to its failure.
+    """The training of one client, from its message to its reply or failure.
 
     Attributes:
-        message: what it is asked for.
-        reply: None until it has one.
-        failure: what went wrong, in one line.
+        message: the server's.
+        reply: None until the client has one.
+        failure: the error in one line; None if there is none.
         starved: whether the device was out of memory.
-        lane: where it trains, while it does.
+        lane: in which it trains; None before and afterwards.
     """
 
     def __init__(self, message: Message) -> None:
@@ -243,41 +247,42 @@ class _Turn:
         self.reset()
 
     def reset(self) -> None:
-        """Return to the beginning."""
+        """Reset to the state before the training."""
         self.failure: str | None = None
         self.starved = False
         self.lane: ResidentLane | None = None
 
     def attempt(self, act: Callable[[], T]) -> T | None:
-        """Call `act` unless the client has failed; as under Flower, whatever it raises is this client's failure."""
+        """Call `act` unless the client has failed; as under Flower, any exception is this client's failure."""
         if self.failure:
             return None
         try:
             return act()
-        except Exception as error:  # not kept: its traceback would keep the lane's tensors alive
+        except Exception as error:  # only its text is kept: its traceback would keep the lane's tensors alive
             self.failure, self.starved = reason_of(error), is_out_of_memory(error)
             return None
 
     def begin(self, context: Context, lane_for: Callable[[TrainRequest], ResidentLane]) -> None:
-        """Put the client into a lane."""
+        """Assign the client to a lane."""
         self._client = TrainRequest(self.message, context)
         self.lane = lane_for(self._client)
         self.lane.take(self._client)
 
     def step(self) -> bool:
-        """Launch the client's next step; return whether there was one left."""
+        """Launch the client's next step; return whether one was left."""
         assert self.lane
         return self.lane.step()
 
     def end(self) -> None:
-        """Make the reply."""
+        """Create the reply."""
         assert self.lane
         result = self.lane.end()
         self.reply = self._client.reply(self.lane.packed(), result)
 
 
 def _stepped(running: Sequence[_Turn]) -> list[_Turn]:
-    """Launch a step of each client in turn, so that no stream waits for the host; return those that have more."""
+    """Launch a step of each client in turn; return the clients that have more steps."""
+    # In turn, so that no stream runs empty while the host launches all steps of another client.
     return [turn for turn in running if turn.attempt(turn.step)]
 
 
@@ -285,10 +290,10 @@ def _gpu(settings: Settings) -> torch.device:
     """Return the run's GPU.
 
     Raises:
-        DeviceError: there is none, or the settings name a CPU.
+        DeviceError: there is none, or the settings have a CPU.
     """
     device = pick_device(settings.device)
     if device.type == "cpu":
-        why = "device is cpu" if settings.device == "cpu" else "there is no CUDA device here"
+        why = "device is cpu" if settings.device == "cpu" else "this machine has no CUDA device"
         raise DeviceError(f"engine gpu: {why}; use engine=in-process or engine=ray on a CPU")
     return device

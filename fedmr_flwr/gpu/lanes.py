@@ -1,11 +1,11 @@
-"""Lanes that live on: each trains one client after another in tensors that keep their places, to replay steps."""
+"""Lanes for the GPU: each trains one client after another in the same tensors, so that steps can be replayed."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fedmr_flwr.client.app import TrainRequest
-from fedmr_flwr.client.sites import Simulated
+from fedmr_flwr.client.sites import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data.base import Dataset, Examples
@@ -15,14 +15,14 @@ from fedmr_flwr.models.packing import overwrite, pack_on_device
 from fedmr_flwr.training.lane import Batch, BatchSchedule, Lane, batch_sizes
 from fedmr_flwr.training.rules import State
 
-# How many kinds of state a lane knows at a time; MOON, for instance, has two: with an earlier model and without.
+# The most kinds of state in a lane; MOON, for instance, has two: with an earlier model and without.
 _KINDS = 8
 
 
 class ResidentLane(Lane):
-    """A lane whose model, schedule and states keep their places on the device.
+    """A lane whose model, schedule and states stay in the same tensors.
 
-    (Momentum begins as zeros here and as the first gradient in `fit`, which makes the same sum.)
+    Momentum starts from zeros here and from the first gradient in `fit`; the sums are the same.
 
     Args:
         model: on the device; the lane's own.
@@ -30,10 +30,10 @@ class ResidentLane(Lane):
         dataset: how to prepare examples.
         examples: the whole training set, on the device.
         settings: of the run.
-        largest: examples of the largest client.
+        largest: the number of examples of the client with the most.
 
     Attributes:
-        sizes: of the batches that it has trained on; those of another size take longer at first.
+        sizes: of the batches that it has trained on; another size takes longer at first.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class ResidentLane(Lane):
         self._tensors = list(model.state_dict().values())
         self._states: dict[states.Kind, State] = {}
         self.sizes: set[int] = set()
-        # The batch is found by a cursor on the device, which a replay moves on.
+        # The position is on the device, because a replay has to advance it.
         self._first = torch.arange(settings.training.batch_size, device=self._device)
         self._cursor = self._first.clone()
+        # Long enough for every client: a longer tensor later would have another address, and no graph would know it.
         length = largest * settings.training.local_epochs
         self._order = torch.zeros(length, dtype=torch.long, device=self._device)
         self._changes = None
@@ -60,7 +61,7 @@ class ResidentLane(Lane):
             self._changes = torch.zeros(length, 3, dtype=torch.long, device=self._device)
 
     def take(self, client: TrainRequest) -> None:
-        """Take a client, with the model that it received."""
+        """Assign a client, with the model that it received."""
         overwrite(self._tensors, client.received, self._layout)
         indices = torch.from_numpy(_indices(client))
         self.begin(client.rng, client.rule, client.vectors, client.kept, indices)
@@ -71,10 +72,10 @@ class ResidentLane(Lane):
         return pack_on_device(self._tensors, self._layout)
 
     def close(self) -> None:
-        """Wait until nothing runs any more that the lane has begun; then its memory may serve for something else."""
+        """Wait until everything that the lane has launched has finished, so that its memory can be reused."""
 
     def _hold(self, state: State) -> State:
-        """Copy a state into the tensors of an earlier one of its kind, if there was one."""
+        """Copy a state into the tensors of an earlier one of its kind, if there is one."""
         if not self._rule.capturable:
             self._kind = None
             return state
@@ -88,12 +89,13 @@ class ResidentLane(Lane):
         return self._states[self._kind]
 
     def _forget(self) -> None:
-        """Drop all states, and what was made for their tensors."""
+        """Drop all states, and everything that depends on their tensors."""
         self._states.clear()
         self.sizes.clear()
 
     def _load(self, schedule: BatchSchedule) -> None:
         count = len(schedule.order)
+        # Into the same tensor, from which a captured step reads its order.
         self._order[:count] = schedule.order.to(self._device)
         if self._changes is not None and schedule.changes is not None:
             self._changes[:count] = schedule.changes.to(self._device)
@@ -111,11 +113,11 @@ class ResidentLane(Lane):
 
 
 def sizes_of(client: TrainRequest, batch_size: int) -> set[int]:
-    """Return the sizes of a client's batches."""
+    """Return the batch sizes of a client."""
     return set(batch_sizes(len(_indices(client)), 1, batch_size))
 
 
 def _indices(client: TrainRequest) -> NDArray[np.int64]:
-    """Return which examples a client has."""
-    assert isinstance(client.environment, Simulated)
+    """Return the indices of a client's examples."""
+    assert isinstance(client.environment, SimulatedEnvironment)
     return client.environment.indices

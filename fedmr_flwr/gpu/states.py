@@ -1,6 +1,6 @@
-"""The states of local rules: which of them the same recorded step serves, and copies into tensors that stay in place.
+"""The states of local rules: which of them can use the same captured step, and copying one into another.
 
-A recorded step knows tensors by their addresses. So the first state of a kind stays in the lane, and the values of
+A captured step knows tensors by their addresses. So the first state of a kind stays in the lane, and the values of
 later clients' states are copied into it.
 """
 
@@ -16,16 +16,17 @@ Kind = Hashable
 
 
 def kind_of(state: State) -> Kind:
-    """Describe all that a recorded step takes for granted of a state: its structure, shapes and types.
+    """Return everything about a state that a captured step depends on: its structure, shapes and types.
 
     Raises:
-        ConfigError: it holds something that a recorded step cannot follow.
+        ConfigError: it contains something else than tensors, networks, generators and tuples.
     """
     return tuple(_walk(state, type(state).__name__))
 
 
 def copy_into(resident: State, state: State) -> None:
-    """Copy the tensors and generators of a state into those of another one of its kind."""
+    """Copy the tensors and generators of a state into those of another state of its kind."""
+    # In place, because a captured step knows the addresses; without gradients, because parameters may be among them.
     with torch.no_grad():
         for own, given in zip(_values(resident), _values(state), strict=True):
             if isinstance(own, torch.Tensor) and isinstance(given, torch.Tensor):
@@ -41,7 +42,7 @@ def generators(state: State) -> list[torch.Generator]:
 
 
 def _values(node: object) -> Iterator[torch.Tensor | torch.Generator]:
-    """Go through the tensors and generators of a state in the order of `_walk`."""
+    """Yield the tensors and generators of a state in the order of `_walk`."""
     if isinstance(node, torch.Tensor | torch.Generator):
         yield node
     elif isinstance(node, nn.Module):
@@ -53,10 +54,11 @@ def _values(node: object) -> Iterator[torch.Tensor | torch.Generator]:
 
 
 def _walk(node: object, path: str) -> Iterator[Hashable]:
-    """Describe a state part by part."""
+    """Yield the kind of each part of a state."""
     if isinstance(node, torch.Tensor):
         yield path, tuple(node.shape), node.dtype
     elif isinstance(node, nn.Module):
+        # The mode is part of the kind: in evaluation Dropout and BatchNorm launch other kernels.
         yield path, type(node), node.training
         for name, tensor in (*node.named_parameters(), *node.named_buffers()):
             yield from _walk(tensor, f"{path}.{name}")
@@ -68,6 +70,6 @@ def _walk(node: object, path: str) -> Iterator[Hashable]:
         yield path, type(node)
     else:
         raise ConfigError(
-            f"a recorded step cannot follow {path}, a {type(node).__name__}: a rule's state is a tuple of tensors, "
-            "networks, generators and such tuples; or set capturable = False"
+            f"a captured step cannot use {path}, a {type(node).__name__}: a rule's state may contain tensors, "
+            "networks, generators and tuples of them; use these, or set capturable = False"
         )

@@ -1,1 +1,1 @@
-"""How a run is started: the choice of its engine, and the programs that the engine needs."""
+"""Starting a run: the choice of its engine, and the programs that the engine needs."""

@@ -1,4 +1,4 @@
-"""The choice of what carries the messages between server and clients."""
+"""The engines: how the clients of a run are executed."""
 
 import logging
 from collections.abc import Callable
@@ -13,29 +13,32 @@ from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
-# ray: Flower's simulation, client processes side by side. in-process: one after the other, right here. deployment:
-# clients on machines of their own, connected to a SuperLink. gpu: all clients of a round side by side on one GPU.
+# ray: Flower's simulation, with parallel client processes. in-process: one after another in this process. deployment:
+# clients on their own machines, connected to a SuperLink. gpu: all clients of a round side by side on one GPU.
 ENGINES = ("ray", "in-process", "deployment", "gpu")
 
 
 def run(settings: Settings, display: Display, prepared: RunFolder | None = None) -> RunFolder:
-    """Run a federation with the engine of its settings, or continue one, from start to end.
+    """Run an experiment with the engine of its settings, or resume one.
 
     Args:
-        settings: what to run; in a new folder under runs/ if they name none.
+        settings: of the run; its folder is a new one under runs/ if not set.
         display: shows the rounds; started and stopped here.
-        prepared: the run's folder, if it is made already, perhaps by an earlier server that was stopped.
+        prepared: the run's folder, if it exists, perhaps from an earlier server that was stopped.
 
     Returns:
         The run folder, complete.
 
     Raises:
-        FedmrError: the configuration, the data or the federation is wrong, or Flower failed.
+        FedmrError: the configuration, the data or the clients are wrong, or Flower failed.
     """
+    # Imported here and below, so that the ServerApp does not load engines that it does not use.
     from fedmr_flwr.data import datasets
 
     settings = resolve_paths(settings)
-    datasets.load(settings.data, settings.data_dir)  # may take minutes, with a progress bar of its own
+    datasets.load(
+        settings.data, settings.data_dir
+    )  # before the display: it may take minutes, and has its own progress bar
     with display:
         if settings.engine == "ray":
             from fedmr_flwr.launch import ray
@@ -45,26 +48,28 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
             from fedmr_flwr.launch import on_superlink
 
             return on_superlink.run(settings, display, prepared)
-        from fedmr_flwr.server.run import run as serve
+        from fedmr_flwr.server.run import run as run_server
 
-        logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies comment on every round
-        return serve(settings, grid_of(settings, report=display.print), display, prepared)
+        logging.getLogger("flwr").setLevel(
+            logging.WARNING
+        )  # it logs lines in every round, between those of the display
+        return run_server(settings, grid_of(settings, report=display.print), display, prepared)
 
 
 def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[str], None] = lambda _: None) -> Grid:
-    """Return the Grid of a run's engine.
+    """Create the Grid of a run's engine.
 
     Args:
-        settings: the run.
-        flower: the Grid that Flower gave the ServerApp, if it runs in one.
-        report: called with what concerns the user, a line at a time.
+        settings: of the run.
+        flower: the Grid that Flower passed to the ServerApp, if any.
+        report: called with each line for the user.
 
     Raises:
-        ConfigError: there is no such engine, or it needs Flower.
-        DeviceError: it needs a GPU, and there is none.
+        ConfigError: the engine is unknown, or needs Flower.
+        DeviceError: the engine needs a GPU, and there is none.
     """
     if settings.engine not in ENGINES:
-        raise ConfigError(f"engine: '{settings.engine}' is not known; choose one of {', '.join(ENGINES)}")
+        raise ConfigError(f"engine: unknown engine '{settings.engine}'; choose one of {', '.join(ENGINES)}")
     if settings.engine == "in-process":
         from fedmr_flwr.client.app import app
 
@@ -74,5 +79,5 @@ def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[st
 
         return GpuGrid(settings, report)
     if flower is None:
-        raise ConfigError(f"engine '{settings.engine}' runs under Flower; use `fedmr run` or `flwr run`")
+        raise ConfigError(f"engine '{settings.engine}' needs Flower; use `fedmr run` or `flwr run`")
     return SuperLinkGrid(flower) if settings.engine == "deployment" else flower

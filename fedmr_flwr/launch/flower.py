@@ -1,4 +1,4 @@
-"""Handing a run over to Flower, following it, and asking how it ended."""
+"""Submitting a run to Flower, following it, and checking how it ended."""
 
 import json
 import shlex
@@ -16,9 +16,9 @@ from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.experiment import check, create_folder
 from fedmr_flwr.wire.flower.commands import Connection
 
-# `flwr list` may fail on a busy machine; that must not end a long run.
+# Attempts of `flwr list`, which may fail on a busy machine; that must not end a long run.
 _ATTEMPTS = 3
-# Between looks at the files of the run.
+# Seconds between checks of the run's files.
 _POLL_SECONDS = 0.3
 _COMPLETED, _FINISHED = "finished:completed", "finished"
 _FAILED = "Simulation failed with exception: "
@@ -26,11 +26,11 @@ _FAILED = "Simulation failed with exception: "
 
 @contextmanager
 def launching(settings: Settings, prepared: RunFolder | None) -> Iterator[RunFolder]:
-    """Check a run and give it a folder, which no other process starts a server in inside the block.
+    """Check a run and create its folder, which is locked against other launchers inside the block.
 
     Args:
-        settings: what to run, with its folder.
-        prepared: the run's folder, if it is made already.
+        settings: of the run, with its folder.
+        prepared: the run's folder, if it exists.
 
     Raises:
         FedmrError: the configuration or the data is wrong, or the folder cannot be used.
@@ -38,6 +38,7 @@ def launching(settings: Settings, prepared: RunFolder | None) -> Iterator[RunFol
     with ExitStack() as stack:
         if prepared is not None:
             stack.enter_context(prepared.launching())
+        # Also for a prepared folder, because the data may have changed since.
         check(settings)  # before anything is written
         if prepared is None:
             prepared = create_folder(settings)
@@ -46,35 +47,36 @@ def launching(settings: Settings, prepared: RunFolder | None) -> Iterator[RunFol
 
 
 def submit(
-    connection: Connection, settings: Settings, out: RunFolder, federation_config: Mapping[str, Any] | None = None
+    connection: Connection, settings: Settings, out: RunFolder, simulation: Mapping[str, Any] | None = None
 ) -> str:
-    """Hand the app and the run's configuration over with `flwr run`.
+    """Submit the app and the run's configuration with `flwr run`.
 
     Args:
         connection: to the SuperLink.
-        settings: what to run.
+        settings: of the run.
         out: the run's folder.
-        federation_config: of a simulation.
+        simulation: the settings of a simulation, for `--federation-config`.
 
     Returns:
         Flower's identifier of the run.
 
     Raises:
-        EngineError: the SuperLink does not take it.
+        EngineError: the SuperLink does not accept it.
     """
-    # What may have changed in a resumed run since its configuration was written.
+    # These may differ from the written configuration when a run is resumed.
     changed = [f"engine={settings.engine}", f"run-dir={json.dumps(str(out.path))}"]
     changed += [f"deployment.superlink={settings.deployment.superlink}"] if settings.deployment.superlink else []
     text = f"conf = {json.dumps(str(out.config))}\nset = {json.dumps(shlex.join(changed))}\n"
-    extra = [f"{name}={value}" for name, value in (federation_config or {}).items()]
+    extra = [f"{name}={value}" for name, value in (simulation or {}).items()]
     with tempfile.TemporaryDirectory(prefix="fedmr-submit-") as folder:
         path = Path(folder, "run.toml")
         path.write_text(text, encoding="utf-8")
-        answer = connection.command(
+        # In a file, because `--run-config` on the command line cannot quote all paths.
+        output = connection.command(
             "run", str(app_folder()), connection.name, "--run-config", str(path),
             *(["--federation-config", " ".join(extra)] if extra else []),
         )  # fmt: skip
-    return str(answer["run-id"])
+    return str(output["run-id"])
 
 
 def follow(
@@ -89,18 +91,19 @@ def follow(
 
     Args:
         connection: to the SuperLink.
-        run_id: Flower's.
+        run_id: Flower's identifier of the run.
         out: the run's folder.
         display: shows the rounds.
-        server_died: returns whether the server has ended without writing that the run has.
-        check_seconds: between calls of it; the first comes after the server has had time to start.
+        server_died: returns whether the server has ended without recording the end of the run.
+        check_seconds: between calls of it; the first call is this long after the start.
 
     Raises:
-        EngineError: the run was not completed.
+        EngineError: the run failed.
     """
     rows = _NewRows(out, display)
     checked = time.monotonic()
     while True:
+        # The status before the rows, so that no row is missed that was written before the run ended.
         status = out.status
         rows.show(status)
         ended = status not in ("starting", "running")
@@ -110,15 +113,15 @@ def follow(
         if (ended or died) and _is_completed(connection, run_id, out):
             return
         if died:
-            raise EngineError("Flower's server has died, perhaps out of memory; see Flower's log")
+            raise EngineError("Flower's server died, perhaps out of memory; see Flower's log")
         time.sleep(_POLL_SECONDS)
 
 
 def status(connection: Connection, run_id: str) -> tuple[str, str]:
-    """Return Flower's status of a run, and details, perhaps empty.
+    """Return Flower's status of a run, and its details, which may be empty.
 
     Raises:
-        EngineError: the SuperLink does not answer.
+        EngineError: the SuperLink does not reply.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -131,23 +134,24 @@ def status(connection: Connection, run_id: str) -> tuple[str, str]:
 
 
 def is_finished(connection: Connection, run_id: str) -> bool:
-    """Return whether Flower knows that a run has ended, completed or not."""
+    """Return whether Flower reports that a run has ended, completed or not."""
     return status(connection, run_id)[0].startswith(_FINISHED)
 
 
 def app_folder() -> Path:
-    """Return the folder of the Flower app: the repository, or the copy of its thin files in the package."""
+    """Return the folder of the Flower app: the repository, or the copy of its files in the installed package."""
     package = Path(__file__).parents[1]
     return package / "app" if (package / "app").exists() else package.parent
 
 
 def _is_completed(connection: Connection, run_id: str, out: RunFolder) -> bool:
-    """Return whether a run is completed; False if Flower does not know yet that it has ended.
+    """Return whether a run is completed; False if Flower does not report its end yet.
 
     Raises:
         EngineError: it failed.
     """
     found, details = status(connection, run_id)
+    # Flower's status and not that of `flwr run --stream`, which ends with 0 even if the run failed.
     if found.startswith(_FINISHED) and found != _COMPLETED:
         reason = out.read_manifest().get("error")
         raise EngineError(reason or f"{details.removeprefix(_FAILED) or found}; see Flower's log")
@@ -155,16 +159,16 @@ def _is_completed(connection: Connection, run_id: str, out: RunFolder) -> bool:
 
 
 class _NewRows:
-    """Shows what a run writes, each line once, and nothing that earlier servers wrote."""
+    """Shows the rows that a run's server writes, each once; not those of earlier servers."""
 
     def __init__(self, out: RunFolder, display: Display) -> None:
         self._out, self._display = out, display
         self._offset = 0
-        self._resumed_after: int | None = None  # known when the server has dropped the rows that it does again
+        self._resumed_after: int | None = None  # None until the server has removed the rows of repeated rounds
         self._waiting: str | None = None
 
     def show(self, status: str) -> None:
-        """Show the rounds, and whom the server waits for, since the last call."""
+        """Show new rounds, and a new line about missing clients, since the last call."""
         if self._resumed_after is None and status in ("running", "completed"):
             self._resumed_after = self._show_resumed()
         waiting = self._out.read_manifest().get("waiting")
@@ -178,7 +182,7 @@ class _NewRows:
                     self._display.show(row)
 
     def _show_resumed(self) -> int:
-        """Return how many rounds earlier servers have done, and show it if there were any."""
+        """Return the number of rounds of earlier servers, and show it if there are any."""
         resumed = self._out.read_manifest().get("resumed")
         if not resumed:
             return 0

@@ -1,4 +1,4 @@
-"""A SuperLink for one simulation: a FLWR_HOME and ports of its own, stopped with all that it started."""
+"""A SuperLink for one simulation, with its own FLWR_HOME and ports, stopped with all its processes."""
 
 import os
 import socket
@@ -21,17 +21,19 @@ _STOP_SECONDS = 10.0
 
 
 class LocalSuperLink:
-    """A SuperLink that is starting or running on this machine.
+    """A SuperLink on this machine, starting or running.
+
+    Not that of `flwr run`, which stays, and keeps the working directory and environment of its first caller.
 
     Args:
-        home: a folder of its own.
+        home: its own folder.
         app: the folder of the Flower app.
-        log: the file to which Flower's lines are added.
-        ray_address: what Ray is to join; "local" for a Ray of its own.
-        ports: where it takes commands, and where its processes talk to it.
+        log: the file to which Flower's output is appended.
+        ray_address: the Ray cluster to join; "local" for a Ray of its own.
+        ports: for commands, and for its own processes.
 
     Attributes:
-        connection: to it.
+        connection: to the SuperLink.
     """
 
     def __init__(self, home: Path, app: Path, log: Path, ray_address: str, ports: tuple[int, int]) -> None:
@@ -43,23 +45,25 @@ class LocalSuperLink:
             "--database", str(home / "state.db"),
         ]  # fmt: skip
         with log.open("ab") as file:
-            self._log_start = file.tell()  # an earlier server's lines stand before it
+            self._log_start = file.tell()  # lines of an earlier server are before it
             self._process = subprocess.Popen(
                 command,
                 env=self.connection.env,
                 stdout=file,
                 stderr=file,
                 stdin=subprocess.DEVNULL,
+                # Otherwise Ctrl-C would reach it before it is stopped in order.
                 start_new_session=True,
             )
 
     def wait_until_ready(self) -> None:
-        """Wait until the SuperLink answers.
+        """Wait until the SuperLink is ready.
 
         Raises:
-            EngineError: it ended, or does not answer in a minute.
+            EngineError: it ended, or is not ready within a minute.
         """
         deadline = time.monotonic() + _START_SECONDS
+        # A proxy from the environment could not reach this machine's ports.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while time.monotonic() < deadline:
             self._check_alive()
@@ -68,10 +72,10 @@ class LocalSuperLink:
                 return
             except OSError:
                 time.sleep(0.2)
-        raise EngineError(f"Flower's SuperLink did not answer in {_START_SECONDS:.0f} s: {self._last_line()}")
+        raise EngineError(f"Flower's SuperLink was not ready within {_START_SECONDS:.0f} s: {self._last_line()}")
 
     def simulation_died(self) -> bool:
-        """Return whether no process of the simulation is left; cheaper than `flwr list`, which takes seconds.
+        """Return whether no process of the simulation is left.
 
         Raises:
             EngineError: the SuperLink itself has ended.
@@ -84,7 +88,7 @@ class LocalSuperLink:
         return True
 
     def stop(self) -> None:
-        """End the SuperLink, by its process id, and whatever it started."""
+        """Stop the SuperLink and all processes that it started."""
         family = self._family()
         self._process.terminate()
         _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
@@ -95,10 +99,10 @@ class LocalSuperLink:
         self._process.wait()
 
     def _family(self) -> list[psutil.Process]:
-        """Return the SuperLink and its descendants, found by the folder that only they were given.
+        """Return the SuperLink and its descendants, found by its folder, which only they have in their environment.
 
-        Not by parents: Ray's processes leave theirs when the simulation is killed. A cluster that was joined has
-        another environment: it is none of them, and ends our clients itself when the simulation has ended.
+        Not by their parents: Ray's processes lose theirs when the simulation is killed. A cluster that was joined has
+        another environment; it is not included, and ends our clients itself after the simulation.
         """
         family = []
         for process in psutil.process_iter():
@@ -120,13 +124,13 @@ class LocalSuperLink:
 def local_superlink(
     app: Path, log: Path, ray_address: str = "local", ports: tuple[int, int] | None = None
 ) -> Iterator[LocalSuperLink]:
-    """Run a SuperLink that answers inside the block, and stop it with all that it started.
+    """Run a SuperLink inside the block, and stop it with all its processes.
 
     Args:
         app: the folder of the Flower app.
-        log: the file to which Flower's lines are added.
-        ray_address: what Ray is to join; "local" for a Ray of its own.
-        ports: where it takes commands, and where its processes talk to it; chosen if not given.
+        log: the file to which Flower's output is appended.
+        ray_address: the Ray cluster to join; "local" for a Ray of its own.
+        ports: for commands, and for its own processes; chosen if not given.
 
     Raises:
         EngineError: it does not start.
@@ -143,24 +147,24 @@ def local_superlink(
 
 
 def choose_ports() -> tuple[int, int]:
-    """Return a SuperLink's ports for commands and for its processes, free ones unless the environment names them.
+    """Return a SuperLink's ports for commands and for its processes: free ones unless the environment sets them.
 
     Raises:
-        EngineError: one that is named is taken.
+        EngineError: a port from the environment is in use.
     """
-    with ExitStack() as probes:  # both stay open until both are known, so that they differ
+    with ExitStack() as probes:  # both stay open until both are chosen, so that they differ
         control, http = (_port(name, probes.enter_context(socket.socket())) for name in (CONTROL_PORT, HTTP_PORT))
         return control, http
 
 
 def _port(variable: str, probe: socket.socket) -> int:
     wanted = os.environ.get(variable)
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what has just ended counts as free
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like servers: a port that was just closed is free
     try:
         probe.bind(("127.0.0.1", int(wanted or 0)))
     except (OSError, ValueError, OverflowError):
         raise EngineError(
-            f"port {wanted} of {variable} cannot be used, perhaps another program listens there; "
-            "name a free port or unset the variable"
+            f"port {wanted} of {variable} cannot be used, perhaps because another program listens on it; "
+            "set a free port or unset the variable"
         ) from None
     return int(probe.getsockname()[1])

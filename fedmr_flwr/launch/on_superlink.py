@@ -1,4 +1,4 @@
-"""The deployment engine: a run on a SuperLink whose nodes are machines of their own."""
+"""The deployment engine: a run on a SuperLink with nodes on other machines."""
 
 from contextlib import suppress
 
@@ -14,29 +14,29 @@ _CHECK_SECONDS = 3.0
 
 
 def run(settings: Settings, display: Display, prepared: RunFolder | None = None) -> RunFolder:
-    """Run a federation on a SuperLink, or resume one, from the SuperLink's own machine.
+    """Run an experiment on a SuperLink, or resume one, from the SuperLink's own machine.
 
     Args:
-        settings: what to run, with its folder and the SuperLink's name.
+        settings: of the run, with its folder and the SuperLink's name.
         display: shows the rounds.
-        prepared: the run's folder, if it is made already, perhaps by an earlier server that was stopped.
+        prepared: the run's folder, if it exists, perhaps from an earlier server that was stopped.
 
     Returns:
         The run folder, complete.
 
     Raises:
-        FedmrError: the configuration, the data or the federation is wrong, or Flower failed.
+        FedmrError: the configuration, the data or the clients are wrong, or Flower failed.
     """
     name = settings.deployment.superlink
     if name is None:
-        raise ConfigError("engine deployment needs a SuperLink: name it with --superlink NAME")
+        raise ConfigError("engine deployment needs a SuperLink: set it with --superlink NAME")
     connection = Connection(name, environment())
     try:
         connection.command("list", name)
     except EngineError as error:
         raise EngineError(
-            f"the SuperLink '{name}' does not answer ({error}); check that `fedmr deploy server` is running "
-            f"and that {HOME} is what it prints"
+            f"the SuperLink '{name}' does not reply ({error}); check that `fedmr deploy server` is running "
+            f"and that {HOME} has the value that it prints"
         ) from None
     with launching(settings, prepared) as out:
         run_id = submit(connection, settings, out)
@@ -49,17 +49,19 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
 
 
 def _server_died(connection: Connection, run_id: str, out: RunFolder) -> bool:
-    """Return whether the ServerApp has ended without writing that the run has."""
+    """Return whether the ServerApp has ended without recording the end of the run."""
     if out.status == "starting":
         return is_finished(connection, run_id)
     try:
-        with out.locked():  # as it does while it lives; the SuperLink misses it only after a minute
+        # The ServerApp holds this lock while it lives; the SuperLink notices its end only after a minute.
+        with out.locked():
             return out.status == "running"
     except RunFolderError:
         return False
 
 
 def _stop(connection: Connection, run_id: str) -> None:
-    """Stop a run that may still be running: the SuperLink and its nodes stay, and would continue it."""
+    """Stop a run that may still be running."""
+    # The SuperLink and its nodes are not ours, keep running, and would continue the run.
     with ignoring_interrupts(), suppress(EngineError):
         connection.command("stop", run_id, connection.name)

@@ -1,4 +1,4 @@
-"""The Ray engine: Flower's simulation, started, followed and stopped as `flwr run` wants it."""
+"""The Ray engine: Flower's simulation, started and followed with Flower's own commands."""
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.launch import ray_cluster as cluster
@@ -9,23 +9,24 @@ from fedmr_flwr.runs.folder import RunFolder
 
 
 def run(settings: Settings, display: Display, prepared: RunFolder | None = None) -> RunFolder:
-    """Run a federation in Flower's simulation, or resume one.
+    """Run an experiment in Flower's simulation, or resume one.
 
-    A SuperLink is started for this run alone, with a FLWR_HOME and free ports of its own, and stopped at the
-    end. Its log is flower.log in the run folder.
+    A SuperLink is started for this run, with its own FLWR_HOME and free ports, and stopped at the end. Its log is
+    flower.log in the run folder.
 
     Args:
-        settings: what to run, with its folder.
+        settings: of the run, with its folder.
         display: shows the rounds.
-        prepared: the run's folder, if it is made already, perhaps by an earlier server that was stopped.
+        prepared: the run's folder, if it exists, perhaps from an earlier server that was stopped.
 
     Returns:
         The run folder, complete.
 
     Raises:
-        FedmrError: the configuration, the data or the federation is wrong, or Flower failed.
+        FedmrError: the configuration, the data or the clients are wrong, or Flower failed.
     """
     ray_address = cluster.address_of(settings)
+    # Before anything is written or started: Flower would fail a minute later, with a traceback.
     cluster.check(settings, ray_address)
     ports = choose_ports()
     resources = {

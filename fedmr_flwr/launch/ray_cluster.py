@@ -1,4 +1,4 @@
-"""Which Ray a run uses, one of its own or a cluster to join; checked before anything is written."""
+"""The Ray of a run, its own or a cluster to join; checked before anything is written."""
 
 import json
 import os
@@ -15,23 +15,23 @@ from fedmr_flwr.wire.flower.environment import RAY_ADDRESS
 
 _CONNECT_SECONDS = 5.0
 _JOIN_SECONDS = 120.0
-# Joins a cluster just as Flower will; a process of its own, because Ray takes over signals and threads.
+# Joins a cluster as Flower will; in a separate process, because Ray changes signal handlers and starts threads.
 _JOIN = """
 import json, ray
 try:
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    answer = [node["Resources"] for node in ray.nodes()]
+    result = [node["Resources"] for node in ray.nodes()]
 except Exception as error:
-    answer = str(error.__cause__ or error).partition("Traceback")[0]
-print(json.dumps(answer))
+    result = str(error.__cause__ or error).partition("Traceback")[0]
+print(json.dumps(result))
 """
 
 
 def address_of(settings: Settings) -> str:
-    """Return what Ray is to join: the setting, else what the environment names, else "local", a Ray of its own.
+    """Return the cluster to join: from the settings, else from the environment, else "local", a Ray of its own.
 
     Raises:
-        ConfigError: it does not have the form of an address.
+        ConfigError: the address is invalid.
     """
     name, address = "ray.address", settings.ray.address
     if address is None:
@@ -42,14 +42,14 @@ def address_of(settings: Settings) -> str:
 
 
 def check(settings: Settings, address: str) -> None:
-    """Find what is wrong with the Ray of a run.
+    """Check the Ray of a run.
 
     Args:
-        settings: the run.
-        address: what `address_of` returned.
+        settings: of the run.
+        address: the result of `address_of`.
 
     Raises:
-        EngineError: it cannot be joined, or has no room for a client.
+        EngineError: it cannot be joined, or has too few resources for a client.
     """
     if address == "local":
         _check_this_machine(settings)
@@ -58,57 +58,60 @@ def check(settings: Settings, address: str) -> None:
 
 
 def _check_cluster(settings: Settings, address: str) -> None:
-    """Join a Ray cluster and leave it again, so that what is wrong with it is found before anything is written.
+    """Join a Ray cluster and leave it again.
 
     Raises:
-        EngineError: it is not there, cannot be joined from here, or has no room for a client.
+        EngineError: it cannot be reached or joined, or has too few resources for a client.
     """
     where = f"the Ray cluster at '{address}'"
-    if address != "auto":  # Ray itself would try for minutes
+    if address != "auto":  # checked first, because Ray itself would try for minutes
         host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
             raise EngineError(
-                f"{where} does not answer ({error}); start it with `ray start`, or set ray.address=local"
+                f"{where} does not reply ({error}); start it with `ray start`, or set ray.address=local"
             ) from None
+    # The address by the variable, because that is how Flower's simulation will receive it.
     env = os.environ | {RAY_ADDRESS: address, "RAY_gcs_server_request_timeout_seconds": "10"}
     try:
         joined = subprocess.run(
             [sys.executable, "-c", _JOIN], env=env,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_JOIN_SECONDS, check=False,
         )  # fmt: skip
-        answer = json.loads(joined.stdout.splitlines()[-1])
+        result = json.loads(joined.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        answer = f"no answer in {_JOIN_SECONDS:.0f} s"
+        result = f"no reply within {_JOIN_SECONDS:.0f} s"
     except (IndexError, ValueError):
         lines = joined.stderr.strip().splitlines()
-        answer = f"Ray ended with status {joined.returncode}" + (f", {lines[-1]}" if lines else "")
-    if isinstance(answer, str):
+        result = f"Ray ended with status {joined.returncode}" + (f", {lines[-1]}" if lines else "")
+    if isinstance(result, str):
         raise EngineError(
-            f"{where} cannot be joined: {' '.join(answer.split()).rstrip('.:')}; "
-            "is it running, and this machine one of its nodes?"
+            f"{where} cannot be joined: {' '.join(result.split()).rstrip('.:')}; "
+            "check that it is running and that this machine is one of its nodes"
         )
-    nodes = [(node.get("CPU", 0), node.get("GPU", 0)) for node in answer if node]
+    nodes = [(node.get("CPU", 0), node.get("GPU", 0)) for node in result if node]
     if not any(cpus >= settings.client_cpus and gpus >= settings.ray.client_gpus for cpus, gpus in nodes):
         raise EngineError(
-            f"no node of {where} has room for a client with client-cpus={settings.client_cpus} and "
+            f"no node of {where} has the resources for a client with client-cpus={settings.client_cpus} and "
             f"ray.client-gpus={settings.ray.client_gpus:g}; they have "
             + ", ".join(f"{cpus:g} CPU cores and {gpus:g} GPUs" for cpus, gpus in nodes)
         )
 
 
 def _check_this_machine(settings: Settings) -> None:
-    """Refuse what Ray could never place here: it would start no client at all.
+    """Check that a client fits on this machine.
 
     Raises:
         EngineError: a client reserves more than this machine has.
     """
-    for key, wanted, there, what in (
+    # Ray would wait forever for resources that do not exist, and start no client.
+    for key, wanted, available, what in (
         ("client-cpus", settings.client_cpus, os.cpu_count() or 1, "CPU cores"),
         ("ray.client-gpus", settings.ray.client_gpus, torch.cuda.device_count(), "CUDA devices"),
     ):
-        if wanted > there:
+        if wanted > available:
             raise EngineError(
-                f"{key} is {wanted:g} but the number of {what} here is {there}; set {key}={there} or less"
+                f"{key} is {wanted:g} but the number of {what} on this machine is {available}; set {key}={available} "
+                "or less"
             )

@@ -1,4 +1,4 @@
-"""The ServerApp that Flower starts: `flwr run`, Flower's simulation and a SuperLink all come here."""
+"""The ServerApp that Flower starts, in its simulation as on a SuperLink."""
 
 import os
 import shlex
@@ -24,19 +24,20 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run what the run configuration names: `conf`, a file, and `set`, overrides of it."""
+    """Run the experiment of the run configuration: `conf`, a file, and `set`, its overrides."""
     conf = Path(str(context.run_config["conf"])).expanduser()
     if not conf.is_absolute():
-        conf = Path(__file__).parents[2] / conf  # the files of conf/ travel with the app
+        conf = Path(__file__).parents[2] / conf  # the files of conf/ are sent with the app
     settings = resolve_paths(load(conf, _words(str(context.run_config["set"]))))
     quiet()
+    # Flower writes this output to a log, where Rich would assume 80 columns.
     display = Display(settings.rounds, Console(width=120))
     if not is_simulation(grid):
         serverapp.apply()
         settings = _deployed(settings, display)
     _check_ray_address(settings)
     assert settings.run_dir is not None
-    # `fedmr run` and `fedmr resume` have prepared the folder and hand over the configuration that lies in it.
+    # `fedmr run` and `fedmr resume` have prepared the folder, and submit the configuration in it.
     out = RunFolder(settings.run_dir)
     prepared = conf == out.config and out.status == "starting"
     display.print(f"run folder: {settings.run_dir}")
@@ -46,7 +47,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _deployed(settings: Settings, display: Display) -> Settings:
-    """Return the settings for clients that are no simulation, which the federation of `flwr run` decides."""
+    """Return the settings for clients that are not simulated; the SuperLink of `flwr run` decides this."""
     if settings.engine != "ray":
         return settings
     display.print("engine: deployment, not ray: the clients of this SuperLink are not simulated")
@@ -54,15 +55,15 @@ def _deployed(settings: Settings, display: Display) -> Settings:
 
 
 def _check_ray_address(settings: Settings) -> None:
-    """Refuse an address of Ray that comes too late.
+    """Check that Ray was started with the configured address.
 
     Raises:
-        ConfigError: Ray has been started without it.
+        ConfigError: it was started with another one.
     """
     if settings.engine == "ray" and settings.ray.address not in (None, os.environ.get(RAY_ADDRESS)):
         raise ConfigError(
-            "ray-address comes too late under `flwr run`, where Ray starts before the configuration is read; "
-            f"export {RAY_ADDRESS}={settings.ray.address} before the SuperLink starts, or leave ray-address out"
+            "ray.address has no effect under `flwr run`, where Ray starts before the configuration is read; "
+            f"export {RAY_ADDRESS}={settings.ray.address} before the SuperLink starts, or leave ray.address out"
         )
 
 

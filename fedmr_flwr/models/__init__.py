@@ -1,4 +1,4 @@
-"""Models by name. Every model has `features(x)` and `head(z)`, and `forward` is head of features."""
+"""Models by name. Every model has `features(x)` and `head(z)`, and `forward` returns head(features(x))."""
 
 import importlib
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from fedmr_flwr.models.vgg import VGG
 
 Builder = Callable[[tuple[int, ...], int], Classifier]
 
-# A model is a function of the input shape and the number of classes; add one line to add one.
+# Every model, called with the input shape and the number of classes; add one line to add one.
 MODELS: dict[str, Builder] = {
     "charlstm": CharLSTM,
     "cnn": cnn,
@@ -36,7 +36,7 @@ def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0) 
     """Build a model with PyTorch's default initial weights, drawn from the run's own random stream.
 
     Args:
-        name: an entry of `MODELS`, or "module:Class" for a model of one's own: it is called with the input
+        name: an entry of `MODELS`, or "module:Class" for a user's own model: it is called with the input
             shape and the number of classes, and must derive from `Classifier`.
         input_shape: of one example: [C, H, W] of a float32 image, [T] of a uint8 text.
         classes: number of labels.
@@ -46,14 +46,14 @@ def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0) 
         The model, on the CPU.
 
     Raises:
-        ConfigError: there is no such model, or not for this input shape.
+        ConfigError: the model is unknown, or does not accept this input shape.
     """
     builder = _import(name) if ":" in name else MODELS.get(name)
     if builder is None:
         raise ConfigError(
-            f"model.name: '{name}' is not known; choose one of {', '.join(sorted(MODELS))}, or module:Class"
+            f"model.name: unknown model '{name}'; choose one of {', '.join(sorted(MODELS))}, or module:Class"
         )
-    unfit = f"model.name: '{name}' does not take examples of shape {list(input_shape)}"
+    unfit = f"model.name: '{name}' does not accept examples of shape {list(input_shape)}"
 
     def make() -> Classifier:
         model = builder(tuple(input_shape), classes)
@@ -64,26 +64,32 @@ def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0) 
     generator = torch.Generator().manual_seed(int(stream(seed, "model").integers(2**63)))
     try:
         model = materialise(make, generator)
-        found = _answer(model, input_shape)
+        # Run once, so that a model that does not fit the data ends in one line before the run begins.
+        found = _output_shape(model, input_shape)
+    # From `initialise`: the model has a module without known initial weights.
     except TypeError as error:
         raise ConfigError(f"model.name: '{name}': {_line(error)}") from None
     except (ValueError, IndexError, RuntimeError) as error:
         raise ConfigError(f"{unfit}: {_line(error)}") from None
     if found != (2, classes):
-        raise ConfigError(f"model.name: '{name}' answers {list(found)} to two examples, not [2, {classes}]")
+        raise ConfigError(
+            f"model.name: '{name}' returns shape {list(found)} for two examples, expected [2, {classes}]"
+        )
     return model
 
 
 @torch.inference_mode()
-def _answer(model: Classifier, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of what the model says to two blank examples."""
+def _output_shape(model: Classifier, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a model's output for two blank examples."""
     blank = torch.zeros(2, *input_shape, dtype=torch.uint8 if len(input_shape) == 1 else torch.float32)
+    # In evaluation mode, so that BatchNorm's statistics stay as initialised and no dropout is drawn.
     found = tuple(model.eval()(blank).shape)
     model.train()
     return found
 
 
 def _line(error: Exception) -> str:
+    # PyTorch's messages can be pages long.
     return " ".join(str(error).split())[:200]
 
 

@@ -1,4 +1,4 @@
-"""What every model shares: the split into features and head, and initial weights from a given generator."""
+"""The base of all models: the split into features and head, and initial weights from a given generator."""
 
 import math
 from abc import abstractmethod
@@ -12,11 +12,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Classifier(nn.Module):
-    """A network in two parts, so that algorithms can look at or replace the representation between them.
+    """A network in two parts, so that algorithms can use or replace the representation between them.
 
     Attributes:
         classifier: the last layer.
-        blocks: paths of the modules that recombination by `block` moves as one, for instance residual blocks.
+        blocks: paths of the modules that the unit `block` moves as one piece, such as residual blocks.
     """
 
     classifier: nn.Linear
@@ -36,14 +36,14 @@ class Classifier(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout that zeroes first and scales afterwards, which rounds otherwise than `nn.Dropout`.
+    """Dropout that zeroes first and scales afterwards, which rounds differently from `nn.Dropout`.
 
     It draws from PyTorch's default generator, which is the client's own in local training.
 
     Source: Srivastava et al., JMLR 2014; scaled in training, as in PyTorch.
 
     Args:
-        p: the share of values that become zero.
+        p: the probability that a value becomes zero.
     """
 
     def __init__(self, p: float) -> None:
@@ -51,26 +51,29 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Zero a random share of the values and scale the others, in training; nothing else."""
+        """In training, zero random values and scale the others; in evaluation, return the values."""
         if not self.training:
             return values
+        # From the default generator, which is the client's own in local training.
         kept = torch.empty_like(values).bernoulli_(1 - self.p)
         return values * kept / (1 - self.p)
 
 
 def materialise(make: Callable[[], M], generator: torch.Generator) -> M:
-    """Make a network with initial weights drawn from `generator`, on the CPU.
+    """Create a network on the CPU with initial weights drawn from `generator`.
 
     Args:
-        make: its constructor; on the meta device it draws nothing, so the global generator stays untouched.
+        make: its constructor.
         generator: the only source of randomness.
 
     Raises:
         TypeError: as `initialise`.
     """
+    # The constructors of PyTorch's layers draw weights from the global generator; on the meta device they draw
+    # nothing.
     with torch.device("meta"):
         model = make()
-    # As `to_empty` does; that would import a library for symbolic mathematics, which takes a third of a second.
+    # Like `to_empty`, which imports a library for symbolic mathematics and so takes a third of a second.
     model._apply(  # type: ignore[no-untyped-call]
         lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
     )
@@ -80,20 +83,21 @@ def materialise(make: Callable[[], M], generator: torch.Generator) -> M:
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Give a model PyTorch's default initial weights, drawn from `generator` instead of the global one.
+    """Set PyTorch's default initial weights, drawn from `generator` instead of the global generator.
 
     Args:
         model: its values are overwritten. Convolutions, linear layers, normalisations, embeddings and LSTMs
-            are known; another module with values of its own needs a method `initialise(generator)`.
+            are supported; any other module with values of its own needs a method `initialise(generator)`.
         generator: the only source of randomness.
 
     Raises:
-        TypeError: a module with values of its own is none of these.
+        TypeError: a module with values of its own is not supported.
     """
     for module in model.modules():
         if callable(own := getattr(module, "initialise", None)):
             own(generator)
         elif isinstance(module, nn.Conv2d | nn.Linear):
+            # Written out, because `reset_parameters` of PyTorch's layers accepts no generator.
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
@@ -108,5 +112,5 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             module.reset_parameters()  # ones and zeros: nothing is drawn
         elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             raise TypeError(
-                f"no initial weights are known for {type(module).__name__}; give it a method initialise(generator)"
+                f"{type(module).__name__} has no initial weights; add a method initialise(generator) to it"
             )

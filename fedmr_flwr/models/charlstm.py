@@ -1,4 +1,4 @@
-"""A language model of characters."""
+"""A language model for characters."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from fedmr_flwr.models.base import Classifier
 
 
 class CharLSTM(Classifier):
-    """Predicts the character that follows a text: embedding of 8, two LSTM layers of 256, as in LEAF.
+    """Predicts the next character of a text: embedding of 8, two LSTM layers of 256, as in LEAF.
 
     Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018; 819,920 parameters with 80
     characters.
@@ -24,8 +24,9 @@ class CharLSTM(Classifier):
         self.classifier = nn.Linear(256, classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Map [B, T] numbers of characters to the [B, 256] representation of the text."""
-        # Autocast to bfloat16 would run cuDNN's LSTM in float16, which has not the range for gradients.
+        """Map [B, T] character indices to the [B, 256] representation of the text."""
+        # Autocast to bfloat16 would run cuDNN's LSTM in float16, whose range is too small for gradients.
         with torch.autocast(images.device.type, enabled=False):
             outputs, _ = self.lstm(self.embedding(images.long()))
+        # Only the last position: LEAF's task is the one character after the text.
         return outputs[:, -1]  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Small convolutional networks, one for each size of image."""
+"""Small convolutional networks, one for each image size."""
 
 import itertools
 
@@ -43,7 +43,7 @@ class CNN(Classifier):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, hidden[-1]] representations."""
-        # Pooling before the ReLU gives the same values from a quarter of the work.
+        # Pooling before the ReLU gives the same values with a quarter of the work.
         maps = torch.relu(nn.functional.max_pool2d(self.conv1(images), 2))
         maps = torch.relu(nn.functional.max_pool2d(self.conv2(maps), 2))
         values = maps.flatten(1)
@@ -53,7 +53,7 @@ class CNN(Classifier):
 
 
 def cnn(input_shape: tuple[int, ...], classes: int) -> CNN:
-    """Build the CNN that fits a data set's images.
+    """Build the CNN for a data set's images.
 
     32x32 in colour: the network of FedMR's published code for CIFAR, 62,006 parameters with 10 classes.
     28x28 grey: the one for FEMNIST, 147,146 parameters with 10 classes.
@@ -66,6 +66,7 @@ def cnn(input_shape: tuple[int, ...], classes: int) -> CNN:
     Raises:
         ConfigError: no CNN is defined for this shape.
     """
+    # A table and no formula: the first two are networks of published code, whose sizes the tests compare.
     if input_shape == (3, 32, 32):
         return CNN(input_shape, classes, kernel=5, padding=0, channels=(6, 16), hidden=(120, 84))
     if input_shape == (1, 28, 28):

@@ -12,7 +12,7 @@ class MLP(Classifier):
     """Two hidden layers of 200, the "2NN" of McMahan et al., AISTATS 2017: 199,210 parameters on MNIST.
 
     Args:
-        input_shape: of one example; flattened.
+        input_shape: of one example, which is flattened.
         classes: number of labels.
         hidden: width of the hidden layers.
     """

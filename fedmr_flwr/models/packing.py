@@ -1,4 +1,4 @@
-"""A network to flat vectors and back."""
+"""Conversion of a network to flat vectors and back."""
 
 import numpy as np
 import torch
@@ -8,9 +8,10 @@ from fedmr_flwr.core.layout import Layout, Packed
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """Return where a model's tensors lie in its packed form."""
+    """Return the layout of a model's packed form."""
     arrays = {name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()}
     buffers = {name for name, _ in model.named_buffers()}
+    # A module of another project may have no `blocks`.
     return Layout.of(arrays, buffers, getattr(model, "blocks", ()))
 
 
@@ -20,11 +21,12 @@ def pack(model: nn.Module, layout: Layout) -> Packed:
 
 
 def pack_on_device(tensors: list[torch.Tensor], layout: Layout) -> Packed:
-    """Copy tensors, in the order of the state_dict, into two flat vectors, of which the floats stay on the device."""
+    """Copy tensors, in the order of the state_dict, into two flat vectors; the floats stay on the device."""
     floats: list[torch.Tensor] = []
     ints: list[torch.Tensor] = []
     for tensor, entry in zip(tensors, layout.entries, strict=True):
         (ints if entry.integer else floats).append(tensor.detach().reshape(-1))
+    # The integers go to the host: they are few, and all arithmetic on them is NumPy's.
     counters = torch.cat(ints).numpy(force=True) if ints else np.empty(0, np.int64)
     return Packed(torch.cat(floats), counters)  # type: ignore[arg-type]
 
@@ -43,7 +45,7 @@ def unpack(packed: Packed, layout: Layout, model: nn.Module) -> None:
 @torch.no_grad()
 def overwrite(tensors: list[torch.Tensor], packed: Packed, layout: Layout) -> None:
     """Overwrite a model's tensors, in the order of the state_dict, with two flat vectors, as `unpack`."""
-    # All tensors in a few kernels, which copy only between tensors of one type and the same order of values.
+    # All tensors in a few kernels, not one for each; such a kernel needs tensors of one type and one memory order.
     alike: dict[tuple[torch.dtype, bool], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for tensor, values in zip(tensors, views(packed, layout, tensors[0].device), strict=True):
         own, given = alike.setdefault((tensor.dtype, tensor.stride() == values.stride()), ([], []))
@@ -57,15 +59,17 @@ def views(packed: Packed, layout: Layout, device: torch.device) -> list[torch.Te
     """Return a model's tensors, in the order of the state_dict, as views of two vectors on a device.
 
     Args:
-        packed: [P] floats and [Q] ints; NumPy's are copied there, tensors lie there.
+        packed: [P] floats and [Q] ints; NumPy arrays are copied to the device, tensors are already there.
         layout: of the model.
-        device: where.
+        device: of the views.
 
     Raises:
-        ValueError: the vectors are not of the layout's lengths.
+        ValueError: the vectors do not have the layout's lengths.
     """
     layout.check(packed)
     floats, ints = (
-        vector if isinstance(vector, torch.Tensor) else torch.tensor(vector).to(device) for vector in packed
+        # `torch.tensor` copies: `from_numpy` would share the read-only bytes of a message.
+        vector if isinstance(vector, torch.Tensor) else torch.tensor(vector).to(device)
+        for vector in packed
     )
     return [(ints if entry.integer else floats)[entry.columns].view(entry.shape) for entry in layout.entries]

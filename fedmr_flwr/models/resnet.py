@@ -18,13 +18,14 @@ class BasicBlock(nn.Module):
         inputs: channels in.
         outputs: channels out.
         stride: of the first convolution.
-        norm: makes the normalisation of so many channels.
+        norm: creates the normalisation for a number of channels.
         project: whether a shortcut that changes the shape has a 1x1 convolution (option B of the paper);
             otherwise it takes every second pixel and pads with zero channels (option A).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, project: bool) -> None:
         super().__init__()
+        # Without biases, which the normalisation after each convolution would remove.
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.norm1 = norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
@@ -53,7 +54,7 @@ class ResNet(Classifier):
         classes: number of labels.
         widths: channels of each stage; every stage but the first halves the image.
         depths: blocks of each stage.
-        norm: makes a normalisation.
+        norm: creates a normalisation.
         project: see `BasicBlock`.
     """
 
@@ -119,8 +120,8 @@ class Bottleneck(nn.Module):
 class FedMRResNet(Classifier):
     """The ResNet-20 of FedMR's published code: bottlenecks [2, 2, 2] of 16, 32 and 64 channels.
 
-    It is not the ResNet-20 of He et al., whose blocks are basic. Its last normalisation is never used, as in
-    the published code, but travels and counts: 219,482 parameters with 10 classes.
+    Unlike the ResNet-20 of He et al. it has bottlenecks. Its last normalisation is not used, as in the published
+    code, but is part of the model: 219,482 parameters with 10 classes.
 
     Args:
         input_shape: [C, H, W].
@@ -138,6 +139,7 @@ class FedMRResNet(Classifier):
             )
             inputs = 4 * width
         self.stages = nn.Sequential(*stages)
+        # Kept although `features` does not use it: it is averaged, moved and counted in the published code.
         self.bn = nn.BatchNorm2d(inputs)
         self.classifier = nn.Linear(inputs, classes)
         self.blocks = tuple(f"stages.{stage}.{block}" for stage in range(3) for block in range(2))

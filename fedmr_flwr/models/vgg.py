@@ -16,7 +16,7 @@ class VGG(Classifier):
     Args:
         input_shape: [C, H, W]; the image is halved five times, rounding up.
         classes: number of labels.
-        plan: output channels of the convolutions, and "pool".
+        plan: output channels of each convolution, or "pool".
         hidden: width of the two layers before the last one.
     """
 
@@ -28,6 +28,7 @@ class VGG(Classifier):
         depth, height, width = input_shape
         for step in plan:
             if isinstance(step, str):
+                # Rounding up changes nothing at 32x32, and leaves one pixel of 28x28.
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
                 height, width = -(-height // 2), -(-width // 2)
             else:

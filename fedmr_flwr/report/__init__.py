@@ -1,1 +1,1 @@
-"""What people see: the progress display, pictures, tables, comparisons."""
+"""Output for people: the progress display, plots, tables, comparisons."""

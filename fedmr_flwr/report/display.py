@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar or a line per round, and a table at the end."""
+"""The display of a run: a progress bar, or a line for each round."""
 
 import logging
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from fedmr_flwr.config.settings import Settings
 
 
 class Display:
-    """Shows the rounds of a run as they end.
+    """Shows the rounds of a run as they are completed.
 
-    With a terminal a progress bar with the latest accuracy, loss and seconds per round; without one, a line
+    On a terminal, a progress bar with the latest accuracy, loss and seconds per round; otherwise, a line
     for each round. Use it in a `with` block.
 
     Args:
-        rounds: how many rounds the run has.
-        console: where to.
+        rounds: the number of rounds of the run.
+        console: for the output.
     """
 
     def __init__(self, rounds: int, console: Console) -> None:
@@ -32,6 +32,7 @@ class Display:
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=console,
+            # In a log file a progress bar would be thousands of lines.
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=rounds, numbers="starting")
@@ -49,39 +50,42 @@ class Display:
         Args:
             row: its metrics.
         """
+        # The bar keeps the latest accuracy in rounds that are not evaluated.
         self._latest |= row
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=row["round"], numbers=describe(self._latest))
+            self._bar.update(self._task, completed=row["round"], numbers=format_row(self._latest))
         else:
-            self.print(f"round {row['round']}/{self._rounds}  {describe(row)}")
+            self.print(f"round {row['round']}/{self._rounds}  {format_row(row)}")
         for client in row.get("lost-state", ()):
-            self.print(f"  client {client}: its state of earlier rounds is lost; it restarted from zero")
+            self.print(f"  client {client}: its state from earlier rounds is lost; it restarted from zero")
         for failed in row.get("failed", ()):
             self.print(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
 
     def show_resumed(self, resumed: Mapping[str, Any]) -> None:
-        """Report from where a run continues.
+        """Show after which round a run continues.
 
         Args:
             resumed: the entry of the manifest.
         """
         for problem in resumed["problems"]:
-            self.print(f"{problem}; the one before it is used")
+            self.print(f"{problem}; using the checkpoint before it")
         self.print(f"resuming after round {resumed['after-round']}")
         self._bar.update(self._task, completed=resumed["after-round"])
 
     def print(self, line: str) -> None:
         """Print a line above the progress bar."""
+        # No markup: a line may quote a client's text, whose brackets Rich would interpret.
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def quiet() -> None:
-    """Keep this project's warnings out of the standard error: `Display` shows them."""
+    """Keep this project's warnings out of standard error: `Display` shows them."""
+    # Without any handler Python would print warnings to standard error itself.
     logging.getLogger("fedmr_flwr").addHandler(logging.NullHandler())
 
 
-def describe(row: Mapping[str, Any]) -> str:
-    """Return a round's numbers in one line."""
+def format_row(row: Mapping[str, Any]) -> str:
+    """Return a round's metrics as one line."""
     parts = [f"accuracy {row['test-accuracy']:.4f}  loss {row['test-loss']:.4f}"] if "test-loss" in row else []
     if "train-loss" in row:
         parts.append(f"train loss {row['train-loss']:.4f}")
@@ -93,8 +97,8 @@ def describe(row: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def division(settings: Settings) -> str:
-    """Describe in a few words which data are divided, and how."""
+def format_partition(settings: Settings) -> str:
+    """Return a short description of a run's data and their partition."""
     partition = settings.partition
     detail = ""
     if partition.name in ("dirichlet", "dirichlet-plain", "quantity"):

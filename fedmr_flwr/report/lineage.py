@@ -1,7 +1,7 @@
-"""Where the parts of the models come from: what was dealt, replayed from the metrics and the seed.
+"""The lineage of models: the sources of their units, computed again from the metrics and the seed.
 
-Recombination is drawn from the seed alone, so that the rounds' rows are enough to follow every unit of every slot
-through the run, and to say which clients have trained it. Pure functions.
+Recombination depends on the seed alone, so the rounds' metrics are enough to follow every unit of every slot
+through the run, and to determine the clients that have trained it. Pure functions.
 """
 
 from collections import deque
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.core.recombination import Sources, sources
 
-# The strategies whose deal is known here.
+# The strategies whose sources can be computed.
 STRATEGIES = ("fedmr", "indep")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a population's lineage depends on, besides the rows.
+class RunSpec:
+    """The settings that determine a population's lineage, besides the metrics.
 
     Attributes:
-        strategy: "fedmr", or "indep", which deals every slot its own model.
+        strategy: "fedmr", or "indep", with which every slot keeps its own model.
         seed: the seed of the run.
         first_stage_rounds: B: after each of the first B rounds the population is averaged.
         units: U, the number of units.
@@ -38,8 +38,8 @@ class Run:
     slots: int
     clients: int
 
-    def deal(self, server_round: int) -> Sources | None:
-        """Return the slot [U, K] that each unit of each slot comes from; None where every slot gets the mean."""
+    def sources(self, server_round: int) -> Sources | None:
+        """Return the source slot of each unit of each slot, [U, K]; None if every slot gets the mean."""
         assert self.strategy in STRATEGIES
         if self.strategy == "indep":
             return np.tile(np.arange(self.slots), (self.units, 1))
@@ -54,7 +54,7 @@ class Step:
         round: its number.
         sources: [U, K]: slot i got unit u from slot [u, i] of the step before; None where every slot got the
             same model: the initial one in the first step, the mean of all slots in a later one.
-        trained: which client trained a slot; a slot that is not named kept what it was dealt.
+        trained: the client of each slot that was trained; the other slots kept the model that they were sent.
     """
 
     round: int
@@ -67,42 +67,45 @@ class History:
     """The lineage of a run.
 
     Attributes:
-        steps: the latest steps, the last one last.
+        steps: the latest steps, in order.
         begins: whether the first of them is the run's first.
-        run: what was run.
+        run: the settings of the run.
         rounds: [R] the numbers of all good rounds.
-        by_unit: [R, 3] how many distinct clients have trained one unit of one slot: the fewest over units and
-            slots, the mean, the most.
-        by_model: [R, 3] the same for a whole model: the clients that have trained any unit of a slot.
+        by_unit: [R, 3], the number of distinct clients that have trained one unit of one slot: the minimum over units
+            and slots, the mean, the maximum.
+        by_model: [R, 3], the same for a whole model: the clients that have trained any unit of a slot.
     """
 
     steps: tuple[Step, ...]
     begins: bool
-    run: Run
+    run: RunSpec
     rounds: NDArray[np.int64]
     by_unit: NDArray[np.float64]
     by_model: NDArray[np.float64]
 
 
-def replay(rows: Iterable[Mapping[str, Any]], run: Run) -> Iterator[tuple[Step, NDArray[np.bool_]]]:
-    """Go through a run's good rounds again.
+def replay(rows: Iterable[Mapping[str, Any]], run: RunSpec) -> Iterator[tuple[Step, NDArray[np.bool_]]]:
+    """Compute the lineage of a run round by round.
 
-    A bad round changes nothing and its deal is void, so the next good one deals what the last good one left.
+    A bad round changes nothing, so the next good round recombines the population of the last good one.
 
     Args:
         rows: the metrics of all rounds, from the first.
-        run: what was run.
+        run: the settings of the run.
 
     Yields:
         A step for each good round, and [U, K, C]: whether unit u of slot i has been trained by client c, after
         this round. The mean joins the clients of all slots.
     """
+    # An array and not sets, because one indexing operation then moves all units of all slots.
     seen = np.zeros((run.units, run.slots, run.clients), bool)
     started = False
     for row in rows:
         if "slots" not in row:
             continue
-        sources = run.deal(row["round"]) if started else None  # nothing is dealt before a model is trained
+        sources = (
+            run.sources(row["round"]) if started else None
+        )  # before the first training there is nothing to recombine
         if sources is None:
             seen = np.repeat(seen.any(axis=1, keepdims=True), run.slots, axis=1)
         else:
@@ -114,14 +117,15 @@ def replay(rows: Iterable[Mapping[str, Any]], run: Run) -> Iterator[tuple[Step, 
         yield Step(row["round"], sources, trained), seen
 
 
-def history(rows: Iterable[Mapping[str, Any]], run: Run, keep: int = 15) -> History:
-    """Sum up a run's lineage.
+def history(rows: Iterable[Mapping[str, Any]], run: RunSpec, keep: int = 15) -> History:
+    """Return the lineage of a run.
 
     Args:
         rows: the metrics of all rounds, from the first.
-        run: what was run.
+        run: the settings of the run.
         keep: the number of steps to return.
     """
+    # Only these are drawn; a long run has thousands.
     latest: deque[Step] = deque(maxlen=keep)
     rounds, by_unit, by_model = [], [], []
     for step, seen in replay(rows, run):
@@ -134,6 +138,7 @@ def history(rows: Iterable[Mapping[str, Any]], run: Run, keep: int = 15) -> Hist
         begins=len(rounds) == len(latest),
         run=run,
         rounds=np.array(rounds, np.int64),
+        # Reshaped, so that the columns exist even without a good round.
         by_unit=np.array(by_unit, np.float64).reshape(-1, 3),
         by_model=np.array(by_model, np.float64).reshape(-1, 3),
     )
@@ -143,13 +148,13 @@ def trace(steps: Sequence[Step], units: int, slot: int = 0) -> NDArray[np.int64]
     """Follow the units of one slot back from the last step.
 
     Args:
-        steps: S >= 1 steps, none left out between them, such as `History.steps`.
+        steps: S >= 1 consecutive steps, such as `History.steps`.
         units: U, the number of units.
-        slot: whose model, after the last step.
+        slot: the slot after the last step.
 
     Returns:
-        [S, U]: the slot in which each unit's ancestor was in each step; -1 before the mean of all slots, from
-        where a unit has no one slot to come from.
+        [S, U]: the slot of each unit's ancestor in each step; -1 before the mean of all slots, because
+        the mean has no single source slot.
     """
     path = np.full((len(steps), units), -1)
     path[-1] = slot
@@ -162,8 +167,9 @@ def trace(steps: Sequence[Step], units: int, slot: int = 0) -> NDArray[np.int64]
 
 
 def _trained(row: Mapping[str, Any]) -> dict[int, int]:
-    """Return the client of every slot whose reply was good."""
-    failed = {failure["client"] for failure in row.get("failed", ()) if failure["kind"] != "unasked"}
+    """Return the client of every slot with a good reply."""
+    # An unsolicited reply does not make the client's own reply bad.
+    failed = {failure["client"] for failure in row.get("failed", ()) if failure["kind"] != "unsolicited"}
     return {slot: client for slot, client in zip(row["slots"], row["clients"], strict=True) if client not in failed}
 
 

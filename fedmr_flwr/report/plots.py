@@ -1,4 +1,4 @@
-"""The pictures of a run."""
+"""The plots of a run."""
 
 import io
 import textwrap
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.files import write_aside
-from fedmr_flwr.report.lineage import STRATEGIES, History, Run, history, trace
+from fedmr_flwr.report.lineage import STRATEGIES, History, RunSpec, history, trace
 from fedmr_flwr.runs.folder import RunFolder
 
 # Ten colours that colour-blind readers tell apart: Petroff 2021, arXiv 2107.02270.
@@ -29,6 +29,7 @@ _COLOURS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadb"),
 )
+# With more entries a legend would be larger than the plot, and a colour bar replaces it.
 _MOST_NAMED_LINES = 12
 _MOST_NAMED_CLASSES = 20
 _MOST_NUMBERED_SLOTS = 20
@@ -37,17 +38,17 @@ Metrics = Sequence[Mapping[str, Any]]
 
 
 def draw(folder: RunFolder) -> list[Path]:
-    """Draw every picture that the rounds of a run allow, complete or not.
+    """Draw all plots that a run's metrics allow, also of an incomplete run.
 
     Args:
-        folder: of the run, with its configuration.
+        folder: of the run.
 
     Returns:
-        The pictures: curves.png, and for an algorithm with a population diversity.png and lineage.png.
+        The files: curves.png, and for an algorithm with a population diversity.png and lineage.png.
 
     Raises:
         ConfigError: the folder's configuration cannot be read.
-        RunFolderError: a picture cannot be written.
+        RunFolderError: a file cannot be written.
     """
     rows, manifest = folder.read_rows(), folder.read_manifest()
     strategy, units = manifest.get("strategy", {}), manifest.get("units", [])
@@ -60,25 +61,27 @@ def draw(folder: RunFolder) -> list[Path]:
         drawn.append(folder.path / "diversity.png")
         diversity(rows, units, title, drawn[-1])
     if units and strategy.get("name") in STRATEGIES and any("slots" in row for row in rows):
+        # Read only here, because it imports the algorithm, and the other plots do not need it.
         settings = load(folder.config)
         slots = strategy.get("population") or settings.clients_per_round
         first_stage = strategy.get("first-stage-rounds", 0)
-        run = Run(strategy["name"], settings.seed, first_stage, len(units), slots, settings.clients)
+        run = RunSpec(strategy["name"], settings.seed, first_stage, len(units), slots, settings.clients)
         drawn.append(folder.path / "lineage.png")
         lineage(history(rows, run), units, title, drawn[-1])
     return drawn
 
 
 def curves(rows: Metrics, title: str, path: Path) -> None:
-    """Draw test accuracy and loss over the rounds.
+    """Plot test accuracy and loss over the rounds.
 
     Args:
         rows: the metrics of all rounds; with "slot-accuracies" their range is drawn, too.
-        title: what was run.
-        path: the picture.
+        title: of the plot.
+        path: the file to write.
     """
     scored = [row for row in rows if "test-accuracy" in row]
     rounds = [row["round"] for row in scored]
+    # Not by pyplot, which keeps every figure alive and chooses a backend that may need a display.
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(rounds, [100 * row["test-accuracy"] for row in scored], **_marks(scored), label="global model")
@@ -106,13 +109,13 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
 
 
 def comparison(runs: Mapping[str, Sequence[Metrics]], title: str, path: Path) -> None:
-    """Draw the test accuracy of several strategies over the rounds.
+    """Plot the test accuracy of several strategies over the rounds.
 
     Args:
-        runs: the metrics of each strategy's runs, one for each seed; of several the mean is drawn, and a band from
+        runs: the metrics of each strategy's runs, one for each seed; for several, the mean is drawn, and a band from
             the lowest to the highest.
-        title: what was run.
-        path: the picture.
+        title: of the plot.
+        path: the file to write.
     """
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
@@ -120,6 +123,7 @@ def comparison(runs: Mapping[str, Sequence[Metrics]], title: str, path: Path) ->
         by_seed = [
             {row["round"]: row["test-accuracy"] for row in rows if "test-accuracy" in row} for rows in of_seeds
         ]
+        # Only rounds that all seeds have: a mean over some of them would jump.
         rounds = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
         if not rounds:
             continue
@@ -135,25 +139,25 @@ def comparison(runs: Mapping[str, Sequence[Metrics]], title: str, path: Path) ->
 
 
 def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
-    """Draw how many examples of each class each client holds.
+    """Plot the number of examples of each class at each client.
 
     Args:
         counts: [clients, classes].
-        title: which division of which data.
-        path: the picture.
+        title: of the plot.
+        path: the file to write.
     """
     number, classes = counts.shape
     figure = Figure(figsize=(min(24.0, max(8.0, 0.13 * number + 2)), 4.5), layout="constrained")
     axes = figure.subplots()
     colours = colormaps["tab10" if classes <= 10 else "turbo"](np.linspace(0, 1, max(classes, 10)))
-    # One collection per class: a bar object per client and class takes minutes for a thousand clients.
+    # One collection per class: a bar object for each client and class takes minutes for a thousand clients.
     left, right = np.arange(number) - 0.45, np.arange(number) + 0.45
     tops = np.vstack([np.zeros(number), np.cumsum(counts, axis=1).T])
     for label, (low, high) in enumerate(pairwise(tops)):
         corners = np.stack([[left, right, right, left], [low, low, high, high]]).T
         axes.add_collection(
             PolyCollection(
-                corners[counts[:, label] > 0],  # type: ignore[arg-type]  # an array takes a much faster way
+                corners[counts[:, label] > 0],  # type: ignore[arg-type]  # an array is much faster than a list
                 facecolor=colours[label],
                 edgecolor="none",
                 antialiased=False,
@@ -175,13 +179,13 @@ def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
 
 
 def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> None:
-    """Draw how alike the models of a population are, as a whole and unit by unit.
+    """Plot the similarity of a population's models, and their spread unit by unit.
 
     Args:
         rows: the metrics of all rounds; those with "similarity" and "spread" are drawn, at least one.
         units: the names of the units, in the order of "spread".
-        title: what was run.
-        path: the picture.
+        title: of the plot.
+        path: the file to write.
     """
     good = [row for row in rows if "spread" in row]
     rounds = [row["round"] for row in good]
@@ -191,7 +195,7 @@ def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> No
     left.plot(rounds, [row["similarity"] for row in good], **_marks(good))
     left.set_ylabel("cosine similarity, mean over pairs of models")
     named = len(units) <= _MOST_NAMED_LINES
-    # The bright end of the gradient would be lost on white.
+    # The bright end of the colour map would be invisible on white.
     colours = _colours(len(units)) if named else colormaps["viridis"](np.linspace(0, 0.93, len(units)))
     for unit, (name, colour) in enumerate(zip(units, colours, strict=True)):
         style = "-" if unit < len(_COLOURS) or not named else "--"
@@ -209,14 +213,14 @@ def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> No
 
 
 def lineage(past: History, units: Sequence[str], title: str, path: Path, most_units: int = 10) -> None:
-    """Draw where the units of slot 0's model have been, and how many clients have trained a unit and a model.
+    """Plot the path of the units of slot 0's model, and the number of clients that have trained a unit and a model.
 
     Args:
         past: the lineage, with at least one step.
         units: the names of the units.
-        title: what was run.
-        path: the picture.
-        most_units: of more units, so many are followed, evenly chosen.
+        title: of the plot.
+        path: the file to write.
+        most_units: the most units that are drawn, evenly chosen.
     """
     figure = Figure(figsize=(14, min(9.0, max(5.0, 0.55 * past.run.slots + 2))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
@@ -240,13 +244,14 @@ def lineage(past: History, units: Sequence[str], title: str, path: Path, most_un
 
 
 def _trace(axes: Axes, past: History, chosen: NDArray[np.int64], names: Sequence[str]) -> None:
-    """Draw one line per chosen unit through the slots of the latest steps."""
+    """Plot one line for each chosen unit through the slots of the latest steps."""
     slots, paths = past.run.slots, trace(past.steps, past.run.units)[:, chosen]
+    # From the latest mean on: before it a unit has no single source.
     first = int(np.argmax(paths[:, 0] >= 0))
     steps, paths = past.steps[first:], paths[first:]
     rounds = [step.round for step in steps]
     trained = np.array([[slot in step.trained for slot in path] for step, path in zip(steps, paths, strict=True)])
-    # Beside each other within the slot, below the client's number.
+    # Beside each other within the slot, below the client's number: lines on the same path would hide each other.
     offsets = np.linspace(-0.15, 0.4, len(chosen)) if len(chosen) > 1 else np.zeros(1)
     for at, (name, colour) in enumerate(zip(names, _colours(len(chosen)), strict=True)):
         axes.plot(rounds, paths[:, at] + offsets[at], color=colour, label=name)
@@ -267,6 +272,7 @@ def _trace(axes: Axes, past: History, chosen: NDArray[np.int64], names: Sequence
         axes.axvline(rounds[0] - 0.5, color="0.3", linestyle=":")
         _note(axes, rounds[0] - 0.7, middle, origin, rotation=90)
     axes.set_xlim(rounds[0] - 1, rounds[-1] + 0.5)
+    # Slot 0 at the top, like the first row of a table.
     axes.set_ylim(slots - 0.5, -0.5)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
     axes.set_ylabel("slot")
@@ -275,7 +281,7 @@ def _trace(axes: Axes, past: History, chosen: NDArray[np.int64], names: Sequence
 
 
 def _note(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    """Write small text that lines do not hide."""
+    """Add small text with a white outline, so that lines do not hide it."""
     halo = [withStroke(linewidth=2.5, foreground="white")]
     axes.text(x, y, text, fontsize=8, ha="center", va="center", zorder=4, path_effects=halo, **style)
 
@@ -288,12 +294,13 @@ def _legend_below(
 
 
 def _band(axes: Axes, rounds: Sequence[int] | NDArray[np.int64], ends: NDArray[np.float64], **style: Any) -> None:
-    """Fill from the lowest to the highest, [R, 2]; the edge shows a band of one round."""
+    """Fill the band from lowest to highest, [R, 2]."""
+    # With an edge, because the fill of a single round has no width.
     axes.fill_between(rounds, ends[:, 0], ends[:, 1], alpha=0.2, linewidth=1, **style)
 
 
 def _gradient(figure: Figure, axes: Axes, colours: Any, label: str) -> tuple[Colorbar, NDArray[np.int64]]:
-    """Explain many colours by a bar with five of their numbers; return these, too."""
+    """Add a colour bar with five labelled indices; return it with these indices."""
     last = len(colours) - 1
     bar = figure.colorbar(ScalarMappable(Normalize(0, last), ListedColormap(colours)), ax=axes, label=label, pad=0.01)
     at = np.linspace(0, last, 5).round().astype(int)
@@ -302,6 +309,7 @@ def _gradient(figure: Figure, axes: Axes, colours: Any, label: str) -> tuple[Col
 
 
 def _marks(points: Sequence[Any] | NDArray[Any]) -> dict[str, Any]:
+    # With more points the markers would cover the line.
     return {"marker": "o", "markersize": 4} if len(points) <= 30 else {}
 
 
@@ -310,22 +318,24 @@ def _colours(number: int) -> list[str]:
 
 
 def _short(name: str, length: int = 28) -> str:
-    """Return a unit's name, a path or a pattern, as a legend can show it; it leaves out what starts with "_"."""
+    """Return a unit's name, a path or a pattern, in a form for a legend."""
     cut = name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
+    # Matplotlib leaves labels that start with "_" out of a legend.
     return _plain(f" {cut}" if cut.startswith("_") else cut)
 
 
 def _plain(text: str) -> str:
-    """Keep Matplotlib from reading what is between two dollars as a formula."""
+    """Escape dollar signs, between which Matplotlib expects a formula."""
     return text.replace("$", r"\$")
 
 
 def _scale(axes: Axes, values: NDArray[np.float64]) -> None:
-    """Make the y-axis logarithmic for values of different magnitude; zeros lie on its foot."""
+    """Make the y-axis logarithmic if the values differ by more than a factor of 20; zeros are at its bottom."""
     positive = values[values > 0]
     if not positive.size or positive.max() <= 20 * positive.min():
         axes.set_ylim(bottom=0)
     elif (values == 0).any():
+        # A logarithmic axis has no zero.
         axes.set_yscale("symlog", linthresh=positive.min(), linscale=0.3)
         axes.set_ylim(bottom=-0.2 * positive.min())
     else:
@@ -345,6 +355,7 @@ def _save(figure: Figure, title: str, path: Path) -> None:
 
 
 def _write(figure: Figure, path: Path) -> None:
+    # Into memory first, so that the file is written atomically.
     content = io.BytesIO()
     figure.savefig(content, dpi=120, format="png")
     write_aside(path, content.getvalue())

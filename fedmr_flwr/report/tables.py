@@ -1,4 +1,4 @@
-"""Tables for a terminal: the rounds of a run, a comparison, a division of data, the units of a model."""
+"""Tables for a terminal: the rounds of a run, a comparison, a partition, the units of a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,23 +9,23 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.units import Spec, Unit
-from fedmr_flwr.core.units import describe as describe_unit
-from fedmr_flwr.report.comparison import Line, cells, heads
+from fedmr_flwr.core.units import Spec, Unit, format_unit
+from fedmr_flwr.report.comparison import Summary, cells, column_names
 
-# Rows of the closing table.
+# The most rows of a run's table.
 _ROWS = 12
 # The most clients that are listed one by one.
 _CLIENTS = 40
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Lay out a run's evaluated rounds; of many, evenly spaced ones and always the last.
+    """Return a table of a run's evaluated rounds; of many, evenly spaced ones and always the last.
 
     Args:
         rows: the metrics of all rounds.
     """
     scored = [row for row in rows if "test-accuracy" in row]
+    # Rounded up, so that there are never more rows.
     every = max(1, -(-len(scored) // _ROWS))
     out = Table(caption="no round was evaluated")
     if scored:
@@ -33,6 +33,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         out.caption = f"best test accuracy {best['test-accuracy']:.4f} in round {best['round']}"
     for name in ("round", "test accuracy", "test loss", "train loss", "s/round", "failures"):
         out.add_column(name, justify="right")
+    # Counted from the end, so that the last evaluated round is always included.
     for row in scored[::-1][::every][::-1]:
         out.add_row(
             str(row["round"]),
@@ -45,36 +46,37 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return out
 
 
-def comparison_table(compared: Sequence[Line], target: float) -> Table:
-    """Lay out what came of several strategies.
+def comparison_table(compared: Sequence[Summary], target: float) -> Table:
+    """Return a table of several strategies' results.
 
     Args:
-        compared: a line for each.
+        compared: the summary of each strategy.
         target: the accuracy to reach, 0 to 1.
     """
     out = Table(caption="test accuracy in %, mean ± standard deviation over runs; MB per client and round")
-    for at, name in enumerate(heads(target)):
+    for at, name in enumerate(column_names(target)):
+        # Numbers are never wrapped; a long name of a strategy may be.
         out.add_column(name, justify="right" if at else "left", no_wrap=at > 0, overflow="fold")
     for line in compared:
         out.add_row(*map(Text, cells(line)))
     return out
 
 
-def describe_clients(over: Mapping[str, Any]) -> str:
-    """Describe in one line how the model does on the clients' own data, as `client_evaluation.summary` has it."""
+def format_client_accuracy(over: Mapping[str, Any]) -> str:
+    """Return one line about the clients' accuracies, from `client_evaluation.summary`."""
     if not over["clients"]:
-        return "accuracy over clients: none of them replied"
+        return "accuracy over clients: no client replied"
     numbers = f"mean {over['mean']:.4f}, standard deviation {over['std']:.4f}, worst tenth {over['worst-tenth']:.4f}"
     return f"accuracy over {over['clients']} clients: {numbers}"
 
 
 def partition_table(counts: NDArray[np.int64], distances: NDArray[np.float64], title: str) -> Table:
-    """Lay out a division of data: a line for each client, of many clients only the extent.
+    """Return a table of a partition: a row for each client, or only a summary for many clients.
 
     Args:
         counts: [clients, classes] examples.
-        distances: [clients] how far each client's labels are from those of all together.
-        title: which division of which data.
+        distances: [clients], the distance of each client's labels from those of all clients together.
+        title: of the table.
     """
     sizes, classes = counts.sum(1), np.count_nonzero(counts, axis=1)
     out = Table(title=title, caption=f"mean Jensen-Shannon distance to all labels {distances.mean():.3f}")
@@ -91,16 +93,16 @@ def partition_table(counts: NDArray[np.int64], distances: NDArray[np.float64], t
 
 
 def unit_table(units: Sequence[Unit], layout: Layout, spec: Spec) -> Table:
-    """Lay out the units of recombination: their keys, sizes and shares of the parameters.
+    """Return a table of the units of recombination: their keys, sizes and shares of the values.
 
     Args:
         units: of the layout.
         layout: of the model.
-        spec: how the configuration names them.
+        spec: the configured unit.
     """
     tensors = f"{len(layout.entries)} tensors, {layout.size:,} values"
     # Text, because a pattern such as [a-z] would be taken for markup.
-    out = Table(caption=Text(f"unit {describe_unit(spec)}: {len(units)} units, {tensors}"))
+    out = Table(caption=Text(f"unit {format_unit(spec)}: {len(units)} units, {tensors}"))
     out.add_column("unit", overflow="fold")
     out.add_column("tensors", justify="right")
     out.add_column("values", justify="right")

@@ -1,1 +1,1 @@
-"""A run: its folder, its rounds, what it writes and shows."""
+"""The run folder and its checkpoints."""

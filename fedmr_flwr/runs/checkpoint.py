@@ -1,4 +1,4 @@
-"""Checkpoints: the server's whole state after a round, as tensors and a note that vouches for them."""
+"""Checkpoints: the server's complete state after a round, as tensors and a note with their hash."""
 
 import hashlib
 import json
@@ -15,16 +15,16 @@ from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.files import write_aside, write_tensors, writing
 
-# How many checkpoints of a run are kept.
+# The number of checkpoints of a run that are kept: if the latest is damaged, the run resumes from the one before.
 KEPT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The server after a round.
+    """The server's state after a round.
 
     Attributes:
-        round: the round that was completed.
+        round: the completed round.
         model: the global model.
         state: of the strategy, by name.
     """
@@ -35,36 +35,37 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint and remove all but the latest few.
+    """Write a checkpoint and remove all but the latest `KEPT`.
 
-    First the tensors, then the note with their hash: a checkpoint without its note does not count.
+    The note with the hash is written after the tensors; tensors without a note are not a checkpoint.
 
     Args:
-        folder: of the run's checkpoints; made if missing.
-        checkpoint: what to write.
+        folder: of the run's checkpoints; created if missing.
+        checkpoint: the state to write.
 
     Returns:
-        The note, round-N.json; the tensors lie beside it.
+        The path of the note, round-N.json; the tensors are beside it.
 
     Raises:
-        RunFolderError: the disk refuses it; the checkpoints before it are untouched.
+        RunFolderError: it cannot be written; earlier checkpoints are unchanged.
     """
     with writing(folder):
         folder.mkdir(exist_ok=True)
+    # With leading zeros, so that sorting by name is sorting by round.
     note = folder / f"round-{checkpoint.round:06d}.json"
     tensors: dict[str, NDArray[Any]] = {f"state.{name}": array for name, array in checkpoint.state.items()}
     tensors |= {"model.floats": checkpoint.model.floats, "model.ints": checkpoint.model.ints}
-    digest = write_tensors(_tensors(note), tensors)
-    write_aside(note, json.dumps({"round": checkpoint.round, "sha256": digest}).encode())
+    sha256 = write_tensors(_tensors(note), tensors)
+    write_aside(note, json.dumps({"round": checkpoint.round, "sha256": sha256}).encode())
     _keep(folder, _notes(folder)[-KEPT:])
     return note
 
 
 def oldest(server_round: int, every: int) -> int:
-    """Return the round of the oldest checkpoint that may be there when a round begins, 0 before the first few.
+    """Return the round of the oldest checkpoint that may exist when a round begins; 0 before the first few.
 
     Args:
-        server_round: which begins.
+        server_round: the round that begins.
         every: rounds between checkpoints.
     """
     return max(0, ((server_round - 1) // every - (KEPT - 1)) * every)
@@ -74,16 +75,17 @@ def load(note: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        note: what `save` returned.
+        note: the path that `save` returned.
 
     Raises:
         RunFolderError: it is missing or damaged.
     """
     try:
         facts = json.loads(note.read_text(encoding="utf-8"))
+        # Read once, so that the bytes that are checked are those that are loaded.
         content = _tensors(note).read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            raise ValueError("its checksum is wrong")
+            raise ValueError("wrong checksum")
         tensors = read_tensors(content)
         model = Packed(tensors.pop("model.floats"), tensors.pop("model.ints"))
         completed = int(facts["round"])
@@ -93,7 +95,7 @@ def load(note: Path) -> Checkpoint:
 
 
 def forget_after(folder: Path, completed: int) -> None:
-    """Remove the checkpoints of later rounds, which are damaged, and what was left of unfinished ones."""
+    """Remove checkpoints of later rounds, which are damaged, and remains of unfinished ones."""
     if folder.exists():
         _keep(folder, [note for note in _notes(folder) if note.stem <= f"round-{completed:06d}"])
 
@@ -105,10 +107,10 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         folder: of the run's checkpoints.
 
     Returns:
-        The checkpoint, None if not one was written; and what is wrong with newer ones, a line each.
+        The checkpoint, None if none was written; and the errors of newer ones, one line each.
 
     Raises:
-        RunFolderError: there are checkpoints, and all of them are damaged.
+        RunFolderError: there are checkpoints, but all of them are damaged.
     """
     problems: list[str] = []
     for note in reversed(_notes(folder)):
@@ -117,15 +119,16 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except RunFolderError as error:
             problems.append(str(error))
     if problems:
-        raise RunFolderError(f"no checkpoint in {folder} can be read: {problems[0]}; start the run anew")
+        # Not a fresh start: that would overwrite the results of the rounds that were done.
+        raise RunFolderError(f"no checkpoint in {folder} can be read: {problems[0]}; start a new run")
     return None, []
 
 
 def _keep(folder: Path, notes: Sequence[Path]) -> None:
-    """Remove all files but these notes and their tensors."""
+    """Remove all files except these notes and their tensors."""
     kept = {*notes, *map(_tensors, notes)}
     with writing(folder):
-        # The notes first: what is left of a checkpoint without its note does not count.
+        # The notes first: if this is interrupted, tensors without a note are ignored.
         for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".json"):
             if path not in kept:
                 path.unlink()

@@ -1,4 +1,4 @@
-"""The run folder: everything that one run writes, in files that people and programs can read."""
+"""The run folder: all files of one run, readable for people and programs."""
 
 import fcntl
 import json
@@ -22,14 +22,14 @@ _VERSIONS = ("fedmr-flwr", "flwr", "ray", "torch", "numpy")
 
 
 def check_free(path: Path, option: str = "run-dir=FOLDER") -> None:
-    """Check that a folder can be made or is empty.
+    """Check that a folder does not exist or is empty.
 
     Args:
         path: the folder.
-        option: how to name another one.
+        option: the option for another folder, for the error.
 
     Raises:
-        RunFolderError: it holds something, perhaps another run.
+        RunFolderError: it is not empty.
     """
     try:
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
@@ -42,9 +42,9 @@ def check_free(path: Path, option: str = "run-dir=FOLDER") -> None:
 class RunFolder:
     """One run on disk.
 
-    Files: config.yaml (resolved), manifest.json (versions, hashes, status), metrics.jsonl (an object per
-    round), partition.npz, checkpoints/, client-state/ (what clients keep between rounds, if the algorithm has
-    them do so), model.safetensors (the global model), and pictures.
+    Files: config.yaml (complete), manifest.json (versions, hashes, status), metrics.jsonl (an object per
+    round), partition.npz, checkpoints/, client-state/ (the clients' state between rounds, if the algorithm has
+    any), model.safetensors (the global model), and pictures.
 
     Args:
         path: an existing run folder.
@@ -64,20 +64,21 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, configuration: str, **facts: Any) -> "RunFolder":
-        """Make the folder of a run and write down what is to be run.
+        """Create the folder of a run and write its configuration.
 
         Args:
             path: a folder that does not exist, or is empty.
-            configuration: the whole of it, as YAML.
-            **facts: for the manifest.
+            configuration: as YAML, complete.
+            **facts: entries of the manifest.
 
         Raises:
-            RunFolderError: the folder holds another run, or cannot be written.
+            RunFolderError: the folder contains another run, or cannot be written.
         """
         check_free(path)
         folder = cls(path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
+            # Never over another file: of two runs that start at the same moment, one gets the folder.
             write_new(folder.config, configuration.encode())
         except FileExistsError:
             raise _taken(folder.path, "run-dir=FOLDER") from None
@@ -91,33 +92,40 @@ class RunFolder:
         """Return the folder of an earlier run.
 
         Raises:
-            RunFolderError: there is none.
+            RunFolderError: it is not a run folder.
         """
         folder = cls(path)
         if not folder.config.is_file() or not folder.config.stat().st_size:
-            raise RunFolderError(f"{path} is not a run folder: it holds no config.yaml, or an empty one")
+            raise RunFolderError(f"{path} is not a run folder: its config.yaml is missing or empty")
         return folder
 
     @contextmanager
     def locked(self, launching: bool = False) -> Iterator[None]:
-        """Keep other servers out of the folder inside the block; the lock ends with the process that holds it.
+        """Lock the folder against other servers inside the block.
 
         Args:
-            launching: keep out others that are about to start a server, not the server itself.
+            launching: lock it against other launchers, not against the server that this one starts.
 
         Raises:
             RunFolderError: another process is using the folder, or it cannot be locked.
         """
+        # Two locks: the server takes its own some seconds later, in another process, and until then the folder must
+        # not be taken.
         path = self.path / (".launching" if launching else ".lock")
         with ExitStack() as stack:
             with writing(path):
                 file = stack.enter_context(path.open("a+", encoding="utf-8"))
                 try:
+                    # A lock of the kernel, which ends with its process; a file with a process number would outlive a
+                    # crash.
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     file.seek(0)
-                    who = file.read() or "another process"
-                    raise RunFolderError(f"{self.path} is in use by {who}; wait for it to end or stop it") from None
+                    holder = file.read() or "another process"
+                    raise RunFolderError(
+                        f"{self.path} is in use by {holder}; wait for it to end, or stop it"
+                    ) from None
+                # Written only with the lock, so that it names its present holder.
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 file.flush()
@@ -125,7 +133,7 @@ class RunFolder:
 
     @contextmanager
     def launching(self) -> Iterator[None]:
-        """Keep others from starting a server in the folder inside the block, and write down why it failed.
+        """Lock the folder against other launchers inside the block, and record a failure.
 
         Raises:
             RunFolderError: another process is using the folder.
@@ -136,58 +144,60 @@ class RunFolder:
             try:
                 yield
             except BaseException as error:
-                with suppress(RunFolderError), self.locked():  # a server that still runs has not failed
+                with suppress(RunFolderError), self.locked():  # a server that is still running has not failed
                     self.fail(error)
                 raise
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the manifest; None takes one away."""
+        """Add facts to the manifest; None removes one."""
         manifest = {name: fact for name, fact in (self.read_manifest() | facts).items() if fact is not None}
         write_aside(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
 
     def read_manifest(self) -> dict[str, Any]:
-        """Return the manifest's facts; empty if there is none yet."""
+        """Return the manifest's facts; empty if it does not exist."""
         try:
             return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise RunFolderError(f"{self.manifest} is damaged ({error}); delete it to go on without it") from None
+            raise RunFolderError(f"{self.manifest} is damaged ({error}); delete it to continue without it") from None
 
     def identifier(self) -> str:
-        """Return what tells this run from all others, also when it goes on elsewhere: 16 hexadecimal digits."""
+        """Return the run's unique identifier, also valid after it is resumed: 16 hexadecimal digits."""
         if "run-id" not in self.read_manifest():
             self.note(**{"run-id": secrets.token_hex(8)})
         return str(self.read_manifest()["run-id"])
 
     @property
     def status(self) -> str:
-        """starting, running, completed or failed; empty if nothing was run here."""
+        """One of starting, running, completed or failed; empty if nothing was run."""
         return str(self.read_manifest().get("status", ""))
 
     def fail(self, error: BaseException) -> None:
-        """Write down in the manifest that the run failed, and why, unless it says already how the run ended.
+        """Record in the manifest that the run failed, and why, unless the run has already ended.
 
-        For who holds the lock: another's run must not be called a failure.
+        Only for the holder of the lock: the run of another process must not be marked as failed.
         """
         if self.status in ("starting", "running"):
             reason = str(error) if isinstance(error, FedmrError) else f"{type(error).__name__}: {error}"
-            with suppress(RunFolderError):  # a full disk may be the very reason
+            with suppress(RunFolderError):  # a full disk may be the reason
                 self.note(status="failed", error=reason.removesuffix(": "))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """Append one round to the metrics; a number that is not finite becomes null, as JSON has no such thing."""
+        """Append one round to the metrics; numbers that are not finite become null, because JSON has none."""
         line = json.dumps(_without_nan(row), allow_nan=False) + "\n"
         with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(line)
 
     def flush_rows(self) -> None:
-        """Make the metrics outlive a power cut, as the checkpoints do."""
+        """Flush the metrics to the disk."""
+        # Only with a checkpoint, not in each round: later rows are lost with it in a power cut, and are written
+        # again.
         with writing(self.metrics), self.metrics.open("a") as file:
             os.fsync(file.fileno())
 
     def forget_rows_after(self, completed: int) -> None:
-        """Drop the metrics of rounds that are to be done again, and a line that was cut off."""
+        """Remove the metrics of rounds that will be repeated, and an incomplete last line."""
         rows = [row for row in self._read_lines() if row["round"] <= completed]
         if self.metrics.exists():
             write_aside(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -197,10 +207,10 @@ class RunFolder:
         return [_with_nan(row) for row in self._read_lines()]
 
     def read_new_rows(self, seen: int) -> tuple[list[dict[str, Any]], int]:
-        """Return the rows that were written since, and how many bytes of the metrics are seen now.
+        """Return the rows that were written since a call, and the number of bytes read so far.
 
         Args:
-            seen: what the last call returned, 0 for all.
+            seen: the number that the last call returned; 0 for all rows.
         """
         if not self.metrics.exists():
             return [], 0
@@ -227,12 +237,12 @@ class RunFolder:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a run's result depends on."""
+    """Return the versions of the software that a run's result depends on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
 
 
 def _whole_rows(content: bytes) -> Iterator[dict[str, Any]]:
-    """Read rows up to the first that is not whole: the server may be writing it, or a power cut has torn it."""
+    """Yield rows up to the first incomplete one: the server may be writing it, or a power cut has truncated it."""
     for line in content.splitlines(keepends=True):
         try:
             row = json.loads(line)
@@ -244,8 +254,8 @@ def _whole_rows(content: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _taken(path: Path, option: str) -> RunFolderError:
-    what = "already holds a run" if (path / "config.yaml").exists() else "is not empty"
-    return RunFolderError(f"{path} {what}; name another folder with {option}")
+    what = "already contains a run" if (path / "config.yaml").exists() else "is not empty"
+    return RunFolderError(f"{path} {what}; choose another folder with {option}")
 
 
 def _without_nan(value: Any) -> Any:

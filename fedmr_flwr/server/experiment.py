@@ -1,4 +1,4 @@
-"""Everything that a run needs on the server, made and checked before anything is written."""
+"""Everything that a run needs on the server, created and checked before anything is written."""
 
 from functools import cached_property
 from typing import Any
@@ -11,12 +11,12 @@ from fedmr_flwr.config.loading import to_yaml
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Packed
-from fedmr_flwr.core.units import describe
+from fedmr_flwr.core.units import format_unit
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
-from fedmr_flwr.report.display import division
+from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training.devices import arithmetic, check_precision, pick_device, place
 from fedmr_flwr.training.evaluation import Score, evaluate
@@ -24,10 +24,10 @@ from fedmr_flwr.wire.codec import Codec
 
 
 class Experiment:
-    """Everything a run needs on the server, checked before anything is written.
+    """Data, model and strategy of a run on the server.
 
     Args:
-        settings: the run.
+        settings: of the run.
 
     Raises:
         FedmrError: something in the configuration or the data is wrong.
@@ -36,33 +36,34 @@ class Experiment:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.device = pick_device(settings.device)
-        # A server scores on what it has; in a deployment the nodes say for themselves where they train.
+        # In a deployment the nodes choose their own devices; the server may have only a CPU to score with.
         alone = settings.engine == "deployment" and self.device.type == "cpu"
         self.precision: Precision = "float32" if alone else settings.precision
         check_precision(self.precision, self.device)
         self.dataset = datasets.load(settings.data, settings.data_dir)
         if settings.training.augment and self.dataset.normalisation is None:
-            raise ConfigError("training.augment: texts cannot be shifted and flipped; leave it out")
+            raise ConfigError("training.augment: text cannot be shifted and flipped; leave it out")
         model = models.build(settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed)
         self.layout = layout_of(model)
         self.codec = Codec(self.layout, wire=settings.wire)
         initial = pack(model, self.layout)
         self.arrays = self.codec.encode(initial)
+        # Kept for scoring: building a network for each evaluation would take longer than a small one.
         self.model = model
         self.strategy = algorithms.create(settings, self.layout)
         self.units = self.strategy.units if isinstance(self.strategy, MultiModel) else ()
-        # None if every client has examples of its own, of which the server knows nothing.
+        # None if every client has its own examples, which the server does not know.
         self.parts: list[partitions.Indices] | None = None
         if settings.engine != "deployment" or settings.partition.name != partitions.NODES:
             self.parts = partitions.split(self.dataset, settings.clients, settings.partition, settings.seed)
 
     @cached_property
     def digest(self) -> str:
-        """The hash of the data."""
+        """The SHA-256 of the data set."""
         return self.dataset.digest()
 
     def evaluate(self, arrays: ArrayRecord) -> dict[str, Any]:
-        """Score a global model and, if the strategy asks for it, the model of every slot on the test set."""
+        """Score a global model and, if configured, the model of every slot on the test set."""
         score = self._score(self.codec.decode(arrays))
         numbers: dict[str, Any] = {"test-loss": score.loss, "test-accuracy": score.accuracy}
         strategy = self.strategy
@@ -78,35 +79,36 @@ class Experiment:
 
     @cached_property
     def _test(self) -> Examples:
-        """The test set, where models are scored."""
+        """The test set on the device."""
         return self.dataset.test.to(self.device)
 
     def title(self) -> str:
-        """Say in one line what is run."""
+        """Return a title of the run in one line."""
         settings = self.settings
         strategy = settings.strategy
         changed: dict[str, Any] = {"local-rule": strategy.local_rule} if strategy.local_rule else {}
+        # The unit even if it is the default, because it is what comparisons of FedMR differ in.
         changed |= strategy.options.model_dump(by_alias=True, include={"unit"})
-        for options in (strategy.options, strategy.rule_options):
-            changed |= options.model_dump(by_alias=True, exclude_defaults=True)
+        for section in (strategy.options, strategy.rule_options):
+            changed |= section.model_dump(by_alias=True, exclude_defaults=True)
         if settings.privacy.local_dp:
             changed["local-dp ε"] = settings.privacy.local_dp.epsilon
-        described = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
-        return f"{strategy.name}{described} · {division(settings)} · seed {settings.seed}"
+        options = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
+        return f"{strategy.name}{options} · {format_partition(settings)} · seed {settings.seed}"
 
 
 def create_folder(settings: Settings) -> RunFolder:
-    """Make the folder of a run, as its settings name it.
+    """Create the folder of a run.
 
     Raises:
-        RunFolderError: the folder holds another run, or cannot be written.
+        RunFolderError: the folder contains another run, or cannot be written.
     """
     assert settings.run_dir is not None
     return RunFolder.create(settings.run_dir, to_yaml(settings), engine=settings.engine, seed=settings.seed)
 
 
 def check(settings: Settings) -> None:
-    """Check a run's configuration and data, before anything is written.
+    """Check a run's configuration and data.
 
     Raises:
         FedmrError: something in the configuration or the data is wrong.
@@ -115,4 +117,4 @@ def check(settings: Settings) -> None:
 
 
 def _plain(value: Any) -> str:
-    return describe(value) if isinstance(value, tuple) else str(value)
+    return format_unit(value) if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""What a run writes down before its first round, and how it continues from a checkpoint."""
+"""The description of a run in its folder, and continuing from a checkpoint."""
 
 from flwr.app import ArrayRecord
 
@@ -12,17 +12,18 @@ from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.server.rounds import Ledger
 
-# How the names begin of what the ledger keeps, which stands in a checkpoint beside what the strategy keeps.
+# The prefix of the ledger's arrays in a checkpoint, beside the strategy's.
 LEDGER = "roster."
 
 
-def describe(experiment: Experiment, out: RunFolder) -> None:
-    """Write down what is known before the first round; a run that goes on must find the same.
+def write_description(experiment: Experiment, out: RunFolder) -> None:
+    """Write the description of a run to its folder; for a resumed run, check that it is the same.
 
     Raises:
-        RunFolderError: it goes on with another configuration, other data or another division of it.
+        RunFolderError: a resumed run has another configuration, other data or another partition.
     """
     settings = experiment.settings
+    # Everything that the result depends on; rounds, engine, device and timeouts may change when a run is resumed.
     facts = {
         "clients": settings.clients,
         "clients-per-round": settings.clients_per_round,
@@ -37,13 +38,13 @@ def describe(experiment: Experiment, out: RunFolder) -> None:
         "privacy": settings.privacy.model_dump(by_alias=True),
     }
     if experiment.parts is not None:
-        facts["partition-sha256"] = partitions.digest(experiment.parts)
+        facts["partition-sha256"] = partitions.hash_partition(experiment.parts)
     before = out.read_manifest()
     for name, fact in facts.items():
         if before.get(name, fact) != fact:
             raise RunFolderError(
-                f"{out.path} was begun with {name} = {before[name]}, and now it is {fact}; restore what it was, or "
-                "begin a new run"
+                f"{out.path} was started with {name} = {before[name]}, but now it is {fact}; restore the earlier "
+                "value, or start a new run"
             )
     out.note(
         title=experiment.title(),
@@ -53,6 +54,7 @@ def describe(experiment: Experiment, out: RunFolder) -> None:
         **facts,
     )
     if experiment.parts is not None:
+        # Written once, because computing it takes seconds in every client's process; and people can look at it.
         partitions.save(experiment.parts, out.partition)
         counts = partitions.class_counts(experiment.dataset, experiment.parts)
         plots.clients(counts, experiment.title(), out.clients)
@@ -62,6 +64,7 @@ def resume(experiment: Experiment, ledger: Ledger, out: RunFolder, display: Disp
     """Restore strategy and ledger from the latest checkpoint, if there is one; return its round and global model."""
     found, problems = checkpoint.latest(out.checkpoints)
     done = found.round if found else 0
+    # Damaged checkpoints of later rounds would otherwise count among the latest, which are kept.
     checkpoint.forget_after(out.checkpoints, done)
     out.forget_rows_after(done)
     if found is None:

@@ -1,4 +1,4 @@
-"""The rounds of a run: who is asked, what comes back, whether it is enough, and what is written down."""
+"""The rounds of a run: sending models, checking replies, combining them, and reporting metrics."""
 
 import time
 from collections import Counter
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.algorithms.contract import ServerStrategy
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.errors import BadRoundError, FederationError, LostActorError
+from fedmr_flwr.errors import BadRoundError, LostActorError, RunError
 from fedmr_flwr.wire.checks import Failure, log_failures
 from fedmr_flwr.wire.codec import restore_dtypes
 from fedmr_flwr.wire.grids.roster import Exchange, RosterGrid
@@ -20,51 +20,51 @@ from fedmr_flwr.wire.messages import CONFIG, LAST_ROUND
 
 Row = dict[str, Any]
 
-# The server reports these itself: clients' metrics of such a name are left out.
+# The server reports these itself: clients' metrics with such names are dropped.
 _RESERVED = {
     "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
     "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
     "slot-accuracies", "evaluation-seconds",
 }  # fmt: skip
-# Failures of clients that are not there, or have gone while they trained.
+# Failures of clients that are disconnected, or were disconnected while they trained.
 _ABSENT = {"offline", "node-lost"}
 
 
 class Ledger:
-    """In which round each client last took part.
+    """The latest round with a good reply of each client.
 
-    A client keeps its state by round, and is told the round of its last good reply; so a reply that got lost counts
-    for neither side.
+    A client keeps its state by round, and each message states the round of its last good reply; so a lost reply
+    counts for neither side.
 
     Args:
-        clients: how many there are.
+        clients: the number of clients.
     """
 
     def __init__(self, clients: int) -> None:
         self._last_rounds = np.zeros(clients, np.int64)
 
     def write_into(self, messages: Sequence[Message], grid: RosterGrid) -> None:
-        """Write into each message the round of its client's last good reply, 0 if there was none."""
+        """Add to each message the round of its client's last good reply, 0 if there was none."""
         for message in messages:
             client = grid.client_of(message.metadata.dst_node_id)
             last = {LAST_ROUND: int(self._last_rounds[client])}
-            # A record of its own, because strategies send the same one to all.
+            # A new record, because strategies send the same one to all clients.
             message.content[CONFIG] = ConfigRecord({**message.content.config_records[CONFIG], **last})
 
     def settle(self, number: int, clients: Sequence[int]) -> None:
-        """Count a round as these clients' last."""
+        """Record a round as the last one of these clients."""
         self._last_rounds[list(clients)] = number
 
     def reset(self) -> None:
-        """Make every client restart from zero."""
+        """Forget all rounds, so that every client restarts from zero."""
         self._last_rounds[:] = 0
 
     def save(self) -> dict[str, NDArray[Any]]:
-        """Return what must be kept between rounds, by name."""
+        """Return the ledger's state by name."""
         return {"last-rounds": self._last_rounds.copy()}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Continue from what an earlier `save` returned."""
+        """Continue from the result of an earlier `save`."""
         self._last_rounds = arrays["last-rounds"].copy()
 
 
@@ -83,35 +83,37 @@ def run(
 
     Args:
         settings: rounds, patience, and how often to evaluate.
-        strategy: which models to send and what to make of those that come back.
-        grid: carries the messages.
-        ledger: which client took part when.
-        arrays: the global model after the rounds that are completed.
+        strategy: returns the models to send and combines the trained ones.
+        grid: sends the messages.
+        ledger: the latest round of each client.
+        arrays: the global model after the completed rounds.
         train_config: sent with every model.
-        evaluate: scores a global model: numbers by name.
+        evaluate: scores a global model; returns numbers by name.
         report: called after each round with its row of metrics, the global model, and whether the run stops
-            here, before the rounds are done. A row with "bad" is that of a round with too few good replies, in
-            which neither the strategy nor the model changed.
-        completed: rounds that are done already.
+            before its last round. A row with "bad" is that of a round with too few good replies, in which
+            neither the strategy nor the model changed.
+        completed: the number of completed rounds.
 
     Returns:
         The final global model.
 
     Raises:
-        FederationError: more than `settings.max_bad_rounds` rounds in a row were bad, or a process of Flower's
+        RunError: more than `settings.max_bad_rounds` consecutive rounds were bad, or a process of Flower's
             simulation died.
     """
     bad_rounds = 0
     for number in range(completed + 1, settings.rounds + 1):
         start = time.perf_counter()
         problem: BadRoundError | None = None
+        # Filled in during the round, so that a bad round reports its counts, too.
         account: Row = {"clients": (), "replies": 0, "failures": 0, "bytes-down": {}, "bytes-up": {}}
         try:
             arrays, row = _train_round(number, settings, strategy, grid, ledger, arrays, train_config, account)
             bad_rounds = 0
+        # A bad round drops its good replies, too, so that a resumed run gives the same models.
         except BadRoundError as error:
             problem, row = error, {"bad": True}
-            bad_rounds += not problem.absent  # the next round waits for those who have gone
+            bad_rounds += not problem.absent  # the next round waits for the disconnected clients
         row = {"round": number, "seconds": round(time.perf_counter() - start, 4), **row, **account}
         if number % settings.evaluate_every == 0 or number == settings.rounds:
             start = time.perf_counter()
@@ -120,8 +122,8 @@ def run(
         stops = bad_rounds > settings.max_bad_rounds or bool(problem and problem.final)
         report(row, arrays, stops)
         if stops:
-            after = f"; {bad_rounds} bad rounds in a row" if bad_rounds > 1 else ""
-            raise FederationError(f"round {number}: {problem}{after}")
+            after = f"; {bad_rounds} consecutive bad rounds" if bad_rounds > 1 else ""
+            raise RunError(f"round {number}: {problem}{after}")
     return arrays
 
 
@@ -135,9 +137,9 @@ def _train_round(
     train_config: ConfigRecord,
     account: Row,
 ) -> tuple[ArrayRecord, Row]:
-    """Train one round and fill in its account; return the new global model and the round's metrics.
+    """Train one round and fill in its counts; return the new global model and the round's metrics.
 
-    A function of its own, so that the messages of one round are gone before those of the next are made.
+    A separate function, so that the messages of one round are freed before those of the next are created.
 
     Raises:
         BadRoundError: too few clients gave a good reply; nothing has changed.
@@ -150,16 +152,18 @@ def _train_round(
     failures = [_offline_or(failure, exchange) for failure in judged.failures]
     log_failures(failures)
     account |= _account(exchange, len(judged.good), failures)
+    # Flower keeps a dead actor in its pool: the clients of one fail at once, so it gets ever more of them.
     if died := sum(failure.kind == "actor-died" for failure in failures):
         raise LostActorError(
             f"a Ray worker died while training {died} clients, perhaps out of memory or with its node, and Flower "
-            "starts no other; continue with `fedmr resume`, which loses nothing"
+            "does not restart it; continue with `fedmr resume`, which loses nothing"
         )
     if len(judged.good) < settings.min_good_replies:
         absent = all(failure.kind in _ABSENT for failure in failures) and grid.lacks_clients(
             settings.min_good_replies
         )
         raise BadRoundError(_too_few(len(judged.good), failures, exchange, settings.min_good_replies), absent)
+    # Judging and combining are separate calls, so that a bad round is known before the strategy changes.
     combined, metrics = strategy.aggregate(number, judged)
     assert combined is not None
     ledger.settle(number, [*judged.good])
@@ -167,19 +171,20 @@ def _train_round(
         account["lost-state"] = judged.lost_state
         if strategy.reset_clients():
             ledger.reset()
+    # A client chooses the names of its metrics, and must not overwrite the server's own.
     numbers = {name: value for name, value in (metrics or {}).items() if name not in _RESERVED}
     return restore_dtypes(combined, arrays), numbers | dict(strategy.diagnostics)
 
 
 def _offline_or(failure: Failure, exchange: Exchange) -> Failure:
-    """State the reason of a missing reply where the Grid knows it."""
+    """Return the failure of a missing reply with its reason, if its node was not connected."""
     if failure.client not in exchange.offline:
         return failure
     return replace(failure, kind="offline", reason="its node is not connected")
 
 
 def _account(exchange: Exchange, good: int, failures: Sequence[Failure]) -> Row:
-    """Return how the round's exchange went."""
+    """Return the counts of a round's messages, replies and bytes."""
     row: Row = {"clients": exchange.clients, "replies": good, "failures": len(failures)}
     row |= {"bytes-down": exchange.bytes_down, "bytes-up": exchange.bytes_up}
     if failures:

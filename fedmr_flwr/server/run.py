@@ -1,4 +1,4 @@
-"""The server's side of a run, from its settings to its results."""
+"""The server of a run, from its settings to its results."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,28 +17,28 @@ from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import client_evaluation, rounds
 from fedmr_flwr.server.experiment import Experiment, create_folder
-from fedmr_flwr.server.resuming import LEDGER, describe, resume
+from fedmr_flwr.server.resuming import LEDGER, resume, write_description
 from fedmr_flwr.training.devices import is_out_of_memory
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
-# In which all clients of a simulation must have come.
+# Seconds in which all clients of a simulation must have connected.
 _SIMULATION_SECONDS = 120.0
 
 
 def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | None = None) -> RunFolder:
-    """Run an experiment from start to end, or from its latest checkpoint, and write its results.
+    """Run an experiment from its start or its latest checkpoint to its end, and write its results.
 
     Args:
-        settings: what to run, with its folder.
-        grid: carries the messages.
+        settings: of the run, with its folder.
+        grid: sends the messages.
         display: shows the rounds.
-        prepared: the run's folder, if it is made already, perhaps by an earlier server that was stopped.
+        prepared: the run's folder, if it exists, perhaps from an earlier server that was stopped.
 
     Returns:
         The run folder, complete.
 
     Raises:
-        FedmrError: the configuration, the data or the clients are at fault.
+        FedmrError: the configuration, the data or the clients are wrong.
     """
     with ExitStack() as stack:
         out = prepared
@@ -47,20 +47,22 @@ def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | 
         else:
             assert settings.run_dir is not None
             folder.check_free(settings.run_dir)
+        # Before the folder is created, so that a wrong configuration leaves nothing behind.
         experiment = Experiment(settings)
         if out is None:
             out = create_folder(settings)
             stack.enter_context(_serving(out))
-        arrays = _train(experiment, grid, out, display)
-        digest = out.save_model(experiment.layout.unpack(experiment.codec.decode(arrays).on_host()))
+        arrays = _run_rounds(experiment, grid, out, display)
+        sha256 = out.save_model(experiment.layout.unpack(experiment.codec.decode(arrays).on_host()))
         plots.draw(out)
-        out.note(status="completed", rounds=len(out.read_rows()), **{"model-sha256": digest})
+        # Last, so that a run without all of its results is never called complete.
+        out.note(status="completed", rounds=len(out.read_rows()), **{"model-sha256": sha256})
     return out
 
 
 @contextmanager
 def _serving(out: RunFolder) -> Iterator[None]:
-    """Keep other servers out of a run's folder inside the block, and write down why the run failed.
+    """Lock a run's folder against other servers inside the block, and record a failure.
 
     Raises:
         RunFolderError: another process is using the folder.
@@ -74,19 +76,20 @@ def _serving(out: RunFolder) -> Iterator[None]:
             raise
 
 
-def _train(experiment: Experiment, grid: Grid, out: RunFolder, display: Display) -> ArrayRecord:
-    """Write down what is known beforehand, then go through the rounds that are left."""
+def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Display) -> ArrayRecord:
+    """Write the run's description, and run the remaining rounds."""
     settings, strategy = experiment.settings, experiment.strategy
-    describe(experiment, out)
+    write_description(experiment, out)
     ledger = rounds.Ledger(settings.clients)
     completed, arrays = resume(experiment, ledger, out, display)
     out.note(status="running")
 
     def report(row: rounds.Row, arrays: ArrayRecord, stops: bool) -> None:
         out.add_row(row)
-        # The round in which a run stops is bad, so nothing changed in it, and it is to be done again.
+        # The round in which a run stops is bad: it has changed nothing, and will be repeated.
         done = row["round"] - stops
         if stops or done % settings.checkpoint_every == 0 or done == settings.rounds:
+            # The rows first: a checkpoint must not be newer than the metrics of its rounds.
             out.flush_rows()
             state = {**strategy.save(), **{LEDGER + name: array for name, array in ledger.save().items()}}
             checkpoint.save(out.checkpoints, Checkpoint(done, experiment.codec.decode(arrays).on_host(), state))
@@ -94,6 +97,7 @@ def _train(experiment: Experiment, grid: Grid, out: RunFolder, display: Display)
 
     spec = DataSpec.of(experiment.dataset)
     config = train_config(settings, experiment.layout, spec, out.identifier())
+    # Only in the query: one comparison of the data before the first round is enough.
     query = ConfigRecord({**config, DIGEST: experiment.digest})
     remote = settings.engine == "deployment"
     roster = RosterGrid(
@@ -112,7 +116,7 @@ def _train(experiment: Experiment, grid: Grid, out: RunFolder, display: Display)
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"device {experiment.device}: there is no memory to average and to score models; set device=cpu, or with "
+            f"device {experiment.device}: out of memory while averaging or scoring models; set device=cpu, or with "
             "engine=gpu lower clients-per-round"
         ) from None
     if settings.evaluate_clients:

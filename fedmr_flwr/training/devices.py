@@ -1,4 +1,4 @@
-"""Devices: their choice, precision, memory format, threads and default generator, and when memory runs out."""
+"""Devices: choice, precision, memory format, threads, default generator, and errors for lack of memory."""
 
 import os
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from fedmr_flwr.errors import DeviceError
 
 
 def to_input(dataset: Dataset, inputs: torch.Tensor, precision: Precision = "float32") -> torch.Tensor:
-    """Turn uint8 inputs into what a model takes, on their device.
+    """Convert uint8 inputs to a model's input, on their device.
 
     Args:
-        dataset: how to prepare them.
+        dataset: defines their conversion.
         inputs: [B, C, H, W] or [B, T] uint8.
-        precision: of the arithmetic that follows.
+        precision: of the following arithmetic.
 
     Returns:
-        [B, C, H, W] float32, in the memory format that is fastest there, or [B, T] unchanged.
+        [B, C, H, W] float32, in the fastest memory format of the device, or [B, T] unchanged.
     """
     prepared = dataset.prepare(inputs)
     if prepared.ndim < 4:
@@ -31,13 +31,14 @@ def to_input(dataset: Dataset, inputs: torch.Tensor, precision: Precision = "flo
 
 
 def place(model: nn.Module, device: torch.device, precision: Precision = "float32") -> None:
-    """Move a model to a device, in the memory format that is fastest there."""
+    """Move a model to a device, in the device's fastest memory format."""
     model.to(device).to(memory_format=_memory_format(device, precision))
 
 
 def _memory_format(device: torch.device, precision: Precision) -> torch.memory_format:
-    """Return the faster order of an image's values."""
-    # Channels last takes half the time on a CPU, and with bf16 on a GPU.
+    """Return the faster memory format for images."""
+    # Channels last takes half the time on a CPU, and with bf16 on a GPU. Fixed for each device and not measured at
+    # run time: the format decides which kernels run, and so the bits.
     last = device.type == "cpu" or precision == "bf16"
     return torch.channels_last if last else torch.contiguous_format
 
@@ -47,9 +48,9 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Set the precision of a CUDA device inside the block, and restore it afterwards.
 
     Args:
-        precision: float32, by deterministic algorithms and the same in every run; tf32, products of ten bits, or
-            bf16, of seven, by whatever algorithms PyTorch chooses.
-        device: where to compute; a CPU is always deterministic.
+        precision: float32: deterministic algorithms, equal results in every run; tf32: products with ten bits, or
+            bf16: with seven, by any algorithm that PyTorch chooses.
+        device: of the computation; a CPU is always deterministic.
 
     Raises:
         DeviceError: as `check_precision`.
@@ -59,15 +60,16 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
         return
     exact = precision == "float32"
-    # Read when cuBLAS is first used; without it, products of matrices differ from run to run.
+    # cuBLAS reads it when it is first used; without it, matrix products differ from run to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     deterministic: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
     filled, warns = deterministic.fill_uninitialized_memory, torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         torch.use_deterministic_algorithms(exact)
-        deterministic.fill_uninitialized_memory = False  # a kernel for every new tensor, which finds only bugs
+        deterministic.fill_uninitialized_memory = False  # costs a kernel for every new tensor
         torch.set_float32_matmul_precision("highest" if exact else "high")
+        # No benchmark mode: it would choose kernels by their measured time, so the bits could differ from run to run.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=exact, allow_tf32=not exact):
             yield
     finally:
@@ -77,10 +79,10 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Check that a device can compute in a precision.
+    """Check that a device supports a precision.
 
     Raises:
-        DeviceError: the device is a CPU, which knows only float32.
+        DeviceError: the device is a CPU, which supports only float32.
     """
     if device.type == "cpu" and precision != "float32":
         raise DeviceError(f"precision is {precision}, which needs a CUDA device; leave it out on a CPU")
@@ -88,10 +90,10 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 
 @contextmanager
 def default_generator(own: torch.Generator) -> Iterator[None]:
-    """Let another generator stand in for PyTorch's default one of its device inside the block.
+    """Use another generator as PyTorch's default generator of its device inside the block.
 
-    What draws without naming a generator, such as `nn.Dropout`, draws from `own` there; afterwards `own` is as far as
-    it has drawn, and the default generator as it was before.
+    Modules that draw from the default generator, such as `nn.Dropout`, then draw from `own`; afterwards `own` has
+    advanced, and the default generator has its earlier state.
 
     Args:
         own: on the CPU or a CUDA device.
@@ -107,7 +109,7 @@ def default_generator(own: torch.Generator) -> Iterator[None]:
             default.set_state(before)
         return
     default = torch.cuda.default_generators[own.device.index or 0]
-    # Not a copy of its values: a graph that is captured in the block draws from `own` in every replay, and so shares
+    # Not a copy of its state: a graph that is captured in the block draws from `own` in every replay, and so shares
     # nothing with the graphs of other streams.
     shared = default.graphsafe_get_state()
     default.graphsafe_set_state(own.graphsafe_get_state())
@@ -118,13 +120,13 @@ def default_generator(own: torch.Generator) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn a device's name into a device.
+    """Return the device of a name.
 
     Args:
-        name: auto (CUDA where there is one), cpu, cuda or cuda:N.
+        name: auto (CUDA if available), cpu, cuda or cuda:N.
 
     Raises:
-        DeviceError: there is no such CUDA device.
+        DeviceError: the CUDA device does not exist.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -132,7 +134,7 @@ def pick_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
         raise DeviceError(
-            f"device is {name} but the number of CUDA devices here is {count}; use device=auto or device=cpu"
+            f"device is {name} but the number of CUDA devices on this machine is {count}; use device=auto or cpu"
         )
     return device
 
@@ -141,7 +143,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     """Return whether an exception, or its cause, reports that a device is out of memory."""
     if error is None:
         return False
-    # PyTorch's allocator has a class for it; CUDA itself and its libraries have only a text.
+    # PyTorch's allocator raises its own class; errors of CUDA and its libraries are recognised only by their text.
     text = str(error).lower()
     found = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "alloc_failed" in text
     return found or is_out_of_memory(error.__cause__ or error.__context__)
@@ -149,7 +151,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let PyTorch use `count` CPU threads inside the block, and restore their number afterwards."""
+    """Set the number of PyTorch's CPU threads inside the block, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -12,11 +12,11 @@ from fedmr_flwr.training.devices import to_input
 
 @dataclass(frozen=True)
 class Score:
-    """How good a model is on a set of examples.
+    """The quality of a model on a set of examples.
 
     Attributes:
         loss: mean cross-entropy.
-        accuracy: share of correct answers, 0 to 1.
+        accuracy: share of correct predictions, 0 to 1.
         examples: number of examples.
     """
 
@@ -33,12 +33,13 @@ def evaluate(
 
     Args:
         model: on `device`; put into evaluation mode.
-        dataset: how to prepare the examples.
-        examples: what to score it on.
-        device: where to compute.
-        batch_size: examples at a time.
+        dataset: defines how inputs are prepared.
+        examples: the examples to score it on.
+        device: of the computation.
+        batch_size: examples per step.
     """
     model.eval()
+    # Summed on the device: reading each batch's loss would wait for it.
     loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
     for start in range(0, len(examples), batch_size):
         labels = examples.labels[start : start + batch_size].to(device)

@@ -1,4 +1,4 @@
-"""A lane: one client's local training, a step at a time."""
+"""A lane: one client's local training, step by step."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ from fedmr_flwr.training.rules import LocalRule, Outcome, State, Task
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What local training did.
+    """The result of local training.
 
     Attributes:
         examples: examples of the client.
-        loss: mean cross-entropy over all examples of all epochs, measured as training went on.
-        outcome: what the local rule leaves behind.
+        loss: mean cross-entropy over all examples of all epochs, measured during training.
+        outcome: the result of the local rule.
     """
 
     examples: int
@@ -37,11 +37,11 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class BatchSchedule:
-    """Which examples a client trains on in which order, drawn before its first step.
+    """The order of a client's examples, drawn before its first step.
 
     Attributes:
-        order: [E * N] int64, the N examples in the order in which each of E epochs takes them.
-        changes: [E * N, 3] int64, how they are augmented, in the same order; None if they are not.
+        order: [E * N] int64, the N examples in the order of each of E epochs.
+        changes: [E * N, 3] int64, their augmentation, in the same order; None without augmentation.
     """
 
     order: torch.Tensor
@@ -68,12 +68,12 @@ class BatchSchedule:
 
 
 def batch_sizes(examples: int, epochs: int, batch_size: int) -> Iterator[int]:
-    """List the sizes of all batches of a client's training: the last one of an epoch may be smaller.
+    """Yield the sizes of all batches of a client's training; the last one of an epoch may be smaller.
 
     Args:
         examples: of the client.
         epochs: passes over them.
-        batch_size: of all other batches.
+        batch_size: of all but the last.
     """
     for _ in range(epochs):
         for start in range(0, examples, batch_size):
@@ -81,12 +81,12 @@ def batch_sizes(examples: int, epochs: int, batch_size: int) -> Iterator[int]:
 
 
 class Batch(NamedTuple):
-    """The examples of a step.
+    """The examples of one step.
 
     Attributes:
         inputs: [B, ...] uint8.
         labels: [B] int64.
-        changes: [B, 3] int64, how images are augmented; None if they are not.
+        changes: [B, 3] int64, the augmentation of images; None without augmentation.
     """
 
     inputs: torch.Tensor
@@ -95,17 +95,17 @@ class Batch(NamedTuple):
 
 
 class Lane:
-    """A model and its optimiser, which train one client after another: fresh SGD, shuffled batches, cross-entropy.
+    """A model and its optimiser that train one client after another: fresh SGD, shuffled batches, cross-entropy.
 
-    While a client trains, PyTorch's default generator is its own, so that a module such as `nn.Dropout` draws the
-    same whether lanes take turns or not.
+    While a client trains, PyTorch's default generator is the client's own, so that a module such as `nn.Dropout`
+    draws the same numbers whether lanes take turns or not.
 
     Args:
         model: on the device of the examples; it is trained in place.
-        dataset: how to prepare the examples.
-        examples: those of the client, or a pool that holds those of many clients.
+        dataset: defines how inputs are prepared.
+        examples: those of the client, or those of many clients together.
         training: learning rate, momentum, epochs, batch size and augmentation.
-        precision: of the arithmetic, as `arithmetic` has it.
+        precision: of the arithmetic, see `arithmetic`.
     """
 
     def __init__(
@@ -131,21 +131,24 @@ class Lane:
         kept: Mapping[str, NDArray[Any]] | None = None,
         indices: torch.Tensor | None = None,
     ) -> None:
-        """Prepare a client's training; the model is the one that it received.
+        """Prepare a client's training; the lane's model must be the one that the client received.
 
         Args:
             rng: of this client in this round.
-            rule: what the algorithm changes.
-            received: what the server sent besides the model.
-            kept: what the client kept when it last took part.
-            indices: [N] int64, on the host, which of the examples are the client's; None for all.
+            rule: the algorithm's local rule.
+            received: vectors from the server besides the model, by name.
+            kept: arrays that the client kept when it last took part, by name.
+            indices: [N] int64, on the host, the client's examples; None for all.
         """
+        # The optimiser is kept: a captured step knows its tensors by their addresses.
         if self._training.momentum and (states := self._optimizer.state.values()):
             torch._foreach_zero_([state["momentum_buffer"] for state in states])
         self._total.zero_()
-        for_rule, for_modules = rng.spawn(2)  # without a draw from the stream itself
+        # Streams of their own, so that a rule's draws do not change the order of the examples.
+        for_rule, for_modules = rng.spawn(2)  # does not draw from the stream itself
         if any(isinstance(module, Dropout) for module in self.model.modules()):
-            for_modules = rng  # these models took their seed from it first, and keep their results
+            # Their seed came from the stream itself before other modules had one, and their results must not change.
+            for_modules = rng
         self._generator.manual_seed(int(for_modules.integers(2**63)))
         labels = self._examples.labels if indices is None else self._examples.labels[indices.to(self._device)]
         self._rule, self._task = rule, Task(labels, self._training, for_rule, received or {}, kept or {})
@@ -158,22 +161,23 @@ class Lane:
         self._steps = 0
 
     def step(self) -> bool:
-        """Train on the next batch, without waiting for the device; return whether there was one left."""
+        """Train on the next batch, without waiting for the device; return whether one was left."""
         with default_generator(self._generator):
             return self._step()
 
     def run(self) -> TrainResult:
-        """Train on all batches that are left."""
+        """Train on all remaining batches."""
         with default_generator(self._generator):
             while self._step():
                 pass
         return self.end()
 
     def end(self) -> TrainResult:
-        """Return what the training did, after its last step."""
+        """Return the result of the training, after its last step."""
         with default_generator(self._generator):
             outcome = self._rule.end(self.model, self._state, self._task, self._steps)
         count = len(self._task.labels)
+        # The only read from the device in a training.
         return TrainResult(count, self._total.item() / (count * self._training.local_epochs), outcome)
 
     def _step(self) -> bool:
@@ -183,42 +187,43 @@ class Lane:
             self._steps += 1
         return size > 0
 
-    def _train(self, size: int) -> None:
-        """Train on the next `size` examples; nothing here depends on the client but through tensors."""
+    def _train_batch(self, size: int) -> None:
+        """Train on the next `size` examples; everything that depends on the client is in tensors."""
         batch = self._next_batch(size)
         images = batch.inputs
         if batch.changes is not None:
             images = augmentation.crop_and_flip(images, batch.changes, self._dataset.background)
         inputs = to_input(self._dataset, images, self._precision)
         bf16 = self._precision == "bf16"
-        # Without autocast's cache of converted weights, which must not outlive a recorded step.
+        # Without autocast's cache of converted weights: a captured step would keep using those of its first client.
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             backward = partial(self._backward, inputs, batch.labels)
             loss = self._rule.gradients(self.model, self._state, backward)
             self._rule.adjust(self.model, self._state)
             self._optimizer.step()
-        self._total.add_(loss, alpha=size)  # on the device: reading it here would wait for every step
+        self._total.add_(loss, alpha=size)  # on the device: reading it would wait for every step
 
     def _backward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Set the gradients of a batch and return its mean cross-entropy."""
+        # None instead of zeros saves a kernel for each parameter, and lets rules skip parameters without a gradient.
         self._optimizer.zero_grad(set_to_none=True)
         logits, extra = self._rule.forward(self.model, self._state, inputs, labels)
         loss = functional.cross_entropy(logits, labels)
         (loss if extra is None else loss + extra).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    # The one-GPU engine replaces what follows, to keep tensors where they are and to replay steps.
+    # The one-GPU engine overrides the following methods, to keep tensors in place and to replay steps.
 
     def _run(self, size: int) -> None:
-        """Take the step of the next `size` examples."""
-        self._train(size)
+        """Perform the step of the next `size` examples."""
+        self._train_batch(size)
 
     def _hold(self, state: State) -> State:
-        """Return the tensors to use for a client's state."""
+        """Return the state to use for a client: on the CPU, the given one."""
         return state
 
     def _load(self, schedule: BatchSchedule) -> None:
-        """Put a client's schedule on the device."""
+        """Copy a client's schedule to the device."""
         self._order = schedule.order.to(self._device)
         self._changes = None if schedule.changes is None else schedule.changes.to(self._device)
         self._position = 0

@@ -1,4 +1,4 @@
-"""What an algorithm changes in local training: the base of all local rules."""
+"""Local rules: an algorithm's changes to local training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,20 +16,21 @@ from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Floats
 
-# What a rule holds for one client: tensors, networks, generators and None, in tuples, named or not.
+# A rule's state for one client: tensors, networks, generators and None, in tuples, named or not. Not dataclasses: the
+# one-GPU engine goes through states by walking tuples.
 State: TypeAlias = torch.Tensor | nn.Module | torch.Generator | tuple["State", ...] | None
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a local rule may know of the client that it serves.
+    """The information about a client that a local rule may use.
 
     Attributes:
         labels: [N] int64 of the client's examples, on the device of the model.
-        training: how they are trained on.
-        rng: for draws of the rule's own; they change no other draw.
-        received: what the server sent besides the model: vectors [.] float32 by name.
-        kept: what the client kept when it last took part, by name; empty if it never did, or if it is lost.
+        training: the settings of the training.
+        rng: for the rule's own draws, which change no other draw.
+        received: vectors from the server besides the model, [.] float32 by name.
+        kept: arrays that the client kept when it last took part, by name; empty if it never did, or if they are lost.
     """
 
     labels: torch.Tensor
@@ -41,7 +42,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a local rule leaves behind, besides the trained model.
+    """The result of a local rule, besides the trained model.
 
     Attributes:
         returned: vectors [.] float32 for the server, by name.
@@ -53,23 +54,23 @@ class Outcome:
 
 
 class LocalRule:
-    """What an algorithm changes in local training; this one changes nothing.
+    """An algorithm's changes to local training; this class changes nothing.
 
-    A rule holds options and no client: what it needs of a client in a step is the state that `begin` returns, and the
-    loop hands that state to every other method. The loop owns the loss (cross-entropy), the optimiser and its steps.
+    A rule has options but no client: everything that a step needs of a client is in the state that `begin` returns;
+    the loop passes it to all other methods. The loop owns the loss (cross-entropy), the optimiser and its steps.
 
-    The one-GPU engine records a step and replays it for other clients, after copying their states into the tensors,
-    networks and generators of the first. So a step must not wait for the device (`.item()`, printing, branches on the
-    values of tensors), and may use no tensors but those of the model, the batch and the state.
+    The one-GPU engine captures a step and replays it for other clients, after copying their states into the tensors,
+    networks and generators of the first one. So a step must not wait for the device (`.item()`, printing, branches on
+    the values of tensors), and may use only the tensors of the model, the batch and the state.
 
     Args:
-        options: of the type that the class declares, `options: ProxOptions`; None takes every default.
+        options: of the type that the class declares, `options: ProxOptions`; None: all defaults.
 
     Attributes:
-        exchanges: names of the vectors that travel to and from the server besides the model; a rule that has
-            some works only with the strategy that knows them.
-        keeps: whether the client keeps something for its next participation.
-        capturable: whether a step may be recorded and replayed. False for one that must wait for the device.
+        exchanges: names of the vectors that are sent to and from the server besides the model; a rule that has
+            some works only with the strategy that uses them.
+        keeps: whether the client keeps arrays for its next participation.
+        capturable: whether a step may be captured and replayed; False if it must wait for the device.
     """
 
     options: Section
@@ -80,10 +81,11 @@ class LocalRule:
     def __init__(self, options: Section | None = None) -> None:
         self.options = options or options_type(type(self))()
 
-    # A subclass names the type of its own state, in `begin` as in the methods that get it back; hence Any here.
+    # Any, because each subclass declares the type of its own state in these methods; a type parameter would be needed
+    # wherever a rule is only passed on.
 
     def begin(self, model: nn.Module, task: Task) -> Any:
-        """Return the client's state, of the type `State`, given the model as it was received."""
+        """Return the client's state, of the type `State`; the model is as received."""
         return None
 
     def forward(
@@ -94,7 +96,7 @@ class LocalRule:
         Args:
             model: in training mode.
             state: what `begin` returned.
-            inputs: [B, ...] what the model takes.
+            inputs: [B, ...], the model's input.
             labels: [B] int64.
 
         Returns:
@@ -102,13 +104,14 @@ class LocalRule:
         """
         return model(inputs), None
 
+    # Not part of `forward`, because FedASAM needs two passes for one step.
     def gradients(self, model: nn.Module, state: Any, backward: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Compute the gradients of a batch.
 
         Args:
             model: in training mode.
             state: what `begin` returned.
-            backward: sets the gradients at the model's present weights, and returns the mean cross-entropy, detached.
+            backward: sets the gradients at the model's current weights, and returns the mean cross-entropy, detached.
 
         Returns:
             The mean cross-entropy to report.
@@ -119,18 +122,18 @@ class LocalRule:
         """Change the gradients before the optimiser uses them."""
 
     def end(self, model: nn.Module, state: Any, task: Task, steps: int) -> Outcome:
-        """Return what goes to the server and what the client keeps, given the trained model.
+        """Return the vectors for the server and the arrays that the client keeps.
 
         Args:
             model: trained.
             state: what `begin` returned.
-            task: what `begin` was given.
-            steps: how many the optimiser took.
+            task: the argument of `begin`.
+            steps: the number of the optimiser's steps.
         """
         return Outcome()
 
 
 def local_rule(strategy: Strategy) -> LocalRule:
-    """Make what the clients of a configured strategy change in local training."""
+    """Create the local rule of a configured strategy."""
     rule: type[LocalRule] = registry.find(strategy.local_rule or strategy.name).Rule
     return rule(strategy.rule_options)

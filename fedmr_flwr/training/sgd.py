@@ -25,19 +25,20 @@ def fit(
     kept: Mapping[str, NDArray[Any]] | None = None,
     precision: Precision = "float32",
 ) -> TrainResult:
-    """Train a model in place: fresh SGD, shuffled batches, cross-entropy, and what a rule changes of it.
+    """Train a model in place: fresh SGD, shuffled batches, cross-entropy, and the changes of a local rule.
 
     Args:
         model: in any mode, on the device of the examples; its state_dict is changed.
-        dataset: how to prepare the examples.
+        dataset: defines how inputs are prepared.
         examples: at least one.
         training: learning rate, momentum, epochs, batch size and augmentation.
-        rng: draws the order of the examples, how they are augmented, and what modules and the rule draw.
-        rule: what an algorithm changes; None changes nothing.
-        received: what the server sent to the rule besides the model, by name.
-        kept: what the client kept when it last took part, by name.
-        precision: of the arithmetic, as `arithmetic` has it.
+        rng: for the order of the examples, their augmentation, and the draws of modules and of the rule.
+        rule: the algorithm's local rule; None changes nothing.
+        received: vectors from the server for the rule, by name.
+        kept: arrays that the client kept when it last took part, by name.
+        precision: of the arithmetic, see `arithmetic`.
     """
+    # The same lane as on the GPU, run to its end: there is one training loop and one order of draws.
     lane = Lane(model, dataset, examples, training, precision)
     lane.begin(rng, rule or LocalRule(), received, kept)
     return lane.run()

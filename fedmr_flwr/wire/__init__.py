@@ -1,1 +1,1 @@
-"""What travels: arrays, models as records, messages, and the checks on what comes back."""
+"""The wire: arrays, models as records, messages, and checks of replies."""

@@ -1,4 +1,4 @@
-"""Models to records and back."""
+"""Conversion of models to records and back."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +15,16 @@ from fedmr_flwr.wire.npy import DeviceArray, join, view
 
 
 def restore_dtypes(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
-    """Give a model's arrays the types back that they had; what must become an integer is rounded.
+    """Convert a model's arrays to the types that they had before; values for an integer type are rounded.
 
-    Flower's own strategies average integers, such as BatchNorm's counters, into float64, and FedAdam makes
-    float64 of everything; clients would refuse such a model or return another one.
+    Flower's own strategies average integers, such as BatchNorm's counters, into float64, and FedAdam converts
+    all arrays to float64; clients would reject such a model.
 
     Args:
         record: the model.
         before: the model before the round.
     """
+    # A new record: the given one may still be the strategy's own.
     out = ArrayRecord()
     for name, array in record.items():
         out[name] = array
@@ -34,26 +35,27 @@ def restore_dtypes(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
 
 
 class Codec:
-    """Models to records and back.
+    """Conversion of models to records and back.
 
     Args:
         layout: of the models.
-        packed: whether a model travels as one array per type; otherwise as one array per tensor.
-        wire: "float16" sends packed floats in half the bytes, with eleven bits of each value; "float32" sends them in
-            the layout's own type.
+        packed: whether a model is sent as one array per type; otherwise as one array per tensor.
+        wire: "float16" sends packed floats in half the bytes, with eleven bits for each value; "float32" sends them
+            in the layout's own type.
     """
 
     def __init__(self, layout: Layout, packed: bool = True, wire: str = "float32") -> None:
         self.layout = layout
         self.packed = packed
+        # "float32" is the default's name, but a float64 model must not lose half its digits on the way.
         self._wire = np.dtype(wire) if wire == "float16" else layout.dtype
 
     @classmethod
     def infer(cls, record: ArrayRecord) -> "Codec":
-        """Take the layout from a record of one array per tensor.
+        """Derive the layout from a record with one array per tensor.
 
         Raises:
-            RecordError: an array is damaged or of a type that does not travel.
+            RecordError: an array is damaged or has an unsupported type.
         """
         try:
             return cls(Layout.of({name: view(array) for name, array in record.items()}), packed=False)
@@ -61,7 +63,7 @@ class Codec:
             raise RecordError(f"the model cannot be packed: {error}") from None
 
     def encode(self, model: Packed | Parts) -> ArrayRecord:
-        """Turn a model into a record; its parts are joined while they are serialised.
+        """Convert a model to a record.
 
         Raises:
             RecordError: a value is too large for float16.
@@ -69,6 +71,7 @@ class Codec:
         floats, ints = model if isinstance(model, Parts) else ([model.floats], [model.ints])
         if self.packed:
             record = ArrayRecord()
+            # The parts of a recombined model are joined while they are serialised: it is never copied before that.
             record[FLOATS] = self._joined(floats)
             if self.layout.counters:
                 record[INTS] = join(ints, np.int64)
@@ -80,10 +83,10 @@ class Codec:
         return ArrayRecord({name: Array(tensor) for name, tensor in self.layout.unpack(whole).items()})
 
     def decode(self, record: ArrayRecord) -> Packed:
-        """Turn a record into a model: packed floats without a copy, those on a GPU where they are.
+        """Convert a record to a model; packed floats are not copied, and tensors stay on their GPU.
 
         Raises:
-            RecordError: names, shapes or types are not the layout's.
+            RecordError: names, shapes or types differ from the layout's.
         """
         arrays: dict[str, Any] = {
             name: array.tensor if isinstance(array, DeviceArray) else view(array) for name, array in record.items()
@@ -100,26 +103,28 @@ class Codec:
                 raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, expected {self._wire} and int64")
             self.layout.check(Packed(floats, ints))
         except ValueError as error:
-            raise RecordError(f"the model does not fit: {error}") from None
+            raise RecordError(f"the model does not match: {error}") from None
         return Packed(floats if on_device else floats.astype(self.layout.dtype, copy=False), ints)
 
     def _joined(self, floats: Sequence[NDArray[Any]]) -> Array:
-        """Return the concatenation of vectors as one array; on the GPU, if one of them lies there."""
+        """Return the concatenation of vectors as one array, on the GPU if one of them is there."""
         if any(not isinstance(piece, np.ndarray) for piece in floats):
             from fedmr_flwr.core import tensors
 
             joined = tensors.join(floats)
             if self._wire == np.float32:
+                # It stays on the GPU: with the one-GPU engine the reader is in the same process.
                 return DeviceArray(joined)
             floats = [joined.numpy(force=True)]
         return join([self._narrow(piece) for piece in floats], self._wire)
 
     def _narrow(self, floats: NDArray[Any]) -> NDArray[Any]:
-        """Return floats in the type in which they travel."""
+        """Return floats in the type of the wire."""
         with np.errstate(over="ignore"):
             narrow = floats.astype(self._wire, copy=False)
+        # A value that float16 cannot hold is an error: it must never become infinite unnoticed.
         if narrow is not floats and not np.isfinite(narrow).all() and np.isfinite(floats).all():
             raise RecordError(
-                f"the model holds {np.abs(floats).max():g}, too large to travel as {self._wire}; set wire=float32"
+                f"the model has the value {np.abs(floats).max():g}, too large for {self._wire}; set wire=float32"
             )
         return narrow

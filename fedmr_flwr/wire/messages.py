@@ -1,9 +1,8 @@
-"""What messages hold: the names of their records, and the vectors that travel besides a model.
+"""The contents of messages: the names of their records, and the vectors besides a model.
 
-Messages to clients hold "arrays" (the model) and "config"; replies hold "arrays" and "metrics" with
-"num-examples". What else an algorithm exchanges, such as control variates, are vectors in records of their
-own names. A model travels packed, as one array per type ("floats", "ints"), or as one array per
-tensor, as `ArrayRecord(model.state_dict())` makes it.
+Messages to clients have "arrays" (the model) and "config"; replies have "arrays" and "metrics" with "num-examples".
+Other vectors that an algorithm exchanges, such as control variates, are in records of their own. A model is sent
+packed, as one array per type ("floats", "ints"), or as one array per tensor, like `ArrayRecord(model.state_dict())`.
 """
 
 from collections.abc import Iterable
@@ -20,27 +19,27 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 FLOATS, INTS = "floats", "ints"
 EXAMPLES = "num-examples"
 ROUND = "server-round"
-# Under this key a message says in which round the client's last good reply was, 0 if there is none yet.
+# The key of the round of the client's last good reply, 0 if there was none.
 LAST_ROUND = "last-round"
-# A record of a message that names the vectors that the reply must hold, and their lengths.
+# The record of the names and lengths of the vectors that a reply must contain.
 RETURNS = "returns"
-# Under this key a reply's metrics say that what the client should have kept is not there.
+# The key by which a reply reports that the client's state is lost.
 LOST_STATE = "lost-state"
 
 
 def vector_record(values: NDArray[Any]) -> ArrayRecord:
-    """Turn a vector that travels besides the model into a record."""
+    """Convert a vector that is sent besides the model to a record."""
     record = ArrayRecord()
     record[FLOATS] = join([values], np.float32)
     return record
 
 
 def vectors(content: RecordDict, names: Iterable[str]) -> dict[str, Floats]:
-    """Return the vectors that came besides the model.
+    """Return the vectors of a message besides the model.
 
     Args:
         content: of the message.
-        names: of the vectors' records; those that are not there are left out.
+        names: of the vectors' records; missing ones are left out.
 
     Raises:
         RecordError: one is damaged.

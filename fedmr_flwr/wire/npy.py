@@ -1,4 +1,4 @@
-"""Arrays as the bytes of .npy files: written in a single copy, read without one."""
+"""Arrays as the bytes of .npy files: written with a single copy, read without one."""
 
 import io
 import re
@@ -12,8 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from fedmr_flwr.errors import RecordError
 
-# The head of an .npy file as NumPy writes it for plain numbers. NumPy's own reader evaluates the text as a
-# Python literal, which bytes from the network can make fail in many ways.
+# The header of an .npy file as NumPy writes it for plain numbers. NumPy's own reader evaluates the text as a
+# Python literal, and bytes from the network can make that fail in many ways.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<>|][fiub]\d+)', "
     rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
@@ -22,21 +22,23 @@ _HEADER = re.compile(
 
 
 def join(pieces: Sequence[NDArray[Any]], dtype: DTypeLike) -> Array:
-    """Serialise the concatenation of vectors in a single copy.
+    """Serialise the concatenation of vectors with a single copy.
 
-    Recombination ends here: a recombined model is never put together before it is sent.
+    This is where a recombined model is joined: it is never copied before.
 
     Args:
-        pieces: contiguous vectors of the type.
+        pieces: contiguous vectors of this type.
         dtype: the type of the result.
     """
     length = sum(len(piece) for piece in pieces)
+    # `bytes.join` allocates the result once and copies each piece into it; `np.concatenate` and `tobytes` would copy
+    # twice.
     data = b"".join([_head(np.dtype(dtype), length), *(piece.data.cast("B") for piece in pieces if len(piece))])
     return Array(np.dtype(dtype).name, (length,), "numpy.ndarray", data)
 
 
 class DeviceArray(Array):
-    """An array that stays where it is, on a GPU, for readers in this process; it becomes bytes if somebody asks.
+    """An array that stays on a GPU for readers in this process; it is serialised only when `data` is read.
 
     Args:
         tensor: [N] float32.
@@ -53,18 +55,18 @@ class DeviceArray(Array):
 
     @property
     def nbytes(self) -> int:
-        """How many they are."""
+        """The number of these bytes."""
         return len(_head(np.dtype(np.float32), *self.shape)) + 4 * self.shape[0]
 
 
 def size(array: Array) -> int:
-    """Return how many bytes of data an array has, on the wire or if it were sent."""
+    """Return the number of bytes of an array, serialised or not."""
     return array.nbytes if isinstance(array, DeviceArray) else len(array.data)
 
 
 @lru_cache(maxsize=64)
 def _head(dtype: np.dtype[Any], length: int) -> bytes:
-    """Return how the .npy file of a vector begins."""
+    """Return the header of the .npy file of a vector."""
     file = io.BytesIO()
     facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(file, facts)
@@ -75,17 +77,17 @@ def view(array: Array) -> NDArray[Any]:
     """Return a received array as a read-only view of its bytes.
 
     Raises:
-        RecordError: the bytes are not an array of numbers of the stated type and shape.
+        RecordError: the bytes are not an array of numbers, or their type or shape differs from the array's.
     """
     values = read(array.data)
     if (values.dtype.name, values.shape) != (array.dtype, tuple(array.shape)):
         found = f"{values.dtype.name}{list(values.shape)}"
-        raise RecordError(f"an array is damaged: it states {array.dtype}{list(array.shape)} but holds {found}")
+        raise RecordError(f"an array is damaged: it is {found}, expected {array.dtype}{list(array.shape)}")
     return values
 
 
 def read(data: bytes) -> NDArray[Any]:
-    """Return what an .npy file holds as a read-only view of its bytes.
+    """Return the array of an .npy file as a read-only view of its bytes.
 
     Raises:
         RecordError: the bytes are not an array of numbers.
@@ -93,6 +95,7 @@ def read(data: bytes) -> NDArray[Any]:
     try:
         start = 10 + int.from_bytes(data[8:10], "little")
         dtype, shape, order = _parsed(data[:start])
+        # A view, because a server that copied every reply would hold two populations.
         return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
     except (ValueError, TypeError) as error:
         raise RecordError(f"an array is damaged: {error}") from None
@@ -100,12 +103,12 @@ def read(data: bytes) -> NDArray[Any]:
 
 @lru_cache(maxsize=64)
 def _parsed(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"]]:
-    """Return the type, shape and order that the head of an .npy file states."""
+    """Return the type, shape and memory order from the header of an .npy file."""
     header = _HEADER.fullmatch(head)
     if header is None:
-        raise ValueError("it does not begin as NumPy arrays do")
+        raise ValueError("it has no header of a NumPy array")
     dtype = np.dtype(header["dtype"].decode())
     shape = tuple(int(size) for size in header["shape"].replace(b",", b" ").split())
     if not dtype.isnative:
-        raise ValueError(f"type {dtype} is no number of this machine")
+        raise ValueError(f"type {dtype} has another byte order than this machine")
     return dtype, shape, "F" if header["fortran"] == b"True" else "C"

@@ -24,7 +24,7 @@ from fedmr_flwr.config import registry
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.units import units
-from fedmr_flwr.errors import ConfigError, FederationError, RecordError
+from fedmr_flwr.errors import ConfigError, RecordError, RunError
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 ARRAYS = {
@@ -225,13 +225,13 @@ BAD = {
     "shape": (lambda: put(np.zeros((4, 1), np.float32)), "'conv.weight' is float32[4, 1], expected float32[2, 2]"),
     "dtype": (lambda: put(np.zeros((2, 2))), "'conv.weight' is float64[2, 2], expected float32[2, 2]"),
     "integer": (lambda: put(np.zeros(()), at=4), "'bn.num_batches_tracked' is float64[], expected int64[]"),
-    "NaN": (lambda: put(np.full((2, 2), np.nan, np.float32)), "its model holds NaN or infinite values"),
-    "infinite": (lambda: put(np.array([[0, 1], [2, -np.inf]], np.float32)), "its model holds NaN or infinite values"),
-    "no examples": (lambda: result(model(5), 0), "it trained on 0 examples"),
-    "fewer": (lambda: result(model(5), -3), "it trained on -3 examples"),
-    "odd examples": (lambda: result(model(5), float("nan")), "it trained on nan examples"),
-    "endless examples": (lambda: result(model(5), float("inf")), "it trained on inf examples"),
-    "list of examples": (lambda: result(model(5), [1]), "it trained on [1] examples"),
+    "NaN": (lambda: put(np.full((2, 2), np.nan, np.float32)), "the model has NaN or infinite values"),
+    "infinite": (lambda: put(np.array([[0, 1], [2, -np.inf]], np.float32)), "the model has NaN or infinite values"),
+    "no examples": (lambda: result(model(5), 0), "the client trained on 0 examples"),
+    "fewer": (lambda: result(model(5), -3), "the client trained on -3 examples"),
+    "odd examples": (lambda: result(model(5), float("nan")), "the client trained on nan examples"),
+    "endless examples": (lambda: result(model(5), float("inf")), "the client trained on inf examples"),
+    "list of examples": (lambda: result(model(5), [1]), "the client trained on [1] examples"),
     "short": (lambda: put_bytes(lambda data: data[:-1]), "an array is damaged"),
     "empty": (lambda: put_bytes(lambda data: b""), "an array is damaged"),
     "pickle": (lambda: put_bytes(lambda data: data.replace(b"<f4", b"|O8")), "an array is damaged"),
@@ -285,7 +285,7 @@ def test_unasked_answers_do_not_count(caplog):
     assert [row[0] for row in population(strategy)] == [1, 3]
     assert values(parameters)["out.weight"] == 2
     said = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
-    assert said == [f"client {who}: it was not asked, or has answered before" for who in ("99", first.cid)]
+    assert said == [f"client {who}: it was not drawn, or has replied before" for who in ("99", first.cid)]
 
 
 def test_a_bad_round_changes_nothing():
@@ -450,7 +450,7 @@ def test_clients_are_drawn_in_sorted_order():
 
 def test_too_few_clients_are_refused(monkeypatch):
     monkeypatch.setattr(classic, "_PATIENCE", 0)
-    with pytest.raises(FederationError, match="3 of 5 clients are connected .*num-supernodes=5"):
+    with pytest.raises(RunError, match="3 of 5 clients are connected .*num-supernodes=5"):
         FedMR(clients_per_round=5, keys=KEYS).configure_fit(1, model(0), manager_of(3))
 
 
@@ -458,7 +458,7 @@ def test_too_few_clients_are_refused(monkeypatch):
     ("options", "message"),
     [
         ({"unit": "blocks"}, "unknown unit 'blocks'; choose one of"),
-        ({"clients_per_round": 0}, "clients_per_round: it is 0 and must be at least 1"),
+        ({"clients_per_round": 0}, "clients_per_round: it is 0, but must be at least 1"),
         ({"clients_per_round": 5, "population": 4}, "population: 4 is less than the 5 clients of a round"),
         ({"first_stage_rounds": -1}, "first.stage.rounds = -1"),
         ({"buffers": "drop"}, "buffers = 'drop'.*'move' or 'average'"),
@@ -475,7 +475,7 @@ def test_options_are_checked_at_once(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"unit 'layer' needs the names .* give keys=list\(model.state_dict\(\)\), or choose unit='tensor'"),
+        ({}, r"unit 'layer' needs the names .* pass keys=list\(model.state_dict\(\)\), or choose unit='tensor'"),
         ({"unit": "block:2"}, "unit 'block:2' needs the names"),
         ({"unit": "tensor", "buffers": "average"}, "buffers 'average' needs the names"),
     ],
@@ -490,9 +490,9 @@ def test_named_units_need_keys(options, message):
 @pytest.mark.parametrize(
     ("keys", "initial", "error", "message"),
     [
-        (KEYS[:-1], model(0), ConfigError, "the first model has 6 tensors and keys 5 names"),
-        ([*KEYS[:-1], KEYS[0]], model(0), ConfigError, "the first model has 6 tensors and keys 5 names"),
-        (KEYS, Parameters([], ""), ConfigError, "the first model has 0 tensors and keys 6 names; give initial_"),
+        (KEYS[:-1], model(0), ConfigError, "the first model has 6 tensors, but keys has 5 names"),
+        ([*KEYS[:-1], KEYS[0]], model(0), ConfigError, "the first model has 6 tensors, but keys has 5 names"),
+        (KEYS, Parameters([], ""), ConfigError, "the first model has 0 tensors, but keys has 6 names; pass initial_"),
         (["a"], ndarrays_to_parameters([np.zeros(2, "c8")]), RecordError, "an array is damaged"),
         (["a"], ndarrays_to_parameters([np.zeros(2, "u8")]), ConfigError, r"'a' is uint64; .*; convert .*float32"),
         (["a"], Parameters([b"noise"], ""), RecordError, "an array is damaged"),

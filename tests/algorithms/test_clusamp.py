@@ -115,7 +115,7 @@ def test_clients_are_drawn_by_their_examples(grid, given):
 
 def test_who_is_drawn_twice_trains_once_and_counts_twice(grid, monkeypatch):
     rows = np.zeros((4, 8), np.int64)
-    rows[[0, 1, 2, 3], [5, 2, 5, 3]] = 36  # 5 twice; 3 does not answer
+    rows[[0, 1, 2, 3], [5, 2, 5, 3]] = 36  # 5 twice; 3 does not reply
     monkeypatch.setattr("fedmr_flwr.algorithms.clusamp.distributions", lambda *_: rows)
     strategy = CluSamp(clients_per_round=4, layout=LAYOUT)
     exchange = grid.exchange(strategy.configure_train(1, START, ConfigRecord(), grid))
@@ -133,5 +133,5 @@ def test_who_is_drawn_twice_trains_once_and_counts_twice(grid, monkeypatch):
 def test_without_the_clients_numbers_of_examples_it_is_refused(grid_of, answer):
     inner = grid_of(lambda message, client: None, 8, numbered=False)
     for grid in (inner, RosterGrid(inner)):
-        with pytest.raises(ConfigError, match="clusamp draws clients by their numbers of examples, and not all"):
+        with pytest.raises(ConfigError, match="clusamp draws clients by their numbers of examples, but not all"):
             CluSamp(clients_per_round=4, layout=LAYOUT).configure_train(1, START, ConfigRecord(), grid)

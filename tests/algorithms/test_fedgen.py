@@ -16,9 +16,9 @@ from fedmr_flwr.algorithms.fedgen import (
     GuidedOptions,
     _load,
     _new_generator,
-    _teach,
+    _train_generator,
     diversity,
-    teaching,
+    generator_loss,
 )
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Layout
@@ -90,7 +90,7 @@ def test_the_extra_loss_by_hand(monkeypatch):
     state = rule.begin(model, task)
     table = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
     asked = []
-    monkeypatch.setattr(fedgen, "_imagine", lambda state, labels: (asked.append(labels), table[labels])[1])
+    monkeypatch.setattr(fedgen, "_generate", lambda state, labels: (asked.append(labels), table[labels])[1])
     _, extra = rule.forward(model, state, X, EXAMPLES.labels)
     others, own = asked
     assert torch.equal(own, EXAMPLES.labels)
@@ -143,7 +143,7 @@ def test_the_heads_teach_by_hand_each_with_its_share_of_the_label():
         return np.log(np.exp(logits).sum()) - logits[label]
 
     expected = (0.25 * loss(first[0], 0) + 0.75 * loss(second[0], 0) + loss(first[1], 1)) / 2
-    assert teaching(made, labels, heads, shares).item() == pytest.approx(expected, rel=1e-5)
+    assert generator_loss(made, labels, heads, shares).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_generator_learns_what_the_heads_recognise():
@@ -156,7 +156,7 @@ def test_the_generator_learns_what_the_heads_recognise():
     generator.forward = lambda labels, noise: (seen.append(labels), forward(labels, noise))[1]
     options, draws = FedGenOptions(generator_lr=0.003), torch.Generator().manual_seed(0)
     with threads(1):
-        losses = [_teach(generator, heads, counts, options, draws) for _ in range(6)]
+        losses = [_train_generator(generator, heads, counts, options, draws) for _ in range(6)]
     assert losses[-1] < losses[0] / 2
     assert set(torch.cat(seen).tolist()) == {0, 1, 3}
     labels = torch.tensor([0, 1, 3] * 20)
@@ -172,7 +172,7 @@ def test_a_step_of_the_generator_by_hand():
     found, mine = (_new_generator(4, 3, np.random.default_rng(0)) for _ in range(2))
     options = FedGenOptions(generator_lr=0.01, generator_steps=1, diversity=0.7)
     with threads(1):
-        loss = _teach(found, heads, counts, options, torch.Generator().manual_seed(5))
+        loss = _train_generator(found, heads, counts, options, torch.Generator().manual_seed(5))
         draws = torch.Generator().manual_seed(5)
         labels = torch.tensor([0, 1, 3])[torch.randint(3, (128,), generator=draws)]
         noise = torch.randn(128, 100, generator=draws)
@@ -202,7 +202,7 @@ def combine(strategy, number, replies):
 def test_heads_go_with_their_clients_counts(monkeypatch):
     given = []
     monkeypatch.setattr(
-        fedgen, "_teach", lambda _, heads, counts, options, draws: given.append((heads, counts, draws)) or 0
+        fedgen, "_train_generator", lambda _, heads, counts, options, draws: given.append((heads, counts, draws)) or 0
     )
     layout = layout_of(Net())
     strategy = FedGen(clients_per_round=3, layout=layout)
@@ -226,7 +226,7 @@ def test_heads_go_with_their_clients_counts(monkeypatch):
 def test_of_clients_that_hold_nothing_it_learns_nothing():
     generator = _new_generator(4, 3, np.random.default_rng(0))
     heads = torch.zeros(1, 4, 3), torch.zeros(1, 4)
-    assert _teach(generator, heads, torch.zeros(1, 4), FedGenOptions(), torch.Generator()) == 0
+    assert _train_generator(generator, heads, torch.zeros(1, 4), FedGenOptions(), torch.Generator()) == 0
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))

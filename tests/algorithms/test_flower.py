@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from fedmr_flwr.algorithms.flower import flower_strategy
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.errors import ConfigError, FederationError
+from fedmr_flwr.errors import ConfigError, RunError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.server.run import run as serve
@@ -112,7 +112,7 @@ def test_too_few_replies_for_a_strategy_are_one_line(grid, monkeypatch):
         raise ZeroDivisionError("of nothing")
 
     monkeypatch.setattr(own.inner, "aggregate_train", needs_more)
-    with pytest.raises(FederationError, match=r"round 1: FedMedian could not combine \d replies: ZeroDivisionError"):
+    with pytest.raises(RunError, match=r"round 1: FedMedian could not combine \d replies: ZeroDivisionError"):
         own.aggregate_train(1, replies)
     assert strategy("FedMedian").aggregate_train(1, []) == (None, None)
 
@@ -121,7 +121,7 @@ def test_too_few_replies_for_a_strategy_are_one_line(grid, monkeypatch):
     ("name", "said"),
     [
         ("FedAdm", "unknown strategy 'flwr:FedAdm'; choose one of flwr:.*flwr:FedAdam"),
-        ("FedProx", "cannot be used, because it is the server's half only; use strategy.name=fedprox"),
+        ("FedProx", "cannot be used, because it has only the server's half; use strategy.name=fedprox"),
         ("FedXgbBagging", "cannot be used, because it combines trees"),
     ],
 )

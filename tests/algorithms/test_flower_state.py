@@ -194,6 +194,8 @@ class Own(Strategy):
 def test_what_is_not_known_is_refused_in_one_line(make, name, state):
     strategy = make()
     state_of(strategy)
-    with pytest.raises(ConfigError, match=f"^a run of {name} cannot be resumed, because .* derive it from") as caught:
+    with pytest.raises(
+        ConfigError, match=f"^a run with {name} cannot be resumed, because .* derive it from"
+    ) as caught:
         restore(strategy, state)
     assert "\n" not in str(caught.value)

@@ -63,7 +63,9 @@ def test_classic_wrappers_and_secure_aggregation_are_refused():
         {MAIN_CONFIGS_RECORD: ConfigRecord({Key.CURRENT_ROUND: 1}), MAIN_PARAMS_RECORD: START}
     )  # of Flower's workflows
     context = SimpleNamespace(state=state, strategy=strategy, client_manager=None)
-    with pytest.raises(ConfigError, match="^SecAggPlusWorkflow cannot be used with FedMR: it shows .* but a sum"):
+    with pytest.raises(
+        ConfigError, match="^SecAggPlusWorkflow cannot be used with FedMR: it gives the server only a sum"
+    ):
         SecAggPlusWorkflow(num_shares=3, reconstruction_threshold=2).setup_stage(None, context, None)
 
 
@@ -71,7 +73,7 @@ def test_classic_wrappers_and_secure_aggregation_are_refused():
     ("name", "said"),
     [
         ("DifferentialPrivacyServerSideFixedClipping", "wraps another strategy, and clips .*privacy.local-dp"),
-        ("SecAggPlus", "wraps another strategy, and shows the server nothing but a sum"),
+        ("SecAggPlus", "wraps another strategy, and gives the server only a sum"),
     ],
 )
 def test_they_cannot_be_named_either(name, said):

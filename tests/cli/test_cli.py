@@ -75,8 +75,8 @@ def test_a_run_prints_its_folder_first_and_last_and_a_table(fedmr, tmp_path):
         (["strategy.mu=0.1"], ["unknown key 'strategy.mu'"]),
         (["strategy.name=fedprox", "strategy.mu=-1"], ["'strategy.mu=-1'", "greater than or equal to 0"]),
         (["guard=1"], ["'guard=1'", "greater than 1"]),
-        (["device=cuda:7"], ["device is cuda:7", "device=auto or device=cpu"]),
-        (["engine=spark"], ["'spark' is not known", "ray, in-process"]),
+        (["device=cuda:7"], ["device is cuda:7", "device=auto or cpu"]),
+        (["engine=spark"], ["unknown engine 'spark'", "ray, in-process"]),
     ],
 )
 def test_a_mistake_is_one_line_and_a_status_and_writes_nothing(fedmr, tmp_path, monkeypatch, overrides, words):
@@ -125,7 +125,7 @@ def test_partition_prints_draws_and_saves_what_a_run_can_use(fedmr, tmp_path):
     assert status == 0
     assert len([line for line in out.splitlines() if line.startswith("│")]) == 3
     status, _, err = fedmr("partition", "run.yaml")
-    assert (status, err) == (1, "fedmr: error: partition is not empty; name another folder with --out FOLDER\n")
+    assert (status, err) == (1, "fedmr: error: partition is not empty; choose another folder with --out FOLDER\n")
 
     saved = tmp_path / "partition" / "partition.npz"
     status, _, err = fedmr(
@@ -146,10 +146,10 @@ def test_plot_draws_what_the_rounds_allow(fedmr, tmp_path):
     assert all(picture.stat().st_size > 0 for picture in pictures)
     (tmp_path / "out" / "metrics.jsonl").unlink()
     status, _, err = fedmr("plot", "out")
-    assert (status, err) == (1, "fedmr: error: out holds no finished round yet, so there is nothing to draw\n")
+    assert (status, err) == (1, "fedmr: error: out has no completed round yet, so there is nothing to draw\n")
     status, _, err = fedmr("plot", "nowhere")
     assert status == 1
-    assert "nowhere is not a run folder: it holds no config.yaml" in err
+    assert "nowhere is not a run folder: its config.yaml is missing" in err
 
 
 def test_the_accuracy_over_clients_is_said_at_the_end(fedmr, tmp_path):
@@ -166,7 +166,7 @@ def test_a_truncated_data_file_is_named(fedmr, tmp_path):
         (tmp_path / f"{part}-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x63short")
     status, _, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "data.name=fashion-mnist", "data-dir=.")
     assert status == 1
-    assert "train-images-idx3-ubyte states 99 bytes of data but holds 5; replace it" in err
+    assert "train-images-idx3-ubyte states 99 bytes of data but has 5; replace it" in err
 
 
 def test_a_used_run_folder_is_refused(fedmr, tmp_path):
@@ -175,7 +175,7 @@ def test_a_used_run_folder_is_refused(fedmr, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     status, _, err = fedmr(*arguments)
     assert status == 1
-    assert "out already holds a run; name another folder with run-dir=FOLDER" in err
+    assert "out already contains a run; choose another folder with run-dir=FOLDER" in err
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 

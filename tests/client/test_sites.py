@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedmr_flwr.client import sites
-from fedmr_flwr.client.sites import DataSpec, Node
+from fedmr_flwr.client.sites import DataSpec, NodeEnvironment
 from fedmr_flwr.config.settings import Data, Partition
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Normalisation
@@ -30,7 +30,7 @@ def own(tmp_path):
 
 def of_its_own(toy, node_config, spec=SPEC, run=RUN):
     settings = toy().model_copy(update={"partition": Partition(name="nodes")})
-    return Node(settings, node_config, spec, run)
+    return NodeEnvironment(settings, node_config, spec, run)
 
 
 def test_data_spec_survives_json():
@@ -54,10 +54,10 @@ def test_a_node_trains_on_its_file_prepared_like_the_servers_data(toy, own):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"y_train": np.arange(12)}, "has the label 11, but labels are 0 to 9"),
-        ({"x_train": np.zeros((12, 9, 9), np.uint8)}, r"not examples of shape \[1, 8, 8\]"),
+        ({"y_train": np.arange(12)}, "has the label 11; expected 0 to 9"),
+        ({"x_train": np.zeros((12, 9, 9), np.uint8)}, r"expected examples of shape \[1, 8, 8\]"),
         ({"x_train": np.zeros((12, 8, 8))}, "it must be uint8"),
-        ({"y_train": np.arange(11)}, "it must be 12 integers"),
+        ({"y_train": np.arange(11)}, "expected 12 non-negative integers"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named(toy, own, arrays, words):
@@ -72,26 +72,26 @@ def test_a_node_divides_a_data_set_as_the_server_and_only_once(toy, own, tmp_pat
     node_config = own() | {"data": str(tmp_path / "data")}
     dataset = datasets.load(settings.data, None)
     part = partitions.split(dataset, 6, settings.partition, settings.seed)[2]
-    assert Node(settings, node_config, SPEC, RUN).prepare(dataset.digest()) == len(part)
+    assert NodeEnvironment(settings, node_config, SPEC, RUN).prepare(dataset.digest()) == len(part)
     monkeypatch.setattr(sites.partitions, "split", None)
-    _, examples = Node(settings, node_config, SPEC, RUN).examples()
+    _, examples = NodeEnvironment(settings, node_config, SPEC, RUN).examples()
     assert torch.equal(examples.inputs, dataset.train.inputs[part])
-    with pytest.raises(DataError, match="this client holds other data under the same name"):
-        Node(settings, node_config, SPEC, RUN).prepare("another")
+    with pytest.raises(DataError, match="this client's data differ from the server's"):
+        NodeEnvironment(settings, node_config, SPEC, RUN).prepare("another")
 
 
 @pytest.mark.parametrize("name", ["npz:/etc/passwd", "os:listdir", "npz:own.npz"])
 def test_the_server_cannot_have_a_node_open_other_files(toy, own, tmp_path, name):
     settings = toy().model_copy(update={"data": Data(name=name)})
-    with pytest.raises(ConfigError, match="a node reads only data sets by name"):
-        Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN).prepare("")
+    with pytest.raises(ConfigError, match="a node reads data sets only by name"):
+        NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN).prepare("")
 
 
 @pytest.mark.parametrize("name", ["file:/etc/hostname", "file:own.npz"])
 def test_nor_a_file_that_says_who_holds_what(toy, own, tmp_path, name):
     settings = toy().model_copy(update={"partition": Partition(name=name)})
-    with pytest.raises(ConfigError, match="a node opens no file that the server names"):
-        Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
+    with pytest.raises(ConfigError, match="a node cannot open a file of the server"):
+        NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
 
 
 def test_errors_say_who_fails_and_not_where_its_files_lie(toy, own, tmp_path):
@@ -103,7 +103,7 @@ def test_errors_say_who_fails_and_not_where_its_files_lie(toy, own, tmp_path):
 
 def test_a_node_fetches_nothing_that_the_server_asks_for(toy, own, tmp_path):
     settings = toy().model_copy(update={"data": Data(name="fashion-mnist", download=True)})
-    site = Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
+    site = NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
     assert not site._named.download
 
 
@@ -114,7 +114,7 @@ def test_the_server_cannot_have_a_node_write_elsewhere(toy, own, run):
 
 
 def test_data_and_partition_must_go_together(toy, own, tmp_path):
-    with pytest.raises(ConfigError, match="client 2 has the folder of a data set, and the run wants"):
+    with pytest.raises(ConfigError, match="client 2 has the folder of a data set, but the run needs"):
         of_its_own(toy, own() | {"data": str(tmp_path)})
-    with pytest.raises(ConfigError, match=r"set partition\.name=nodes for examples that each client has itself"):
-        Node(toy(), own(), SPEC, RUN)
+    with pytest.raises(ConfigError, match=r"set partition\.name=nodes if each client has its own examples"):
+        NodeEnvironment(toy(), own(), SPEC, RUN)

@@ -78,7 +78,7 @@ def test_data_and_models_of_the_paper_are_in_the_setting_of_the_published_code(n
     assert settings.partition.name == ("natural" if data == "femnist" else "dirichlet")
     first_stage = 100 if model == "vgg16" else 0
     assert settings.strategy.options == FedMROptions(unit="tensor", first_stage_rounds=first_stage)
-    built = models.build(model, *datasets.known_form(settings.data, None))
+    built = models.build(model, *datasets.shape_and_classes(settings.data, None))
     count = models.parameter_count(built)
     assert f"{count:,} parameters" in path.read_text().splitlines()[0], "what the file says of itself is true"
     assert parameters in (count, None)

@@ -44,7 +44,7 @@ LAYOUT = Layout.of(
 CODECS = {True: Codec(LAYOUT), False: Codec(LAYOUT, packed=False)}
 TRAINABLE = [entry for entry in LAYOUT.entries if not entry.name.startswith("bn.")]
 KINDS = {
-    "client-error", "expired", "node-lost", "no-reply", "duplicate", "unasked", "malformed", "not-finite",
+    "client-error", "expired", "node-lost", "no-reply", "duplicate", "unsolicited", "malformed", "not-finite",
     "no-examples", "outlier", "other",
 }  # fmt: skip
 
@@ -338,12 +338,12 @@ def check_failures(row, order, strays):
     assert all(each["kind"] in KINDS for each in failed)
     assert all(len(each["reason"].splitlines()) <= 1 for each in failed), "one line"
     assert all(len(each["reason"]) < 500 for each in failed), "and not a long one"
-    assert [each["client"] for each in failed if each["kind"] == "unasked"] == [-1] * strays
-    asked = [each for each in failed if each["kind"] != "unasked"]
+    assert [each["client"] for each in failed if each["kind"] == "unsolicited"] == [-1] * strays
+    asked = [each for each in failed if each["kind"] != "unsolicited"]
     kinds = {order.index(each["client"]): each["kind"] for each in asked}
     assert len(kinds) == len(asked)
     # In the order of the messages; then who was not asked; outliers last.
-    ranks = {"unasked": 1, "outlier": 2}
+    ranks = {"unsolicited": 1, "outlier": 2}
     places = [
         (ranks.get(each["kind"], 0), order.index(each["client"]) if each["client"] >= 0 else 0) for each in failed
     ]
@@ -442,6 +442,6 @@ def test_messages_do_not_outlive_their_round(folder, packed):
         return [*replies, replies[3], stray]
 
     run.inner.meddle = meddle
-    assert run.round(2)["failures-by-kind"] == {"duplicate": 1, "no-examples": 2, "unasked": 1}
+    assert run.round(2)["failures-by-kind"] == {"duplicate": 1, "no-examples": 2, "unsolicited": 1}
     gc.collect()
     assert [thing() for thing in alive] == [None] * len(alive)

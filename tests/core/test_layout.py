@@ -72,7 +72,9 @@ def test_packs_in_the_widest_floating_type():
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.uint64, np.complex64])
 def test_refuses_types_that_lose_precision(dtype):
-    with pytest.raises(TypeError, match=f"{np.dtype(dtype)}; only floats up to float64 and integers up to int64"):
+    with pytest.raises(
+        TypeError, match=f"{np.dtype(dtype)}; supported are floats up to float64 and integers up to int64"
+    ):
         Layout.of({"a": np.zeros(1, dtype)})
 
 

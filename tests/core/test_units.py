@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.units import describe, module_of, units
+from fedmr_flwr.core.units import format_unit, module_of, units
 from fedmr_flwr.errors import ConfigError
 
 KEYS = [
@@ -71,7 +71,7 @@ def test_a_pattern_takes_the_keys_that_none_before_it_took():
     }
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=describe)
+@pytest.mark.parametrize("spec", SPECS, ids=format_unit)
 def test_units_cover_every_column_once(spec):
     found = units(LAYOUT, spec)
     for width, parts in (
@@ -107,10 +107,10 @@ def test_no_key_is_ever_lost_or_doubled(keys, share):
         ("fraction:1.5", "above 0 and at most 1"),
         ("fraction:nan", "above 0 and at most 1"),
         ("fraction:x", "above 0 and at most 1"),
-        ([], "an empty list"),
+        ([], "the list of patterns is empty"),
         (["("], r"'\(' is not a regular expression"),
         (["stage"], "no pattern matches 'stem.conv.weight'; add one"),
-        ([".", "stage"], "the pattern 'stage' matches no key that is left"),
+        ([".", "stage"], "the pattern 'stage' matches no remaining key"),
     ],
 )
 def test_what_is_wrong_with_a_unit_is_said(spec, reason):

@@ -66,7 +66,7 @@ def test_a_batch_that_is_not_the_published_one_is_never_unpickled(write_cifar, t
             return (tmp_path.joinpath("evil").touch, ())
 
     write_cifar(tmp_path, "CIFAR10", packed, instead={batch: pickle.dumps(Evil())})
-    with pytest.raises(DataError, match=f"{batch} has not the MD5 sum of the published file; put an undamaged"):
+    with pytest.raises(DataError, match=f"{batch} does not have the MD5 sum of the published file; replace it"):
         load("cifar10", tmp_path)
     assert not (tmp_path / "evil").exists()
 
@@ -114,7 +114,7 @@ def test_a_member_of_the_archive_that_is_no_file_is_not_left_out(write_cifar, tm
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
         tar.add(inner, inner.name)
     (inner / "data_batch_1").unlink()
-    with pytest.raises(DataError, match="cannot read .*tar.gz: test_batch is no file"):
+    with pytest.raises(DataError, match="cannot read .*tar.gz: test_batch is not a file"):
         load("cifar10", tmp_path)
 
 

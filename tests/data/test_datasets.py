@@ -80,7 +80,9 @@ def test_images_of_another_size_are_refused(write_fashion_mnist, tmp_path):
     for part, count in (("train", 40), ("t10k", 20)):
         header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in (count, 40, 30))
         (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(header + bytes(count * 40 * 30))
-    with pytest.raises(DataError, match=r"are uint8\[40, 1, 40, 30\] and .* not examples of shape \[1, 28, 28\]"):
+    with pytest.raises(
+        DataError, match=r"are uint8\[40, 1, 40, 30\] and .* expected examples of shape \[1, 28, 28\]"
+    ):
         load("fashion-mnist", tmp_path)
 
 
@@ -91,7 +93,7 @@ def test_the_files_of_another_data_set_of_the_same_names_are_refused(write_fashi
     file = tmp_path / "train-images-idx3-ubyte.gz"
     monkeypatch.setattr(MNIST, "resources", [(file.name, hashlib.md5(file.read_bytes()).hexdigest())])
     with pytest.raises(
-        DataError, match=r"ubyte.gz is MNIST's, not FashionMNIST's; put FashionMNIST's files into fashion-mnist/"
+        DataError, match=r"ubyte.gz belongs to MNIST, not FashionMNIST; put FashionMNIST's files into fashion-mnist/"
     ):
         load("fashion-mnist", tmp_path)
     assert len(load("mnist", tmp_path).train) == 40
@@ -112,7 +114,7 @@ def test_the_environment_names_the_data_folder(write_fashion_mnist, tmp_path, mo
 
 def test_the_home_of_nobody_is_no_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDMR_DATA_DIR", "~nosuchuser/data")
-    with pytest.raises(ConfigError, match="there is no data folder: .*name one with data-dir=FOLDER"):
+    with pytest.raises(ConfigError, match="cannot find the data folder: .*set data-dir=FOLDER"):
         load("digits", None)
     with pytest.raises(ConfigError, match="data-dir = '~nosuchuser/x'"):
         parse({"data-dir": "~nosuchuser/x"}, "test")
@@ -124,7 +126,7 @@ def test_files_of_different_sets_are_refused(write_fashion_mnist, tmp_path):
     write_fashion_mnist(tmp_path, packed=False)
     labels = tmp_path / "train-labels-idx1-ubyte"
     labels.write_bytes(b"\0\0\x08\x01\0\0\0\x07" + bytes(7))
-    with pytest.raises(DataError, match="train files .* do not belong together"):
+    with pytest.raises(DataError, match="train files .* do not match"):
         load("fashion-mnist", tmp_path)
 
 
@@ -166,7 +168,7 @@ def test_nothing_is_downloaded_unless_it_is_allowed(tmp_path, monkeypatch, write
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(ConfigError, match="'imagenet' is not known; choose one of cifar10, .*npz:PATH"):
+    with pytest.raises(ConfigError, match="unknown data set 'imagenet'; choose one of cifar10, .*npz:PATH"):
         load("imagenet", None)
 
 
@@ -233,13 +235,13 @@ def test_grey_images_need_no_axis_for_their_channel_and_may_all_be_equal(tmp_pat
         ),
         ({"x_test": np.zeros(9, np.uint8)}, r"x_test of .* is uint8\[9\]; it must be uint8: images"),
         ({"x_test": np.zeros((9, 8), np.uint8)}, r"different shapes, uint8\[30, 3, 8, 8\] and uint8\[9, 8\]"),
-        ({"owners": np.zeros(29, np.int64)}, r"owners of .* is int64\[29\]; it must be 30 integers"),
-        ({"y_train": np.zeros(29, np.int64)}, r"y_train of .* is int64\[29\]; it must be 30 integers"),
+        ({"owners": np.zeros(29, np.int64)}, r"owners of .* is int64\[29\]; expected 30 non-negative integers"),
+        ({"y_train": np.zeros(29, np.int64)}, r"y_train of .* is int64\[29\]; expected 30 non-negative integers"),
         ({"y_test": np.zeros(9)}, r"y_test of .* is float64\[9\]"),
         ({"x_train": np.zeros((30, 3, 0, 8), "u1")}, "it must be uint8: images"),
-        ({"y_train": np.full(30, 2**63, np.uint64)}, "it must be 30 integers from 0 on"),
-        ({"y_train": np.full(30, 2**40)}, "has the label 1099511627776, but labels are 0 to 65535"),
-        ({"y_test": np.full(9, -1)}, "it must be 9 integers from 0 on"),
+        ({"y_train": np.full(30, 2**63, np.uint64)}, "expected 30 non-negative integers"),
+        ({"y_train": np.full(30, 2**40)}, "has the label 1099511627776; expected 0 to 65535"),
+        ({"y_test": np.full(9, -1)}, "expected 9 non-negative integers"),
         ({"x_test": np.zeros((0, 3, 8, 8), "u1"), "y_test": np.zeros(0, int)}, "at least one"),
     ],
 )
@@ -250,22 +252,22 @@ def test_arrays_that_do_not_fit_are_named(tmp_path, changes, said):
 
 
 def test_a_file_that_is_missing_damaged_or_lacks_an_array_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*none\.npz: no such file; name it as npz:FILE"):
+    with pytest.raises(DataError, match=r"cannot read .*none\.npz: no such file; write npz:FILE"):
         load("npz:none.npz", tmp_path)
     for content in (b"", b"PK\x03\x04 torn"):
         (tmp_path / f"{len(content)}.npz").write_bytes(content)
-        with pytest.raises(DataError, match="does not hold x_train"):
+        with pytest.raises(DataError, match="does not contain x_train"):
             load(f"npz:{len(content)}.npz", tmp_path)
     np.savez(tmp_path / "half.npz", x_train=np.zeros((1, 2, 2), "u1"))
     np.savez_compressed(tmp_path / "packed.npz", **own_arrays())
     content = bytearray((tmp_path / "packed.npz").read_bytes())
     content[200:300] = bytes(100)
     (tmp_path / "packed.npz").write_bytes(content)
-    with pytest.raises(DataError, match="packed.npz does not hold x_train"):
+    with pytest.raises(DataError, match="packed.npz does not contain x_train"):
         load("npz:packed.npz", tmp_path)
     with pytest.raises(DataError, match="File name too long"):
         load(f"npz:{'n' * 300}.npz", tmp_path)
-    with pytest.raises(DataError, match="does not hold x_train, y_train, x_test and y_test: .*y_train"):
+    with pytest.raises(DataError, match="does not contain x_train, y_train, x_test and y_test: .*y_train"):
         load("npz:half.npz", tmp_path)
 
 
@@ -315,14 +317,14 @@ def test_a_loader_of_ones_own(tmp_path, monkeypatch):
     images = load("my_data:plain", tmp_path)
     assert abs(float(images.prepare(images.train.inputs).mean())) < 1e-5, "images are never fed as bytes"
     for name, said in {
-        "my_data:wrong": "returned int, not a fedmr_flwr Dataset",
+        "my_data:wrong": "returned int, expected fedmr_flwr.Dataset",
         "my_data:missing": "'my_data:missing' failed with FileNotFoundError",
         "my_data:short": "'my_data:short' failed with TypeError",
         "my_data:number": "'my_data:number' failed with TypeError: 'int' object is not callable",
-        "my_data:arrays": "'my_data:arrays' must return tensors in the CPU's memory",
-        "my_data:owned": r"owners of 'my_data:owned' is int64\[30\]; it must be 1438 integers",
+        "my_data:arrays": "'my_data:arrays' must return tensors on the CPU",
+        "my_data:owned": r"owners of 'my_data:owned' is int64\[30\]; expected 1438 non-negative integers",
         "broken:load": "'broken:load' cannot be imported: .*invalid syntax",
-        "my_data:unfit": "y_train of 'my_data:unfit' has the label 9, but labels are 0 to 4",
+        "my_data:unfit": "y_train of 'my_data:unfit' has the label 9; expected 0 to 4",
         "my_data:nothing": "cannot be imported: module 'my_data' has no attribute 'nothing'",
         "nowhere:load": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
         ":load": "cannot be imported",
@@ -340,7 +342,7 @@ def test_a_file_of_ones_own_may_say_who_made_the_examples_and_hold_texts(tmp_pat
     assert data.owners.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     assert (data.input_shape, data.classes) == ((5,), 9), "a character that is never a label counts, too"
     assert data.prepare(data.train.inputs) is data.train.inputs
-    with pytest.raises(ConfigError, match="data.normalisation is none, but texts have no pixels"):
+    with pytest.raises(ConfigError, match="data.normalisation is none, but text has no pixels"):
         load("npz:mine.npz", tmp_path, normalisation="none")
 
 
@@ -385,9 +387,9 @@ def test_each_channel_is_normalised_by_its_own_numbers_by_hand():
 
 
 def test_the_form_of_a_data_set_is_known_without_its_files(tmp_path):
-    known = {name: datasets.known_form(Data(name=name), tmp_path) for name in datasets.DATASETS}
+    known = {name: datasets.shape_and_classes(Data(name=name), tmp_path) for name in datasets.DATASETS}
     assert known["cifar100-coarse"] == ((3, 32, 32), 20)
     assert known["femnist"] == ((1, 28, 28), 62)
     assert known["shakespeare"] == ((80,), 80)
     np.savez(tmp_path / "mine.npz", **own_arrays())
-    assert datasets.known_form(Data(name="npz:mine.npz"), tmp_path) == ((3, 8, 8), 5)
+    assert datasets.shape_and_classes(Data(name="npz:mine.npz"), tmp_path) == ((3, 8, 8), 5)

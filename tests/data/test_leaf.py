@@ -75,7 +75,7 @@ def test_a_user_who_is_named_twice_in_a_file_is_refused(tmp_path):
         write(tmp_path / part / "a.json", {"u": images(1)[0]})
     path = tmp_path / "train" / "a.json"
     path.write_text(path.read_text().replace('"users": ["u"]', '"users": ["u", "u"]'))
-    with pytest.raises(DataError, match=r"a.json names a user twice"):
+    with pytest.raises(DataError, match=r"a.json lists a user twice"):
         load("femnist", tmp_path)
 
 
@@ -118,29 +118,29 @@ BLANK = [0.0] * 784
     ("name", "user", "said"),
     [
         ("femnist", {"x": [BLANK, BLANK], "y": [1]}, "user u in .* has 2 inputs but 1 labels"),
-        ("femnist", {"x": [[0.0] * 783], "y": [1]}, "user u in .* is not as LEAF writes it: ValueError"),
+        ("femnist", {"x": [[0.0] * 783], "y": [1]}, "user u in .* is not in LEAF's format: ValueError"),
         ("femnist", {"x": [[2.0] * 784], "y": [1]}, "user u in .* has pixels outside of 0 to 1"),
         ("femnist", {"x": [[float("nan")] * 784], "y": [1]}, "has pixels outside of 0 to 1"),
         ("femnist", {"x": [["?"] * 784], "y": [1]}, "user u in .* ValueError"),
-        ("femnist", {"x": [BLANK], "y": [62]}, "has the label 62, but labels are 0 to 61"),
-        ("femnist", {"x": [BLANK], "y": [-1]}, "it must be 1 integers from 0 on"),
+        ("femnist", {"x": [BLANK], "y": [62]}, "has the label 62; expected 0 to 61"),
+        ("femnist", {"x": [BLANK], "y": [-1]}, "expected 1 non-negative integers"),
         ("femnist", {"y": [1]}, "user u in .* KeyError 'x'"),
         ("femnist", {"x": [BLANK]}, "user u in .* KeyError 'y'"),
         ("femnist", {"x": [BLANK], "y": []}, "has 1 inputs but 0 labels"),
         ("femnist", {"x": [BLANK], "y": [3.7]}, "labels must be integers"),
         ("femnist", {"x": [BLANK], "y": ["3"]}, "labels must be integers"),
-        ("femnist", {"x": [], "y": []}, "train holds no examples"),
+        ("femnist", {"x": [], "y": []}, "train has no examples"),
         ("femnist", None, "user u in .* TypeError"),
         ("femnist", [BLANK], "user u in .* TypeError"),
-        ("shakespeare", {"x": ["a" * 79, "a" * 81], "y": ["a", "b"]}, "texts must be of 80 characters"),
+        ("shakespeare", {"x": ["a" * 79, "a" * 81], "y": ["a", "b"]}, "each text must have 80 characters"),
         ("shakespeare", {"x": ["a" * 79 + "\ud800"], "y": ["a"]}, "user u in .* UnicodeEncodeError"),
         (
             "shakespeare",
             {"x": ["é" * 80], "y": ["a"]},
-            "user u in .* has the character 'é', which is not one of LEAF's 80",
+            "user u in .* has the character 'é', which is not among LEAF's 80",
         ),
         ("shakespeare", {"x": ["a" * 79], "y": ["a"]}, "user u in .* ValueError"),
-        ("shakespeare", {"x": ["a" * 80], "y": ["ab"]}, "texts must be of 1 characters"),
+        ("shakespeare", {"x": ["a" * 80], "y": ["ab"]}, "each text must have 1 characters"),
         ("shakespeare", {"x": [3], "y": ["a"]}, "user u in .* TypeError"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_file_that_is_not_leafs_is_named(tmp_path, content):
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "a.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(DataError, match=r"train/a.json is not as LEAF writes it .*must hold users and user_data"):
+    with pytest.raises(DataError, match=r"train/a.json is not in LEAF's format .*must have users and user_data"):
         load("femnist", tmp_path)
 
 

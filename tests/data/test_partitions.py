@@ -68,7 +68,7 @@ def test_a_split_that_cannot_be_met_ends_with_an_error(clients, alpha, message):
 
 def test_an_unknown_partition_is_refused():
     with pytest.raises(
-        ConfigError, match="'random' is not known; choose one of dirichlet, .*natural, .*shards, file:PATH"
+        ConfigError, match="unknown partition 'random'; choose one of dirichlet, .*natural, .*shards, file:PATH"
     ):
         partitions.split(DATA, 5, Partition(name="random"), seed=0)
 
@@ -86,7 +86,7 @@ def test_a_saved_partition_reads_back_and_its_hash_tells_it_apart(tmp_path):
     assert [part.tolist() for part in partitions.read(tmp_path / "p.npz")] == [[0, 2], [1], [3, 4]]
     moved = [np.array([0]), np.array([1, 2]), np.array([3, 4])]
     again = partitions.read(tmp_path / "p.npz")
-    assert partitions.digest(moved) != partitions.digest(parts) == partitions.digest(again)
+    assert partitions.hash_partition(moved) != partitions.hash_partition(parts) == partitions.hash_partition(again)
 
 
 def test_without_balancing_the_largest_client_is_larger():
@@ -168,11 +168,11 @@ def test_a_file_of_this_project_and_of_the_published_code_are_read(tmp_path):
     ("content", "clients", "said"),
     [
         ('{"train_data": {"0": [0], "1": [1]}}', 3, "divides among 2 clients; set clients=2"),
-        ('{"train_data": {"0": [0], "1": [5]}}', 2, "does not fit 5 examples"),
-        ('{"train_data": {"0": [0], "1": [-1]}}', 2, "does not fit 5 examples"),
-        ('{"train_data": {"0": [0], "1": [0]}}', 2, "does not fit 5 examples"),
-        ('{"train_data": {"0": [0], "1": []}}', 2, "does not fit 5 examples"),
-        ('{"train_data": {"0": [0], "2": [1]}}', 2, r"KeyError '1'; it must hold"),
+        ('{"train_data": {"0": [0], "1": [5]}}', 2, "does not match the 5 examples"),
+        ('{"train_data": {"0": [0], "1": [-1]}}', 2, "does not match the 5 examples"),
+        ('{"train_data": {"0": [0], "1": [0]}}', 2, "does not match the 5 examples"),
+        ('{"train_data": {"0": [0], "1": []}}', 2, "does not match the 5 examples"),
+        ('{"train_data": {"0": [0], "2": [1]}}', 2, r"KeyError '1'; it must contain"),
         ('{"train_data": {"0": ["x"]}}', 1, "ValueError"),
         ('{"data": 1}', 1, "KeyError 'train_data'"),
         ("[", 1, "JSONDecodeError"),
@@ -243,7 +243,7 @@ def test_of_more_natural_clients_some_are_drawn_with_all_their_examples():
 
 
 def test_a_natural_partition_that_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="does not say who made its examples.*choose another"):
+    with pytest.raises(ConfigError, match="does not state the authors of its examples.*choose another"):
         partitions.split(DATA, 4, Partition(name="natural"), seed=0)
     with pytest.raises(PartitionError, match="has 2 natural clients, not 4; set clients=2"):
         partitions.split(dataset([0] * 3, [0, 1, 1]), 4, Partition(name="natural"), seed=0)

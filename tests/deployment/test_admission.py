@@ -69,7 +69,7 @@ def test_a_key_that_cannot_be_revoked_is_an_error(link, folder):
     admission.admit(folder, {})
     (folder / "nodes/b.pub").unlink()
     link.trouble = "the SuperLink is tired"
-    with pytest.raises(EngineError, match=r"still admits node 2, whose key was removed .* remove state\.db"):
+    with pytest.raises(EngineError, match=r"still admits node 2, although its key was removed .* remove state\.db"):
         admission.admit(folder, {})
     link.trouble = ""
     assert admission.admit(folder, {}) == (2, 0, 1)

@@ -35,7 +35,7 @@ def dep(tmp_path):
 def test_secrets_are_readable_for_their_owner_alone(fedmr, tmp_path):
     status, said, _ = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
     assert status == 0
-    assert "README.md says" in said
+    assert "README.md for where" in said
     files = {
         str(path.relative_to(tmp_path / "dep")): path for path in (tmp_path / "dep").rglob("*") if path.is_file()
     }
@@ -45,7 +45,7 @@ def test_secrets_are_readable_for_their_owner_alone(fedmr, tmp_path):
     before = {name: path.read_bytes() for name, path in files.items()}
     status, _, error = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
     assert (status, error.count("\n")) == (1, 1)
-    assert "is not empty; name another folder, keys are never overwritten" in error
+    assert "is not empty, and keys are never overwritten" in error
     assert before == {name: path.read_bytes() for name, path in files.items()}
     guide = files["README.md"].read_text()
     for command in ("fedmr deploy server server", "fedmr deploy node node-1", "--superlink deployment"):
@@ -56,8 +56,8 @@ def test_secrets_are_readable_for_their_owner_alone(fedmr, tmp_path):
     ("arguments", "words"),
     [
         (("init", "new", "--host", "https://a", "--nodes", 1), "write the name or address of the server"),
-        (("server", "nowhere"), "is not a server's folder: it holds no server.yaml"),
-        (("node", "nowhere"), "is not a node's folder: it holds no node.yaml"),
+        (("server", "nowhere"), "is not a server's folder: it has no server.yaml"),
+        (("node", "nowhere"), "is not a node's folder: it has no node.yaml"),
     ],
 )
 def test_a_users_mistake_is_one_line(fedmr, tmp_path, monkeypatch, arguments, words):
@@ -69,7 +69,7 @@ def test_a_users_mistake_is_one_line(fedmr, tmp_path, monkeypatch, arguments, wo
 
 def test_a_node_says_what_it_has_and_a_server_insists_on_keys(dep, monkeypatch):
     node = folders.read_node(dep / "node-1")
-    with pytest.raises(ConfigError, match="names no data; set data to this node's npz file or data folder"):
+    with pytest.raises(ConfigError, match="has no data; set data to this node's npz file or data folder"):
         commands.supernode(dep / "node-1", node)
     node = node.model_copy(update={"data": "a folder/own.npz", "device": "cuda:1"})
     command = commands.supernode(dep / "node-1", node)
@@ -92,9 +92,13 @@ def test_a_node_says_what_it_has_and_a_server_insists_on_keys(dep, monkeypatch):
 def test_insecure_is_for_this_machine_alone(dep):
     server, node = folders.read_server(dep / "server"), folders.read_node(dep / "node-0")
     node = node.model_copy(update={"data": "own.npz"})
-    with pytest.raises(ConfigError, match=r"--insecure is for trials on one machine: set listen to 127\.0\.0\.1"):
+    with pytest.raises(
+        ConfigError, match=r"--insecure is only for one machine, but listen is .*set it to 127\.0\.0\.1"
+    ):
         commands.superlink(dep / "server", server, insecure=True)
-    with pytest.raises(ConfigError, match=r"--insecure is for trials on one machine: set superlink to 127\.0\.0\.1"):
+    with pytest.raises(
+        ConfigError, match=r"--insecure is only for one machine, but superlink is .*set it to 127\.0\.0\.1"
+    ):
         commands.supernode(dep / "node-0", node, insecure=True)
     here = {"listen": "127.0.0.1"}
     assert "--insecure" in commands.superlink(dep / "server", server.model_copy(update=here), insecure=True)
@@ -125,9 +129,7 @@ def test_up_to_1_39_commands_are_taken_from_the_servers_own_machine_alone(dep, m
         assert command[command.index("--host") + 1] == host
         assert 'address = "127.0.0.1:8000"' in commands.configuration(dep / "server", server)
     elsewhere = server.model_copy(update={"listen": "10.0.0.5"})
-    with pytest.raises(
-        ConfigError, match="listen is 10.0.0.5 in server.yaml, for which the certificate is not valid"
-    ):
+    with pytest.raises(ConfigError, match="listen is 10.0.0.5 in server.yaml, but the certificate is not valid"):
         commands.superlink(dep / "server", elsewhere)
     monkeypatch.setattr(commands, "over_grpc", lambda: True)
     command = commands.superlink(dep / "server", elsewhere)
@@ -148,5 +150,5 @@ def test_addresses_of_the_sixth_version_stand_in_brackets_and_folders_are_their_
 
 def test_what_flower_cannot_take_in_a_nodes_settings_is_refused(dep):
     node = folders.read_node(dep / "node-0").model_copy(update={"data": 'a "b".npz'})
-    with pytest.raises(ConfigError, match="leave out quotes and backslashes"):
+    with pytest.raises(ConfigError, match="remove quotes and backslashes"):
         commands.supernode(dep / "node-0", node)

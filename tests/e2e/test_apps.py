@@ -70,4 +70,4 @@ def test_such_an_app_goes_on_when_clients_fail_and_says_which(run):
     assert sorted(kind for _, kind in failed) == ["client-error", "malformed", "no-reply", "not-finite"]
     assert len({client for client, _ in failed}) == 4
     assert "the disk is gone" in log
-    assert "'out.bias' is float32[11], not float32[10]" in log
+    assert "'out.bias' is float32[11], expected float32[10]" in log

@@ -88,8 +88,8 @@ def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env
         nodes[3].kill()
         said, error = run.communicate(timeout=180)
         assert (run.returncode, error.count("\n")) == (1, 1), error
-        assert "waiting: 0 of the 1 clients that are needed are connected" in said
-        assert "after 10 s 0 of the 1 clients that are needed are connected; start the others" in error
+        assert "waiting: 0 of the 1 clients needed are connected" in said
+        assert "after 10 s 0 of the 1 clients needed are connected; start the others" in error
         found, problems = checkpoint.latest(out.checkpoints)
         good = max(row["round"] for row in out.read_rows() if not row.get("bad"))
         assert (found.round >= good, problems, out.status) == (True, [], "failed")

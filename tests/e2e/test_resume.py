@@ -55,7 +55,7 @@ def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(
     assert f"round {before - before % 3 + 1}/120" in said
     assert "round 1/120" not in said, "only what is new is shown"
     assert (second.returncode, error.count("\n")) == (1, 1)
-    assert "a Ray process has died with " in error
+    assert "a Ray worker died while training " in error
 
     # The server's process alone is killed.
     before = len(out.read_rows())

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fedmr_flwr.algorithms.fedprox import Prox
 from fedmr_flwr.config import registry
-from fedmr_flwr.errors import DeviceError, FederationError
+from fedmr_flwr.errors import DeviceError, RunError
 from fedmr_flwr.gpu import grid as gpu
 from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.graphs import GraphLane
@@ -139,7 +139,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy
 def test_models_stay_tensors_from_round_to_round(toy):
     settings = toy()
     grid = GpuGrid(settings, device=CPU, lane=ResidentLane)
-    seen, answers = [], grid._answers
+    seen, answers = [], grid._handle_all
 
     def look(messages):
         replies = answers(messages)
@@ -147,7 +147,7 @@ def test_models_stay_tensors_from_round_to_round(toy):
             seen.extend(record["floats"] for record in message.content.array_records.values())
         return replies
 
-    grid._answers = look
+    grid._handle_all = look
     run(settings, grid)
     # In the first round the initial model goes out as bytes; after that everything is where it was trained.
     assert [isinstance(array, DeviceArray) for array in seen] == [False] * 3 + [True] * (len(seen) - 3)
@@ -189,11 +189,11 @@ def test_a_client_out_of_memory_starts_again_without_its_lane(toy, error):
             super().__init__(**arguments)
             made.append(weakref.ref(self))
 
-        def _train(self, size):
+        def _train_batch(self, size):
             if len(made) == 3 and self is made[1]() and self._steps == 2:
                 made.append(None)
                 raise type(error)(str(error))  # a new one, because an error holds on to where it was raised
-            super()._train(size)
+            super()._train_batch(size)
 
     class Looking(GpuGrid):
         def _free_memory(self):
@@ -232,11 +232,11 @@ def test_what_a_client_raises_is_its_failure_and_its_lane_is_new(toy):
             super().__init__(**arguments)
             made.append(self)
 
-        def _train(self, size):
+        def _train_batch(self, size):
             if made.index(self) == 1 and self._steps == 2:
                 self.model.classifier.weight.data.fill_(float("nan"))
                 raise ValueError("too bad")
-            super()._train(size)
+            super()._train_batch(size)
 
     settings = toy()
     out = run(settings, GpuGrid(settings, device=CPU, lane=Failing))
@@ -260,7 +260,7 @@ def test_a_rule_that_cannot_be_captured_is_trained_step_by_step(toy, monkeypatch
     monkeypatch.setattr(registry.find("fedprox"), "Rule", Waiting)
     said, replayed = [], RecordedLane.replays
     assert digest(run(settings[1], GpuGrid(settings[1], said.append, CPU, RecordedLane))) == digest(expected)
-    assert said == ["the steps of Waiting cannot be captured: they are launched kernel by kernel"]
+    assert said == ["the steps of Waiting cannot be captured: launching them kernel by kernel"]
     assert RecordedLane.replays == replayed
 
 
@@ -274,7 +274,7 @@ def test_a_rule_whose_state_cannot_be_followed_is_refused(toy, monkeypatch):
 
     monkeypatch.setattr(registry.find("fedprox"), "Rule", Hiding)
     settings = toy("strategy.name=fedprox")
-    with pytest.raises(FederationError, match=r"cannot follow Hidden\.received, a SimpleNamespace: a rule's state"):
+    with pytest.raises(RunError, match=r"cannot use Hidden\.received, a SimpleNamespace: a rule's state"):
         run(settings, GpuGrid(settings, device=CPU, lane=ResidentLane))
 
 
@@ -389,7 +389,7 @@ def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
     settings = toy("engine=gpu", f"device={device}")
     with pytest.raises(DeviceError) as error:
         engines.grid_of(settings)
-    assert "use engine=in-process" in str(error.value) or "use device=auto or device=cpu" in str(error.value)
+    assert "use engine=in-process" in str(error.value) or "use device=auto or cpu" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -491,7 +491,7 @@ def test_on_a_gpu_a_step_that_waits_for_the_device_says_what_to_do(toy, monkeypa
 
     monkeypatch.setattr(registry.find("fedavg"), "Rule", Waiting)
     settings = on_gpu(toy("strategy.name=fedavg"))
-    with pytest.raises(FederationError, match=r"a step of Waiting cannot be captured .* set capturable = False"):
+    with pytest.raises(RunError, match=r"a step of Waiting cannot be captured .* set capturable = False"):
         run(settings, engines.grid_of(settings))
 
 

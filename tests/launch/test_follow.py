@@ -75,7 +75,7 @@ def test_a_run_that_failed_in_flower_ends_with_flowers_reason(out):
 
 
 def test_a_server_that_died_is_reported(out):
-    with pytest.raises(EngineError, match="has died, perhaps out of memory"):
+    with pytest.raises(EngineError, match="died, perhaps out of memory"):
         follow(Link("running"), out, lambda: True)
 
 

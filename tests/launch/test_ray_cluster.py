@@ -19,7 +19,7 @@ def settings(tmp_path, *overrides):
     [
         ("nonsense", "ray.address = 'nonsense': write host:port"),
         ("ray://127.0.0.1:10001", "write host:port"),
-        ("127.0.0.1:9", "the Ray cluster at '127.0.0.1:9' does not answer"),
+        ("127.0.0.1:9", "the Ray cluster at '127.0.0.1:9' does not reply"),
     ],
 )
 def test_an_address_without_a_cluster_is_refused(tmp_path, address, said):

@@ -103,7 +103,7 @@ def test_a_buffer_without_known_values_is_refused():
 
 
 def test_an_unknown_model_and_an_unfit_shape_are_refused():
-    with pytest.raises(ConfigError, match="'resnet' is not known; choose one of charlstm, cnn"):
+    with pytest.raises(ConfigError, match="unknown model 'resnet'; choose one of charlstm, cnn"):
         models.build("resnet", (1, 28, 28), 10)
     with pytest.raises(ConfigError, match=r"'cnn' is not defined for images of shape \[2, 9, 9\]"):
         models.build("cnn", (2, 9, 9), 10)
@@ -112,7 +112,9 @@ def test_an_unknown_model_and_an_unfit_shape_are_refused():
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_a_model_says_in_one_line_that_it_does_not_take_such_examples(name):
     shape = COLOUR if name == "charlstm" else TEXT
-    with pytest.raises(ConfigError, match=rf"'{name}' (does not take examples|is not defined for images)") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"'{name}' (does not accept examples|is not defined for images)"
+    ) as caught:
         models.build(name, shape, 10)
     assert "\n" not in str(caught.value)
 
@@ -235,10 +237,10 @@ def test_a_model_of_ones_own(tmp_path, monkeypatch):
     assert model(torch.ones(2, 5)).shape == (2, 3)
     assert models.build("my_models:Mended", (1, 1, 5), 3).scale.item() == 3
     for name, said in {
-        "my_models:Odd": "no initial weights are known for Odd; give it a method",
+        "my_models:Odd": "Odd has no initial weights; add a method",
         "my_models:plain": "must derive from fedmr_flwr.models.Classifier",
-        "my_models:Few": r"answers \[2, 2\] to two examples, not \[2, 3\]",
-        "my_models:Wide": r"does not take examples of shape \[1, 1, 5\]: mat1 and mat2 shapes cannot be multiplied",
+        "my_models:Few": r"returns shape \[2, 2\] for two examples, expected \[2, 3\]",
+        "my_models:Wide": r"does not accept examples of shape \[1, 1, 5\]: mat1 and mat2 shapes cannot be multiplied",
         "my_models:Nothing": "cannot be imported: module 'my_models' has no attribute",
         "nowhere:Model": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
         ":Model": "cannot be imported",

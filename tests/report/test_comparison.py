@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fedmr_flwr.cli import runs
-from fedmr_flwr.errors import ConfigError, FederationError, RunFolderError
+from fedmr_flwr.errors import ConfigError, RunError, RunFolderError
 from fedmr_flwr.report import comparison, plots
-from fedmr_flwr.report.comparison import Variant, lines, variants
+from fedmr_flwr.report.comparison import Variant, parse_strategies, summarise
 from fedmr_flwr.runs.folder import RunFolder
 
 CONF = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
@@ -41,7 +41,7 @@ TWO = {
 
 
 def test_the_numbers_by_hand():
-    (first, second), target = lines(TWO, 2)
+    (first, second), target = summarise(TWO, 2)
     assert target == pytest.approx(0.5), "the highest whole percentage that all four have reached"
     assert first.last == (0.7, 0.8)
     assert first.best == (0.8, 0.9)
@@ -54,7 +54,7 @@ def test_the_numbers_by_hand():
 
 
 def test_a_target_that_a_run_does_not_reach_is_infinitely_far():
-    (first, second), target = lines(TWO, 2, 0.65)
+    (first, second), target = summarise(TWO, 2, 0.65)
     assert target == 0.65
     assert first.reached == (6, 8)
     assert second.reached == (np.inf, np.inf)
@@ -62,21 +62,21 @@ def test_a_target_that_a_run_does_not_reach_is_infinitely_far():
 
 
 def test_mean_and_standard_deviation_over_seeds():
-    (first, _), _ = lines(TWO, 2)
+    (first, _), _ = summarise(TWO, 2)
     assert comparison.cells(first)[:6] == ["fedmr", "2", "75.0 ± 7.1", "85.0 ± 7.1", "69.0 ± 4.2", "4.0 ± 0.0"]
 
 
 def test_of_one_seed_there_is_no_deviation_and_of_none_no_number():
-    (one, none), target = lines({"fedmr": TWO["fedmr"][:1], "fedavg": []}, 1)
+    (one, none), target = summarise({"fedmr": TWO["fedmr"][:1], "fedavg": []}, 1)
     assert comparison.cells(one) == ["fedmr", "1", "70.0", "80.0", "66.0", "10", "0.00", "0.00", "3.25"]
     assert target == pytest.approx(0.8)
     assert comparison.cells(none) == ["fedavg", "0 of 1", *7 * "–"]
-    (nothing,), target = lines({"fedavg": []}, 3)
+    (nothing,), target = summarise({"fedavg": []}, 3)
     assert (nothing.runs, target) == (0, 0)
 
 
 def test_the_markdown_lines_up():
-    text = comparison.markdown(*lines(TWO, 2))
+    text = comparison.to_markdown(*summarise(TWO, 2))
     head, rule, *body = text.splitlines()
     assert len({len(line) for line in (head, rule, *body)}) == 1
     assert [line.count("|") for line in (head, rule, *body)] == [10] * 4
@@ -86,7 +86,7 @@ def test_the_markdown_lines_up():
 
 
 def test_the_latex_is_escaped_and_every_row_has_as_many_columns():
-    text = comparison.latex(*lines(TWO, 2, 0.65))
+    text = comparison.to_latex(*summarise(TWO, 2, 0.65))
     assert text.startswith("\\begin{tabular}{lrrrrrrrr}\n\\toprule\nstrategy & runs & ")
     assert text.endswith("\\\\\n\\bottomrule\n\\end{tabular}\n")
     assert "rounds to 65 \\%" in text
@@ -96,7 +96,7 @@ def test_the_latex_is_escaped_and_every_row_has_as_many_columns():
 
 
 def test_the_csv_holds_every_number_in_full():
-    first, second = csv.DictReader(io.StringIO(comparison.comma_separated(*lines(TWO, 2, 0.65))))
+    first, second = csv.DictReader(io.StringIO(comparison.to_csv(*summarise(TWO, 2, 0.65))))
     assert float(first["late_mean"]) == pytest.approx(0.69)
     assert float(first["last_std"]) == pytest.approx(np.std([0.7, 0.8], ddof=1))
     assert float(first["bytes_down_mean"]) == 500
@@ -113,7 +113,7 @@ def test_the_csv_holds_every_number_in_full():
     ],
 )
 def test_strategies_are_separated_by_commas(text, labels):
-    assert [variant.label for variant in variants(text)] == labels
+    assert [variant.label for variant in parse_strategies(text)] == labels
 
 
 def test_a_strategy_with_options_is_a_folder_of_its_own():
@@ -125,20 +125,20 @@ def test_a_strategy_with_options_is_a_folder_of_its_own():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"strategies": "fedmr,fedmr"}, "name each strategy once"),
-        ({"strategies": ","}, "name each strategy once"),
-        ({"strategies": "fedprox/mu"}, "'mu' is no option; write NAME/key=value"),
+        ({"strategies": "fedmr,fedmr"}, "list each strategy once"),
+        ({"strategies": ","}, "list each strategy once"),
+        ({"strategies": "fedprox/mu"}, "'mu' is not an option; write NAME/key=value"),
         ({"strategies": "fedmrr"}, "unknown algorithm 'fedmrr'"),
         ({"strategies": "fedmr,fedavg/mu=1"}, "unknown key 'strategy.mu'"),
-        ({"seeds": "0,0"}, "name each seed once"),
-        ({"seeds": "0,-1"}, "name each seed once"),
+        ({"seeds": "0,0"}, "list each seed once"),
+        ({"seeds": "0,-1"}, "list each seed once"),
         ({"overrides": ["run-dir=x"]}, "'run-dir=x': use --strategies, --seeds and, for all runs"),
         ({"overrides": ["strategy.name=fedavg"]}, "'strategy.name=fedavg': use --strategies"),
         ({"overrides": ["seed=1"]}, "'seed=1': use --strategies, --seeds"),
-        ({"seeds": ""}, "--seeds : name each seed once"),
-        ({"target": 80.0}, "--target 80: an accuracy is from 0 to 1, such as 0.8"),
-        ({"target": float("nan")}, "--target nan: an accuracy is from 0 to 1"),
-        ({"strategies": "fedprox/mu=0.1,fedprox//mu=0.1"}, "'' is no option"),
+        ({"seeds": ""}, "--seeds : list each seed once"),
+        ({"target": 80.0}, "--target 80: the accuracy must be from 0 to 1, such as 0.8"),
+        ({"target": float("nan")}, "--target nan: the accuracy must be from 0 to 1"),
+        ({"strategies": "fedprox/mu=0.1,fedprox//mu=0.1"}, "'' is not an option"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_run(tmp_path, arguments, said):
@@ -195,7 +195,9 @@ def test_what_was_stopped_goes_on_and_another_run_is_refused(tmp_path):
         path.unlink()
     compare(out, "fedavg")
     assert folder.read_manifest()["model-sha256"] == digest
-    with pytest.raises(RunFolderError, match="fedavg-seed0 was begun with rounds = 3, and now it is 5; name another"):
+    with pytest.raises(
+        RunFolderError, match="fedavg-seed0 was started with rounds = 3, but now it is 5; name another"
+    ):
         compare(out, "fedavg,fedmr", ["rounds=5"])
     assert not (out / "fedmr-seed0").exists()
     compare(out, "fedavg", ["checkpoint-every=1", "client-cpus=2"])
@@ -206,7 +208,7 @@ def test_a_complete_run_whose_metrics_are_damaged_is_left_out_by_name(tmp_path, 
     out = tmp_path / "out"
     compare(out, "fedavg,fedmr")
     (out / "fedavg-seed0" / "metrics.jsonl").write_text("garbage\n")
-    with pytest.raises(FederationError, match="1 of 2 runs failed"):
+    with pytest.raises(RunError, match="1 of 2 runs failed"):
         compare(out, "fedavg,fedmr")
     said = capsys.readouterr().out
     assert "metrics.jsonl is damaged: it holds 0 of " in said
@@ -216,7 +218,7 @@ def test_a_complete_run_whose_metrics_are_damaged_is_left_out_by_name(tmp_path, 
 @pytest.mark.slow
 def test_a_strategy_that_fails_does_not_keep_the_others_from_the_table(tmp_path, capsys):
     out = tmp_path / "out"
-    with pytest.raises(FederationError, match="1 of 2 runs failed and are not in the table"):
+    with pytest.raises(RunError, match="1 of 2 runs failed and are not in the table"):
         compare(out, "fedmut/radius=1e30,fedavg", ["min-good-replies=3"])
     assert "  failed: round 2: 1 of 3 clients gave a good reply" in capsys.readouterr().out
     failed, good = read(out / "comparison.csv")
@@ -240,16 +242,16 @@ def test_the_picture_has_a_line_and_a_band_for_every_strategy(tmp_path, monkeypa
 
 
 def test_strategies_that_would_share_a_folder_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"two of them would share the folder .*fedmr_unit=_a_-seed0; write one"):
-        comparison.plan(CONF, [], variants("fedmr/unit=['a'],fedmr/unit=[\"a\"]"), None, tmp_path)
+    with pytest.raises(ConfigError, match=r"two of them have the same folder .*fedmr_unit=_a_-seed0; write one"):
+        comparison.plan(CONF, [], parse_strategies("fedmr/unit=['a'],fedmr/unit=[\"a\"]"), None, tmp_path)
 
 
 def test_a_folder_that_holds_something_else_is_refused_before_anything_is_run(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="cannot use .*file: .*; name another folder with --out"):
+    with pytest.raises(RunFolderError, match="cannot use .*file: .*; choose another folder with --out"):
         compare(tmp_path / "file", "fedavg")
     (tmp_path / "out" / "fedmr-seed0").mkdir(parents=True)
     (tmp_path / "out" / "fedmr-seed0" / "mine.txt").write_text("")
-    with pytest.raises(RunFolderError, match="fedmr-seed0 is not empty; name another folder with --out"):
+    with pytest.raises(RunFolderError, match="fedmr-seed0 is not empty; choose another folder with --out"):
         compare(tmp_path / "out", "fedavg,fedmr")
     assert not (tmp_path / "out" / "fedavg-seed0").exists()

@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from fedmr_flwr.config.loading import parse
-from fedmr_flwr.report.display import Display, division
+from fedmr_flwr.report.display import Display, format_partition
 from fedmr_flwr.report.tables import table
 
 ROWS = [
@@ -60,7 +60,7 @@ def test_a_run_without_an_evaluated_round_has_a_table_all_the_same():
 
 def test_only_a_dirichlet_partition_is_called_filled_up():
     def text(name):
-        return division(parse({"partition": {"name": name, "fill-up": True}}, "test"))
+        return format_partition(parse({"partition": {"name": name, "fill-up": True}}, "test"))
 
     assert text("dirichlet").endswith("dirichlet α = 0.5, filled up")
     assert text("quantity").endswith("quantity α = 0.5")

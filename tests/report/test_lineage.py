@@ -8,7 +8,7 @@ from fedmr_flwr import FedMR
 from fedmr_flwr.algorithms.indep import Indep
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.report import lineage
-from fedmr_flwr.report.lineage import Run
+from fedmr_flwr.report.lineage import RunSpec
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
@@ -42,9 +42,9 @@ def test_a_case_worked_by_hand(draw):
     rows = [
         {"round": 1, "bad": True, "clients": [3, 4, 0]},  # nothing changes, so the sources of round 2 are void
         row(2, [0, 1, 2]),
-        row(3, [3, 0, 4], failed={0: "no-reply", 3: "unasked"}),
+        row(3, [3, 0, 4], failed={0: "no-reply", 3: "unsolicited"}),
     ]
-    run = Run("fedmr", 0, 0, units=2, slots=3, clients=5)
+    run = RunSpec("fedmr", 0, 0, units=2, slots=3, clients=5)
     (start, after_start), (end, after_end) = lineage.replay(rows, run)
     assert (start.round, end.round) == (2, 3)
     assert start.sources is None
@@ -67,14 +67,14 @@ def test_a_trace_ends_at_the_mean(draw):
         draw(number)
     draw(3, [1, 2, 0])
     draw(4, [2, 1, 0])
-    past = lineage.history([row(number, [0, 1, 2]) for number in (1, 2, 3, 4)], Run("fedmr", 0, 1, 1, 3, 3))
+    past = lineage.history([row(number, [0, 1, 2]) for number in (1, 2, 3, 4)], RunSpec("fedmr", 0, 1, 1, 3, 3))
     # Slot 0 got its unit from slot 2 before round 4, and that one from slot 0 before round 3.
     assert lineage.trace(past.steps, 1).tolist() == [[-1], [0], [2], [0]]
 
 
 def test_the_mean_joins_all_slots():
     rows = [row(1, [0, 1]), row(2, [2, 1]), row(3, [3, 4])]
-    steps = list(lineage.replay(rows, Run("fedmr", 0, first_stage_rounds=1, units=1, slots=2, clients=6)))
+    steps = list(lineage.replay(rows, RunSpec("fedmr", 0, first_stage_rounds=1, units=1, slots=2, clients=6)))
     assert sets(steps[1][1]) == [[{0, 1, 2}, {0, 1}]]
     assert steps[1][0].sources is None
     assert steps[2][0].sources is not None
@@ -82,14 +82,14 @@ def test_the_mean_joins_all_slots():
 
 def test_indep_never_mixes():
     rows = [row(number, [number, number + 3]) for number in range(3)]
-    *_, (step, seen) = lineage.replay(rows, Run("indep", 0, 0, units=2, slots=2, clients=6))
+    *_, (step, seen) = lineage.replay(rows, RunSpec("indep", 0, 0, units=2, slots=2, clients=6))
     assert sets(seen) == [[{0, 1, 2}, {3, 4, 5}]] * 2
     assert step.sources.tolist() == [[0, 1]] * 2
 
 
 def test_only_the_latest_steps_are_kept():
     rows = [row(number, [0, 1]) for number in range(1, 8)]
-    run = Run("fedmr", 0, 0, units=1, slots=2, clients=2)
+    run = RunSpec("fedmr", 0, 0, units=1, slots=2, clients=2)
     past = lineage.history(rows, run, keep=3)
     assert [step.round for step in past.steps] == [5, 6, 7]
     assert past.rounds.tolist() == list(range(1, 8))
@@ -107,7 +107,7 @@ def test_no_client_is_lost_or_invented(seed, slots, stage, loss):
         failed = {client: "expired" for client in clients if rng.random() < loss}
         rows.append(row(number, clients, failed))
         trained |= set(clients) - set(failed)
-    *_, (_, seen) = lineage.replay(rows, Run("fedmr", seed, stage, UNITS, slots, 8))
+    *_, (_, seen) = lineage.replay(rows, RunSpec("fedmr", seed, stage, UNITS, slots, 8))
     for unit in sets(seen):
         assert set().union(*unit) == trained
 
@@ -115,7 +115,7 @@ def test_no_client_is_lost_or_invented(seed, slots, stage, loss):
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_mean_of_all_holds_all(stage):
     rows = [row(number, list(range(5))) for number in range(1, 6)]
-    past = lineage.history(rows, Run("fedmr", 0, stage, UNITS, 5, 5))
+    past = lineage.history(rows, RunSpec("fedmr", 0, stage, UNITS, 5, 5))
     assert past.by_unit[0].tolist() == [1, 1, 1]
     assert (past.by_unit[1:] == 5).all()
 
@@ -164,7 +164,7 @@ def test_a_replay_is_what_the_strategies_did(grid_of, answer, kind, options):
     rows, populations = rows_and_populations(strategy, grid_of, answer, silent, rounds=10)
     assert any(each.get("failed") for each in rows)
     stage = options.get("first_stage_rounds", 0)
-    run = Run(kind.__name__.lower(), 3, stage, UNITS, strategy.slots, CLIENTS)
+    run = RunSpec(kind.__name__.lower(), 3, stage, UNITS, strategy.slots, CLIENTS)
     steps = list(lineage.replay(rows, run))
     assert [step.round for step, _ in steps] == [2, 3, 5, 6, 8, 9, 10]
     for (_, seen), population in zip(steps, populations, strict=True):

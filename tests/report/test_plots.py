@@ -176,7 +176,7 @@ def history(monkeypatch, deals=(), keep=15):
     monkeypatch.setattr(
         lineage, "sources", lambda seed, at, stage, *sizes: None if deals[at] is None else np.array(deals[at])
     )
-    return lineage.history(ROWS, lineage.Run("fedmr", 0, 0, units=2, slots=3, clients=4), keep)
+    return lineage.history(ROWS, lineage.RunSpec("fedmr", 0, 0, units=2, slots=3, clients=4), keep)
 
 
 def slots_of(axes):
@@ -251,7 +251,7 @@ def rows_of(slots, rounds):
 
 @pytest.mark.parametrize(("units", "slots", "rounds"), [(1, 1, 1), (8, 5, 12), (97, 10, 40), (11, 100, 3)])
 def test_lineage_of_few_and_many_units_and_slots(tmp_path, drawn, units, slots, rounds):
-    past = lineage.history(rows_of(slots, rounds), lineage.Run("fedmr", 0, 0, units, slots, slots))
+    past = lineage.history(rows_of(slots, rounds), lineage.RunSpec("fedmr", 0, 0, units, slots, slots))
     plots.lineage(past, [f"unit{at}" for at in range(units)], "", tmp_path / "lineage.png")
     left = drawn["lineage.png"].axes[0]
     followed = list(slots_of(left))
@@ -301,7 +301,7 @@ def test_a_run_is_drawn_from_its_folder(run_of, drawn):
     for name in names:
         assert (folder.path / name).stat().st_size > 5000
         assert drawn[name].get_suptitle() == "what was run"
-    expected = lineage.history(FULL, lineage.Run("fedmr", 4, 1, units=2, slots=3, clients=5))
+    expected = lineage.history(FULL, lineage.RunSpec("fedmr", 4, 1, units=2, slots=3, clients=5))
     left, right = drawn["lineage.png"].axes
     assert lines(right)["one unit of a slot's model"][1] == expected.by_unit[:, 1].tolist()
     paths = lineage.trace(expected.steps, 2)

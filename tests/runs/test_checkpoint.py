@@ -99,7 +99,9 @@ def test_whenever_writing_stops_the_checkpoint_before_is_intact(folder, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", stop)
-        with pytest.raises(RunFolderError, match="cannot write .*round-000002.*: No space left on device; make room"):
+        with pytest.raises(
+            RunFolderError, match="cannot write .*round-000002.*: No space left on device; free some space"
+        ):
             checkpoint.save(folder, at(2))
     found, problems = checkpoint.latest(folder)
     assert found.round == (2 if fails_at == 4 else 1), "the note is in place only in the last step"

@@ -23,7 +23,7 @@ def test_a_run_without_a_folder_gets_a_new_one_under_runs(toy, tmp_path, monkeyp
 def test_a_folder_is_created_once(toy):
     settings = toy()
     create_folder(settings)
-    with pytest.raises(RunFolderError, match=r"already holds a run; name another folder with run-dir=FOLDER"):
+    with pytest.raises(RunFolderError, match=r"already contains a run; choose another folder with run-dir=FOLDER"):
         create_folder(settings)
 
 
@@ -31,7 +31,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(toy):
     settings = toy()
     settings.run_dir.mkdir()
     (settings.run_dir / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunFolderError, match="is not empty; name another"):
+    with pytest.raises(RunFolderError, match="is not empty; choose another"):
         create_folder(settings)
     assert [path.name for path in settings.run_dir.iterdir()] == ["thesis.tex"]
 

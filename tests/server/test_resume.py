@@ -20,7 +20,7 @@ from fedmr_flwr import cli
 from fedmr_flwr.cli import runs
 from fedmr_flwr.client import app as client
 from fedmr_flwr.config.loading import load, to_yaml
-from fedmr_flwr.errors import ConfigError, FederationError, RunFolderError
+from fedmr_flwr.errors import ConfigError, RunError, RunFolderError
 from fedmr_flwr.launch import engines, ray
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
@@ -153,7 +153,7 @@ def test_a_complete_run_is_left_alone(toy):
     out = run(toy("rounds=1"))
     before = {path: path.stat().st_mtime_ns for path in out.path.rglob("*")}
     done = resume(out.path)
-    assert (done.exit_code, done.output.splitlines()[-1].endswith("is complete: all 1 rounds are done")) == (0, True)
+    assert (done.exit_code, done.output.splitlines()[-1].endswith("is complete: it has all 1 rounds")) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in out.path.rglob("*")} == before
 
 
@@ -168,20 +168,20 @@ def test_a_folder_that_was_moved_goes_on_where_it_is_now(toy, monkeypatch, tmp_p
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path):
-    with pytest.raises(RunFolderError, match="is not a run folder: it holds no config.yaml"):
+    with pytest.raises(RunFolderError, match="is not a run folder: its config.yaml is missing"):
         runs.resume(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"data-sha256": "0" * 64}, "was begun with data-sha256 = 0000"),
-        ({"partition-sha256": "0" * 64}, "was begun with partition-sha256 = 0000"),
-        ("seed=9", "was begun with seed = 0, and now it is 9"),
-        ("clients-per-round=4", "was begun with clients-per-round = 3, and now it is 4"),
-        ("training.lr=0.5", "was begun with training = {'lr': 0.05"),
-        ("strategy.name=fedavg", "was begun with strategy = {'name': 'fedmr'"),
-        ("strategy.unit=tensor", "was begun with strategy = {'name': 'fedmr'"),
+        ({"data-sha256": "0" * 64}, "was started with data-sha256 = 0000"),
+        ({"partition-sha256": "0" * 64}, "was started with partition-sha256 = 0000"),
+        ("seed=9", "was started with seed = 0, but now it is 9"),
+        ("clients-per-round=4", "was started with clients-per-round = 3, but now it is 4"),
+        ("training.lr=0.5", "was started with training = {'lr': 0.05"),
+        ("strategy.name=fedavg", "was started with strategy = {'name': 'fedmr'"),
+        ("strategy.unit=tensor", "was started with strategy = {'name': 'fedmr'"),
     ],
     ids=str,
 )
@@ -211,7 +211,7 @@ def test_with_more_rounds_in_its_configuration_a_complete_run_goes_on(toy):
 def test_an_engine_that_is_not_known_changes_nothing(toy, monkeypatch):
     out = stopped(toy(), monkeypatch, fits=4)
     before = out.read_manifest()
-    with pytest.raises(ConfigError, match="'spark' is not known"):
+    with pytest.raises(ConfigError, match="unknown engine 'spark'"):
         runs.resume(out.path, engine="spark")
     assert out.read_manifest() == before
 
@@ -245,7 +245,7 @@ def test_a_damaged_manifest_and_an_empty_configuration_are_one_line(toy, monkeyp
     with pytest.raises(RunFolderError, match=r"manifest.json is damaged \(.*\); delete it"):
         runs.resume(out.path)
     out.config.write_text("")
-    with pytest.raises(RunFolderError, match=r"is not a run folder: it holds no config.yaml, or an empty one"):
+    with pytest.raises(RunFolderError, match=r"is not a run folder: its config.yaml is missing or empty"):
         runs.resume(out.path)
 
 
@@ -280,7 +280,7 @@ def test_a_bad_round_that_was_put_up_with_is_not_done_again(toy, monkeypatch):
 def test_a_change_of_version_is_said(toy, monkeypatch):
     out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=4)
     out.note(versions=out.read_manifest()["versions"] | {"torch": "1.0"})
-    assert "torch was 1.0 and is 2" in resume(out.path).output
+    assert "torch was 1.0 and is now 2" in resume(out.path).output
 
 
 def test_two_servers_never_use_one_folder(toy, monkeypatch):
@@ -308,7 +308,7 @@ def test_after_too_many_bad_rounds_a_checkpoint_is_there_to_go_on_from(toy, monk
     settings = toy(*common, run="part")
     with monkeypatch.context() as patch:
         patch.setattr(client, "fit", failing)
-        with pytest.raises(FederationError, match=r"round 4: 1 of 3 clients gave a good reply, fewer than"):
+        with pytest.raises(RunError, match=r"round 4: 1 of 3 clients gave a good reply, fewer than"):
             run(settings)
     out = RunFolder(settings.run_dir)
     assert [row.get("bad", False) for row in out.read_rows()] == [False, False, True, True]
@@ -339,7 +339,7 @@ def test_when_a_process_of_ray_dies_the_run_stops_at_once_and_goes_on_to_the_sam
     settings = toy(*common, run="part")
     with monkeypatch.context() as patch:
         patch.setattr(client, "fit", dying)
-        with pytest.raises(FederationError, match=r"round 3: a Ray process has died .*`fedmr resume`"):
+        with pytest.raises(RunError, match=r"round 3: a Ray worker died .*`fedmr resume`"):
             run(settings)
     out = RunFolder(settings.run_dir)
     assert out.read_rows()[-1]["failures-by-kind"] == {"actor-died": 1}
@@ -392,7 +392,7 @@ def test_a_client_that_lost_its_state_is_reported_and_begins_anew(toy, monkeypat
     shutil.rmtree(out.client_state / "client-000001")
     done = resume(out.path)
     assert done.exit_code == 0
-    assert "client 1: its state of earlier rounds is lost; it restarted from zero" in done.output
+    assert "client 1: its state from earlier rounds is lost; it restarted from zero" in done.output
     assert [row.get("lost-state") for row in out.read_rows()] == [None, None, [1], None]
     assert all(row["failures"] == 0 for row in out.read_rows())
 

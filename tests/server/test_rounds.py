@@ -10,7 +10,7 @@ from fedmr_flwr import FedAvg
 from fedmr_flwr.algorithms.flower import flower_strategy
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.errors import FederationError
+from fedmr_flwr.errors import RunError
 from fedmr_flwr.server import rounds
 from fedmr_flwr.wire.codec import Codec, restore_dtypes
 from fedmr_flwr.wire.grids.roster import RosterGrid
@@ -70,12 +70,12 @@ def test_the_account_names_failures_in_the_order_of_messages(run):
 
 def test_too_few_good_replies_make_a_bad_round(run):
     message = r"round 1: 2 of 5 clients gave a good reply, fewer than min-good-replies = 3 \(client \d: client-error"
-    with pytest.raises(FederationError, match=message):
+    with pytest.raises(RunError, match=message):
         run(average(), lambda number, client: client > 1, min_good_replies=3)
 
 
 def test_no_good_reply_is_reported_with_the_first_reason(run):
-    with pytest.raises(FederationError, match=r"no client gave a good reply \(client \d: client-error: RuntimeError"):
+    with pytest.raises(RunError, match=r"no client gave a good reply \(client \d: client-error: RuntimeError"):
         run(average(), lambda number, client: True)
 
 
@@ -99,9 +99,7 @@ def test_a_round_is_excused_only_if_the_next_one_waits(run, monkeypatch, gone):
     monkeypatch.setattr(RosterGrid, "exchange", exchange)
     monkeypatch.setattr(RosterGrid, "lacks_clients", lambda *_: gone)
     if not gone:
-        with pytest.raises(
-            FederationError, match=r"no client gave a good reply \(client \d: offline: its node is not"
-        ):
+        with pytest.raises(RunError, match=r"no client gave a good reply \(client \d: offline: its node is not"):
             run(average())
         return
     _, rows = run(average())

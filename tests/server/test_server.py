@@ -16,7 +16,7 @@ from fedmr_flwr.client import app as client
 from fedmr_flwr.client import sites
 from fedmr_flwr.config.registry import ALGORITHMS
 from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.errors import ConfigError, DeviceError, FederationError, FedmrError, PartitionError, RunFolderError
+from fedmr_flwr.errors import ConfigError, DeviceError, FedmrError, PartitionError, RunError, RunFolderError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.report.display import Display
@@ -264,7 +264,7 @@ def test_one_poisoned_client_of_ten_ruins_an_unguarded_run_and_not_a_guarded_one
 
 
 def test_a_diverged_client_is_refused_as_not_finite(toy):
-    with pytest.raises(FederationError, match=r"round 1: no client gave a good reply \(client \d: not-finite"):
+    with pytest.raises(RunError, match=r"round 1: no client gave a good reply \(client \d: not-finite"):
         run(toy("training.lr=1e30", "rounds=1"))
 
 
@@ -274,7 +274,7 @@ def test_a_round_in_which_nobody_answers_ends_the_run(toy, monkeypatch):
 
     monkeypatch.setattr(client, "fit", broken)
     settings = toy()
-    with pytest.raises(FederationError, match=r"round 1: .*client \d: client-error: RuntimeError: no data here"):
+    with pytest.raises(RunError, match=r"round 1: .*client \d: client-error: RuntimeError: no data here"):
         run(settings)
     manifest = json.loads((settings.run_dir / "manifest.json").read_text())
     assert manifest["status"] == "failed"
@@ -302,14 +302,14 @@ def test_a_mistake_is_found_before_anything_is_written(toy, override, error):
 
 
 def test_an_unknown_engine_is_refused(toy):
-    with pytest.raises(ConfigError, match="'spark' is not known; choose one of ray, in-process"):
+    with pytest.raises(ConfigError, match="unknown engine 'spark'; choose one of ray, in-process"):
         engines.grid_of(toy("engine=spark"))
 
 
 def test_a_used_folder_is_refused_and_nothing_in_it_changes(toy):
     out = run(toy("rounds=1"))
     before = {path.name: path.read_bytes() for path in out.path.iterdir() if path.is_file()}
-    with pytest.raises(RunFolderError, match="already holds a run"):
+    with pytest.raises(RunFolderError, match="already contains a run"):
         run(toy("rounds=1", "seed=9"))
     assert before == {path.name: path.read_bytes() for path in out.path.iterdir() if path.is_file()}
 
@@ -321,13 +321,13 @@ def test_a_client_with_another_model_than_the_server_says_so(toy, monkeypatch):
         "train_config",
         lambda *facts: type(real(*facts))({**real(*facts), "layout": "another"}),
     )
-    with pytest.raises(FederationError, match="builds another model 'cnn' than the server"):
+    with pytest.raises(RunError, match="this client's model 'cnn' differs from the server's"):
         run(toy())
 
 
 def test_clients_that_do_not_see_the_run_folder_are_found_before_the_first_round(toy, monkeypatch):
     monkeypatch.setattr(resuming.partitions, "save", lambda parts, path: None)
-    with pytest.raises(FederationError, match=r"only 0 of the 6 clients .*partition.npz does not exist; all clients"):
+    with pytest.raises(RunError, match=r"only 0 of the 6 clients .*partition.npz does not exist; all clients"):
         run(toy())
 
 
@@ -369,11 +369,15 @@ def test_nothing_but_what_an_algorithm_is_known_to_exchange_travels(toy, monkeyp
         (
             "fedmr",
             "scaffold",
-            "'scaffold' does not work under 'fedmr', because the two halves of 'scaffold' exchange",
+            "'scaffold' does not work with 'fedmr', because server and clients of 'scaffold' exchange",
         ),
-        ("scaffold", "fedprox", "'fedprox' does not work under 'scaffold', because the two halves of 'scaffold'"),
-        ("scaffold", "fedgen", r"'fedgen' does not work under 'scaffold'.*generator, label-counts"),
-        ("flwr:FedAvg", "fedgen", "'fedgen' does not work under 'flwr:FedAvg', because the two halves of 'fedgen'"),
+        ("scaffold", "fedprox", "'fedprox' does not work with 'scaffold', because server and clients of 'scaffold'"),
+        ("scaffold", "fedgen", r"'fedgen' does not work with 'scaffold'.*generator, label-counts"),
+        (
+            "flwr:FedAvg",
+            "fedgen",
+            "'fedgen' does not work with 'flwr:FedAvg', because server and clients of 'fedgen'",
+        ),
     ],
 )
 def test_a_local_rule_that_needs_its_own_server_is_refused_under_another(toy, name, rule, said):
@@ -401,9 +405,7 @@ def test_fedgen_without_its_terms_is_fedavg_bit_for_bit(toy):
 
 def test_clients_with_other_data_are_found_before_the_first_round(toy, monkeypatch):
     monkeypatch.setattr(sites, "_digest", lambda data, data_dir: "another")
-    with pytest.raises(
-        FederationError, match="6 refused, the first of them: DataError: this client holds other data"
-    ):
+    with pytest.raises(RunError, match="6 refused, the first one: DataError: this client's data differ"):
         run(toy())
 
 
@@ -443,8 +445,8 @@ def test_texts_are_learned_by_roles(toy, shakespeare):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("training.augment=true", "training.augment: texts cannot be shifted and flipped"),
-        ("data.normalisation=none", "data.normalisation is none, but texts have no pixels"),
+        ("training.augment=true", "training.augment: text cannot be shifted and flipped"),
+        ("data.normalisation=none", "data.normalisation is none, but text has no pixels"),
         ("model.name=cnn", "'cnn' is not defined for images of shape"),
         ("clients=4", "has 3 natural clients, not 4; set clients=3"),
     ],
@@ -481,7 +483,7 @@ def test_a_server_without_memory_says_so_in_one_line(toy, monkeypatch, error):
 
     monkeypatch.setattr(experiment, "evaluate", starving)
     with pytest.raises(
-        DeviceError, match=r"device cpu: there is no memory to average and to score models; set device=cpu"
+        DeviceError, match=r"device cpu: out of memory while averaging or scoring models; set device=cpu"
     ):
         run(toy())
 

@@ -57,13 +57,13 @@ class RecordedLane(ResidentLane):
     def _run(self, size):
         key = self._kind, size
         if not self._rule.capturable:
-            self._train(size)
+            self._train_batch(size)
         elif key not in self._recordings:
             self._recordings[key] = None
-            self._train(size)
+            self._train_batch(size)
         elif self._recordings[key] is None:
             with Recording() as recording:
-                self._train(size)
+                self._train_batch(size)
             self._recordings[key] = recording
         else:
             self._recordings[key].replay()

@@ -29,12 +29,14 @@ def test_threads_are_set_and_put_back():
 def test_a_missing_cuda_device_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == CPU
-    with pytest.raises(DeviceError, match="device is cuda but the number of CUDA devices here is 0; use device=auto"):
+    with pytest.raises(
+        DeviceError, match="device is cuda but the number of CUDA devices on this machine is 0; use device=auto"
+    ):
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(DeviceError, match="device is cuda:2 but the number of CUDA devices here is 2"):
+    with pytest.raises(DeviceError, match="device is cuda:2 but the number of CUDA devices on this machine is 2"):
         pick_device("cuda:2")
 
 

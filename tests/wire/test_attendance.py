@@ -62,7 +62,7 @@ def test_too_few_clients_are_waited_for_and_given_up(away):
         AbsentClientsError, match=r"after 0\.1 s 1 of the 2 clients .* start the others, or raise deployment.join"
     ):
         Attendance(away, 4, least=2, patience=0.1, report=said.append)
-    assert said == ["waiting: 1 of the 2 clients that are needed are connected"]
+    assert said == ["waiting: 1 of the 2 clients needed are connected"]
 
 
 def test_who_is_waited_for_is_said_until_they_are_there(away, monkeypatch):
@@ -74,7 +74,7 @@ def test_who_is_waited_for_is_said_until_they_are_there(away, monkeypatch):
         away.gone = set(range(len(said), 4)) if len(said) < 3 else set()
 
     Attendance(away, 4, least=3, patience=10, report=report)
-    assert said == [f"waiting: {count} of the 3 clients that are needed are connected" for count in (0, 1, 2)] + [""]
+    assert said == [f"waiting: {count} of the 3 clients needed are connected" for count in (0, 1, 2)] + [""]
 
 
 def test_clients_that_have_all_gone_are_waited_for(away):
@@ -147,10 +147,10 @@ def test_clients_that_were_drawn_may_be_away_while_enough_are_there(away):
 
 
 @pytest.mark.parametrize(
-    ("number", "why"), [(1, "two nodes are client 1"), (7, "a node is client 7, not one of 0 to 3")]
+    ("number", "why"), [(1, "two nodes have client number 1"), (7, "a node has client number 7, expected 0 to 3")]
 )
 def test_a_node_that_cannot_be_who_it_says_is_refused_by_name(away, number, why):
     (node,) = [node for node, client in away._numbers.items() if client == 3]
     away._numbers[node] = number
-    with pytest.raises(AbsentClientsError, match=f"3 of the 4 clients .*1 refused, the first of them: {why}"):
+    with pytest.raises(AbsentClientsError, match=f"3 of the 4 clients .*1 refused, the first one: {why}"):
         Attendance(away, 4, least=4, patience=0.1)

@@ -42,7 +42,7 @@ def test_every_kind_of_failure_is_named(sent):
     judged = judge(sent, replies)
     assert [*judged.good] == [0, 5]
     assert [(failure.client, failure.kind) for failure in judged.failures] == [
-        (1, "client-error"), (2, "not-finite"), (3, "no-reply"), (4, "duplicate"), (-1, "unasked")
+        (1, "client-error"), (2, "not-finite"), (3, "no-reply"), (4, "duplicate"), (-1, "unsolicited")
     ]  # fmt: skip
     assert judged.failures[0].reason == "RuntimeError: no memory"
 
@@ -63,7 +63,7 @@ def test_an_error_of_another_source_is_known_by_its_message(sent):
 def test_an_error_of_no_known_source_is_found_by_what_is_missing(sent):
     error = Message(Error(3, "expired"), reply_to=Message(RecordDict(), 1, "train"))
     kinds = {failure.client: failure.kind for failure in judge(sent, [error]).failures}
-    assert kinds == {**dict.fromkeys(range(6), "no-reply"), -1: "unasked"}
+    assert kinds == {**dict.fromkeys(range(6), "no-reply"), -1: "unsolicited"}
 
 
 def test_clients_that_lost_their_state_are_listed(sent):

@@ -116,7 +116,7 @@ def test_float16_halves_the_floats_keeps_eleven_bits_and_leaves_integers_alone()
 
 
 def test_what_float16_cannot_hold_is_an_error_and_never_infinity():
-    with pytest.raises(RecordError, match="the model holds 70000, too large to travel as float16; set wire=float32"):
+    with pytest.raises(RecordError, match="the model has the value 70000, too large for float16; set wire=float32"):
         Codec(LAYOUT, wire="float16").encode(
             Parts([np.array([0, 0, 0, 70000, 1, 2, 3], np.float32)], [np.array([1])])
         )
@@ -167,21 +167,21 @@ GOOD = np.zeros(7, np.float32)
 @pytest.mark.parametrize(
     ("change", "kind", "reason"),
     [
-        (floats(np.where(np.arange(7) == 3, np.nan, GOOD).astype(np.float32)), "not-finite", "'floats' holds NaN"),
-        (floats(np.where(np.arange(7) == 3, -np.inf, GOOD).astype(np.float32)), "not-finite", "'floats' holds NaN"),
+        (floats(np.where(np.arange(7) == 3, np.nan, GOOD).astype(np.float32)), "not-finite", "'floats' has NaN"),
+        (floats(np.where(np.arange(7) == 3, -np.inf, GOOD).astype(np.float32)), "not-finite", "'floats' has NaN"),
         (floats(np.zeros(8, np.float32)), "malformed", r"'floats' is float32\[8\], expected float32\[7\]"),
         (floats(np.zeros(7)), "malformed", r"'floats' is float64\[7\], expected float32\[7\]"),
         (metrics(num_examples=0), "no-examples", "0 examples"),
         (metrics(num_examples=-4), "no-examples", "-4 examples"),
         (metrics(num_examples=5e-324), "no-examples", "5e-324 examples"),
-        (metrics(num_examples=float("nan")), "malformed", "no number 'num-examples'"),
-        (metrics(num_examples=2**64), "malformed", "no number 'num-examples'"),
-        (metrics(num_examples=[1]), "malformed", "no number 'num-examples'"),
-        (metrics(loss=1.0), "malformed", "no number 'num-examples'"),
-        (lambda content: content["arrays"].pop("ints") and None, "malformed", r"\['ints'\] are missing or extra"),
+        (metrics(num_examples=float("nan")), "malformed", "no valid number 'num-examples'"),
+        (metrics(num_examples=2**64), "malformed", "no valid number 'num-examples'"),
+        (metrics(num_examples=[1]), "malformed", "no valid number 'num-examples'"),
+        (metrics(loss=1.0), "malformed", "no valid number 'num-examples'"),
+        (lambda content: content["arrays"].pop("ints") and None, "malformed", r"\['ints'\] are missing or unknown"),
         (lambda content: content.pop("arrays") and None, "malformed", "no 'arrays'"),
-        (lambda content: content.pop("metrics") and None, "malformed", "no number"),
-        (lambda content: RecordDict(), "malformed", "no number"),
+        (lambda content: content.pop("metrics") and None, "malformed", "no valid number"),
+        (lambda content: RecordDict(), "malformed", "no valid number"),
     ],
 )
 def test_what_is_wrong_with_a_reply_is_named(change, kind, reason):
@@ -211,12 +211,16 @@ def control(array):
 @pytest.mark.parametrize(
     ("change", "kind", "reason"),
     [
-        (lambda content: content.pop("control"), "malformed", "the reply has no 'control', which the strategy needs"),
-        (lambda content: content["control"].clear(), "malformed", "the reply has no 'control'"),
+        (
+            lambda content: content.pop("control"),
+            "malformed",
+            "the reply has no vector 'control', which the strategy needs",
+        ),
+        (lambda content: content["control"].clear(), "malformed", "the reply has no vector 'control'"),
         (control(Array(np.zeros(4, np.float32))), "malformed", r"'control' is float32\[4\], expected float32\[3\]"),
         (control(Array(np.zeros(3))), "malformed", r"'control' is float64\[3\], expected float32\[3\]"),
         (control(Array("float32", (3,), "numpy.ndarray", b"noise")), "malformed", "damaged"),
-        (control(Array(np.array([0, np.inf, 0], np.float32))), "not-finite", "'control' holds NaN or infinite"),
+        (control(Array(np.array([0, np.inf, 0], np.float32))), "not-finite", "'control' has NaN or infinite"),
     ],
 )
 def test_what_is_wrong_with_what_came_besides_the_model_is_named(change, kind, reason):
@@ -291,7 +295,7 @@ def test_a_model_of_tensors_goes_through_the_codec_untouched_and_is_rounded_for_
     narrow = Codec(layout, wire="float16")
     floats = narrow.decode(narrow.encode(Parts(pieces, [counters]))).floats
     assert floats.tolist() == [1, float(np.float16(0.1)), 3]
-    with pytest.raises(RecordError, match=r"hold 2 \+ 1 values, expected 3 \+ 1"):
+    with pytest.raises(RecordError, match=r"have 2 \+ 1 values, expected 3 \+ 1"):
         Codec(layout).decode(Codec(layout).encode(Parts(pieces[:1], [counters])))
 
 

@@ -78,7 +78,7 @@ def test_a_restarted_node_fails_what_it_has_not_answered(link):
     replies = {reply.metadata.reply_to_message_id: reply for reply in SuperLinkGrid(link).send_and_receive(sent)}
     assert [replies[message.metadata.message_id].has_content() for message in sent] == [False, True, True]
     assert find_problem(replies[sent[0].metadata.message_id], sent[0]) == (
-        "node-lost", "its node was restarted and has forgotten the message",
+        "node-lost", "its node was restarted and has lost the message",
     )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def test_a_lost_message_is_sent_again(link, monkeypatch, caplog, times):
     assert all(reply.has_content() for reply in replies)
     assert 60 * times < link.clock < 60 * times + 2
     assert sent[3:] == [(node, "query"), (node, "train")] * times
-    assert caplog.text.count("was lost on the way; it is sent again") == times
+    assert caplog.text.count("was lost; sending it again") == times
 
 
 def test_a_node_that_trains_for_long_is_only_asked(link, monkeypatch):

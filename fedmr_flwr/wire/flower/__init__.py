@@ -1,1 +1,1 @@
-"""Every name of Flower's insides that is used or replaced; see README.md. No other room imports one of them."""
+"""All internals of Flower that are used or replaced; see README.md. No other package imports them."""

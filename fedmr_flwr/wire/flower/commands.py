@@ -1,4 +1,4 @@
-"""Flower's command line, as far as it is used here."""
+"""Calls of Flower's command line."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ from fedmr_flwr.errors import EngineError
 
 
 class Connection:
-    """A SuperLink, as Flower's commands reach it.
+    """A SuperLink, reached by Flower's commands.
 
     Args:
         name: of the SuperLink in Flower's configuration.
@@ -24,26 +24,28 @@ class Connection:
         self.env = env
 
     def command(self, *arguments: str) -> dict[str, Any]:
-        """Run a `flwr` command and return its answer.
+        """Run a `flwr` command and return its output.
 
         Args:
-            arguments: of `flwr`, the SuperLink's name among them.
+            arguments: of `flwr`, including the SuperLink's name.
 
         Raises:
             EngineError: it failed.
         """
+        # By the command line and not Flower's Python functions: only the former is documented and stable.
         done = subprocess.run(
             ["flwr", *arguments, "--format", "json"],
             env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
         try:
-            answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+            # Flower may print other lines before the JSON.
+            output: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
-            answer = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
-        if not answer.get("success"):
-            reason = " ".join(str(answer.get("error-message")).split())
+            output = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
+        if not output.get("success"):
+            reason = " ".join(str(output.get("error-message")).split())
             raise EngineError(f"`flwr {shlex.join(arguments[:1])}` failed: {reason}")
-        return answer
+        return output
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What Flower fills in when a message travels: its identifier, the message that it answers, and codes of errors."""
+"""Metadata that Flower sets when a message is sent: its identifier, the message it replies to, and error codes."""
 
 from uuid import uuid4
 
@@ -9,11 +9,12 @@ __all__ = ["ErrorCode", "assign_id", "set_reply_to"]
 
 
 def assign_id(message: Message) -> Message:
-    """Give a message an identifier of its own, and return it."""
+    """Set a new identifier for a message, and return the message."""
+    # Flower has no public setter: its own Grid sets the identifier when it sends the message.
     message.metadata.__dict__["_message_id"] = str(uuid4())
     return message
 
 
 def set_reply_to(reply: Message, message_id: str) -> None:
-    """Make a reply the answer to another message, for example one whose second copy it answers."""
+    """Set the message that a reply belongs to, for example the original of a message that was sent again."""
     reply.metadata.__dict__["_reply_to_message_id"] = message_id

@@ -1,4 +1,4 @@
-"""The server of a deployment asks sooner for replies that are still being uploaded."""
+"""Shorter waits of a deployment's server for replies that are still being uploaded."""
 
 from flwr.superlink.grid import http_grid
 

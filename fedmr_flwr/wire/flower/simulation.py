@@ -1,4 +1,4 @@
-"""How Flower's simulation is told from a deployment."""
+"""The distinction between Flower's simulation and a deployment."""
 
 from flwr.serverapp import Grid
 from flwr.superlink.grid import InMemoryGrid

@@ -1,8 +1,8 @@
-"""Flower's SuperExec whose clients are forks of one process that has imported PyTorch and Flower already.
+"""Flower's SuperExec with clients that are forks of one process, which has already imported PyTorch and Flower.
 
-Flower starts a new process for each message, which is good, because nothing of one client stays for the next, and
-imports everything anew in it, which takes a second and a half of a processor. The forked process imports the app
-itself, as it came with the run.
+Flower starts a new process for each message, so that nothing of one client is left for the next, and imports
+everything in it again, which takes a second and a half of a processor. The forked process imports the app
+itself, in the version that was sent with the run.
 """
 
 import multiprocessing
@@ -24,6 +24,7 @@ class ForkingExecutor(SubprocessExecutor):
 
     def __init__(self) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+        # The fork server itself never uses a GPU: a process that has initialised CUDA cannot be forked.
         self._context.set_forkserver_preload(["torch", run_clientapp.__module__])
         forkserver.ensure_running()
 
@@ -44,7 +45,8 @@ class ForkingExecutor(SubprocessExecutor):
         return LaunchResult.accepted()
 
     def close(self) -> None:
-        """Stop the clients; Python would wait for them."""
+        """Stop the clients."""
+        # Otherwise Python would wait at its end for clients that are still training.
         for process in multiprocessing.active_children():
             process.terminate()
 

@@ -1,7 +1,7 @@
-"""Flower's SuperNode, quicker: `python -m fedmr_flwr.wire.flower.supernode ARGUMENTS-OF-FLOWER-SUPERNODE`.
+"""Flower's SuperNode with shorter waits: `python -m fedmr_flwr.wire.flower.supernode ARGUMENTS`.
 
-Flower looks every three seconds whether there is a message and every half second whether a reply is ready, and
-waits a second and more for a message whose parts are still on their way. It has no setting for any of that.
+Flower polls every three seconds for a message and every half second for a reply that is ready, and
+waits a second and more for a message whose parts are still being uploaded. It has no settings for these.
 """
 
 import subprocess
@@ -14,10 +14,10 @@ from flwr.supernode.cli import flower_supernode
 
 from fedmr_flwr.wire.flower.parts import pull_soon
 
-# Not by the module's name: a forked process imports the main module of the one that asked for it, and with it
-# `fedmr_flwr` in the version that is installed here, where it should take the one that came with the run.
+# Not by the module's name: a forked process imports the main module of its parent, and with it
+# `fedmr_flwr` in the version that is installed here instead of the version that was sent with the run.
 _SUPEREXEC = (sys.executable, "-c", "from fedmr_flwr.wire.flower.superexec import main; main()")
-# Of Flower's waits this share is left.
+# The remaining share of Flower's waits.
 _SHARE = 1 / 6
 
 

@@ -1,1 +1,1 @@
-"""The Grids that carry messages: each a `flwr.serverapp.Grid`, some around another one."""
+"""The Grids that send messages: each is a `flwr.serverapp.Grid`, some wrap another one."""

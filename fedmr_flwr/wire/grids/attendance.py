@@ -1,4 +1,4 @@
-"""Which client is which node of Flower, and which of them are connected."""
+"""The assignment of clients to Flower's nodes, and which of them are connected."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -8,39 +8,39 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedmr_flwr.errors import AbsentClientsError, FederationError
+from fedmr_flwr.errors import AbsentClientsError, RunError
 from fedmr_flwr.wire.checks import MOST_EXAMPLES, NOT_A_NODES, one_line
 from fedmr_flwr.wire.messages import CONFIG, EXAMPLES, METRICS
 
-# Under this key a client answers a query with its number.
+# The key of a client's number in its reply to a query.
 CLIENT = "client"
 _QUERY_SECONDS = 600.0
-# Between looks who is there: in a simulation, and on machines of their own.
+# Seconds between polls for nodes: in a simulation, and in a deployment.
 _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.05, 1.0
-# Until nodes are asked again: those that refused, perhaps because data were missing; and silent ones, which may
-# still read their data, or a message got lost.
+# Seconds until nodes are queried again: those that refused, perhaps because data were missing; and silent ones,
+# which may still be reading their data, or whose message was lost.
 _REFUSED_SECONDS, _SILENT_SECONDS = 15.0, 120.0
 
 
 class Attendance:
-    """Clients by number, each of which was asked for it once.
+    """The nodes of all clients by number; each node is queried for its number once.
 
-    Node identifiers are random in every run of Flower. In a simulation all clients are there from the beginning; on
-    machines of their own they come late, leave, and come back, perhaps as another node.
+    Node identifiers are random in every run of Flower. In a simulation all clients are connected from the start; in a
+    deployment they may connect late, leave, and return, perhaps as another node.
 
     Args:
-        grid: carries the messages.
-        clients: how many there are; their numbers must be 0..clients-1.
-        least: how many must be connected before the first round. None: all, and they stay.
-        patience: seconds to wait for them.
-        query: sent when they are asked, so that they can see whether they have all that the run needs.
-        report: is told who is waited for.
+        grid: sends the messages.
+        clients: the number of clients; they must be numbered 0..clients-1.
+        least: the number of clients that must be connected before the first round; None: all, and they stay.
+        patience: seconds to wait for clients.
+        query: sent with the queries, so that clients can check that they have everything the run needs.
+        report: called with a line while clients are missing.
 
     Attributes:
-        examples: of each client, in the order of their numbers, if all of them stated theirs.
+        examples: the number of examples of each client, if all clients have stated theirs.
 
     Raises:
-        FederationError: the clients do not come, or are not the ones that should.
+        RunError: the clients do not connect in time, or do not have the numbers 0..clients-1.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Attendance:
         self._stay = least is None
         self._nodes: dict[int, int] = {}  # by client
         self._counts: dict[int, object] = {}
-        self._known: set[int] = set()  # nodes that have answered
+        self._known: set[int] = set()  # nodes that have replied
         self._refusals: dict[int, str] = {}  # by node
-        self._asked: dict[str, int] = {}  # the node of each question without an answer
-        self._ask_after: dict[int, float] = {}  # when a node may be asked again
+        self._open: dict[str, int] = {}  # the node of each query without a reply
+        self._query_after: dict[int, float] = {}  # when a node may be queried again
         if least is None:
             self._await_all()
         else:
@@ -71,18 +71,19 @@ class Attendance:
 
     @property
     def nodes(self) -> list[int]:
-        """The node of every client, in the order of their numbers; a made-up one for a client that never came."""
+        """The node of every client, in the order of their numbers; a placeholder for one that never connected."""
+        # Disconnected clients are included: the draw must not depend on who is connected at the moment.
         return [self._nodes.get(client, -1 - client) for client in range(self._clients)]
 
     @property
     def examples(self) -> NDArray[np.int64] | None:
-        """The examples of every client, in the order of their numbers, if all of them stated theirs."""
+        """The number of examples of every client, in the order of their numbers, if all have stated theirs."""
         counts = [self._counts.get(client) for client in range(self._clients)]
         whole = [count for count in counts if isinstance(count, int) and 0 < count < MOST_EXAMPLES]
         return np.array(whole, np.int64) if len(whole) == self._clients else None
 
     def connected(self) -> set[int]:
-        """Return the nodes to which messages can be sent now."""
+        """Return the nodes that are connected now."""
         return set(self._nodes.values()) if self._stay else set(self._grid.get_node_ids())
 
     def present(self) -> int:
@@ -90,28 +91,28 @@ class Attendance:
         return len(self.connected() & set(self._nodes.values()))
 
     def gather(self, least: int) -> None:
-        """Ask who is new, and wait until enough clients are connected; nobody's answer is waited for if they are.
+        """Query new nodes, and wait until enough clients are connected; do not wait for replies if they are.
 
         Args:
-            least: how many are enough.
+            least: the number of clients that is enough.
 
         Raises:
-            AbsentClientsError: they did not come.
+            AbsentClientsError: they did not connect in time.
         """
         if self._stay:
             return
         deadline, reported = time.monotonic() + self._patience, None
         while True:
             here = set(self._grid.get_node_ids())
-            self._ask_new(here)
+            self._query_new(here)
             count = len(here & set(self._nodes.values()))
             if count >= least:
                 if reported:
                     self._report("")
                 return
             refused = [reason for node, reason in self._refusals.items() if node in here]
-            status = f"{count} of the {least} clients that are needed are connected"
-            status += f"; {len(refused)} refused, the first of them: {refused[0]}" if refused else ""
+            status = f"{count} of the {least} clients needed are connected"
+            status += f"; {len(refused)} refused, the first one: {refused[0]}" if refused else ""
             if time.monotonic() > deadline:
                 raise AbsentClientsError(
                     f"after {self._patience:g} s {status}; start the others, or raise deployment.join-timeout"
@@ -121,43 +122,45 @@ class Attendance:
                 reported = status
             time.sleep(min(_REMOTE_POLL_SECONDS, self._patience))
 
-    def _ask_new(self, here: set[int]) -> None:
-        """Ask those nodes whose clients are not known, and take the answers that are there."""
+    def _query_new(self, here: set[int]) -> None:
+        """Query the nodes whose clients are unknown, and read the replies that have arrived."""
         now = time.monotonic()
-        new = [node for node in sorted(here - self._known) if now >= self._ask_after.get(node, 0.0)]
+        new = [node for node in sorted(here - self._known) if now >= self._query_after.get(node, 0.0)]
         queries = self._queries(new)
         self._grid.push_messages(queries)
-        self._asked |= {query.metadata.message_id: query.metadata.dst_node_id for query in queries}
-        self._ask_after |= dict.fromkeys(new, now + _SILENT_SECONDS)
-        for reply in self._grid.pull_messages(self._asked) if self._asked else ():
-            node = self._asked.pop(reply.metadata.reply_to_message_id)
-            self._ask_after[node] = now + _REFUSED_SECONDS
-            self._take(node, reply, here)
+        self._open |= {query.metadata.message_id: query.metadata.dst_node_id for query in queries}
+        self._query_after |= dict.fromkeys(new, now + _SILENT_SECONDS)
+        for reply in self._grid.pull_messages(self._open) if self._open else ():
+            node = self._open.pop(reply.metadata.reply_to_message_id)
+            self._query_after[node] = now + _REFUSED_SECONDS
+            self._register(node, reply, here)
 
     def _await_all(self) -> None:
-        """Wait for all clients and ask them."""
+        """Wait for all clients and query them."""
         nodes = wait_for_nodes(self._grid, self._clients, self._patience)
         for reply in self._grid.send_and_receive(self._queries(sorted(nodes)), timeout=_QUERY_SECONDS):
-            self._take(reply.metadata.src_node_id, reply, set(nodes))
+            self._register(reply.metadata.src_node_id, reply, set(nodes))
         if len(nodes) != self._clients:
-            raise FederationError(
+            raise RunError(
                 f"the configuration has {self._clients} clients, but {len(nodes)} nodes are connected; set clients, "
                 f"or in a simulation --federation-config 'num-supernodes={self._clients}'"
             )
         if len(self._nodes) < self._clients:
-            silent = self._clients - len(self._known) - len(self._refusals)
-            why = f"{silent} did not reply in {_QUERY_SECONDS:.0f} s; are they still reading their data?"
+            missing = self._clients - len(self._known) - len(self._refusals)
+            why = (
+                f"{missing} did not reply within {_QUERY_SECONDS:.0f} s, perhaps because they are still reading data"
+            )
             if self._refusals:
-                why = f"{len(self._refusals)} refused, the first of them: {next(iter(self._refusals.values()))}"
-            raise FederationError(
-                f"only {len(self._nodes)} of the {self._clients} clients 0 to {self._clients - 1} answered; {why}"
+                why = f"{len(self._refusals)} refused, the first one: {next(iter(self._refusals.values()))}"
+            raise RunError(
+                f"only {len(self._nodes)} of the {self._clients} clients 0 to {self._clients - 1} replied; {why}"
             )
 
     def _queries(self, nodes: Iterable[int]) -> list[Message]:
         return [Message(RecordDict({CONFIG: self._query}), node, MessageType.QUERY) for node in nodes]
 
-    def _take(self, node: int, reply: Message, here: set[int]) -> None:
-        """Learn from a node's answer which client it is."""
+    def _register(self, node: int, reply: Message, here: set[int]) -> None:
+        """Read a node's reply to a query: its client's number and examples."""
         self._refusals.pop(node, None)
         if not reply.has_content():
             if reply.error.code not in NOT_A_NODES:
@@ -166,9 +169,10 @@ class Attendance:
         metrics = reply.content.get(METRICS)
         number = metrics.get(CLIENT) if isinstance(metrics, MetricRecord) else None
         if not isinstance(number, int) or not (0 <= number < self._clients):
-            self._refusals[node] = f"a node is client {number}, not one of 0 to {self._clients - 1}"
+            self._refusals[node] = f"a node has client number {number}, expected 0 to {self._clients - 1}"
+        # Only a connected one: a client that returns as another node takes its number over.
         elif self._nodes.get(number) in here:
-            self._refusals[node] = f"two nodes are client {number}"
+            self._refusals[node] = f"two nodes have client number {number}"
         else:
             self._known.add(node)
             self._nodes[number] = node
@@ -176,16 +180,16 @@ class Attendance:
 
 
 def wait_for_nodes(grid: Grid, count: int, patience: float) -> list[int]:
-    """Wait until at least so many nodes are there, and return them.
+    """Wait until at least `count` nodes are connected, and return them.
 
     Raises:
-        FederationError: they did not come in so many seconds.
+        RunError: they did not connect within `patience` seconds.
     """
     deadline = time.monotonic() + patience
     nodes: list[int] = []
     while len(nodes) < count:
         if time.monotonic() > deadline:
-            raise FederationError(
+            raise RunError(
                 f"{len(nodes)} of {count} clients are connected after {patience:.0f} s; start the others, "
                 f"or in a simulation set --federation-config 'num-supernodes={count}'"
             )

@@ -1,4 +1,4 @@
-"""The in-process engine: a Grid that calls the client code directly, for tests, debugging and small machines."""
+"""The in-process engine: a Grid that calls the client app directly, for tests, debugging and small machines."""
 
 import secrets
 from collections.abc import Iterable, Sequence
@@ -13,17 +13,17 @@ from fedmr_flwr.wire.flower.tasks import Run, enter_task
 
 
 class InProcessGrid(Grid):
-    """A federation whose clients live in this process and answer one after the other.
+    """A Grid whose clients run in this process, one after another.
 
     Args:
-        client_app: what every client runs.
-        clients: how many there are; their numbers are 0..clients-1.
+        client_app: the app of every client.
+        clients: their number; they are numbered 0..clients-1.
     """
 
     def __init__(self, client_app: ClientApp, clients: int) -> None:
         self._app = client_app
         self._run = enter_task()
-        # Like Flower's, the identifiers say nothing about the clients' numbers.
+        # Random like Flower's, so that no code comes to rely on identifiers in the order of the clients.
         self._numbers = {secrets.randbits(62) + 1: client for client in range(clients)}
         self._contexts: dict[int, Context] = {}
         self._replies: dict[str, Message] = {}
@@ -53,26 +53,26 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Let the clients answer, and return the messages' identifiers."""
+        """Call the clients, keep their replies, and return the messages' identifiers."""
         pushed = [assign_id(message) for message in messages]
-        for message, reply in zip(pushed, self._answers(pushed), strict=True):
+        for message, reply in zip(pushed, self._handle_all(pushed), strict=True):
             self._replies[message.metadata.message_id] = assign_id(reply)
         return [message.metadata.message_id for message in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies to these messages, each once."""
+        """Return the replies to these messages, and forget them."""
         return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Let the clients answer, and return their replies; calling them directly, it never times out."""
+        """Call the clients and return their replies; a direct call never times out."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _answers(self, messages: Sequence[Message]) -> list[Message]:
+    def _handle_all(self, messages: Sequence[Message]) -> list[Message]:
         """Return the replies to these messages, in their order."""
-        return [self._answer(message) for message in messages]
+        return [self._handle(message) for message in messages]
 
-    def _answer(self, message: Message) -> Message:
-        # Records of the client's own, so that one who changes them changes nobody else's; the bytes are shared.
+    def _handle(self, message: Message) -> Message:
+        # Each client gets its own records, so that changes do not reach other clients; the bytes are shared.
         own = copy(message)
         own.content = RecordDict(
             {name: type(record)(dict(record)) for name, record in message.content.items()}  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ class InProcessGrid(Grid):
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
             return reply
-        except Exception as error:  # as under Flower, whatever a client raises is that client's failure
+        except Exception as error:  # as under Flower, any exception is this client's failure
             return failed(message, reason_of(error))
 
     def _call(self, message: Message) -> Message:
@@ -90,7 +90,7 @@ class InProcessGrid(Grid):
         try:
             return self._app(message, context)
         finally:
-            if context.state:  # most clients keep nothing between messages, and an idle one is only a number
+            if context.state:  # most clients keep nothing, and then cost no memory between messages
                 self._contexts[message.metadata.dst_node_id] = context
 
     def _context_of(self, message: Message) -> Context:
@@ -108,10 +108,10 @@ class InProcessGrid(Grid):
 
 
 def reason_of(error: Exception) -> str:
-    """Return what a client has raised, as one line."""
+    """Return a client's exception as one line."""
     return f"{type(error).__name__}: {error}"
 
 
 def failed(message: Message, reason: str) -> Message:
-    """Return the reply of a client that has raised an exception."""
+    """Return the reply that reports a client's exception."""
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

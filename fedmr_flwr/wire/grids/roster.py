@@ -1,4 +1,4 @@
-"""`RosterGrid`: a Flower Grid with a stable order of clients and an account of what it carries."""
+"""`RosterGrid`: a Flower Grid with a stable order of clients and counts of the bytes that it sends and receives."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedmr_flwr.wire.checks import STRANGER
+from fedmr_flwr.wire.checks import UNKNOWN_CLIENT
 from fedmr_flwr.wire.grids.attendance import Attendance, wait_for_nodes
 from fedmr_flwr.wire.grids.wrapped import WrappedGrid
 from fedmr_flwr.wire.npy import size
@@ -17,14 +17,14 @@ from fedmr_flwr.wire.npy import size
 
 @dataclass(frozen=True)
 class Exchange:
-    """What came of sending messages, before anyone has looked into the replies.
+    """The messages and replies of a round, before the replies are checked.
 
     Attributes:
-        replies: in the order of the messages; those that answer none of them last.
-        clients: the number of the client that each message was for.
-        offline: those of them whose nodes are not connected, so that nothing was sent.
-        bytes_down: bytes of the arrays that were sent to all clients together, by the name of their record.
-        bytes_up: bytes of the arrays that came back, whatever becomes of them.
+        replies: in the order of the messages; replies to other messages are last.
+        clients: the number of each message's client.
+        offline: the clients whose nodes are not connected, to which nothing was sent.
+        bytes_down: bytes of all arrays that were sent, by the name of their record.
+        bytes_up: bytes of all arrays that were received, including those of rejected replies.
     """
 
     replies: tuple[Message, ...]
@@ -35,25 +35,25 @@ class Exchange:
 
 
 class RosterGrid(WrappedGrid):
-    """Wraps any Grid.
+    """Wraps any Grid and returns its nodes in a stable order.
 
-    Node identifiers are random in every run of Flower; here they come in the order of the clients' numbers, so that
+    Node identifiers are random in every run of Flower; here nodes are in the order of the clients' numbers, so that
     the same seed draws the same clients.
 
     Args:
-        grid: the Grid that carries the messages.
-        clients: how many clients there are; they are waited for and asked for their numbers, which must be
-            0..clients-1. None takes the nodes that are there at any time, in the order of their identifiers.
-        at_least: how many nodes to wait for if `clients` is None.
-        min_clients: how many clients must be connected before the first round; None if all of them are there and
+        grid: the Grid that sends the messages.
+        clients: the number of clients; the Grid waits for them and queries their numbers, which must be
+            0..clients-1. None: the nodes that are connected at any time, in the order of their identifiers.
+        at_least: the number of nodes to wait for if `clients` is None.
+        min_clients: the number of clients that must be connected before the first round; None if all connect and
             stay, as in a simulation.
         patience: seconds to wait for nodes.
-        query: sent when the clients are asked for their numbers, so that they can see whether they have all that
+        query: sent when the clients' numbers are queried, so that clients can check that they have everything
             the run needs.
-        report: is told who is waited for.
+        report: called with a line while clients are missing.
 
     Raises:
-        FederationError: the clients do not come, or are not the ones that should.
+        RunError: the clients do not connect in time, or do not have the numbers 0..clients-1.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class RosterGrid(WrappedGrid):
 
     @property
     def examples(self) -> NDArray[np.int64] | None:
-        """The examples of each client, in the order of their numbers, if all of them stated theirs."""
+        """The number of examples of each client, in the order of their numbers, if all have stated theirs."""
         return self._attendance.examples if self._attendance else None
 
     def get_node_ids(self) -> list[int]:
-        """Return the nodes in the order of their clients' numbers, those that are not connected now included.
+        """Return the nodes in the order of their clients' numbers, including those that are not connected now.
 
         Raises:
-            FederationError: without numbers: too few nodes came.
+            RunError: `clients` is None, and too few nodes connected.
         """
         if self._attendance:
             return self._number(self._attendance.nodes)
@@ -96,7 +96,7 @@ class RosterGrid(WrappedGrid):
         """Wait until enough clients are connected.
 
         Raises:
-            AbsentClientsError: they did not come back.
+            AbsentClientsError: they did not return in time.
         """
         if self._attendance:
             self._attendance.gather(count)
@@ -106,17 +106,19 @@ class RosterGrid(WrappedGrid):
         return bool(self._attendance and self._attendance.present() < count)
 
     def exchange(self, messages: Iterable[Message], *, timeout: float | None = None) -> Exchange:
-        """Send messages to those clients that are connected, and take their replies as they come.
+        """Send messages to the clients that are connected, and wait for their replies.
 
         Args:
-            messages: what to send.
+            messages: to send.
             timeout: seconds to wait for replies; None waits for all.
         """
+        # A list, because it is used several times and Flower allows any iterable.
         sent = list(messages)
         absent = self._absent(sent)
         present = [message for message in sent if message.metadata.dst_node_id not in absent]
-        bytes_down = _array_bytes(present)  # before they are sent: what a client does to its message is not ours
+        bytes_down = _array_bytes(present)  # before they are sent: an in-process client may change its message
         replies = list(self._grid.send_and_receive(present, timeout=timeout)) if present else []
+        # Sorted, because sums of floats depend on their order, and replies arrive in a random one.
         places = {message.metadata.message_id: place for place, message in enumerate(sent)}
         replies.sort(key=lambda reply: places.get(reply.metadata.reply_to_message_id, len(sent)))
         return Exchange(
@@ -131,22 +133,23 @@ class RosterGrid(WrappedGrid):
         """Send messages and return the replies, in the order of the messages.
 
         Args:
-            messages: what to send.
+            messages: to send.
             timeout: seconds to wait for replies; None waits for all.
         """
         return list(self.exchange(messages, timeout=timeout).replies)
 
     def client_of(self, node: int) -> int:
-        """Return the number of a node's client, -1 for a stranger."""
-        return self._clients.get(node, STRANGER)
+        """Return the number of a node's client, -1 if unknown."""
+        return self._clients.get(node, UNKNOWN_CLIENT)
 
     def _absent(self, messages: list[Message]) -> set[int]:
-        """Return those nodes that are not connected; messages to them would wait in vain."""
+        """Return the nodes of messages that are not connected."""
+        # Nothing is sent to them: the round would wait for their replies until its timeout.
         nodes = {message.metadata.dst_node_id for message in messages}
         return nodes - self._attendance.connected() if self._attendance else set()
 
     def _number(self, nodes: list[int]) -> list[int]:
-        """Remember which client each node is, in this order."""
+        """Number the nodes in this order."""
         self._clients = {node: client for client, node in enumerate(nodes)}
         return nodes
 

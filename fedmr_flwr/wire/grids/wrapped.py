@@ -1,4 +1,4 @@
-"""`WrappedGrid`: the base of Grids that add something to another Grid."""
+"""`WrappedGrid`: the base of Grids that extend another Grid."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,10 @@ from fedmr_flwr.wire.flower.tasks import Run
 
 
 class WrappedGrid(Grid):
-    """Hands everything on to another Grid; a subclass changes what it wants.
+    """Passes every call on to another Grid; a subclass overrides some.
 
     Args:
-        grid: the other one.
+        grid: the wrapped Grid.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -47,7 +47,7 @@ class WrappedGrid(Grid):
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Fetch replies, unchecked, from the wrapped Grid."""
+        """Fetch replies from the wrapped Grid, unchecked."""
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

@@ -34,7 +34,7 @@ def test_a_reply_is_waited_for_while_its_parts_come(slow):
 
 
 def test_a_reply_is_given_up_after_a_minute_without_a_part(slow):
-    with pytest.raises(ObjectPullError, match="no part has come for 60 s"):
+    with pytest.raises(ObjectPullError, match="no part has arrived for 60 s"):
         parts.pull_or_give_up(["never"], slow.pull)
     assert slow.asked["never"] == 3
 
