@@ -6,8 +6,9 @@ serves many clients.
 """
 
 import json
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -30,9 +31,9 @@ from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.training.sgd import fit
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.grids.attendance import CLIENT
 from fedmr_flwr.wire.messages import (
     ARRAYS,
+    CLIENT,
     CONFIG,
     EXAMPLES,
     LAST_ROUND,
@@ -94,9 +95,10 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Return this client's number and, after verifying data and run folder, how many examples it has."""
-    answer = MetricRecord({CLIENT: number_of(context.node_config)})
-    if SETTINGS in message.content.config_records.get(CONFIG, {}):
-        answer[EXAMPLES] = _environment(message, context).prepare(str(message.content.config_records[CONFIG][DIGEST]))
+    config = message.content.config_records.get(CONFIG, {})
+    answer = MetricRecord({CLIENT: _number(config, context)})
+    if SETTINGS in config:
+        answer[EXAMPLES] = _environment(message, context).prepare(str(config[DIGEST]))
     return Message(RecordDict({METRICS: answer}), reply_to=message)
 
 
@@ -187,7 +189,16 @@ def _environment(message: Message, context: Context) -> ClientEnvironment:
         return Node(settings, context.node_config, _sent_spec(message), run)
     if settings.run_dir is None:
         raise ConfigError("this node has no data; start it with `fedmr deploy node`, or see docs/deployment.md")
-    return Simulated(settings, number_of(context.node_config))
+    return Simulated(settings, _number(message.content.config_records[CONFIG], context))
+
+
+def _number(config: Mapping[str, Any], context: Context) -> int:
+    """Return this client's number: a simulation names it in each message, any other node has one of its own."""
+    return (
+        int(config[CLIENT])
+        if CLIENT in config and DATA not in context.node_config
+        else number_of(context.node_config)
+    )
 
 
 def _sent_settings(message: Message) -> Settings:

@@ -11,6 +11,7 @@ from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
+from fedmr_flwr.wire.grids.pool import PoolGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
 # ray: Flower's simulation, client processes side by side. in-process: one after the other, right here. deployment:
@@ -75,4 +76,4 @@ def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[st
         return GpuGrid(settings, report)
     if flower is None:
         raise ConfigError(f"engine '{settings.engine}' runs under Flower; use `fedmr run` or `flwr run`")
-    return SuperLinkGrid(flower) if settings.engine == "deployment" else flower
+    return SuperLinkGrid(flower) if settings.engine == "deployment" else PoolGrid(flower, settings.clients)

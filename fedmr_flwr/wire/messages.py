@@ -19,6 +19,8 @@ from fedmr_flwr.wire.npy import join, view
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 FLOATS, INTS = "floats", "ints"
 EXAMPLES = "num-examples"
+# A client's number: in its answer to a query, and in each message of a simulation.
+CLIENT = "client"
 ROUND = "server-round"
 # Under this key a message says in which round the client's last good reply was, 0 if there is none yet.
 LAST_ROUND = "last-round"

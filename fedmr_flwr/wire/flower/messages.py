@@ -14,6 +14,7 @@ def assign_id(message: Message) -> Message:
     return message
 
 
-def set_reply_to(reply: Message, message_id: str) -> None:
-    """Make a reply the answer to another message, for example one whose second copy it answers."""
-    reply.metadata.__dict__["_reply_to_message_id"] = message_id
+def set_reply_to(reply: Message, message: Message) -> None:
+    """Make a reply that of another message and its node, for example of the message whose second copy it answers."""
+    reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
+    reply.metadata.__dict__["_src_node_id"] = message.metadata.dst_node_id

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.errors import AbsentClientsError, FederationError
 from fedmr_flwr.wire.checks import MOST_EXAMPLES, NOT_A_NODES, one_line
-from fedmr_flwr.wire.messages import CONFIG, EXAMPLES, METRICS
+from fedmr_flwr.wire.messages import CLIENT, CONFIG, EXAMPLES, METRICS
 
-# Under this key a client answers a query with its number.
-CLIENT = "client"
 _QUERY_SECONDS = 600.0
 # Between looks who is there: in a simulation, and on machines of their own.
 _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.05, 1.0
