@@ -95,7 +95,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Return this client's number and, after verifying data and run folder, how many examples it has."""
-    config = message.content.config_records.get(CONFIG, {})
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
     answer = MetricRecord({CLIENT: _number(config, context)})
     if SETTINGS in config:
         answer[EXAMPLES] = _environment(message, context).prepare(str(config[DIGEST]))

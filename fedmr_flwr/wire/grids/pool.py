@@ -80,6 +80,6 @@ def _replies(replies: list[Message], carried: Mapping[str, Message]) -> list[Mes
 
 def _carrier(message: Message, nodes: list[int]) -> Message:
     client = message.metadata.dst_node_id - 1
-    config = message.content.config_records.get(CONFIG, {})
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
     content = RecordDict({**message.content, CONFIG: ConfigRecord({**config, CLIENT: client})})
     return Message(content, nodes[client % len(nodes)], message.metadata.message_type)
