@@ -6,8 +6,9 @@ serves many clients.
 """
 
 import json
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -37,9 +38,9 @@ from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.training.sgd import fit
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.grids.attendance import CLIENT
 from fedmr_flwr.wire.messages import (
     ARRAYS,
+    CLIENT,
     CONFIG,
     EXAMPLES,
     LAST_ROUND,
@@ -102,12 +103,11 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Return this client's number and, after verifying data and run folder, its number of examples."""
-    metrics = MetricRecord({CLIENT: number_of(context.node_config)})
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    metrics = MetricRecord({CLIENT: _number(config, context)})
     # A client that lacks its data would fail at once in every round; it reports that before the first one instead.
-    if SETTINGS in message.content.config_records.get(CONFIG, {}):
-        metrics[EXAMPLES] = _environment(message, context).prepare(
-            str(message.content.config_records[CONFIG][DIGEST])
-        )
+    if SETTINGS in config:
+        metrics[EXAMPLES] = _environment(message, context).prepare(str(config[DIGEST]))
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
@@ -201,7 +201,13 @@ def _environment(message: Message, context: Context) -> ClientEnvironment:
         return NodeEnvironment(settings, context.node_config, _sent_spec(message), run)
     if settings.run_dir is None:
         raise ConfigError("this node has no data; start it with `fedmr deploy node`, or see docs/deployment.md")
-    return SimulatedEnvironment(settings, number_of(context.node_config))
+    return SimulatedEnvironment(settings, _number(message.content.config_records[CONFIG], context))
+
+
+def _number(config: Mapping[str, Any], context: Context) -> int:
+    """Return this client's number: a simulation states it in each message, a node elsewhere has one of its own."""
+    simulated = CLIENT in config and DATA not in context.node_config
+    return int(config[CLIENT]) if simulated else number_of(context.node_config)
 
 
 def _sent_settings(message: Message) -> Settings:

@@ -11,6 +11,7 @@ from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
+from fedmr_flwr.wire.grids.pool import PoolGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
 # ray: Flower's simulation, with parallel client processes. in-process: one after another in this process. deployment:
@@ -80,4 +81,4 @@ def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[st
         return GpuGrid(settings, report)
     if flower is None:
         raise ConfigError(f"engine '{settings.engine}' needs Flower; use `fedmr run` or `flwr run`")
-    return SuperLinkGrid(flower) if settings.engine == "deployment" else flower
+    return SuperLinkGrid(flower) if settings.engine == "deployment" else PoolGrid(flower, settings.clients)

@@ -25,6 +25,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run configuration: `conf`, a file, and `set`, its overrides."""
+    serverapp.log_errors_in_one_line()
     conf = Path(str(context.run_config["conf"])).expanduser()
     if not conf.is_absolute():
         conf = Path(__file__).parents[2] / conf  # the files of conf/ are sent with the app

@@ -18,6 +18,8 @@ from fedmr_flwr.wire.npy import join, view
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 FLOATS, INTS = "floats", "ints"
 EXAMPLES = "num-examples"
+# A client's number: in its answer to a query, and in each message of a simulation.
+CLIENT = "client"
 ROUND = "server-round"
 # The key of the round of the client's last good reply, 0 if there was none.
 LAST_ROUND = "last-round"

@@ -15,6 +15,7 @@ def assign_id(message: Message) -> Message:
     return message
 
 
-def set_reply_to(reply: Message, message_id: str) -> None:
-    """Set the message that a reply belongs to, for example the original of a message that was sent again."""
-    reply.metadata.__dict__["_reply_to_message_id"] = message_id
+def set_reply_to(reply: Message, message: Message) -> None:
+    """Set the message that a reply belongs to, and its node: for example the original of a message sent again."""
+    reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
+    reply.metadata.__dict__["_src_node_id"] = message.metadata.dst_node_id

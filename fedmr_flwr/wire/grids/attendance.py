@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.errors import AbsentClientsError, RunError
 from fedmr_flwr.wire.checks import MOST_EXAMPLES, NOT_A_NODES, one_line
-from fedmr_flwr.wire.messages import CONFIG, EXAMPLES, METRICS
+from fedmr_flwr.wire.messages import CLIENT, CONFIG, EXAMPLES, METRICS
 
-# The key of a client's number in its reply to a query.
-CLIENT = "client"
 _QUERY_SECONDS = 600.0
 # Seconds between polls for nodes: in a simulation, and in a deployment.
 _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.05, 1.0

@@ -146,6 +146,6 @@ class _Pending:
 
     def _finish(self, message: Message, reply: Message) -> None:
         """Record a reply as that of the message that was sent first."""
-        set_reply_to(reply, message.metadata.message_id)
+        set_reply_to(reply, message)
         self.replies.append(reply)
         self.waiting = {number: other for number, other in self.waiting.items() if other is not message}

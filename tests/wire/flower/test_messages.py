@@ -31,11 +31,12 @@ def test_a_message_takes_its_identifier():
 
 
 def test_a_reply_can_answer_another_message():
-    first, second = assign_id(message()), assign_id(message())
+    second = assign_id(message())
     reply = Message(RecordDict(), reply_to=second)
     assert reply.metadata.reply_to_message_id == second.metadata.message_id
-    set_reply_to(reply, first.metadata.message_id)
-    assert reply.metadata.reply_to_message_id == first.metadata.message_id
+    first = assign_id(Message(RecordDict(), 7, "train"))
+    set_reply_to(reply, first)
+    assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == (first.metadata.message_id, 7)
 
 
 def test_error_codes_have_the_numbers_that_checks_knows():
