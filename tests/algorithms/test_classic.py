@@ -241,7 +241,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_results_slot_keeps_its_model(kind, caplog):
+def test_bad_result_keeps_the_slots_model(kind, caplog):
     make, reason = BAD[kind]
     federation = Experiment(clients=K, bad=lambda number, client: make() if (number, client) == (2, 3) else None)
     federation.round(1)
@@ -270,7 +270,7 @@ def test_a_model_may_be_in_fortran_order():
     assert tensors(federation.parameters)["conv.weight"].tolist() == [[0, 1], [2, 3]]
 
 
-def test_an_exception_names_all_who_are_missing(caplog):
+def test_exception_names_missing_clients(caplog):
     bad = {1: RuntimeError("first"), 3: RuntimeError()}
     Experiment(clients=K, bad=lambda number, client: bad.get(client)).round(1)
     said = [record.getMessage() for record in caplog.records if record.name == CLASSIC]

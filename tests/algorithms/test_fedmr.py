@@ -56,13 +56,13 @@ class Experiment:
         return self.sent[-1]
 
 
-def test_the_first_round_sends_the_initial_model_to_everyone(grid_of, answer):
+def test_round_1_sends_the_initial_model(grid_of, answer):
     federation = Experiment(grid_of, answer)
     assert all((sent.floats == 0).all() for sent in federation.round(1))
 
 
 @pytest.mark.parametrize("unit", ["tensor", "layer"])
-def test_after_it_the_trained_models_are_recombined_unit_by_unit(grid_of, answer, unit):
+def test_recombines_unit_by_unit(grid_of, answer, unit):
     federation = Experiment(grid_of, answer, unit=unit)
     federation.round(1)
     values = sorted(trained.floats[0] for trained in federation.trained)
@@ -78,7 +78,7 @@ def test_after_it_the_trained_models_are_recombined_unit_by_unit(grid_of, answer
     assert len(orders) > 1, "the units are shuffled independently"
 
 
-def test_the_global_model_is_the_uniform_mean_and_integers_are_not_averaged(grid_of, answer):
+def test_global_model_is_the_uniform_mean(grid_of, answer):
     federation = Experiment(grid_of, answer)
     federation.round(1)
     global_model = CODEC.decode(federation.arrays)
@@ -87,7 +87,7 @@ def test_the_global_model_is_the_uniform_mean_and_integers_are_not_averaged(grid
     assert global_model.ints.tolist() == [max(values)]
 
 
-def test_recombination_does_not_change_the_mean(grid_of, answer):
+def test_recombination_keeps_the_mean(grid_of, answer):
     federation = Experiment(grid_of, answer)
     federation.round(1)
     before = CODEC.decode(federation.arrays).floats
@@ -96,7 +96,7 @@ def test_recombination_does_not_change_the_mean(grid_of, answer):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_the_first_stage_averages_exactly_that_many_times(grid_of, answer, stage):
+def test_first_stage_averages(grid_of, answer, stage):
     federation = Experiment(grid_of, answer, first_stage_rounds=stage)
     for number in range(1, 6):
         before = CODEC.decode(federation.arrays).floats
@@ -127,7 +127,7 @@ def test_with_a_first_stage_of_all_rounds_it_is_uniform_fedavg_bit_for_bit(grid_
     assert finals[0] == finals[1]
 
 
-def test_a_slot_without_a_good_reply_keeps_the_model_it_was_sent(grid_of, answer):
+def test_failed_slots_keep_their_model(grid_of, answer):
     federation = Experiment(grid_of, answer, silent=[(2, client) for client in range(4)])
     federation.round(1)
     sent = federation.round(2)
@@ -139,7 +139,7 @@ def test_a_slot_without_a_good_reply_keeps_the_model_it_was_sent(grid_of, answer
     )
 
 
-def test_the_pairing_of_slots_and_clients_is_random_in_every_round(grid_of, answer):
+def test_slots_get_random_clients(grid_of, answer):
     grid = RosterGrid(grid_of(lambda message, client: RecordDict(), 8), 8)
     strategy = FedMR(clients_per_round=K, layout=LAYOUT)
     order = grid.get_node_ids()
@@ -153,7 +153,7 @@ def test_the_pairing_of_slots_and_clients_is_random_in_every_round(grid_of, answ
     assert any(row != sorted(row) for row in drawn)
 
 
-def test_similarity_of_the_population_is_reported(grid_of, answer):
+def test_reports_similarity(grid_of, answer):
     federation = Experiment(grid_of, answer)
     federation.round(1)
     assert federation.metrics["similarity"] == pytest.approx(1), "models of one direction"
@@ -171,7 +171,7 @@ def test_similarity_of_the_population_is_reported(grid_of, answer):
     assert metrics["similarity"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_round_shuffles_anew():
+def test_permutations_differ_by_round():
     strategy = FedMR(clients_per_round=K, layout=LAYOUT)
     models = [CODEC.decode(model(slot)) for slot in range(K)]
     rounds = [strategy.dispatch(round_of(strategy, number, models[0]), models) for number in range(2, 6)]
@@ -179,7 +179,7 @@ def test_every_round_shuffles_anew():
     assert len(sent) == 4
 
 
-def test_options_are_checked():
+def test_wrong_options_are_refused():
     with pytest.raises(ConfigError, match="FedMR: unit = 'blocks': unknown unit 'blocks'; choose one of tensor"):
         FedMR(unit="blocks")
     with pytest.raises(ConfigError, match="first_stage_rounds = -1: Input should be greater"):
@@ -188,7 +188,7 @@ def test_options_are_checked():
         FedMR(clients_per_round=0)
 
 
-def test_in_an_app_a_round_without_replies_changes_nothing(grid_of, caplog):
+def test_no_replies_change_nothing(grid_of, caplog):
     start = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
 
     def reply(message, client):
@@ -200,7 +200,7 @@ def test_in_an_app_a_round_without_replies_changes_nothing(grid_of, caplog):
     assert caplog.text.count("client-error: RuntimeError: no data") == 6
 
 
-def test_as_a_library_with_plain_state_dict_records(grid_of, answer):
+def test_takes_per_tensor_records(grid_of, answer):
     start = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
 
     def reply(message, client):

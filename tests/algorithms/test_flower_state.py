@@ -100,7 +100,7 @@ def values(arrays):
 
 
 @every_strategy
-def test_taken_up_from_the_disk_it_goes_on_bit_for_bit(federate, tmp_path, name):
+def test_restored_strategy_continues_exactly(federate, tmp_path, name):
     whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
     before = STRATEGIES[name]()
     half = federate(before, range(1, STOP + 1))
@@ -120,7 +120,7 @@ def test_taken_up_from_the_disk_it_goes_on_bit_for_bit(federate, tmp_path, name)
         ("FedAvgM", "momentum_vector."),
     ],
 )  # fmt: skip
-def test_with_a_part_of_its_state_lost_it_does_not(federate, name, lost):
+def test_every_part_of_state_matters(federate, name, lost):
     whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
     before, after = STRATEGIES[name](), STRATEGIES[name]()
     half = federate(before, range(1, STOP + 1))
@@ -131,7 +131,7 @@ def test_with_a_part_of_its_state_lost_it_does_not(federate, name, lost):
 
 
 @every_strategy
-def test_the_empty_state_of_a_fresh_one_is_taken_up_too(federate, tmp_path, name):
+def test_empty_state_resets(federate, tmp_path, name):
     assert state_of(STRATEGIES[name]()) == {}
     whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
     arrays, state = through_the_disk(tmp_path, start(), {})
@@ -144,7 +144,7 @@ def test_the_empty_state_of_a_fresh_one_is_taken_up_too(federate, tmp_path, name
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedAdagrad", "FedYogi", "FedAvgM"])
-def test_the_state_is_restored_as_a_copy(federate, name):
+def test_state_is_copied(federate, name):
     before, after = STRATEGIES[name](), STRATEGIES[name]()
     federate(before, range(1, STOP + 1))
     state = state_of(before)
@@ -191,7 +191,7 @@ class Own(Strategy):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("state", [{}, {"m_t.w": np.zeros(2)}])
-def test_what_is_not_known_is_refused_in_one_line(make, name, state):
+def test_unknown_strategies_cannot_resume(make, name, state):
     strategy = make()
     state_of(strategy)
     with pytest.raises(ConfigError, match=f"^a run of {name} cannot be resumed, because .* derive it from") as caught:

@@ -91,12 +91,12 @@ def test_one_fresh_message_per_slot(federate, name):
         assert metrics["loss"] == pytest.approx(0.5)
 
 
-def test_a_seed_repeats_whatever_the_order_of_replies(federate, name):
+def test_seed_repeats_in_any_reply_order(federate, name):
     first, second = federate(name)[0], federate(name, shuffle=True)[0]
     assert [array.data for array in first.values()] == [array.data for array in second.values()]
 
 
-def test_missing_slots_are_survived(federate, name):
+def test_survives_missing_slots(federate, name):
     silent = {(2, client) for client in range(K - 1)}  # at least one of the K drawn answers
     arrays, _, _ = federate(name, silent=silent)
     assert np.isfinite(CODEC.decode(arrays).floats).all()
@@ -122,7 +122,7 @@ def state_of(strategy, arrays):
     return arrays["floats"].data, {key: array.tobytes() for key, array in strategy.save().items()}
 
 
-def test_replies_are_matched_to_slots_in_whatever_order_they_come(exchange, name):
+def test_replies_match_slots_in_any_order(exchange, name):
     results = []
     for order in (slice(None), slice(None, None, -1)):
         strategy, replies = exchange()
@@ -131,7 +131,7 @@ def test_replies_are_matched_to_slots_in_whatever_order_they_come(exchange, name
     assert results[0] == results[1]
 
 
-def test_a_reply_that_never_came_leaves_the_others_in_their_slots(exchange, name):
+def test_missing_reply_moves_no_other(exchange, name):
     whole, replies = exchange()
     whole.aggregate_train(1, replies)
     part, replies = exchange()
@@ -144,7 +144,7 @@ def test_a_reply_that_never_came_leaves_the_others_in_their_slots(exchange, name
         np.testing.assert_array_equal(part.state.models[0].floats, CODEC.decode(start_model()).floats)
 
 
-def test_a_round_without_any_reply_gives_no_model(exchange, name):
+def test_no_replies_give_no_model(exchange, name):
     strategy, _ = exchange()
     assert strategy.aggregate_train(1, []) == (None, None)
 
@@ -156,14 +156,14 @@ def test_every_round_draws_other_clients(federate, name):
     assert len(set(drawn)) >= len(drawn) - (name == "clusamp")
 
 
-def test_nothing_is_drawn_from_a_global_generator(federate, name):
+def test_global_generators_stay_untouched(federate, name):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     federate(name)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     assert before == after
 
 
-def test_from_its_state_another_server_goes_on_as_if_nothing_had_happened(federate, name):
+def test_restored_state_continues_exactly(federate, name):
     whole, _, strategy = federate(name)
     assert all(isinstance(array, np.ndarray) for array in strategy.save().values())
     half, _, strategy = federate(name, rounds=range(1, 3))
@@ -172,7 +172,7 @@ def test_from_its_state_another_server_goes_on_as_if_nothing_had_happened(federa
     assert [array.data for array in rest.values()] == [array.data for array in whole.values()]
 
 
-def test_a_state_from_before_the_first_round_is_taken_up_too(federate, name):
+def test_initial_state_can_be_restored(federate, name):
     whole, _, _ = federate(name)
     fresh = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
     again, _, _ = federate(name, state=fresh.save())

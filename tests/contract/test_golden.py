@@ -157,7 +157,7 @@ def check_equal(expected, found, what):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_toy_federation_computes_what_it_always_did(golden, case):
+def test_toy_runs_match_golden(golden, case):
     kind, options, failing = CASES[case]
     strategy, grid = kind(clients_per_round=M, seed=11, layout=LAYOUT, **options), federation(failing)
     arrays, found, failures = CODEC.encode(Packed(noise("start"), np.zeros(LAYOUT.counters, np.int64))), [], 0
@@ -175,7 +175,7 @@ def test_a_toy_federation_computes_what_it_always_did(golden, case):
     check_equal(golden["toy"][case], found, case)
 
 
-def test_the_file_holds_these_cases_all_different(golden):
+def test_golden_cases_all_differ(golden):
     assert set(golden["toy"]) == set(CASES), ANEW
     finals = [hashes[-1] for hashes in golden["toy"].values()]
     assert len(set(finals)) == len(finals), "each case computes something of its own"
@@ -197,7 +197,7 @@ def machine():
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedmr"])
-def test_real_training_computes_what_it_always_did(golden, name, toy, monkeypatch):
+def test_real_training_matches_golden(golden, name, toy, monkeypatch):
     monkeypatch.setattr(checkpoint, "KEPT", 3)
     unit = ["strategy.unit=layer"] if name == "fedmr" else []
     settings = toy(f"strategy.name={name}", *unit, "client-cpus=1", "checkpoint-every=1")

@@ -43,7 +43,7 @@ def warnings(log):
     return re.findall(r"^client (\S+): ([a-z-]+): .+$", log, re.MULTILINE)
 
 
-def test_an_app_of_flowers_classic_template_trains(run):
+def test_classic_template_trains(run):
     found, log = run("classic")
     assert list(found["accuracies"]) == ["0", "1", "2", "3"]
     assert found["accuracies"]["0"] < 0.4
@@ -53,7 +53,7 @@ def test_an_app_of_flowers_classic_template_trains(run):
     assert warnings(log) == []
 
 
-def test_an_app_of_flowers_current_template_trains(run):
+def test_current_template_trains(run):
     found, log = run("plain")
     assert found["accuracy"] > 0.8
     assert [set(metrics) for metrics in found["metrics"].values()] == [{"similarity", "train_loss"}] * 3
@@ -62,7 +62,7 @@ def test_an_app_of_flowers_current_template_trains(run):
     assert warnings(log) == []
 
 
-def test_such_an_app_goes_on_when_clients_fail_and_says_which(run):
+def test_app_survives_failing_clients(run):
     found, log = run("plain", "trouble=true")
     assert found["accuracy"] > 0.8
     assert list(found["metrics"]) == ["1", "2", "3"]

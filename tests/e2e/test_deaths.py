@@ -39,7 +39,7 @@ def slots_after(out, number):
     return [state[f"{slot}.floats"] for slot in range(4)]
 
 
-def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env, there):
+def test_dead_nodes_lose_one_round(deployment, env, there):
     with ExitStack() as stack:
 
         def start(client):
@@ -100,7 +100,7 @@ def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env
 SETTINGS = ["rounds=12", "wire=float16"]
 
 
-def test_after_the_death_of_the_server_a_run_goes_on_to_the_same_model(deployment, env, there):
+def test_killed_server_resumes_the_same(deployment, env, there):
     done = fedmr(env, deployment, "run", "conf.yaml", *SETTINGS, "run-dir=reference", "--engine", "in-process")
     assert done.returncode == 0, done.stderr
     out = RunFolder(deployment / "run")

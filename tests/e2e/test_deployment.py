@@ -66,7 +66,7 @@ RUNS = {
 }
 
 
-def test_four_nodes_train_the_model_of_one_process_and_strangers_stay_out(deployment, env, there):
+def test_deployment_equals_in_process(deployment, env, there):
     folder = deployment
     for name, settings in RUNS.items():
         done = fedmr(env, folder, "run", "conf.yaml", *settings, f"run-dir={name}-here", "--engine", "in-process")

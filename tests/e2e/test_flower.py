@@ -22,7 +22,7 @@ def reference(tmp_path_factory):
     return manifest(out)["model-sha256"]
 
 
-def test_fedmr_run_trains_in_flowers_simulation_to_the_same_model(tmp_path, env, reference):
+def test_fedmr_run_equals_in_process(tmp_path, env, reference):
     out = tmp_path / "run"
     done = subprocess.run(
         [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "run-dir=run"],
@@ -41,7 +41,7 @@ def test_fedmr_run_trains_in_flowers_simulation_to_the_same_model(tmp_path, env,
     assert left(env) == []
 
 
-def test_plain_flwr_run_with_one_actor_gives_the_same_model(tmp_path, env, reference):
+def test_flwr_run_equals_in_process(tmp_path, env, reference):
     out = tmp_path / "run"
     with local_superlink(tmp_path, env) as env:
         overrides = f"{' '.join(TINY)} run-dir={out}"
@@ -55,7 +55,7 @@ def test_plain_flwr_run_with_one_actor_gives_the_same_model(tmp_path, env, refer
     assert manifest(out)["model-sha256"] == reference
 
 
-def test_a_federation_of_another_size_fails_with_one_line(tmp_path, env):
+def test_wrong_node_count_is_one_line(tmp_path, env):
     with local_superlink(tmp_path, env) as env:
         run_id = flwr(
             env, "run", str(ROOT), "local",
@@ -68,7 +68,7 @@ def test_a_federation_of_another_size_fails_with_one_line(tmp_path, env):
     assert "num-supernodes=20" in details
 
 
-def test_a_run_that_fails_in_flower_ends_fedmr_run_with_one_line(tmp_path, env):
+def test_failed_run_is_one_line(tmp_path, env):
     done = subprocess.run(
         [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "training.lr=1e30", "run-dir=run"],
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
@@ -81,7 +81,7 @@ def test_a_run_that_fails_in_flower_ends_fedmr_run_with_one_line(tmp_path, env):
     assert left(env) == []
 
 
-def test_ctrl_c_stops_flower_and_marks_the_run(tmp_path, env):
+def test_ctrl_c_stops_flower(tmp_path, env):
     process = start_endless_run(tmp_path, env)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=90)
@@ -90,7 +90,7 @@ def test_ctrl_c_stops_flower_and_marks_the_run(tmp_path, env):
     assert left(env) == []
 
 
-def test_a_simulation_that_is_killed_ends_fedmr_run_with_one_line(tmp_path, env):
+def test_killed_simulation_is_one_line(tmp_path, env):
     process = start_endless_run(tmp_path, env)
     (simulation,) = (p for p in family(env) if any(word.endswith("/flwr-simulation") for word in p.cmdline()))
     simulation.kill()

@@ -29,7 +29,7 @@ def network():
         yield network
 
 
-def test_a_run_gets_over_slow_and_lossy_links_of_which_one_is_cut_for_a_while(network, tmp_path, env):
+def test_run_survives_a_cut_link(network, tmp_path, env):
     deploy(env, tmp_path, CONF, network.address(SERVER), NODES)
     there = env | {"FLWR_HOME": str(tmp_path / "dep/server/flower")}
     with ExitStack() as stack:

@@ -92,7 +92,7 @@ def settings(tmp_path, *overrides):
     return load(QUICKSTART, [f"run-dir={tmp_path / 'run'}", *overrides])
 
 
-def test_clients_train_on_both_nodes_of_a_cluster_that_stays(tmp_path, env, two_nodes):
+def test_clients_train_on_both_nodes(tmp_path, env, two_nodes):
     address, marked = two_nodes
     subprocess.run(
         [BIN / "fedmr", "run", QUICKSTART, *TINY, "run-dir=reference", "--engine", "in-process"],

@@ -14,7 +14,7 @@ SETTINGS = ["rounds=120", "training.local-epochs=1", "checkpoint-every=3", "run-
 pytestmark = pytest.mark.e2e
 
 
-def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(tmp_path, env):
+def test_killed_ray_run_ends_the_same(tmp_path, env):
     rng = random.Random(1)
     whole = RunFolder(tmp_path / "whole" / "run")
     whole.path.parent.mkdir()
@@ -76,7 +76,7 @@ def test_killed_under_ray_it_goes_on_under_ray_and_in_process_to_the_same_model(
     assert left(env) == []
 
 
-def test_begun_in_process_it_goes_on_under_ray(tmp_path, env):
+def test_in_process_run_resumes_under_ray(tmp_path, env):
     settings = [*SETTINGS, "rounds=9", "strategy.name=scaffold"]  # whose clients keep something
     part = tmp_path / "my part #2: a"  # YAML and shells would take this apart
     for folder in (tmp_path / "whole", part):

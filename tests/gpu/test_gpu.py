@@ -89,7 +89,7 @@ def small(tmp_path):
 
 # On a CPU only some; all of them where there is a GPU, if only an emulated one.
 @pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "fedgen", "flwr:FedAdam"])
-def test_a_strategy_equals_in_process(toy, strategy):
+def test_strategies_equal_in_process(toy, strategy):
     settings = [toy(f"strategy.name={strategy}", "rounds=4", run=name) for name in ("a", "b", "c")]
     expected = run(settings[0], engines.grid_of(settings[0]))
     eager = run(settings[1], GpuGrid(settings[1], device=CPU, lane=ResidentLane))
@@ -106,7 +106,7 @@ def test_a_strategy_equals_in_process(toy, strategy):
 
 
 @pytest.mark.parametrize("model", ["mlp", "charlstm"])
-def test_a_network_equals_in_process(toy, small, model):
+def test_networks_equal_in_process(toy, small, model):
     settings = [toy(*small(model), run=name) for name in ("a", "b")]
     expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedLane.replays
     assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane))) == digest(expected)
@@ -114,7 +114,7 @@ def test_a_network_equals_in_process(toy, small, model):
 
 
 @pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon"])
-def test_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy):
+def test_resumed_run_ends_the_same(toy, monkeypatch, strategy):
     settings = [
         toy(f"strategy.name={strategy}", "rounds=6", "checkpoint-every=2", run=name) for name in ("whole", "cut")
     ]
@@ -136,7 +136,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy
     assert digest(half) == digest(whole)
 
 
-def test_models_stay_tensors_from_round_to_round(toy):
+def test_models_stay_on_the_device(toy):
     settings = toy()
     grid = GpuGrid(settings, device=CPU, lane=ResidentLane)
     seen, answers = [], grid._answers
@@ -153,7 +153,7 @@ def test_models_stay_tensors_from_round_to_round(toy):
     assert [isinstance(array, DeviceArray) for array in seen] == [False] * 3 + [True] * (len(seen) - 3)
 
 
-def test_a_round_that_does_not_fit_the_memory_is_trained_in_waves(toy):
+def test_full_memory_trains_in_waves(toy):
     made, said = [], []
 
     class Large(ResidentLane):
@@ -181,7 +181,7 @@ def test_a_round_that_does_not_fit_the_memory_is_trained_in_waves(toy):
     ],
     ids=lambda error: str(error).split()[0],
 )
-def test_a_client_out_of_memory_starts_again_without_its_lane(toy, error):
+def test_client_out_of_memory_restarts(toy, error):
     made, gone = [], []
 
     class Large(ResidentLane):
@@ -212,7 +212,7 @@ def test_a_client_out_of_memory_starts_again_without_its_lane(toy, error):
     assert gone == [[False, True, False]]
 
 
-def test_without_memory_for_a_single_client_the_round_is_bad_and_says_why(toy):
+def test_no_memory_at_all_is_a_bad_round(toy):
     class Huge(ResidentLane):
         def take(self, client):
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -224,7 +224,7 @@ def test_without_memory_for_a_single_client_the_round_is_bad_and_says_why(toy):
         run(settings, GpuGrid(settings, device=CPU, lane=Huge))
 
 
-def test_what_a_client_raises_is_its_failure_and_its_lane_is_new(toy):
+def test_failed_client_gets_a_new_lane(toy):
     made = []
 
     class Failing(ResidentLane):
@@ -247,7 +247,7 @@ def test_what_a_client_raises_is_its_failure_and_its_lane_is_new(toy):
     assert len(made) == 4
 
 
-def test_a_rule_that_cannot_be_captured_is_trained_step_by_step(toy, monkeypatch):
+def test_uncapturable_rule_runs_eagerly(toy, monkeypatch):
     class Waiting(Prox):
         capturable = False
 
@@ -264,7 +264,7 @@ def test_a_rule_that_cannot_be_captured_is_trained_step_by_step(toy, monkeypatch
     assert RecordedLane.replays == replayed
 
 
-def test_a_rule_whose_state_cannot_be_followed_is_refused(toy, monkeypatch):
+def test_untraceable_state_is_refused(toy, monkeypatch):
     class Hidden(NamedTuple):
         received: SimpleNamespace
 
@@ -278,14 +278,14 @@ def test_a_rule_whose_state_cannot_be_followed_is_refused(toy, monkeypatch):
         run(settings, GpuGrid(settings, device=CPU, lane=ResidentLane))
 
 
-def test_the_documentation_lists_which_rules_are_captured():
+def test_docs_list_captured_rules():
     text = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
     listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (captured|kernel by kernel) \|$", text, re.MULTILINE))
     rules = {registry.find(name).Rule for name in registry.ALGORITHMS}
     assert listed == {rule.__name__: "captured" if rule.capturable else "kernel by kernel" for rule in rules}
 
 
-def test_more_clients_than_streams_are_trained_in_waves_of_the_same_size(toy):
+def test_waves_have_equal_sizes(toy):
     settings = [toy("clients=35", "clients-per-round=34", "rounds=1", run=name) for name in ("a", "b")]
     expected = run(settings[0], engines.grid_of(settings[0]))
     grid, said, waves = GpuGrid(settings[1], device=CPU, lane=ResidentLane), [], []
@@ -300,7 +300,7 @@ def test_more_clients_than_streams_are_trained_in_waves_of_the_same_size(toy):
     assert waves == [17, 17] and len(grid._lanes) == 17 and not said
 
 
-def test_a_client_goes_to_the_lane_that_knows_its_batches(toy):
+def test_clients_return_to_their_lane(toy):
     settings = toy("clients-per-round=6", "rounds=8")  # all clients in every round, in another order
     grid = GpuGrid(settings, device=CPU, lane=ResidentLane)
     seen, wave = [], grid._wave
@@ -335,7 +335,7 @@ def places(state):
     return [tensor.data_ptr() for tensor in found], state.draws
 
 
-def test_a_states_values_are_copied_and_its_tensors_keep_their_places():
+def test_state_is_copied_in_place():
     resident, other = begun(1.0), begun(2.0, seed=5)
     before = places(resident)
     states.copy_into(resident, other)
@@ -345,17 +345,17 @@ def test_a_states_values_are_copied_and_its_tensors_keep_their_places():
     assert torch.equal(torch.rand(3, generator=resident.draws), torch.rand(3, generator=other.draws))
 
 
-def test_the_generators_of_a_state_are_found():
+def test_finds_a_states_generators():
     state = begun(1.0)
     assert states.generators((state, state.tensors)) == [state.draws]
     assert states.generators(None) == []
 
 
-def test_states_that_differ_in_values_alone_are_of_one_kind():
+def test_values_do_not_change_the_kind():
     assert states.kind_of(begun(1.0)) == states.kind_of(begun(2.0, seed=5))
 
 
-def test_states_that_differ_in_more_than_values_are_of_several_kinds():
+def test_structure_changes_the_kind():
     plain, frozen = begun(1.0), begun(1.0)
     frozen.network.eval()
     fewer, typed = plain._replace(tensors=plain.tensors[:1]), plain._replace(tensors=(torch.ones(2).double(),))
@@ -376,7 +376,7 @@ class Dropping(Classifier):
 
 
 @pytest.mark.parametrize("lane", [ResidentLane, RecordedLane])
-def test_dropout_draws_the_same_side_by_side_as_in_process(toy, monkeypatch, lane):
+def test_dropout_equals_in_process(toy, monkeypatch, lane):
     monkeypatch.setitem(MODELS, "dropping", Dropping)
     settings = [toy("model.name=dropping", run=name) for name in "ab"]
     expected = run(settings[0], engines.grid_of(settings[0]))
@@ -384,7 +384,7 @@ def test_dropout_draws_the_same_side_by_side_as_in_process(toy, monkeypatch, lan
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
-def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
+def test_missing_gpu_is_one_line(toy, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = toy("engine=gpu", f"device={device}")
     with pytest.raises(DeviceError) as error:
@@ -394,7 +394,7 @@ def test_without_a_gpu_the_engine_ends_in_one_line(toy, monkeypatch, device):
 
 
 @pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in STRATEGIES])
-def test_on_a_gpu_every_strategy_equals_in_process(toy, strategy):
+def test_cuda_strategies_equal_in_process(toy, strategy):
     assert {text.split()[0] for text in STRATEGIES} >= set(registry.ALGORITHMS)
     a, b = (toy("rounds=3", *f"strategy.name={strategy}".split(), "device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
@@ -402,14 +402,14 @@ def test_on_a_gpu_every_strategy_equals_in_process(toy, strategy):
 
 
 @pytest.mark.parametrize("model", [pytest.param(model, marks=CUDA) for model in NETWORKS])
-def test_on_a_gpu_every_sort_of_layer_equals_in_process(toy, small, model):
+def test_cuda_networks_equal_in_process(toy, small, model):
     a, b = (toy(*small(model), "device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
     assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
 
 
 @cuda
-def test_on_a_gpu_dropout_draws_the_same_side_by_side_as_in_process(toy, monkeypatch):
+def test_cuda_dropout_equals_in_process(toy, monkeypatch):
     monkeypatch.setitem(MODELS, "dropping", Dropping)
     a, b = (toy("model.name=dropping", "rounds=4", "device=cuda", run=name) for name in "ab")
     before = torch.cuda.get_rng_state()
@@ -419,13 +419,13 @@ def test_on_a_gpu_dropout_draws_the_same_side_by_side_as_in_process(toy, monkeyp
 
 
 @pytest.mark.parametrize("precision", [pytest.param(name, marks=CUDA) for name in ("float32", "tf32", "bf16")])
-def test_on_a_gpu_every_precision_learns(toy, precision):
+def test_cuda_precisions_learn(toy, precision):
     settings = on_gpu(toy("rounds=10", f"precision={precision}"))
     assert run(settings, engines.grid_of(settings)).read_rows()[-1]["test-accuracy"] > 0.5
 
 
 @cuda
-def test_on_a_small_gpu_a_round_is_trained_in_waves(toy, small, monkeypatch):
+def test_cuda_small_memory_trains_in_waves(toy, small, monkeypatch):
     def free():
         gc.collect()
         torch.cuda.empty_cache()
@@ -450,7 +450,7 @@ def test_on_a_small_gpu_a_round_is_trained_in_waves(toy, small, monkeypatch):
 
 
 @cuda
-def test_on_a_gpu_a_capture_without_memory_is_tried_again(toy, monkeypatch):
+def test_cuda_capture_is_retried(toy, monkeypatch):
     a, b = (toy("device=cuda", run=name) for name in "ab")
     expected = run(a, engines.grid_of(a))
     tries, capture, forward = [], GraphLane._try_capture, LocalRule.forward
@@ -478,13 +478,13 @@ def test_on_a_gpu_a_capture_without_memory_is_tried_again(toy, monkeypatch):
 
 
 @cuda
-def test_on_a_gpu_no_messages_get_no_replies(toy):
+def test_cuda_no_messages_no_replies(toy):
     settings = on_gpu(toy())
     assert engines.grid_of(settings).push_messages([]) == []
 
 
 @cuda
-def test_on_a_gpu_a_step_that_waits_for_the_device_says_what_to_do(toy, monkeypatch):
+def test_cuda_waiting_step_is_explained(toy, monkeypatch):
     class Waiting(LocalRule):
         def adjust(self, model, state):
             next(model.parameters()).sum().item()
@@ -496,7 +496,7 @@ def test_on_a_gpu_a_step_that_waits_for_the_device_says_what_to_do(toy, monkeypa
 
 
 @pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in ("fedmr", "scaffold")])
-def test_on_a_gpu_a_run_that_stopped_goes_on_to_the_same_model(toy, monkeypatch, strategy):
+def test_cuda_resumed_run_ends_the_same(toy, monkeypatch, strategy):
     whole, cut = (
         on_gpu(toy(f"strategy.name={strategy}", "rounds=6", "checkpoint-every=2", run=name)) for name in ("a", "b")
     )

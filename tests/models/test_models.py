@@ -49,12 +49,12 @@ def as_data(tensor, labels):
     return Dataset(examples, examples, 7, None), examples
 
 
-def test_every_model_is_in_this_table():
+def test_table_lists_every_model():
     assert {name for name, _, _ in SIZES} == set(models.MODELS)
 
 
 @pytest.mark.parametrize(("case", "size"), SIZES.items(), ids=str)
-def test_sizes_are_the_published_ones(case, size):
+def test_published_sizes(case, size):
     model = models.build(*case)
     assert (models.parameter_count(model), len(model.state_dict())) == size
 
@@ -69,7 +69,7 @@ def test_forward_is_head_of_features(name, shape):
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_the_seed_decides_the_weights_and_nothing_global_is_drawn(name, shape):
+def test_seed_decides_the_weights(name, shape):
     before = torch.get_rng_state()
     a, b, c = (models.build(name, shape, 10, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -90,12 +90,12 @@ def test_weights_are_pytorchs_default():
         assert float(layer.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
-def test_a_module_without_known_weights_is_refused():
+def test_unknown_module_is_refused():
     with pytest.raises(TypeError, match="Bilinear"):
         initialise(torch.nn.Bilinear(2, 2, 2), torch.Generator())
 
 
-def test_a_buffer_without_known_values_is_refused():
+def test_unknown_buffer_is_refused():
     module = torch.nn.Module()
     module.register_buffer("scale", torch.ones(1))
     with pytest.raises(TypeError, match="Module"):
@@ -110,7 +110,7 @@ def test_an_unknown_model_and_an_unfit_shape_are_refused():
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
-def test_a_model_says_in_one_line_that_it_does_not_take_such_examples(name):
+def test_unfit_examples_are_refused(name):
     shape = COLOUR if name == "charlstm" else TEXT
     with pytest.raises(ConfigError, match=rf"'{name}' (does not take examples|is not defined for images)") as caught:
         models.build(name, shape, 10)
@@ -118,12 +118,12 @@ def test_a_model_says_in_one_line_that_it_does_not_take_such_examples(name):
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet20-fedmr", "resnet20", "vgg16", "resnet18", "mobilenet-v2", "mlp"])
-def test_models_of_the_comparison_take_grey_images_of_28x28_too(name):
+def test_image_models_take_grey_images(name):
     assert models.build(name, GREY, 62).training
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_a_step_of_training_changes_every_parameter_that_is_used(name, shape):
+def test_training_changes_every_parameter(name, shape):
     model = models.build(name, shape, 7)
     before = {key: value.clone() for key, value in model.named_parameters()}
     labels = torch.tensor([0, 1, 2, 3])
@@ -135,7 +135,7 @@ def test_a_step_of_training_changes_every_parameter_that_is_used(name, shape):
     assert same - {key for key in same if key.startswith("embedding")} == unused
 
 
-def test_blocks_are_modules_of_the_model():
+def test_blocks_name_modules():
     for name, shape in CASES:
         model = models.build(name, shape, 10)
         modules = dict(model.named_modules())
@@ -145,7 +145,7 @@ def test_blocks_are_modules_of_the_model():
             assert {unit.name for unit in found} > set(model.blocks)
 
 
-def test_the_shortcut_without_parameters_takes_every_second_pixel_and_adds_zero_channels():
+def test_parameter_free_shortcut():
     block = BasicBlock(2, 4, 2, lambda channels: torch.nn.Identity(), project=False)
     for convolution in (block.conv1, block.conv2):
         torch.nn.init.zeros_(convolution.weight)
@@ -155,14 +155,14 @@ def test_the_shortcut_without_parameters_takes_every_second_pixel_and_adds_zero_
     assert torch.equal(out[:, 2:], torch.zeros(1, 2, 2, 2))
 
 
-def test_a_bottleneck_is_activated_before_its_convolutions_and_not_after_the_sum():
+def test_bottleneck_is_preactivated():
     block = Bottleneck(8, 2, 1, project=False)
     torch.nn.init.zeros_(block.conv3.weight)
     maps = -torch.rand(2, 8, 4, 4)
     assert torch.equal(block(maps), maps), "the shortcut goes around everything"
 
 
-def test_dropout_zeroes_a_share_and_leaves_the_mean_alone():
+def test_dropout_keeps_the_mean():
     values, own = torch.ones(200, 200), torch.Generator().manual_seed(1)
     with default_generator(own):
         dropped = Dropout(0.25).train()(values)
@@ -176,7 +176,7 @@ def test_dropout_does_nothing_in_evaluation():
     assert torch.equal(Dropout(0.25).eval()(values), values)
 
 
-def test_clients_drop_differently_and_one_client_the_same():
+def test_dropout_depends_on_the_stream():
     finals = []
     for seed in (1, 1, 2):
         model = models.build("mobilenet-v2", COLOUR, 4)
@@ -187,7 +187,7 @@ def test_clients_drop_differently_and_one_client_the_same():
     assert not torch.equal(finals[0], finals[2])
 
 
-def test_an_lstm_and_an_embedding_have_pytorchs_default_weights():
+def test_charlstm_has_default_weights():
     model = models.build("charlstm", TEXT, 80)
     assert float(model.embedding.weight.detach().std()) == pytest.approx(1, rel=0.1)
     for weights in model.lstm.parameters():

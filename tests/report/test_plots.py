@@ -49,7 +49,7 @@ def names(legend):
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(3, 2), (100, 10), (1000, 62)])
-def test_the_clients_picture_is_drawn_for_few_and_many(tmp_path, clients, classes):
+def test_draws_few_and_many_clients(tmp_path, clients, classes):
     counts = np.random.default_rng(0).integers(0, 50, (clients, classes))
     plots.clients(counts, "a title", tmp_path / "clients.png")
     height, width, _ = imread(tmp_path / "clients.png").shape
@@ -61,7 +61,7 @@ def test_the_clients_picture_is_drawn_for_few_and_many(tmp_path, clients, classe
 SCORED = [{"round": 1, "train-loss": 2.0}, {"round": 2, "train-loss": 1.0, "test-accuracy": 0.25, "test-loss": 1.5}]
 
 
-def test_the_curves_hold_accuracy_and_loss_of_the_evaluated_rounds(tmp_path, drawn):
+def test_curves_show_accuracy_and_loss(tmp_path, drawn):
     plots.curves(SCORED, "a title", tmp_path / "curves.png")
     left, right = drawn["curves.png"].axes
     assert (left.get_xlabel(), left.get_ylabel()) == ("round", "test accuracy (%)")
@@ -73,7 +73,7 @@ def test_the_curves_hold_accuracy_and_loss_of_the_evaluated_rounds(tmp_path, dra
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
-def test_the_range_of_the_slots_is_drawn_where_they_were_evaluated(tmp_path, drawn):
+def test_curves_show_the_slot_range(tmp_path, drawn):
     rows = [
         {"round": 2, "test-accuracy": 0.5, "test-loss": 1.5, "slot-accuracies": [0.25, 0.125, 0.375]},
         {"round": 4, "test-accuracy": 0.75, "test-loss": 1.0},
@@ -92,7 +92,7 @@ def diverse(spreads):
     ]
 
 
-def test_diversity_holds_similarity_and_the_spread_of_every_unit(tmp_path, drawn):
+def test_diversity_shows_every_unit(tmp_path, drawn):
     plots.diversity(diverse([[0.5, 0.25], None, [0.75, 0.5]]), ["conv", "out"], "a title", tmp_path / "diversity.png")
     figure = drawn["diversity.png"]
     left, right = figure.axes
@@ -114,7 +114,7 @@ def test_diversity_holds_similarity_and_the_spread_of_every_unit(tmp_path, drawn
         ([[0, 0], [0, 0]], "linear"),
     ],
 )
-def test_the_spread_is_logarithmic_if_it_differs_much_and_zeros_stay_in_sight(tmp_path, drawn, spreads, scale):
+def test_spread_scale_fits_the_values(tmp_path, drawn, spreads, scale):
     plots.diversity(diverse(spreads), ["conv", "out"], "", tmp_path / "diversity.png")
     right = drawn["diversity.png"].axes[1]
     assert right.get_yscale() == scale
@@ -126,7 +126,7 @@ def test_the_spread_is_logarithmic_if_it_differs_much_and_zeros_stay_in_sight(tm
     assert (shown >= bottom).all() and (shown <= top).all()
 
 
-def test_many_units_get_a_gradient_in_the_order_of_the_network(tmp_path, drawn):
+def test_many_units_get_a_gradient(tmp_path, drawn):
     units = [f"unit{at}" for at in range(97)]
     plots.diversity(diverse([[1.0 + at for at in range(97)]]), units, "", tmp_path / "diversity.png")
     figure = drawn["diversity.png"]
@@ -139,7 +139,7 @@ def test_many_units_get_a_gradient_in_the_order_of_the_network(tmp_path, drawn):
     assert greens == sorted(greens)
 
 
-def test_names_with_underscores_and_dollars_are_shown_as_they_are(tmp_path, drawn, monkeypatch):
+def test_special_characters_are_shown(tmp_path, drawn, monkeypatch):
     units, title = ["_stem", r"\.bias$|\.gain$"], r"unit [_stem, \.bias$|\.gain$]"
     plots.clients(np.ones((2, 2), int), title, tmp_path / "clients.png")
     plots.diversity(diverse([[1, 2]]), units, title, tmp_path / "diversity.png")
@@ -151,7 +151,7 @@ def test_names_with_underscores_and_dollars_are_shown_as_they_are(tmp_path, draw
 
 
 @pytest.mark.parametrize("number", [8, 12])
-def test_named_units_can_be_told_apart(tmp_path, drawn, number):
+def test_units_look_different(tmp_path, drawn, number):
     plots.diversity(diverse([[1.0] * number]), [f"u{at}" for at in range(number)], "", tmp_path / "diversity.png")
     looks = {(line.get_color(), line.get_linestyle()) for line in drawn["diversity.png"].axes[1].get_lines()}
     assert len(looks) == number
@@ -208,7 +208,7 @@ def test_lineage_traces_the_units_of_slot_0(tmp_path, drawn, monkeypatch):
     assert "the initial model" in notes
 
 
-def test_lineage_counts_the_clients_of_a_unit_and_of_a_model(tmp_path, drawn, monkeypatch):
+def test_lineage_counts_clients(tmp_path, drawn, monkeypatch):
     past = history(monkeypatch)
     plots.lineage(past, ["conv", "out"], "", tmp_path / "lineage.png")
     right = drawn["lineage.png"].axes[1]
@@ -226,7 +226,7 @@ def test_lineage_counts_the_clients_of_a_unit_and_of_a_model(tmp_path, drawn, mo
 
 
 @pytest.mark.parametrize("keep", [15, 2])
-def test_a_trace_ends_at_the_mean(tmp_path, drawn, monkeypatch, keep):
+def test_trace_ends_at_the_mean(tmp_path, drawn, monkeypatch, keep):
     plots.lineage(history(monkeypatch, deals={4: None}, keep=keep), ["conv", "out"], "", tmp_path / "lineage.png")
     left = drawn["lineage.png"].axes[0]
     assert slots_of(left) == {"conv": {4: 1, 5: 0}, "out": {4: 2, 5: 0}}
@@ -237,7 +237,7 @@ def test_a_trace_ends_at_the_mean(tmp_path, drawn, monkeypatch, keep):
 
 
 @pytest.mark.parametrize(("keep", "first"), [(2, 4), (3, 2)])
-def test_of_a_long_run_only_the_latest_rounds_are_traced(tmp_path, drawn, monkeypatch, keep, first):
+def test_only_latest_rounds_are_traced(tmp_path, drawn, monkeypatch, keep, first):
     plots.lineage(history(monkeypatch, keep=keep), ["conv", "out"], "", tmp_path / "lineage.png")
     left, right = drawn["lineage.png"].axes
     assert min(slots_of(left)["conv"]) == first
@@ -250,7 +250,7 @@ def rows_of(slots, rounds):
 
 
 @pytest.mark.parametrize(("units", "slots", "rounds"), [(1, 1, 1), (8, 5, 12), (97, 10, 40), (11, 100, 3)])
-def test_lineage_of_few_and_many_units_and_slots(tmp_path, drawn, units, slots, rounds):
+def test_lineage_of_any_size(tmp_path, drawn, units, slots, rounds):
     past = lineage.history(rows_of(slots, rounds), lineage.Run("fedmr", 0, 0, units, slots, slots))
     plots.lineage(past, [f"unit{at}" for at in range(units)], "", tmp_path / "lineage.png")
     left = drawn["lineage.png"].axes[0]
@@ -293,7 +293,7 @@ FULL = [
 ]
 
 
-def test_a_run_is_drawn_from_its_folder(run_of, drawn):
+def test_draws_a_run_folder(run_of, drawn):
     folder = run_of(FULL, **{"population": 3, "first-stage-rounds": 1})
     names = ["curves.png", "diversity.png", "lineage.png"]
     assert plots.draw(folder) == [folder.path / name for name in names]
@@ -308,7 +308,7 @@ def test_a_run_is_drawn_from_its_folder(run_of, drawn):
     assert list(slots_of(left)["out"].values()) == [slot for slot in paths[:, 1].tolist() if slot >= 0]
 
 
-def test_without_a_title_a_picture_names_the_strategy(run_of, drawn):
+def test_default_title_is_the_strategy(run_of, drawn):
     plots.draw(run_of(FULL, "indep", title=None, population=3))
     assert drawn["diversity.png"].get_suptitle() == "indep"
     assert set(slots_of(drawn["lineage.png"].axes[0])["conv"].values()) == {0}
@@ -332,20 +332,20 @@ BAD = {"round": 1, "bad": True, "clients": [0, 1], "failures": 2}
         ),
     ],
 )
-def test_what_the_rows_do_not_allow_is_left_out(run_of, rows, name, expected):
+def test_impossible_pictures_are_left_out(run_of, rows, name, expected):
     folder = run_of(rows, name, **({} if name in ("fedavg", "another") else {"population": 3}))
     assert [path.stem for path in plots.draw(folder)] == expected
     assert sorted(path.stem for path in folder.path.glob("*.png")) == expected
 
 
-def test_a_run_that_was_never_evaluated_has_curves(run_of, drawn):
+def test_curves_without_evaluation(run_of, drawn):
     plots.draw(run_of([{"round": 1, "train-loss": 2.0}], "fedavg"))
     left, right = drawn["curves.png"].axes
     assert "not evaluated yet" in texts(left)
     assert lines(right)["training, mean over the round's clients"] == ([1], [2.0])
 
 
-def test_a_picture_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
     path.write_bytes(b"the old one")
 
