@@ -3,13 +3,18 @@
 import gzip
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import struct
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# The tests share their cores with others; threads that wait for each other take several times as long. PyTorch reads
+# this when it is imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -43,13 +48,30 @@ def _task() -> None:
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Callable[..., Settings]:
-    """Return a function that makes the settings of a toy run: toy("rounds=2", run="a")."""
+def settings_of(tmp_path: Path) -> Callable[..., Settings]:
+    """Return a function that makes the settings of a toy run: settings_of("rounds=2", run="a")."""
 
     def make(*overrides: str, run: str = "run") -> Settings:
         return load(CONF / "quickstart.yaml", [*TOY, f"run-dir={tmp_path / run}", *overrides])
 
     return make
+
+
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    """Let runs draw nothing, which takes most of a short run's time."""
+    from fedmr_flwr.report import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda folder: [])
+        patch.setattr(plots, "clients", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def toy(settings_of: Callable[..., Settings], no_pictures: None) -> Callable[..., Settings]:
+    """Return `settings_of` for runs without pictures."""
+    return settings_of
 
 
 @pytest.fixture

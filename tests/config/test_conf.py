@@ -36,7 +36,7 @@ def slow_if_large(path):
 
 
 @pytest.mark.parametrize("path", map(slow_if_large, FILES))
-def test_every_file_runs(path, tmp_path, data_dir):
+def test_every_file_runs(path, tmp_path, data_dir, no_pictures):
     small = ["rounds=1", "clients=3", "clients-per-round=3", "training.local-epochs=1", "engine=in-process"]
     settings = load(path, [*small, f"data-dir={data_dir}", f"run-dir={tmp_path / 'run'}"])
     with Display(1, Console(file=io.StringIO())) as display:

@@ -31,8 +31,8 @@ def run(settings):
         return serve(settings, engines.grid_of(settings), display)
 
 
-def test_run_writes_all_files(toy):
-    settings = toy("evaluate-every=2", "checkpoint-every=2", "strategy.unit=tensor")
+def test_run_writes_all_files(settings_of):
+    settings = settings_of("evaluate-every=2", "checkpoint-every=2", "strategy.unit=tensor")
     out = run(settings)
     assert sorted(path.name for path in out.path.iterdir()) == [
         ".lock",
