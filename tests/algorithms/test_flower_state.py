@@ -38,6 +38,7 @@ STRATEGIES = {
     "QFedAvg": lambda: flower.QFedAvg(client_learning_rate=0.1, q=0.2, **ALL),
 }
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+WHOLE = {}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -88,6 +89,18 @@ def federate(grid_of, answer):
     return run
 
 
+@pytest.fixture
+def whole(federate):
+    """Return a function that gives the final model of an uninterrupted run, which several tests compare with."""
+
+    def run(name):
+        if name not in WHOLE:
+            WHOLE[name] = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
+        return WHOLE[name]
+
+    return run
+
+
 def through_the_disk(folder, arrays, state):
     """Save a model and a state, read them back."""
     codec = Codec.infer(arrays)
@@ -100,8 +113,7 @@ def values(arrays):
 
 
 @every_strategy
-def test_restored_strategy_continues_exactly(federate, tmp_path, name):
-    whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
+def test_restored_strategy_continues_exactly(federate, whole, tmp_path, name):
     before = STRATEGIES[name]()
     half = federate(before, range(1, STOP + 1))
     arrays, state = through_the_disk(tmp_path, half, state_of(before))
@@ -109,8 +121,8 @@ def test_restored_strategy_continues_exactly(federate, tmp_path, name):
     after = STRATEGIES[name]()
     restore(after, state)
     rest = federate(after, range(STOP + 1, ROUNDS + 1), arrays)
-    assert values(rest) == values(whole)
-    assert values(whole) != values(half)
+    assert values(rest) == values(whole(name))
+    assert values(rest) != values(half)
 
 
 @pytest.mark.parametrize(
@@ -120,27 +132,25 @@ def test_restored_strategy_continues_exactly(federate, tmp_path, name):
         ("FedAvgM", "momentum_vector."),
     ],
 )  # fmt: skip
-def test_every_part_of_state_matters(federate, name, lost):
-    whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
+def test_every_part_of_state_matters(federate, whole, name, lost):
     before, after = STRATEGIES[name](), STRATEGIES[name]()
     half = federate(before, range(1, STOP + 1))
     kept = {key: array for key, array in state_of(before).items() if not key.startswith(lost)}
     assert len(kept) < len(state_of(before))
     restore(after, kept)
-    assert values(federate(after, range(STOP + 1, ROUNDS + 1), half)) != values(whole)
+    assert values(federate(after, range(STOP + 1, ROUNDS + 1), half)) != values(whole(name))
 
 
 @every_strategy
-def test_empty_state_resets(federate, tmp_path, name):
+def test_empty_state_resets(federate, whole, tmp_path, name):
     assert state_of(STRATEGIES[name]()) == {}
-    whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
     arrays, state = through_the_disk(tmp_path, start(), {})
     used = STRATEGIES[name]()
     federate(used, range(1, 3))
     restore(used, state)
     if isinstance(used, flower.FedAvgM | flower.FedAdam | flower.FedAdagrad | flower.FedYogi):
         assert state_of(used) == {}, "what it held before is gone"
-    assert values(federate(used, range(1, ROUNDS + 1), arrays)) == values(whole)
+    assert values(federate(used, range(1, ROUNDS + 1), arrays)) == values(whole(name))
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedAdagrad", "FedYogi", "FedAvgM"])

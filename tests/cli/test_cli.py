@@ -39,7 +39,7 @@ def fedmr(monkeypatch, capfd, tmp_path):
     return call
 
 
-def test_run_prints_folder_and_table(fedmr, tmp_path):
+def test_run_prints_folder_and_table(fedmr, tmp_path, no_pictures):
     status, out, _ = fedmr("run", "run.yaml", *TINY, "strategy.first-stage-rounds=1", "--engine", "in-process")
     assert status == 0
     lines = [line for line in out.splitlines() if line.strip()]
@@ -152,7 +152,7 @@ def test_plot_draws_a_runs_pictures(fedmr, tmp_path):
     assert "nowhere is not a run folder: it holds no config.yaml" in err
 
 
-def test_prints_accuracy_over_clients(fedmr, tmp_path):
+def test_prints_accuracy_over_clients(fedmr, tmp_path, no_pictures):
     status, out, _ = fedmr("run", "run.yaml", *TINY, "engine=in-process", "evaluate-clients=true", "run-dir=out")
     assert status == 0
     over = json.loads((tmp_path / "out" / "manifest.json").read_text())["client-accuracy"]
@@ -169,7 +169,7 @@ def test_truncated_data_file_is_named(fedmr, tmp_path):
     assert "train-images-idx3-ubyte states 99 bytes of data but holds 5; replace it" in err
 
 
-def test_used_run_folder_is_refused(fedmr, tmp_path):
+def test_used_run_folder_is_refused(fedmr, tmp_path, no_pictures):
     arguments = ["run", "run.yaml", *TINY, "rounds=1", "engine=in-process", "run-dir=out"]
     assert fedmr(*arguments)[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmr_flwr.algorithms.fedavg import FedAvgOptions
@@ -114,6 +114,7 @@ def test_yaml_12_tells_numbers_from_text(text, value):
     assert (found, type(found)) == (value, type(value))
 
 
+@settings(max_examples=40)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_values_survive_yaml(value):
     assert read_yaml(write_yaml({"key": value})) == {"key": value}

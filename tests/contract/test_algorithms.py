@@ -24,8 +24,13 @@ LAYOUT = Layout.of(
 )
 CODEC = Codec(LAYOUT)
 K, CLIENTS, ROUNDS = 4, 7, 4
+OPTIONS = {"fedgen": {"generator_steps": 3}}  # of the many that it takes by default
 
 pytestmark = pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
+
+
+def new_strategy(name):
+    return registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT, **OPTIONS.get(name, {}))
 
 
 def start_model():
@@ -59,7 +64,7 @@ def federate(grid_of, answer):
             honest = inner.send_and_receive
             inner.send_and_receive = lambda messages, timeout=None: honest(messages)[::-1]
         grid = RosterGrid(inner, CLIENTS)
-        strategy = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
+        strategy = new_strategy(name)
         if state is not None:
             strategy.restore(state)
         arrays, done = arrays or start_model(), []
@@ -112,7 +117,7 @@ def exchange(grid_of, answer, name):
 
     def make():
         grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
-        strategy = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
+        strategy = new_strategy(name)
         return strategy, grid.send_and_receive(strategy.configure_train(1, start_model(), ConfigRecord(), grid))
 
     return make
@@ -174,6 +179,6 @@ def test_restored_state_continues_exactly(federate, name):
 
 def test_initial_state_can_be_restored(federate, name):
     whole, _, _ = federate(name)
-    fresh = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
+    fresh = new_strategy(name)
     again, _, _ = federate(name, state=fresh.save())
     assert [array.data for array in again.values()] == [array.data for array in whole.values()]

@@ -197,7 +197,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("run")
 
 
-ALONE = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ALONE = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TOGETHER = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 both_codecs = pytest.mark.parametrize("packed", [True, False], ids=["packed", "per tensor"])
 

@@ -6,7 +6,7 @@ Weights are small whole numbers where a statement is exact, so that sums are exa
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmr_flwr import FedAvg, FedMR, Indep
@@ -45,6 +45,7 @@ CODEC = Codec(LAYOUT)
 KINDS = ["tensor", "layer", "block", "block:2", "fraction:0.4", "fraction:1", ("bn", "weight|bias", ".*")]
 every_unit = pytest.mark.parametrize("unit", KINDS, ids=str)
 seeds = st.integers(0, 2**32 - 1)
+FEWER = settings(max_examples=40)  # for each of the seven units
 populations = st.tuples(st.integers(1, 9), seeds)
 
 
@@ -85,6 +86,7 @@ def matrix(models):
 
 
 @every_unit
+@FEWER
 @given(population=populations, x=seeds)
 def test_squared_distances_keep_their_sum(unit, population, x):
     before = whole_numbers(*population)
@@ -98,6 +100,7 @@ def test_squared_distances_keep_their_sum(unit, population, x):
 
 
 @every_unit
+@FEWER
 @given(population=populations)
 def test_each_unit_comes_from_its_source(unit, population):
     k, seed = population
@@ -111,6 +114,7 @@ def test_each_unit_comes_from_its_source(unit, population):
 
 
 @every_unit
+@FEWER
 @given(population=populations)
 def test_the_uniform_mean_stays(unit, population):
     before = whole_numbers(*population)
@@ -127,6 +131,7 @@ def test_recombination_is_not_the_identity(unit):
 
 
 @every_unit
+@FEWER
 @given(seed=seeds, k=st.integers(1, 9))
 def test_equal_models_stay_as_they_are(unit, seed, k):
     (one,) = whole_numbers(1, seed)
@@ -142,6 +147,7 @@ BUFFERS = [entry for entry in LAYOUT.entries if entry.buffer]
 
 
 @every_unit
+@FEWER
 @given(population=populations)
 def test_averaged_buffers_are_the_global_models(unit, population):
     k, seed = population
@@ -424,6 +430,7 @@ def test_spread_of_large_units():
 
 
 @every_unit
+@FEWER
 @given(population=populations)
 def test_every_units_spread_stays(unit, population):
     before = whole_numbers(*population)

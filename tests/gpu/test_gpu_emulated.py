@@ -29,7 +29,7 @@ def python(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("part", ["strategy", "sort_of_layer", "not strategy and not sort_of_layer"])
+@pytest.mark.parametrize("part", ["strategies", "networks", "not strategies and not networks"])
 def test_cuda_tests_pass_emulated(python, tmp_path, part):
     options = ["-m", "cuda", "-k", part, "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'temp'}"]
     done = python(
