@@ -28,12 +28,13 @@ from fedmr_flwr.wire.grids.in_process import InProcessGrid
 
 CONF = Path(__file__).parent.parent / "conf"
 
-# A small federation on real digits: a round takes a tenth of a second.
+# A small run on real digits: a round takes a twentieth of a second.
 TOY = [
     "rounds=3",
     "clients=6",
     "clients-per-round=3",
     "training.local-epochs=1",
+    "training.batch-size=50",
     "partition.name=dirichlet",
     "partition.alpha=1.0",
     "device=cpu",

@@ -96,9 +96,11 @@ def test_extra_loss_by_hand(monkeypatch):
     assert torch.equal(own, EXAMPLES.labels)
     assert others.shape == EXAMPLES.labels.shape
     with torch.no_grad():
-        said = model(X).softmax(1)
+        predicted = model(X).softmax(1)
         wanted = model.classifier(table[EXAMPLES.labels]).softmax(1)
-        divergence = (wanted * (wanted / said).log()).sum(1).mean()  # of what is said from what is wanted
+        divergence = (
+            (wanted * (wanted / predicted).log()).sum(1).mean()
+        )  # from the wanted to the predicted distribution
         taught = -model.classifier(table[others]).log_softmax(1)[range(5), others].mean()
     torch.testing.assert_close(extra.detach(), 0.5 * taught + 2 * divergence)
 
@@ -161,8 +163,8 @@ def test_generator_learns_from_heads():
     assert set(torch.cat(seen).tolist()) == {0, 1, 3}
     labels = torch.tensor([0, 1, 3] * 20)
     made = generator.eval()(labels, torch.randn(60, 100, generator=draws))
-    said = (made @ heads[0][0].T).argmax(1)
-    assert (said == labels).float().mean() > 0.9
+    predicted = (made @ heads[0][0].T).argmax(1)
+    assert (predicted == labels).float().mean() > 0.9
 
 
 def test_generator_step_by_hand():

@@ -57,16 +57,16 @@ class Experiment:
 
 
 def test_round_1_sends_the_initial_model(grid_of, answer):
-    federation = Experiment(grid_of, answer)
-    assert all((sent.floats == 0).all() for sent in federation.round(1))
+    experiment = Experiment(grid_of, answer)
+    assert all((sent.floats == 0).all() for sent in experiment.round(1))
 
 
 @pytest.mark.parametrize("unit", ["tensor", "layer"])
 def test_recombines_unit_by_unit(grid_of, answer, unit):
-    federation = Experiment(grid_of, answer, unit=unit)
-    federation.round(1)
-    values = sorted(trained.floats[0] for trained in federation.trained)
-    mixed = federation.round(2)
+    experiment = Experiment(grid_of, answer, unit=unit)
+    experiment.round(1)
+    values = sorted(trained.floats[0] for trained in experiment.trained)
+    mixed = experiment.round(2)
     orders = set()
     for part in units(LAYOUT, unit):
         columns = [
@@ -79,28 +79,28 @@ def test_recombines_unit_by_unit(grid_of, answer, unit):
 
 
 def test_global_model_is_the_uniform_mean(grid_of, answer):
-    federation = Experiment(grid_of, answer)
-    federation.round(1)
-    global_model = CODEC.decode(federation.arrays)
-    values = [trained.floats[0] for trained in federation.trained]
+    experiment = Experiment(grid_of, answer)
+    experiment.round(1)
+    global_model = CODEC.decode(experiment.arrays)
+    values = [trained.floats[0] for trained in experiment.trained]
     np.testing.assert_allclose(global_model.floats, np.mean(values))
     assert global_model.ints.tolist() == [max(values)]
 
 
 def test_recombination_keeps_the_mean(grid_of, answer):
-    federation = Experiment(grid_of, answer)
-    federation.round(1)
-    before = CODEC.decode(federation.arrays).floats
-    mixed = federation.round(2)
+    experiment = Experiment(grid_of, answer)
+    experiment.round(1)
+    before = CODEC.decode(experiment.arrays).floats
+    mixed = experiment.round(2)
     np.testing.assert_allclose(np.mean([sent.floats for sent in mixed], axis=0), before, rtol=1e-6)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_first_stage_averages(grid_of, answer, stage):
-    federation = Experiment(grid_of, answer, first_stage_rounds=stage)
+    experiment = Experiment(grid_of, answer, first_stage_rounds=stage)
     for number in range(1, 6):
-        before = CODEC.decode(federation.arrays).floats
-        sent = federation.round(number)
+        before = CODEC.decode(experiment.arrays).floats
+        sent = experiment.round(number)
         averaged = all((row.floats == before).all() for row in sent)
         assert averaged == (number <= stage + 1), number  # round 1 sends the initial model in any case
 
@@ -128,14 +128,14 @@ def test_with_a_first_stage_of_all_rounds_it_is_uniform_fedavg_bit_for_bit(grid_
 
 
 def test_failed_slots_keep_their_model(grid_of, answer):
-    federation = Experiment(grid_of, answer, silent=[(2, client) for client in range(4)])
-    federation.round(1)
-    sent = federation.round(2)
-    state = federation.strategy.state.models
+    experiment = Experiment(grid_of, answer, silent=[(2, client) for client in range(4)])
+    experiment.round(1)
+    sent = experiment.round(2)
+    state = experiment.strategy.state.models
     kept = [slot for slot in range(K) if (state[slot].floats == sent[slot].floats).all()]
-    assert len(kept) == K - len(federation.trained) > 0
+    assert len(kept) == K - len(experiment.trained) > 0
     np.testing.assert_allclose(
-        CODEC.decode(federation.arrays).floats, np.mean([m.floats for m in state], axis=0), rtol=1e-6
+        CODEC.decode(experiment.arrays).floats, np.mean([m.floats for m in state], axis=0), rtol=1e-6
     )
 
 
@@ -154,9 +154,9 @@ def test_slots_get_random_clients(grid_of, answer):
 
 
 def test_reports_similarity(grid_of, answer):
-    federation = Experiment(grid_of, answer)
-    federation.round(1)
-    assert federation.metrics["similarity"] == pytest.approx(1), "models of one direction"
+    experiment = Experiment(grid_of, answer)
+    experiment.round(1)
+    assert experiment.metrics["similarity"] == pytest.approx(1), "models of one direction"
 
     def reply(message, client):  # clients 0..7 return vectors at angles of 0, 10, 20 ... degrees
         floats = np.zeros(LAYOUT.size, np.float32)

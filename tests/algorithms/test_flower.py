@@ -118,15 +118,15 @@ def test_error_in_aggregation_is_one_line(grid, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("FedAdm", "unknown strategy 'flwr:FedAdm'; choose one of flwr:.*flwr:FedAdam"),
         ("FedProx", "cannot be used, because it is the server's half only; use strategy.name=fedprox"),
         ("FedXgbBagging", "cannot be used, because it combines trees"),
     ],
 )
-def test_unusable_strategies_are_refused(name, said):
-    with pytest.raises(ConfigError, match=said):
+def test_unusable_strategies_are_refused(name, words):
+    with pytest.raises(ConfigError, match=words):
         flower_strategy(f"flwr:{name}")
 
 

@@ -61,7 +61,7 @@ def start():
 
 
 @pytest.fixture
-def federate(grid_of, answer):
+def run_rounds(grid_of, answer):
     """Run some rounds of a strategy; return the final model."""
 
     def reply(message, client):
@@ -90,12 +90,12 @@ def federate(grid_of, answer):
 
 
 @pytest.fixture
-def whole(federate):
+def whole(run_rounds):
     """Return a function that gives the final model of an uninterrupted run, which several tests compare with."""
 
     def run(name):
         if name not in WHOLE:
-            WHOLE[name] = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
+            WHOLE[name] = run_rounds(STRATEGIES[name](), range(1, ROUNDS + 1))
         return WHOLE[name]
 
     return run
@@ -113,14 +113,14 @@ def values(arrays):
 
 
 @every_strategy
-def test_restored_strategy_continues_exactly(federate, whole, tmp_path, name):
+def test_restored_strategy_continues_exactly(run_rounds, whole, tmp_path, name):
     before = STRATEGIES[name]()
-    half = federate(before, range(1, STOP + 1))
+    half = run_rounds(before, range(1, STOP + 1))
     arrays, state = through_the_disk(tmp_path, half, state_of(before))
     assert values(arrays) == values(half)
     after = STRATEGIES[name]()
     restore(after, state)
-    rest = federate(after, range(STOP + 1, ROUNDS + 1), arrays)
+    rest = run_rounds(after, range(STOP + 1, ROUNDS + 1), arrays)
     assert values(rest) == values(whole(name))
     assert values(rest) != values(half)
 
@@ -132,31 +132,31 @@ def test_restored_strategy_continues_exactly(federate, whole, tmp_path, name):
         ("FedAvgM", "momentum_vector."),
     ],
 )  # fmt: skip
-def test_every_part_of_state_matters(federate, whole, name, lost):
+def test_every_part_of_state_matters(run_rounds, whole, name, lost):
     before, after = STRATEGIES[name](), STRATEGIES[name]()
-    half = federate(before, range(1, STOP + 1))
+    half = run_rounds(before, range(1, STOP + 1))
     kept = {key: array for key, array in state_of(before).items() if not key.startswith(lost)}
     assert len(kept) < len(state_of(before))
     restore(after, kept)
-    assert values(federate(after, range(STOP + 1, ROUNDS + 1), half)) != values(whole(name))
+    assert values(run_rounds(after, range(STOP + 1, ROUNDS + 1), half)) != values(whole(name))
 
 
 @every_strategy
-def test_empty_state_resets(federate, whole, tmp_path, name):
+def test_empty_state_resets(run_rounds, whole, tmp_path, name):
     assert state_of(STRATEGIES[name]()) == {}
     arrays, state = through_the_disk(tmp_path, start(), {})
     used = STRATEGIES[name]()
-    federate(used, range(1, 3))
+    run_rounds(used, range(1, 3))
     restore(used, state)
     if isinstance(used, flower.FedAvgM | flower.FedAdam | flower.FedAdagrad | flower.FedYogi):
         assert state_of(used) == {}, "what it held before is gone"
-    assert values(federate(used, range(1, ROUNDS + 1), arrays)) == values(whole(name))
+    assert values(run_rounds(used, range(1, ROUNDS + 1), arrays)) == values(whole(name))
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedAdagrad", "FedYogi", "FedAvgM"])
-def test_state_is_copied(federate, name):
+def test_state_is_copied(run_rounds, name):
     before, after = STRATEGIES[name](), STRATEGIES[name]()
-    federate(before, range(1, STOP + 1))
+    run_rounds(before, range(1, STOP + 1))
     state = state_of(before)
     restore(after, state)
     for key, array in state_of(after).items():

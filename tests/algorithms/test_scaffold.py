@@ -98,7 +98,7 @@ CODEC = Codec(LAYOUT)
 STEPS, LR = 10, 0.1
 
 
-def federate(grid_of, answer, strategy, rule, rounds, lost_in=None):
+def train_rounds(grid_of, answer, strategy, rule, rounds, lost_in=None):
     """Run rounds of many local steps on the two quadratic clients; return the global model."""
     kept = [{}, {}]
 
@@ -139,15 +139,15 @@ def test_reaches_optimum_unlike_fedavg(grid_of, answer):
     biased = (reach * b).sum() / reach.sum()
     assert abs(optimum - biased) > 0.2
     options = {"clients_per_round": 2, "layout": LAYOUT}
-    plain = federate(grid_of, answer, FedAvg(**options), LocalRule, 20)
+    plain = train_rounds(grid_of, answer, FedAvg(**options), LocalRule, 20)
     assert plain == pytest.approx(biased, rel=1e-4)
-    assert federate(grid_of, answer, Scaffold(**options), Corrected, 60) == pytest.approx(optimum, rel=1e-4)
+    assert train_rounds(grid_of, answer, Scaffold(**options), Corrected, 60) == pytest.approx(optimum, rel=1e-4)
 
 
 def test_reaches_optimum_after_lost_variate(grid_of, answer):
     a, b = CURVES.T
     strategy = Scaffold(clients_per_round=2, layout=LAYOUT)
-    found = federate(grid_of, answer, strategy, Corrected, 80, lost_in=11)
+    found = train_rounds(grid_of, answer, strategy, Corrected, 80, lost_in=11)
     assert found == pytest.approx((a * b).sum() / a.sum(), rel=1e-4)
 
 

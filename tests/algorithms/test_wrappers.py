@@ -68,12 +68,12 @@ def test_classic_wrappers_and_secure_aggregation_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("DifferentialPrivacyServerSideFixedClipping", "wraps another strategy, and clips .*privacy.local-dp"),
         ("SecAggPlus", "wraps another strategy, and shows the server nothing but a sum"),
     ],
 )
-def test_named_wrappers_are_refused(name, said):
-    with pytest.raises(ConfigError, match=f"'flwr:{name}' {said}"):
+def test_named_wrappers_are_refused(name, words):
+    with pytest.raises(ConfigError, match=f"'flwr:{name}' {words}"):
         flower_strategy(f"flwr:{name}")

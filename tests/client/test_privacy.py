@@ -119,7 +119,7 @@ def test_extra_vectors_are_refused(toy, strategy, what):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "words"),
     [
         ("privacy.local-dp.epsilon=0", "'privacy.local-dp.epsilon=0': Input should be greater than 0"),
         ("privacy.local-dp.delta=1", "'privacy.local-dp.delta=1': Input should be less than 1"),
@@ -127,8 +127,8 @@ def test_extra_vectors_are_refused(toy, strategy, what):
         ("evaluate-clients=true", "evaluate-clients would send each client's accuracy without the noise"),
     ],
 )
-def test_wrong_settings_are_refused(toy, wrong, said):
-    with pytest.raises(ConfigError, match=said):
+def test_wrong_settings_are_refused(toy, wrong, words):
+    with pytest.raises(ConfigError, match=words):
         toy(*LOCAL_DP, wrong)
 
 

@@ -46,7 +46,7 @@ def with_vectors(content, message, client):
 
 
 @pytest.fixture
-def federate(grid_of, answer):
+def run_rounds(grid_of, answer):
     """Run a few rounds; return the final model, the messages of each round and the strategy."""
 
     def run(name, silent=(), shuffle=False, rounds=range(1, ROUNDS + 1), arrays=None, state=None):
@@ -84,8 +84,8 @@ def federate(grid_of, answer):
     return run
 
 
-def test_one_fresh_message_per_slot(federate, name):
-    _, rounds, _ = federate(name)
+def test_one_fresh_message_per_slot(run_rounds, name):
+    _, rounds, _ = run_rounds(name)
     for number, (messages, metrics) in enumerate(rounds, 1):
         assert isinstance(messages, list)
         assert len(messages) == K or (name == "clusamp" and 1 < len(messages) < K), "it may draw a client twice"
@@ -96,14 +96,14 @@ def test_one_fresh_message_per_slot(federate, name):
         assert metrics["loss"] == pytest.approx(0.5)
 
 
-def test_seed_repeats_in_any_reply_order(federate, name):
-    first, second = federate(name)[0], federate(name, shuffle=True)[0]
+def test_seed_repeats_in_any_reply_order(run_rounds, name):
+    first, second = run_rounds(name)[0], run_rounds(name, shuffle=True)[0]
     assert [array.data for array in first.values()] == [array.data for array in second.values()]
 
 
-def test_survives_missing_slots(federate, name):
+def test_survives_missing_slots(run_rounds, name):
     silent = {(2, client) for client in range(K - 1)}  # at least one of the K drawn answers
-    arrays, _, _ = federate(name, silent=silent)
+    arrays, _, _ = run_rounds(name, silent=silent)
     assert np.isfinite(CODEC.decode(arrays).floats).all()
 
 
@@ -154,31 +154,31 @@ def test_no_replies_give_no_model(exchange, name):
     assert strategy.aggregate_train(1, []) == (None, None)
 
 
-def test_every_round_draws_other_clients(federate, name):
-    _, rounds, _ = federate(name)
+def test_every_round_draws_other_clients(run_rounds, name):
+    _, rounds, _ = run_rounds(name)
     drawn = [tuple(message.metadata.dst_node_id for message in messages) for messages, _ in rounds]
     # CluSamp prefers clients with many examples, so that the same four may come again.
     assert len(set(drawn)) >= len(drawn) - (name == "clusamp")
 
 
-def test_global_generators_stay_untouched(federate, name):
+def test_global_generators_stay_untouched(run_rounds, name):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-    federate(name)
+    run_rounds(name)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     assert before == after
 
 
-def test_restored_state_continues_exactly(federate, name):
-    whole, _, strategy = federate(name)
+def test_restored_state_continues_exactly(run_rounds, name):
+    whole, _, strategy = run_rounds(name)
     assert all(isinstance(array, np.ndarray) for array in strategy.save().values())
-    half, _, strategy = federate(name, rounds=range(1, 3))
+    half, _, strategy = run_rounds(name, rounds=range(1, 3))
     state = {key: array.copy() for key, array in strategy.save().items()}
-    rest, _, _ = federate(name, rounds=range(3, ROUNDS + 1), arrays=half, state=state)
+    rest, _, _ = run_rounds(name, rounds=range(3, ROUNDS + 1), arrays=half, state=state)
     assert [array.data for array in rest.values()] == [array.data for array in whole.values()]
 
 
-def test_initial_state_can_be_restored(federate, name):
-    whole, _, _ = federate(name)
+def test_initial_state_can_be_restored(run_rounds, name):
+    whole, _, _ = run_rounds(name)
     fresh = new_strategy(name)
-    again, _, _ = federate(name, state=fresh.save())
+    again, _, _ = run_rounds(name, state=fresh.save())
     assert [array.data for array in again.values()] == [array.data for array in whole.values()]

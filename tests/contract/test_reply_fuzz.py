@@ -305,7 +305,7 @@ def check_a_round(run, meddle):
     assert isinstance(row["seconds"], float)
     assert saved.get("failures-by-kind", {}) == Counter(failed["kind"] for failed in row.get("failed", []))
 
-    # And the federation goes on.
+    # And the run continues.
     assert run.round(LAST)["replies"] >= K // 2
     assert np.isfinite(run.codec.decode(run.arrays).floats).all()
 

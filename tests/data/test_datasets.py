@@ -135,7 +135,7 @@ def test_missing_data_names_the_files(tmp_path, monkeypatch):
         raise RuntimeError("Error downloading\ntrain-images")
 
     monkeypatch.setattr(FashionMNIST, "download", no_network)
-    for download, said in (
+    for download, words in (
         (True, "could not be downloaded (Error downloading train-images)"),
         (False, "data.download"),
     ):
@@ -143,7 +143,13 @@ def test_missing_data_names_the_files(tmp_path, monkeypatch):
             load("fashion-mnist", tmp_path, download=download)
         message = str(caught.value)
         assert "\n" not in message
-        for part in (str(tmp_path), "train-images-idx3-ubyte[.gz]", "t10k-labels-idx1-ubyte[.gz]", "data-dir=", said):
+        for part in (
+            str(tmp_path),
+            "train-images-idx3-ubyte[.gz]",
+            "t10k-labels-idx1-ubyte[.gz]",
+            "data-dir=",
+            words,
+        ):
             assert part in message
 
 
@@ -225,7 +231,7 @@ def test_grey_images_need_no_channel_axis(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         (
             {"x_train": np.zeros((30, 3, 8, 8), np.float32)},
@@ -243,9 +249,9 @@ def test_grey_images_need_no_channel_axis(tmp_path):
         ({"x_test": np.zeros((0, 3, 8, 8), "u1"), "y_test": np.zeros(0, int)}, "at least one"),
     ],
 )
-def test_unfit_arrays_are_named(tmp_path, changes, said):
+def test_unfit_arrays_are_named(tmp_path, changes, words):
     np.savez(tmp_path / "mine.npz", **own_arrays(**changes))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=words):
         load(f"npz:{tmp_path / 'mine.npz'}", None)
 
 
@@ -314,7 +320,7 @@ def test_a_loader_of_ones_own(tmp_path, monkeypatch):
     assert len(load("my_data:load", tmp_path / "somewhere").train) == 1438
     images = load("my_data:plain", tmp_path)
     assert abs(float(images.prepare(images.train.inputs).mean())) < 1e-5, "images are never fed as bytes"
-    for name, said in {
+    for name, words in {
         "my_data:wrong": "returned int, not a fedmr_flwr Dataset",
         "my_data:missing": "'my_data:missing' failed with FileNotFoundError",
         "my_data:short": "'my_data:short' failed with TypeError",
@@ -327,7 +333,7 @@ def test_a_loader_of_ones_own(tmp_path, monkeypatch):
         "nowhere:load": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
         ":load": "cannot be imported",
     }.items():
-        with pytest.raises(FedmrError, match=said):
+        with pytest.raises(FedmrError, match=words):
             load(name, tmp_path)
 
 

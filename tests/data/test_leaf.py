@@ -115,7 +115,7 @@ BLANK = [0.0] * 784
 
 
 @pytest.mark.parametrize(
-    ("name", "user", "said"),
+    ("name", "user", "words"),
     [
         ("femnist", {"x": [BLANK, BLANK], "y": [1]}, "user u in .* has 2 inputs but 1 labels"),
         ("femnist", {"x": [[0.0] * 783], "y": [1]}, "user u in .* is not as LEAF writes it: ValueError"),
@@ -144,10 +144,10 @@ BLANK = [0.0] * 784
         ("shakespeare", {"x": [3], "y": ["a"]}, "user u in .* TypeError"),
     ],
 )
-def test_unfit_user_is_named(tmp_path, name, user, said):
+def test_unfit_user_is_named(tmp_path, name, user, words):
     for part in ("train", "test"):
         write(tmp_path / part / "a.json", {"u": user})
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=words) as caught:
         load(name, tmp_path)
     assert "\n" not in str(caught.value)
 

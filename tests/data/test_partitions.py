@@ -164,7 +164,7 @@ def test_reads_partition_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "clients", "said"),
+    ("content", "clients", "words"),
     [
         ('{"train_data": {"0": [0], "1": [1]}}', 3, "divides among 2 clients; set clients=2"),
         ('{"train_data": {"0": [0], "1": [5]}}', 2, "does not fit 5 examples"),
@@ -178,10 +178,10 @@ def test_reads_partition_files(tmp_path):
         ("[1]", 1, "TypeError"),
     ],
 )
-def test_unfit_file_is_refused(tmp_path, content, clients, said):
+def test_unfit_file_is_refused(tmp_path, content, clients, words):
     path = tmp_path / "p.json"
     path.write_text(content)
-    with pytest.raises(PartitionError, match=said) as caught:
+    with pytest.raises(PartitionError, match=words) as caught:
         partitions.split(dataset([0] * 5), clients, Partition(name=f"file:{path}"), seed=0)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from fedmr_flwr.errors import ConfigError
 
 @pytest.fixture
 def fedmr(monkeypatch, capsys):
-    """Return a function that runs the command line and returns its status and what it said."""
+    """Return a function that runs the command line and returns its status and its output."""
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["fedmr", *map(str, arguments)])
@@ -20,8 +20,8 @@ def fedmr(monkeypatch, capsys):
             main()
         except SystemExit as end:
             status = end.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        output = capsys.readouterr()
+        return status, output.out, output.err
 
     return run
 
@@ -33,9 +33,9 @@ def dep(tmp_path):
 
 
 def test_init_keeps_secrets_private(fedmr, tmp_path):
-    status, said, _ = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
+    status, output, _ = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
     assert status == 0
-    assert "README.md says" in said
+    assert "README.md says" in output
     files = {
         str(path.relative_to(tmp_path / "dep")): path for path in (tmp_path / "dep").rglob("*") if path.is_file()
     }

@@ -86,9 +86,9 @@ def test_dead_nodes_lose_one_round(deployment, env, there):
         until_all_train(nodes[1], nodes[3])
         nodes[1].kill()
         nodes[3].kill()
-        said, error = run.communicate(timeout=180)
+        output, error = run.communicate(timeout=180)
         assert (run.returncode, error.count("\n")) == (1, 1), error
-        assert "waiting: 0 of the 1 clients that are needed are connected" in said
+        assert "waiting: 0 of the 1 clients that are needed are connected" in output
         assert "after 10 s 0 of the 1 clients that are needed are connected; start the others" in error
         found, problems = checkpoint.latest(out.checkpoints)
         good = max(row["round"] for row in out.read_rows() if not row.get("bad"))
@@ -96,7 +96,7 @@ def test_dead_nodes_lose_one_round(deployment, env, there):
     assert left(env) == []
 
 
-# Half the bytes do not change what has been said so far.
+# The wire's half precision must not matter for any of this.
 SETTINGS = ["rounds=12", "wire=float16"]
 
 
@@ -132,9 +132,9 @@ def test_killed_server_resumes_the_same(deployment, env, there):
         wait_for_rounds(out, len(out.read_rows()) + 1)
         until_one_trains(*nodes)
         machine.kill()
-        said, error = second.communicate(timeout=180)
+        output, error = second.communicate(timeout=180)
         assert (second.returncode, error.count("\n")) == (1, 1), error
-        assert "resuming after round " in said
+        assert "resuming after round " in output
         assert len(out.read_rows()) < 12
 
         stack.enter_context(server(env, deployment))

@@ -33,7 +33,7 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
     first.communicate()
     before = len(out.read_rows())
     assert before < 120
-    assert out.status == "running", "nobody was there to say that it failed"
+    assert out.status == "running", "nobody was left to mark it as failed"
 
     # One of Ray's processes is killed: Flower would go on without it and fail its clients in every round.
     second = in_the_background(env, tmp_path, "resume", "run")
@@ -48,12 +48,12 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
         check=False,
     )
     next(process for process in family(env) if "ray::ClientAppActor" in " ".join(process.cmdline())).kill()
-    said, error = second.communicate(timeout=120)
+    output, error = second.communicate(timeout=120)
     assert busy.returncode == 1
     assert "run is in use by process " in busy.stderr
-    assert "resuming after round " in said
-    assert f"round {before - before % 3 + 1}/120" in said
-    assert "round 1/120" not in said, "only what is new is shown"
+    assert "resuming after round " in output
+    assert f"round {before - before % 3 + 1}/120" in output
+    assert "round 1/120" not in output, "only what is new is shown"
     assert (second.returncode, error.count("\n")) == (1, 1)
     assert "a Ray process has died with " in error
 

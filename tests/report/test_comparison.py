@@ -123,7 +123,7 @@ def test_options_name_the_folder():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         ({"strategies": "fedmr,fedmr"}, "name each strategy once"),
         ({"strategies": ","}, "name each strategy once"),
@@ -141,8 +141,8 @@ def test_options_name_the_folder():
         ({"strategies": "fedprox/mu=0.1,fedprox//mu=0.1"}, "'' is no option"),
     ],
 )
-def test_mistakes_stop_before_training(tmp_path, arguments, said):
-    with pytest.raises(ConfigError, match=said):
+def test_mistakes_stop_before_training(tmp_path, arguments, words):
+    with pytest.raises(ConfigError, match=words):
         runs.compare(CONF, out=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
 
@@ -159,8 +159,8 @@ def test_trains_only_missing_runs(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     compare(out, "fedmr,fedavg", seeds="0,1")
     compare(out, seeds="0,1")
-    said = capsys.readouterr().out
-    assert said.count("round 3/3") == 6, "four runs, then two more"
+    output = capsys.readouterr().out
+    assert output.count("round 3/3") == 6, "four runs, then two more"
     assert (out / "comparison.png").stat().st_size > 10_000
     table = read(out / "comparison.csv")
     assert [line["strategy"] for line in table] == ["fedmr", "fedavg", "scaffold"]
@@ -208,8 +208,8 @@ def test_damaged_run_is_left_out(tmp_path, capsys):
     (out / "fedavg-seed0" / "metrics.jsonl").write_text("garbage\n")
     with pytest.raises(FederationError, match="1 of 2 runs failed"):
         compare(out, "fedavg,fedmr")
-    said = capsys.readouterr().out
-    assert "metrics.jsonl is damaged: it holds 0 of " in said
+    output = capsys.readouterr().out
+    assert "metrics.jsonl is damaged: it holds 0 of " in output
     assert [row["runs"] for row in read(out / "comparison.csv")] == ["0", "1"]
 
 

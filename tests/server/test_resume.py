@@ -143,8 +143,8 @@ def test_damaged_checkpoint_is_reported(toy, monkeypatch):
     newest.write_bytes(newest.read_bytes()[:-1])
     done = resume(out.path)
     assert done.exit_code == 0
-    said = " ".join(done.output.split())
-    assert "round-000003 is damaged: its checksum is wrong; the one before it is used" in said
+    output = " ".join(done.output.split())
+    assert "round-000003 is damaged: its checksum is wrong; the one before it is used" in output
     assert "resuming after round 2" in done.output
     assert digest(out) == digest(whole)
 
@@ -173,7 +173,7 @@ def test_foreign_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         ({"data-sha256": "0" * 64}, "was begun with data-sha256 = 0000"),
         ({"partition-sha256": "0" * 64}, "was begun with partition-sha256 = 0000"),
@@ -185,7 +185,7 @@ def test_foreign_folder_is_refused(tmp_path):
     ],
     ids=str,
 )
-def test_another_experiment_is_refused(toy, monkeypatch, change, said):
+def test_another_experiment_is_refused(toy, monkeypatch, change, words):
     out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=4)
     if isinstance(change, dict):
         out.note(**change)
@@ -194,7 +194,7 @@ def test_another_experiment_is_refused(toy, monkeypatch, change, said):
         out.config.write_text(to_yaml(settings))
     with pytest.raises(RunFolderError) as caught:
         runs.resume(out.path)
-    assert said in str(caught.value)
+    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert out.read_manifest()["error"] == str(caught.value)
 

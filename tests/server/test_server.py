@@ -126,16 +126,16 @@ def test_client_evaluates_on_its_own_data(toy):
 
     settings = toy("partition.name=iid")
     out = run(settings)
-    federation = experiment.Experiment(settings)
+    prepared = experiment.Experiment(settings)
     grid = engines.grid_of(settings)
-    spec = sites.DataSpec.of(federation.dataset)
-    config = client.train_config(settings, federation.layout, spec, out.identifier())
-    packed = federation.layout.pack(load_file(out.model))
-    arrays = federation.codec.encode(Parts([packed.floats], [packed.ints]))
+    spec = sites.DataSpec.of(prepared.dataset)
+    config = client.train_config(settings, prepared.layout, spec, out.identifier())
+    packed = prepared.layout.pack(load_file(out.model))
+    arrays = prepared.codec.encode(Parts([packed.floats], [packed.ints]))
     content = RecordDict({"arrays": arrays, "config": config})
     replies = grid.send_and_receive([Message(content, node, "evaluate") for node in grid.get_node_ids()])
     metrics = [reply.content["metrics"] for reply in replies]
-    assert [m["num-examples"] for m in metrics] == [len(part) for part in federation.parts]
+    assert [m["num-examples"] for m in metrics] == [len(part) for part in prepared.parts]
     assert all(0 <= m["accuracy"] <= 1 and m["loss"] > 0 for m in metrics)
 
 
@@ -166,7 +166,16 @@ def test_float16_halves_the_bytes(toy, name):
 
 @pytest.mark.slow
 def test_fedmr_learns_the_digits(toy):
-    out = run(toy("rounds=40", "clients=20", "clients-per-round=5", "training.local-epochs=5", "partition.alpha=0.3"))
+    out = run(
+        toy(
+            "rounds=40",
+            "clients=20",
+            "clients-per-round=5",
+            "training.local-epochs=5",
+            "training.batch-size=20",
+            "partition.alpha=0.3",
+        )
+    )
     best = max(row["test-accuracy"] for row in out.read_rows())
     assert best > 0.85
 
@@ -214,7 +223,11 @@ def test_own_data_and_model_train(toy, tmp_path, monkeypatch):
     (tmp_path / "my_own.py").write_text("from fedmr_flwr.models.mlp import MLP as Own\n")
     monkeypatch.syspath_prepend(tmp_path)
     settings = toy(
-        f"data.name=npz:{tmp_path / 'mine.npz'}", "model.name=my_own:Own", "rounds=4", "partition.name=iid"
+        f"data.name=npz:{tmp_path / 'mine.npz'}",
+        "model.name=my_own:Own",
+        "rounds=4",
+        "partition.name=iid",
+        "training.batch-size=20",
     )
     assert run(settings).read_rows()[-1]["test-accuracy"] > 0.9
 
@@ -248,7 +261,7 @@ def poisoned_client(monkeypatch, client_of_all=3):
 def test_guard_stops_a_poisoned_client(toy, monkeypatch):
     common = (
         "rounds=12", "clients=10", "clients-per-round=10", "partition.alpha=1.0", "training.local-epochs=2",
-        "evaluate-every=12",
+        "training.batch-size=20", "evaluate-every=12",
     )  # fmt: skip
     honest = run(toy(*common, run="honest")).read_rows()[-1]
     sizes = poisoned_client(monkeypatch)
@@ -364,7 +377,7 @@ def test_only_declared_vectors_travel(toy, monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "rule", "said"),
+    ("name", "rule", "words"),
     [
         (
             "fedmr",
@@ -376,8 +389,8 @@ def test_only_declared_vectors_travel(toy, monkeypatch, name):
         ("flwr:FedAvg", "fedgen", "'fedgen' does not work under 'flwr:FedAvg', because the two halves of 'fedgen'"),
     ],
 )
-def test_rule_needing_its_server_is_refused(toy, name, rule, said):
-    with pytest.raises(ConfigError, match=said):
+def test_rule_needing_its_server_is_refused(toy, name, rule, words):
+    with pytest.raises(ConfigError, match=words):
         toy(f"strategy.name={name}", f"strategy.local-rule={rule}")
 
 
@@ -412,7 +425,8 @@ def test_clients_must_have_the_same_data(toy, monkeypatch):
 def test_algorithms_learn_the_digits(toy, name):
     # Five times the last update, as published, is too far after the long steps of a few rounds on so few examples.
     gentle = ["strategy.radius=0.5"] if name == "fedmut" else []
-    rows = run(toy("rounds=8", f"strategy.name={name}", "training.local-epochs=3", *gentle)).read_rows()
+    how = ["rounds=8", "training.local-epochs=3", "training.batch-size=20"]
+    rows = run(toy(*how, f"strategy.name={name}", *gentle)).read_rows()
     assert rows[-1]["test-accuracy"] > 0.5
     assert rows[-1]["test-accuracy"] > rows[0]["test-accuracy"]
 
@@ -429,6 +443,7 @@ def shakespeare(tmp_path):
     return [
         f"data-dir={tmp_path / 'data'}", "data.name=shakespeare", "model.name=charlstm", "partition.name=natural",
         "clients=3", "clients-per-round=3", "rounds=4", "training.lr=0.5",
+        "training.batch-size=20",
     ]  # fmt: skip
 
 
@@ -441,7 +456,7 @@ def test_learns_texts_by_role(toy, shakespeare):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         ("training.augment=true", "training.augment: texts cannot be shifted and flipped"),
         ("data.normalisation=none", "data.normalisation is none, but texts have no pixels"),
@@ -449,8 +464,8 @@ def test_learns_texts_by_role(toy, shakespeare):
         ("clients=4", "has 3 natural clients, not 4; set clients=3"),
     ],
 )
-def test_image_settings_are_refused_for_text(toy, shakespeare, change, said):
-    with pytest.raises(FedmrError, match=said):
+def test_image_settings_are_refused_for_text(toy, shakespeare, change, words):
+    with pytest.raises(FedmrError, match=words):
         run(toy(*shakespeare, change))
 
 

@@ -86,12 +86,12 @@ def fedmr(env, folder, *arguments, **more):
 
 
 class Part:
-    """A part of a deployment in the background, and what it says."""
+    """A part of a deployment in the background, and its output."""
 
     def __init__(self, env, folder, name, command):
         self._log = folder / f"{name.replace('/', '-')}.log"
         with self._log.open("ab") as file:
-            self._start = file.tell()  # what an earlier part of this name has said is not its own
+            self._start = file.tell()  # the output of an earlier part of this name is not its own
             self.process = psutil.Popen(
                 command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
@@ -104,13 +104,13 @@ class Part:
             self.process.terminate()
         self.process.wait(30)
 
-    def said(self):
+    def output(self):
         return self._log.read_bytes()[self._start :].decode(errors="replace")
 
     def until(self, words, seconds=60):
         deadline = time.monotonic() + seconds
-        while not re.search(words, self.said()):
-            assert time.monotonic() < deadline, self.said()
+        while not re.search(words, self.output()):
+            assert time.monotonic() < deadline, self.output()
             time.sleep(0.2)
 
     def kill(self):
@@ -167,16 +167,16 @@ def until_all_train(*nodes):
 
 def _until_trained(nodes, enough):
     def given():
-        return [node.said().count("Receiving: train message") for node in nodes]
+        return [node.output().count("Receiving: train message") for node in nodes]
 
     before, deadline = given(), time.monotonic() + 90
     while not enough(now > then for now, then in zip(given(), before, strict=True)):
-        assert time.monotonic() < deadline, nodes[0].said()
+        assert time.monotonic() < deadline, nodes[0].output()
         time.sleep(0.05)
 
 
 def in_the_background(env, folder, *arguments, within=()):
-    """Start a `fedmr` command that hears Ctrl-C; its `communicate` returns what it says."""
+    """Start a `fedmr` command that hears Ctrl-C; its `communicate` returns its output."""
     return subprocess.Popen(
         [*within, BIN / "fedmr", *map(str, arguments)],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -57,24 +57,26 @@ def test_starts_with_the_least_number(away):
 
 def test_gives_up_on_too_few_clients(away):
     away.gone = {0, 2, 3}
-    said = []
+    reported = []
     with pytest.raises(
         AbsentClientsError, match=r"after 0\.1 s 1 of the 2 clients .* start the others, or raise deployment.join"
     ):
-        Attendance(away, 4, least=2, patience=0.1, report=said.append)
-    assert said == ["waiting: 1 of the 2 clients that are needed are connected"]
+        Attendance(away, 4, least=2, patience=0.1, report=reported.append)
+    assert reported == ["waiting: 1 of the 2 clients that are needed are connected"]
 
 
 def test_reports_how_many_are_missing(away, monkeypatch):
     away.gone = {0, 1, 2, 3}
-    said = []
+    reported = []
 
     def report(line):
-        said.append(line)
-        away.gone = set(range(len(said), 4)) if len(said) < 3 else set()
+        reported.append(line)
+        away.gone = set(range(len(reported), 4)) if len(reported) < 3 else set()
 
     Attendance(away, 4, least=3, patience=10, report=report)
-    assert said == [f"waiting: {count} of the 3 clients that are needed are connected" for count in (0, 1, 2)] + [""]
+    assert reported == [f"waiting: {count} of the 3 clients that are needed are connected" for count in (0, 1, 2)] + [
+        ""
+    ]
 
 
 def test_waits_when_all_are_gone(away):
