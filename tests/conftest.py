@@ -42,6 +42,12 @@ TOY = [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first: while deployments wait for Flower, another worker does the others."""
+    marks = ["e2e", "slow"]
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in marks])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _task() -> None:
     """Give the process Flower's task identity, without which no message can be made."""

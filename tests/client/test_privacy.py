@@ -95,7 +95,7 @@ def test_no_variance_becomes_negative_and_the_inputs_are_left_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("wire", ["float32", "float16"])
 def test_noisy_run_reports_no_loss(toy, wire):
-    settings = ["rounds=2", "model.name=resnet20", "training.batch-size=20", f"wire={wire}"]
+    settings = ["rounds=2", "clients=18", "model.name=resnet20", f"wire={wire}"]
     clear = run(toy(*settings, run="clear"))
     noisy, again = (run(toy(*settings, *LOCAL_DP, run=name)) for name in ("noisy", "again"))
     models = [load_file(out.model) for out in (clear, noisy, again)]

@@ -26,7 +26,7 @@ def data_dir(tmp_path, write_fashion_mnist, write_cifar, write_femnist):
     """A folder with small data sets in their true formats, in the place and of the shape of the real ones."""
     write_fashion_mnist(tmp_path / "data", packed=True, train=200)
     for name in ("CIFAR10", "CIFAR100"):
-        write_cifar(tmp_path / "data", name)
+        write_cifar(tmp_path / "data", name, count=20)
     write_femnist(tmp_path / "data" / "femnist", writers=5)
     return tmp_path / "data"
 

@@ -3,7 +3,6 @@ import tarfile
 
 import numpy as np
 import pytest
-from torchvision import datasets as torchvision_datasets
 
 from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import datasets
@@ -127,6 +126,8 @@ def test_missing_data_names_the_files(tmp_path):
 
 
 def test_fakes_look_real_to_torchvision(write_cifar, tmp_path):
+    from torchvision import datasets as torchvision_datasets
+
     batches = write_cifar(tmp_path, "CIFAR100")
     found = torchvision_datasets.CIFAR100(str(tmp_path), train=False)
     np.testing.assert_array_equal(found.data.transpose(0, 3, 1, 2).reshape(-1, 3072), batches["test"]["data"])

@@ -65,6 +65,8 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
     simulation.kill()
     _, error = third.communicate(timeout=120)
     assert (third.returncode, error.count("\n")) == (1, 1)
+    assert error.startswith("fedmr: error: ")
+    assert out.status == "failed"
     assert len(out.read_rows()) < 120
 
     last = in_the_background(env, tmp_path, "resume", "run", "--engine", "in-process")

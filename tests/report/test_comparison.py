@@ -155,6 +155,7 @@ def compare(out, strategies="fedmr,fedavg,scaffold", overrides=(), **more):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_trains_only_missing_runs(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     compare(out, "fedmr,fedavg", seeds="0,1")
@@ -184,6 +185,7 @@ def test_trains_only_missing_runs(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_stopped_runs_are_resumed(tmp_path):
     out = tmp_path / "out"
     compare(out, "fedavg")
@@ -202,6 +204,7 @@ def test_stopped_runs_are_resumed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_damaged_run_is_left_out(tmp_path, capsys):
     out = tmp_path / "out"
     compare(out, "fedavg,fedmr")
@@ -214,6 +217,7 @@ def test_damaged_run_is_left_out(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_failed_strategy_keeps_the_others(tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(FederationError, match="1 of 2 runs failed and are not in the table"):

@@ -47,6 +47,7 @@ def test_command_failure_is_one_line(answering, out, err, words):
 def test_second_ctrl_c_is_ignored():
     code = (
         "import os, signal\nfrom fedmr_flwr.wire.flower.commands import ignoring_interrupts\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background processes inherit ignoring it
         "with ignoring_interrupts():\n    os.kill(os.getpid(), signal.SIGINT)\nprint('survived', flush=True)\n"
         "signal.raise_signal(signal.SIGINT)"
     )
