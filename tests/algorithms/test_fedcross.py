@@ -30,13 +30,16 @@ def test_mixes_with_collaborators_by_hand(collaborator, chosen):
         assert model.ints.tolist() == [slot]
 
 
-def test_in_order_everyone_meets_everyone_else_and_the_mean_stays():
+def test_in_order_pairs_all_slots():
     tagged = [packed([1 + slot, 0], [slot]) for slot in range(4)]
     # With half its weight, a slot's model gives away its collaborator: 0.5 (1 + own) + 0.5 (1 + other).
     options = {"models": tagged, "alpha": 0.5, "collaborator": "in-order"}
     met = np.array([[model.floats[0] for model in dispatched(number, **options)] for number in range(1, 4)])
     for slot in range(4):
         assert set(2 * met[:, slot] - 2 - slot) == set(range(4)) - {slot}
+
+
+def test_in_order_keeps_the_mean():
     mixed = dispatched(alpha=0.6, collaborator="in-order")
     np.testing.assert_allclose(
         np.mean([model.floats for model in mixed], 0), np.mean([model.floats for model in POPULATION], 0), rtol=1e-6

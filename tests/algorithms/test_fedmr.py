@@ -210,6 +210,6 @@ def test_takes_per_tensor_records(grid_of, answer):
     strategy = FedMR(clients_per_round=3, unit="layer")
     result = strategy.start(grid_of(reply, clients=3, numbered=False), start, num_rounds=2)
     assert list(result.arrays) == list(ARRAYS)
-    # Every slot is trained by each client's +1..+3 twice in some order, so the mean is 2 * 2 whatever was dealt.
+    # Each client adds 1, 2 or 3 to the model of a slot, twice, so the mean is 2 * 2 whatever the permutations.
     np.testing.assert_allclose(result.arrays["conv.weight"].numpy(), 4)
     assert result.arrays["bn.count"].numpy().dtype == np.int64

@@ -53,12 +53,16 @@ def test_wrappers_may_wrap_fedavg(grid):
     assert len(list(wrapped(kind, FedAvg(clients_per_round=3)).configure_train(1, START, ConfigRecord(), grid))) == 3
 
 
-def test_classic_wrappers_and_secure_aggregation_are_refused():
+def test_classic_wrappers_are_refused():
     strategy = classic.FedMR(clients_per_round=1, keys=["w"])
     parameters = ndarrays_to_parameters([np.zeros(3, np.float32)])
     clipping = old.DifferentialPrivacyServerSideFixedClipping(strategy, 1.0, 1.0, 1)
     with pytest.raises(ConfigError, match="^DifferentialPrivacyServerSideFixedClipping cannot be used with FedMR"):
         clipping.configure_fit(1, parameters, None)
+
+
+def test_secure_aggregation_is_refused():
+    strategy = classic.FedMR(clients_per_round=1, keys=["w"])
     state = RecordDict(
         {MAIN_CONFIGS_RECORD: ConfigRecord({Key.CURRENT_ROUND: 1}), MAIN_PARAMS_RECORD: START}
     )  # of Flower's workflows

@@ -313,13 +313,20 @@ def plain(folder):
 """
 
 
-def test_a_loader_of_ones_own(tmp_path, monkeypatch):
+@pytest.fixture
+def my_data(tmp_path, monkeypatch):
     (tmp_path / "my_data.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("def load(:")
     monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_own_loader(tmp_path, my_data):
     assert len(load("my_data:load", tmp_path / "somewhere").train) == 1438
     images = load("my_data:plain", tmp_path)
     assert abs(float(images.prepare(images.train.inputs).mean())) < 1e-5, "images are never fed as bytes"
+
+
+def test_wrong_own_loaders_are_refused(tmp_path, my_data):
     for name, words in {
         "my_data:wrong": "returned int, not a fedmr_flwr Dataset",
         "my_data:missing": "'my_data:missing' failed with FileNotFoundError",

@@ -134,14 +134,20 @@ def test_grpc_control_api_is_local(dep, monkeypatch):
     assert command[command.index("--fleet-api-address") + 1] == "10.0.0.5:9092"
 
 
-def test_addresses_of_the_sixth_version_stand_in_brackets_and_folders_are_their_owners_alone(tmp_path):
+def test_ipv6_addresses_get_brackets(tmp_path):
     server, (node,) = folders.create(tmp_path / "dep", ["2001:db8::1"], 1)
     command = commands.supernode(tmp_path / "dep/node-0", node.model_copy(update={"data": "own.npz"}))
     assert command[command.index("--superlink") + 1].startswith("[2001:db8::1]:")
     everywhere = server.model_copy(update={"listen": "::"})
     assert '"127.0.0.1:8000"' in commands.configuration(tmp_path, everywhere)
+
+
+def test_folders_are_private(dep):
     for name in ("server", "node-0"):
-        assert stat.S_IMODE((tmp_path / "dep" / name).stat().st_mode) == 0o700
+        assert stat.S_IMODE((dep / name).stat().st_mode) == 0o700
+
+
+def test_host_with_a_port_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="without port"):
         folders.create(tmp_path / "other", ["server.example:9092"], 1)
 

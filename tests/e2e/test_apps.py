@@ -26,7 +26,7 @@ def run(tmp_path, env):
                 "--run-config", f"out='{out}' {config}",
                 "--federation-config", "num-supernodes=6 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
             )["run-id"]  # fmt: skip
-            status, details = wait_for_end(there, run_id)
+            status, details = wait_for_end(there, run_id, done=out.exists)
             log = subprocess.run(
                 [BIN / "flwr", "log", run_id, "local", "--show"],
                 env=there, capture_output=True, text=True, timeout=120, check=True,

@@ -89,7 +89,12 @@ def test_deployment_equals_in_process(deployment, env, there):
         own = " ".join([*RUNS["vgg16"], f"run-dir={folder / 'vgg16'}", "partition.name=nodes"])
         config = f"conf='{folder / 'conf.yaml'}' set='{own}'"
         run_id = flwr(there, "run", str(ROOT), "deployment", "--run-config", config)["run-id"]
-        assert wait_for_end(there, run_id, at="deployment")[0] == "finished:completed"
+        assert (
+            wait_for_end(
+                there, run_id, at="deployment", done=lambda: RunFolder(folder / "vgg16").status == "completed"
+            )[0]
+            == "finished:completed"
+        )
         for name, part in outside.items():
             assert STRANGERS[name] in part.output(), part.output()
             assert "SuperNode ID" not in part.output(), part.output()

@@ -49,6 +49,20 @@ def as_data(tensor, labels):
     return Dataset(examples, examples, 7, None), examples
 
 
+@pytest.fixture(scope="module")
+def built():
+    """Return a function that builds each model for ten classes once: to draw the weights takes longest."""
+    found = {}
+
+    def build(name, shape):
+        if (name, shape) not in found:
+            found[name, shape] = models.build(name, shape, 10)
+        return found[name, shape]
+
+    yield build
+    found.clear()
+
+
 def test_table_lists_every_model():
     assert {name for name, _, _ in SIZES} == set(models.MODELS)
 
@@ -60,24 +74,29 @@ def test_published_sizes(case, size):
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_forward_is_head_of_features(name, shape):
-    model = models.build(name, shape, 7).eval()
+def test_forward_is_head_of_features(built, name, shape):
+    model = built(name, shape).eval()
     images = inputs(shape)
     logits = model(images)
-    assert logits.shape == (3, 7)
+    assert logits.shape == (3, 10)
     assert torch.equal(logits, model.head(model.features(images)))
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_seed_decides_the_weights(name, shape):
-    before = torch.get_rng_state()
-    a, b, c = (models.build(name, shape, 10, seed) for seed in (1, 1, 2))
-    assert torch.equal(torch.get_rng_state(), before)
+def test_seed_decides_the_weights(built, name, shape):
+    a = built(name, shape)
+    b, c = (models.build(name, shape, 10, seed) for seed in (0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     drawn = [x for x in a.parameters() if x.std() > 0]  # not a normalisation's ones and zeros
     assert len(drawn) >= 6
     others = [y for y in c.parameters() if y.std() > 0]
     assert not any(torch.equal(x, y) for x, y in zip(drawn, others, strict=True))
+
+
+def test_global_generator_stays_untouched():
+    before = torch.get_rng_state()
+    models.build("mobilenet-v2", COLOUR, 10)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_weights_are_pytorchs_default():
@@ -102,9 +121,12 @@ def test_unknown_buffer_is_refused():
         initialise(module, torch.Generator())
 
 
-def test_an_unknown_model_and_an_unfit_shape_are_refused():
+def test_unknown_model_is_refused():
     with pytest.raises(ConfigError, match="'resnet' is not known; choose one of charlstm, cnn"):
         models.build("resnet", (1, 28, 28), 10)
+
+
+def test_unfit_image_shape_is_refused():
     with pytest.raises(ConfigError, match=r"'cnn' is not defined for images of shape \[2, 9, 9\]"):
         models.build("cnn", (2, 9, 9), 10)
 
@@ -135,9 +157,9 @@ def test_training_changes_every_parameter(name, shape):
     assert same - {key for key in same if key.startswith("embedding")} == unused
 
 
-def test_blocks_name_modules():
+def test_blocks_name_modules(built):
     for name, shape in CASES:
-        model = models.build(name, shape, 10)
+        model = built(name, shape)
         modules = dict(model.named_modules())
         assert all(block in modules for block in model.blocks)
         if name.startswith(("resnet", "mobilenet")):
@@ -228,12 +250,19 @@ def plain(input_shape, classes):
 """
 
 
-def test_a_model_of_ones_own(tmp_path, monkeypatch):
+@pytest.fixture
+def my_models(tmp_path, monkeypatch):
     (tmp_path / "my_models.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_own_model(my_models):
     model = models.build("my_models:Tiny", (1, 1, 5), 3)
     assert model(torch.ones(2, 5)).shape == (2, 3)
     assert models.build("my_models:Mended", (1, 1, 5), 3).scale.item() == 3
+
+
+def test_wrong_own_models_are_refused(my_models):
     for name, words in {
         "my_models:Odd": "no initial weights are known for Odd; give it a method",
         "my_models:plain": "must derive from fedmr_flwr.models.Classifier",

@@ -61,13 +61,16 @@ def flwr(env, *arguments):
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 
-def wait_for_end(env, run_id, seconds=240, at="local"):
+def wait_for_end(env, run_id, seconds=240, at="local", done=lambda: False):
+    """Wait until Flower has ended a run; `done` saves calls of a command that computes for seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
+        look = time.monotonic() + 10
+        while not done() and time.monotonic() < look:
+            time.sleep(0.2)
         (run,) = flwr(env, "list", at, "--run-id", run_id)["runs"]
         if run["status"].startswith("finished"):
             return run["status"], run.get("status-details")
-        time.sleep(3)
     raise TimeoutError
 
 

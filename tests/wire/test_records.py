@@ -249,7 +249,7 @@ def test_flowers_errors_have_names(code, kind):
     assert find_problem(Message(Error(code, "it\nbroke"), reply_to=sent), sent) == (kind, "it broke")
 
 
-def test_a_dead_process_of_ray_has_a_kind_of_its_own_and_long_reasons_are_cut():
+def test_dead_ray_worker_has_its_own_kind():
     sent, _ = message_and_reply(lambda content: None)
     dead = Error(0, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly'>")
     assert find_problem(Message(dead, reply_to=sent), sent)[0] == "actor-died"
@@ -261,6 +261,10 @@ def test_a_dead_process_of_ray_has_a_kind_of_its_own_and_long_reasons_are_cut():
     assert find_problem(Message(raised, reply_to=sent), sent) == ("other", "too large'>")
     own = Error(2, "ValueError: ActorDiedError")
     assert find_problem(Message(own, reply_to=sent), sent)[0] == "client-error", "a client cannot claim it"
+
+
+def test_long_reasons_are_shortened():
+    sent, _ = message_and_reply(lambda content: None)
     long = "\x1b[36mray::ClientAppActor.run()\x1b[39m\n" * 1000 + "ValueError: the disk\n is gone"
     _, reason = find_problem(Message(Error(2, long), reply_to=sent), sent)
     assert reason.startswith("ray::ClientAppActor.run() ray::")
