@@ -30,7 +30,6 @@ def run(settings):
 
 NAMES = {
     "FedAdam": ["strategy.options.eta=0.01", "strategy.options.tau=0.001"],
-    "FedYogi": ["strategy.options.eta=0.01"],
     "FedMedian": [],
     "Krum": ["strategy.options.num_malicious_nodes=1"],
     "FedAvg": [],

@@ -101,10 +101,15 @@ def test_errors_hide_the_nodes_paths(toy, own, tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_node_downloads_nothing(toy, own, tmp_path):
+def test_node_downloads_nothing(toy, own, tmp_path, monkeypatch):
+    from torchvision.datasets import FashionMNIST
+
+    asked = []
+    monkeypatch.setattr(FashionMNIST, "download", lambda self: asked.append(self.root))
     settings = toy().model_copy(update={"data": Data(name="fashion-mnist", download=True)})
-    site = Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
-    assert not site._named.download
+    with pytest.raises(DataError, match="FashionMNIST is not in"):
+        Node(settings, own() | {"data": str(tmp_path)}, SPEC, RUN).prepare("")
+    assert asked == []
 
 
 @pytest.mark.parametrize("run", ["../../elsewhere", "", "0123456789ABCDEF", json.dumps(RUN)])

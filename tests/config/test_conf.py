@@ -25,8 +25,8 @@ FILES = sorted(CONF.glob("*.yaml"))
 def data_dir(tmp_path, write_fashion_mnist, write_cifar, write_femnist):
     """A folder with small data sets in their true formats, in the place and of the shape of the real ones."""
     write_fashion_mnist(tmp_path / "data", packed=True, train=200)
-    for name in ("CIFAR10", "CIFAR100"):
-        write_cifar(tmp_path / "data", name, count=20)
+    for name, count in (("CIFAR10", 20), ("CIFAR100", 60)):  # in each file, of which CIFAR-10 has five for training
+        write_cifar(tmp_path / "data", name, count=count)
     write_femnist(tmp_path / "data" / "femnist", writers=5)
     return tmp_path / "data"
 

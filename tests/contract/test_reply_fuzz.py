@@ -198,7 +198,7 @@ def folder(tmp_path_factory):
 
 
 ALONE = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-TOGETHER = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+TOGETHER = settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 both_codecs = pytest.mark.parametrize("packed", [True, False], ids=["packed", "per tensor"])
 
 

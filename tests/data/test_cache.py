@@ -99,8 +99,8 @@ def test_concurrent_writers_make_one_copy(files):
     )
     env = os.environ | {"PYTHONPATH": str(files[0].parent.parent)}
     command = [sys.executable, "-c", code, *map(str, files)]
-    processes = [subprocess.Popen(command, env=env) for _ in range(3)]
-    assert [process.wait() for process in processes] == [0, 0, 0]
+    processes = [subprocess.Popen(command, env=env) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     assert [path.name for path in files[0].parent.glob(".toy*")] == [".toy.safetensors"]
 
 
@@ -185,11 +185,11 @@ def test_processes_share_memory(tmp_path):
     command = [sys.executable, "-c", _PROCESS, str(tmp_path)]
     processes = []
     try:
-        for _ in range(3):  # the first makes the copy
+        for _ in range(2):  # the first makes the copy
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             processes.append(subprocess.Popen(command, **pipes))
             added = int(processes[-1].stdout.readline())
-        assert added < x_train.nbytes / 10, f"the third process added {added / 1e6:.1f} MB"
+        assert added < x_train.nbytes / 10, f"the second process added {added / 1e6:.1f} MB"
     finally:
         for process in processes:
             process.communicate("")

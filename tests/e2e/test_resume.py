@@ -55,7 +55,7 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
     assert f"round {before - before % 3 + 1}/120" in output
     assert "round 1/120" not in output, "only what is new is shown"
     assert (second.returncode, error.count("\n")) == (1, 1)
-    assert "a Ray process has died with " in error
+    assert "a Ray worker died while training " in error
 
     # The server's process alone is killed.
     before = len(out.read_rows())

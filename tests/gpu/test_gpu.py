@@ -20,7 +20,6 @@ from rich.console import Console
 from fedmr_flwr.algorithms.fedprox import Prox
 from fedmr_flwr.config import registry
 from fedmr_flwr.errors import DeviceError, FederationError
-from fedmr_flwr.gpu import grid as gpu
 from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.graphs import GraphLane
 from fedmr_flwr.gpu.grid import GpuGrid
@@ -34,6 +33,7 @@ from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import experiment
 from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.npy import DeviceArray
 from tests.support.recorder import RecordedLane
 
@@ -113,21 +113,26 @@ def test_networks_equal_in_process(toy, small, model):
     assert RecordedLane.replays > replayed
 
 
+def stop_in_round_4(monkeypatch):
+    """Interrupt the fourth exchange of models."""
+    rounds, exchange = [], RosterGrid.exchange
+
+    def stop(grid, messages, **more):
+        rounds.append(1)
+        if len(rounds) == 4:
+            raise KeyboardInterrupt
+        return exchange(grid, messages, **more)
+
+    monkeypatch.setattr(RosterGrid, "exchange", stop)
+
+
 @pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon"])
 def test_resumed_run_ends_the_same(toy, monkeypatch, strategy):
     settings = [
         toy(f"strategy.name={strategy}", "rounds=5", "checkpoint-every=2", run=name) for name in ("whole", "cut")
     ]
     whole = run(settings[0], engines.grid_of(settings[0]))
-    rounds, wave = [], GpuGrid._wave
-
-    def cut(grid, messages):
-        rounds.append(1)
-        if len(rounds) == 4:
-            raise KeyboardInterrupt
-        return wave(grid, messages)
-
-    monkeypatch.setattr(GpuGrid, "_wave", cut)
+    stop_in_round_4(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane))
     half = RunFolder(settings[1].run_dir)
@@ -139,15 +144,16 @@ def test_resumed_run_ends_the_same(toy, monkeypatch, strategy):
 def test_models_stay_on_the_device(toy):
     settings = toy()
     grid = GpuGrid(settings, device=CPU, lane=ResidentLane)
-    seen, answers = [], grid._answers
+    seen, exchange = [], grid.send_and_receive
 
-    def look(messages):
-        replies = answers(messages)
+    def look(messages, timeout=None):
+        messages = list(messages)
+        replies = exchange(messages, timeout=timeout)
         for message in [*messages, *replies]:
             seen.extend(record["floats"] for record in message.content.array_records.values())
         return replies
 
-    grid._answers = look
+    grid.send_and_receive = look
     run(settings, grid)
     # In the first round the initial model goes out as bytes; after that everything is where it was trained.
     assert [isinstance(array, DeviceArray) for array in seen] == [False] * 3 + [True] * (len(seen) - 3)
@@ -288,28 +294,36 @@ def test_docs_list_captured_rules():
 def test_waves_have_equal_sizes(toy):
     settings = [toy("clients=35", "clients-per-round=34", "rounds=1", run=name) for name in ("a", "b")]
     expected = run(settings[0], engines.grid_of(settings[0]))
-    grid, reported, waves = GpuGrid(settings[1], device=CPU, lane=ResidentLane), [], []
-    grid._report, wave = reported.append, grid._wave
+    lanes, reported = [], []
 
-    def look(turns):
-        waves.append(len(turns))
-        wave(turns)
+    class Counted(ResidentLane):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            lanes.append(self)
 
-    grid._wave = look
-    assert digest(run(settings[1], grid)) == digest(expected)
-    assert waves == [17, 17] and len(grid._lanes) == 17 and not reported
+    assert digest(run(settings[1], GpuGrid(settings[1], reported.append, CPU, Counted))) == digest(expected)
+    assert len(lanes) == 17 and not reported, "two waves of 17, not one of 32 and one of 2"
 
 
 def test_clients_return_to_their_lane(toy):
     settings = toy("clients-per-round=6", "rounds=4")  # all clients in every round, in another order
-    grid = GpuGrid(settings, device=CPU, lane=ResidentLane)
-    seen, wave = [], grid._wave
+    lanes, seen = [], []
 
-    def look(turns):
-        wave(turns)
-        seen.append([sorted(lane.sizes) for lane in grid._lanes])
+    class Listed(ResidentLane):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            lanes.append(self)
 
-    grid._wave = look
+    grid = GpuGrid(settings, device=CPU, lane=Listed)
+    exchange = grid.send_and_receive
+
+    def look(messages, timeout=None):
+        replies = exchange(messages, timeout=timeout)
+        if lanes:
+            seen.append([sorted(lane.sizes) for lane in lanes])
+        return replies
+
+    grid.send_and_receive = look
     run(settings, grid)
     assert len({tuple(sizes) for sizes in seen[0]}) > 2
     assert seen == [seen[0]] * 4
@@ -501,15 +515,7 @@ def test_cuda_resumed_run_ends_the_same(toy, monkeypatch, strategy):
         on_gpu(toy(f"strategy.name={strategy}", "rounds=6", "checkpoint-every=2", run=name)) for name in ("a", "b")
     )
     expected = run(whole, engines.grid_of(whole))
-    rounds, wave = [], gpu.GpuGrid._wave
-
-    def stop(grid, messages):
-        rounds.append(1)
-        if len(rounds) == 4:
-            raise KeyboardInterrupt
-        return wave(grid, messages)
-
-    monkeypatch.setattr(gpu.GpuGrid, "_wave", stop)
+    stop_in_round_4(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(cut, engines.grid_of(cut))
     half = RunFolder(cut.run_dir)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -328,7 +329,9 @@ def test_dead_ray_worker_stops_the_run(toy, monkeypatch, least):
     common += ("strategy.name=scaffold",)
     whole = run(toy(*common, run="whole"))
     fit, calls = client.fit, []
-    monkeypatch.setattr(in_process, "_CLIENT_RAISED", 0)  # as Flower reports what Ray raises
+    monkeypatch.setattr(
+        in_process, "ErrorCode", SimpleNamespace(CLIENT_APP_RAISED_EXCEPTION=0)
+    )  # as for Ray's errors
 
     def dying(*arguments):
         calls.append(1)
@@ -339,7 +342,7 @@ def test_dead_ray_worker_stops_the_run(toy, monkeypatch, least):
     settings = toy(*common, run="part")
     with monkeypatch.context() as patch:
         patch.setattr(client, "fit", dying)
-        with pytest.raises(FederationError, match=r"round 3: a Ray process has died .*`fedmr resume`"):
+        with pytest.raises(FederationError, match=r"round 3: a Ray worker died .*`fedmr resume`"):
             run(settings)
     out = RunFolder(settings.run_dir)
     assert out.read_rows()[-1]["failures-by-kind"] == {"actor-died": 1}
@@ -419,8 +422,8 @@ def test_kill_while_saving_ends_the_same(toy, monkeypatch, step):
     whole = run(toy(*common, run="whole"))
     out = stopped(toy(*common, run="part"), monkeypatch, fits=4)
     before = KILL_WHILE_SAVING.format(step=step) + (
-        "from fedmr_flwr.runs import loop\ntrain = loop._train_round\n"
-        "loop._train_round = lambda *a: (begin(), train(*a))[1]\n"
+        "from fedmr_flwr.wire.grids.roster import RosterGrid\nexchange = RosterGrid.exchange\n"
+        "RosterGrid.exchange = lambda *a, **more: (begin(), exchange(*a, **more))[1]\n"
     )
     assert ended(fedmr("resume", out.path, before=before)) == -signal.SIGKILL
     assert resume(out.path).exit_code == 0
