@@ -154,7 +154,7 @@ def test_units_are_permuted_independently(unit):
     assert len(orders) > 1, "the units are shuffled independently"
 
 
-def test_averaged_buffers_are_the_global_models():
+def test_averaged_buffers_are_global():
     experiment = Experiment(buffers="average")
     experiment.round(1)
     center = values(experiment.parameters)
@@ -359,7 +359,7 @@ def test_metrics_are_weighted_by_examples():
     # Of the three pairs only that of slots 1 and 3 is alike; the initial model of zeros is orthogonal to both.
 
 
-def test_similarity_is_that_of_the_population():
+def test_reports_similarity():
     def reply(number, client):  # unit vectors at 0, 10, 20 degrees
         arrays = [array.copy() for array in ARRAYS.values()]
         arrays[1][:] = np.cos(np.radians(10 * client)), np.sin(np.radians(10 * client))

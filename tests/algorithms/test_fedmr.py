@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedmr_flwr import FedAvg, FedMR
+from fedmr_flwr import FedMR
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.core.units import units
@@ -103,28 +103,6 @@ def test_first_stage_averages(grid_of, answer, stage):
         sent = experiment.round(number)
         averaged = all((row.floats == before).all() for row in sent)
         assert averaged == (number <= stage + 1), number  # round 1 sends the initial model in any case
-
-
-def test_with_a_first_stage_of_all_rounds_it_is_uniform_fedavg_bit_for_bit(grid_of, answer):
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(10, 8, LAYOUT.size)).astype(np.float32)
-
-    def reply(message, client):
-        old = CODEC.decode(message.content["arrays"])
-        step = noise[message.content["config"]["server-round"], client]
-        return answer(CODEC.encode(Parts([old.floats * np.float32(0.9) + step], [old.ints + 1])), examples=client + 1)
-
-    finals = []
-    for strategy in (
-        FedMR(clients_per_round=K, layout=LAYOUT, first_stage_rounds=6),
-        FedAvg(clients_per_round=K, layout=LAYOUT, weighting="uniform"),
-    ):
-        grid, arrays = RosterGrid(grid_of(reply, 8), 8), model(0)
-        for number in range(1, 7):
-            replies = grid.send_and_receive(strategy.configure_train(number, arrays, ConfigRecord(), grid))
-            arrays, _ = strategy.aggregate_train(number, replies)
-        finals.append(arrays["floats"].data)
-    assert finals[0] == finals[1]
 
 
 def test_failed_slots_keep_their_model(grid_of, answer):

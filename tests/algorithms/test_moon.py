@@ -42,7 +42,7 @@ def rule(**options):
     return Contrastive(ContrastiveOptions(**options))
 
 
-def begun(made, model, kept):
+def state_of(made, model, kept):
     return made.begin(model, Task(EXAMPLES.labels, TRAINING, np.random.default_rng(0), kept=kept))
 
 
@@ -64,7 +64,7 @@ def test_extra_loss_is_weighted_contrast():
     previous, _ = trained(LocalRule())
     kept = {name: tensor.numpy() for name, tensor in previous.state_dict().items()}
     model, made = Net(), rule(mu=3.0, temperature=0.25)
-    state = begun(made, model, kept)
+    state = state_of(made, model, kept)
     with torch.no_grad():
         model.layer.weight += 0.5  # training has moved it away from what was received
     logits, extra = made.forward(model, state, X, EXAMPLES.labels)
@@ -106,7 +106,7 @@ def test_keeps_the_last_trained_model():
 def test_other_models_do_not_change():
     _, outcome = trained(rule())
     made, model = rule(), Net()
-    received, previous = state = begun(made, model, outcome.kept)
+    received, previous = state = state_of(made, model, outcome.kept)
     before = [{name: tensor.clone() for name, tensor in other.state_dict().items()} for other in state]
     logits, extra = made.forward(model, state, X, EXAMPLES.labels)
     (logits.sum() + extra).backward()

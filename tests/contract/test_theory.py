@@ -149,7 +149,7 @@ BUFFERS = [entry for entry in LAYOUT.entries if entry.buffer]
 @every_unit
 @FEWER
 @given(population=populations)
-def test_averaged_buffers_are_the_global_models(unit, population):
+def test_averaged_buffers_are_global(unit, population):
     k, seed = population
     before = whole_numbers(k, seed)
     center = average(before)
@@ -264,7 +264,7 @@ def test_an_endless_first_stage_is_fedavg(experiment_of, seed, unit):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_after_the_first_stage_it_is_not_fedavg(experiment_of, stage):
+def test_later_rounds_differ_from_fedavg(experiment_of, stage):
     a = experiment_of(FedMR, by_client, first_stage_rounds=stage)
     b = experiment_of(FedAvg, by_client, weighting="uniform")
     equal = [a.round(number).bytes == b.round(number).bytes for number in range(1, 6)]
@@ -367,7 +367,7 @@ def test_averaged_buffers_are_weighted_too(experiment_of):
 
 
 @pytest.mark.parametrize("kind", [FedMR, Indep])
-def test_slots_without_a_client_keep_their_model(experiment_of, kind):
+def test_idle_slots_keep_their_model(experiment_of, kind):
     experiment = experiment_of(kind, by_client, clients=10, m=3, population=8)
     counts, units = np.zeros(8, int), Recombination(LAYOUT).units
     for number in range(1, 41):

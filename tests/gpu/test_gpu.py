@@ -329,7 +329,7 @@ def test_clients_return_to_their_lane(toy):
     assert seen == [seen[0]] * 4
 
 
-class Begun(NamedTuple):
+class State(NamedTuple):
     """A state with one part of each sort."""
 
     tensors: tuple
@@ -337,11 +337,11 @@ class Begun(NamedTuple):
     draws: torch.Generator | None
 
 
-def begun(value, seed=0):
+def make_state(value, seed=0):
     network = torch.nn.Linear(1, 1).requires_grad_(False)
     network.weight.fill_(value)
     tensors = (torch.full((2,), value), (torch.full((1,), value),))
-    return Begun(tensors, network, torch.Generator().manual_seed(seed))
+    return State(tensors, network, torch.Generator().manual_seed(seed))
 
 
 def places(state):
@@ -350,7 +350,7 @@ def places(state):
 
 
 def test_state_is_copied_in_place():
-    resident, other = begun(1.0), begun(2.0, seed=5)
+    resident, other = make_state(1.0), make_state(2.0, seed=5)
     before = places(resident)
     states.copy_into(resident, other)
     assert places(resident) == before
@@ -360,17 +360,17 @@ def test_state_is_copied_in_place():
 
 
 def test_finds_a_states_generators():
-    state = begun(1.0)
+    state = make_state(1.0)
     assert states.generators((state, state.tensors)) == [state.draws]
     assert states.generators(None) == []
 
 
 def test_values_do_not_change_the_kind():
-    assert states.kind_of(begun(1.0)) == states.kind_of(begun(2.0, seed=5))
+    assert states.kind_of(make_state(1.0)) == states.kind_of(make_state(2.0, seed=5))
 
 
 def test_structure_changes_the_kind():
-    plain, frozen = begun(1.0), begun(1.0)
+    plain, frozen = make_state(1.0), make_state(1.0)
     frozen.network.eval()
     fewer, typed = plain._replace(tensors=plain.tensors[:1]), plain._replace(tensors=(torch.ones(2).double(),))
     kinds = [states.kind_of(state) for state in (plain, fewer, typed, frozen, plain._replace(draws=None), None)]

@@ -1,4 +1,4 @@
-"""A run that is stopped at any moment goes on to the same final model, bit for bit."""
+"""A run that is stopped at any moment resumes to the same final model, bit for bit."""
 
 import io
 import json
@@ -252,7 +252,7 @@ def test_damaged_folder_is_one_line(toy, monkeypatch):
 
 @pytest.mark.slow
 def test_tolerated_bad_round_stays(toy, monkeypatch):
-    """The clients are well again when the run goes on, but what was trained on top of the bad round counts."""
+    """The clients work again when the run is resumed, but what was trained on top of the bad round counts."""
     common = ("rounds=5", "max-bad-rounds=1", "checkpoint-every=2")
     fit, calls = client.fit, []
 

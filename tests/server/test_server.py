@@ -99,7 +99,7 @@ def test_evaluation_does_not_change_the_model(toy):
 
 
 @pytest.mark.slow
-def test_clients_use_given_threads_and_streams(toy, monkeypatch):
+def test_clients_use_the_given_threads(toy, monkeypatch):
     import torch
 
     fit, threads, orders = client.fit, [], []

@@ -37,14 +37,14 @@ def trained(module, seed):
     return weights(model)
 
 
-def begun(lane, seed):
+def started(lane, seed):
     lane.begin(np.random.default_rng(seed), LocalRule())
     return lane
 
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 def test_lanes_may_take_turns(module):
-    lanes = [begun(Lane(network(module()), DATA, EXAMPLES, TRAINING), seed) for seed in (1, 2)]
+    lanes = [started(Lane(network(module()), DATA, EXAMPLES, TRAINING), seed) for seed in (1, 2)]
     while sum(lane.step() for lane in lanes):
         pass
     for lane, seed in zip(lanes, (1, 2), strict=True):
@@ -61,7 +61,7 @@ def test_dropout_depends_on_the_seed(module):
 
 @pytest.mark.parametrize("name", ["nn.Dropout", "our Dropout"])
 def test_global_generator_is_restored(name):
-    lane, before = begun(Lane(network(MODULES[name]()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
+    lane, before = started(Lane(network(MODULES[name]()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
     lane.step()
     assert torch.equal(torch.get_rng_state(), before)
     lane.run()
@@ -74,7 +74,7 @@ def test_error_restores_the_generator():
             torch.rand(1)
             raise ValueError
 
-    lane, before = begun(Lane(network(Failing()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
+    lane, before = started(Lane(network(Failing()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
     with pytest.raises(ValueError):
         lane.step()
     assert torch.equal(torch.get_rng_state(), before)
@@ -89,7 +89,7 @@ def test_lane_trains_clients_in_turn():
     lane, start = Lane(network(nn.Dropout(0.5)), DATA, EXAMPLES, TRAINING), network(nn.Identity()).state_dict()
     for seed in (1, 2):
         lane.model.load_state_dict(start)
-        result = begun(lane, seed).run()
+        result = started(lane, seed).run()
         expected = network(nn.Dropout(0.5))
         assert result == fit(expected, DATA, EXAMPLES, TRAINING, np.random.default_rng(seed))
         assert torch.equal(weights(lane.model), weights(expected))
@@ -106,7 +106,7 @@ def test_lane_uses_the_given_indices():
 
 
 def test_step_returns_false_at_the_end():
-    lane = begun(Lane(network(nn.Identity()), DATA, EXAMPLES, TRAINING), 1)
+    lane = started(Lane(network(nn.Identity()), DATA, EXAMPLES, TRAINING), 1)
     assert [lane.step() for _ in range(8)] == [True] * 6 + [False] * 2
 
 
