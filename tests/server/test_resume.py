@@ -88,7 +88,7 @@ def stopped(settings, monkeypatch, fits):
 
 STRATEGIES = [
     ("strategy.name=fedavg",),
-    ("strategy.unit=tensor", "strategy.first-stage-rounds=2"),
+    ("strategy.unit=tensor", "strategy.first-stage-rounds=1"),
     ("strategy.population=5", "strategy.weighting=examples", "strategy.evaluate-slots=true"),
     ("strategy.name=indep",),
     ("strategy.name=scaffold",),
