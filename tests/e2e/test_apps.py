@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tools import BIN, flwr, left, local_superlink, wait_for_end
+from tests.support.tools import BIN, flwr, wait_for_end
 
 APPS = Path(__file__).parent / "apps"
 
@@ -15,27 +15,25 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def run(tmp_path, env):
+def run(tmp_path, local):
     """Return a function that runs an app with six clients: what its server wrote, and what Flower logged."""
 
     def run(app, config=""):
         out = tmp_path / "out.json"
-        with local_superlink(tmp_path, env) as there:
-            run_id = flwr(
-                there, "run", str(APPS / app), "local",
-                "--run-config", f"out='{out}' {config}",
-                "--federation-config", "num-supernodes=6 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
-            )["run-id"]  # fmt: skip
-            status, details = wait_for_end(there, run_id, done=out.exists)
-            log = subprocess.run(
-                [BIN / "flwr", "log", run_id, "local", "--show"],
-                env=there, capture_output=True, text=True, timeout=120, check=True,
-            ).stdout  # fmt: skip
+        run_id = flwr(
+            local, "run", str(APPS / app), "local",
+            "--run-config", f"out='{out}' {config}",
+            "--federation-config", "num-supernodes=6 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
+        )["run-id"]  # fmt: skip
+        status, details = wait_for_end(local, run_id, done=out.exists)
+        log = subprocess.run(
+            [BIN / "flwr", "log", run_id, "local", "--show"],
+            env=local, capture_output=True, text=True, timeout=120, check=True,
+        ).stdout  # fmt: skip
         assert status == "finished:completed", f"{details}\n{log}"
         return json.loads(out.read_text()), log
 
-    yield run
-    assert left(env) == []
+    return run
 
 
 def warnings(log):
@@ -70,4 +68,4 @@ def test_app_survives_failing_clients(run):
     assert sorted(kind for _, kind in failed) == ["client-error", "malformed", "no-reply", "not-finite"]
     assert len({client for client, _ in failed}) == 4
     assert "the disk is gone" in log
-    assert "'out.bias' is float32[11], not float32[10]" in log
+    assert "'out.bias' is float32[11], expected float32[10]" in log

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from fedmr_flwr.runs.folder import RunFolder
-from tests.support.tools import BIN, ROOT, flwr, left, local_superlink, manifest, wait_for_end
+from tests.support.tools import BIN, ROOT, flwr, left, manifest, wait_for_end
 
 TINY = ["rounds=4", "training.local-epochs=1"]
 
@@ -42,29 +42,27 @@ def test_fedmr_run_equals_in_process(tmp_path, env, reference):
     assert left(env) == []
 
 
-def test_flwr_run_equals_in_process(tmp_path, env, reference):
-    out = tmp_path / "run"
-    with local_superlink(tmp_path, env) as env:
-        overrides = f"{' '.join(TINY)} run-dir={out}"
-        run_id = flwr(
-            env, "run", str(ROOT), "local",
-            "--run-config", f"conf='conf/quickstart.yaml' set='{overrides}'",
-            "--federation-config",
-            "num-supernodes=20 client-resources-num-cpus=1 client-resources-num-gpus=0.0 init-args-num-cpus=1",
-        )["run-id"]  # fmt: skip
-        ended = lambda: RunFolder(out).status in ("completed", "failed")  # noqa: E731
-        assert wait_for_end(env, run_id, done=ended)[0] == "finished:completed"
-    assert manifest(out)["model-sha256"] == reference
+def test_flwr_run_equals_in_process(tmp_path, local, reference):
+    out = RunFolder(tmp_path / "run")
+    overrides = f"{' '.join(TINY)} run-dir={out.path}"
+    run_id = flwr(
+        local, "run", str(ROOT), "local",
+        "--run-config", f"conf='conf/quickstart.yaml' set='{overrides}'",
+        "--federation-config",
+        "num-supernodes=20 client-resources-num-cpus=1 client-resources-num-gpus=0.0 init-args-num-cpus=1",
+    )["run-id"]  # fmt: skip
+    status, _ = wait_for_end(local, run_id, done=lambda: out.status in ("completed", "failed"))
+    assert status == "finished:completed"
+    assert manifest(out.path)["model-sha256"] == reference
 
 
-def test_wrong_node_count_is_one_line(tmp_path, env):
-    with local_superlink(tmp_path, env) as env:
-        run_id = flwr(
-            env, "run", str(ROOT), "local",
-            "--run-config", f"set='rounds=1 run-dir={tmp_path / 'run'}'",
-            "--federation-config", "num-supernodes=30 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
-        )["run-id"]  # fmt: skip
-        status, details = wait_for_end(env, run_id)
+def test_wrong_node_count_is_one_line(tmp_path, local):
+    run_id = flwr(
+        local, "run", str(ROOT), "local",
+        "--run-config", f"set='rounds=1 run-dir={tmp_path / 'run'}'",
+        "--federation-config", "num-supernodes=30 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
+    )["run-id"]  # fmt: skip
+    status, details = wait_for_end(local, run_id)
     assert status == "finished:failed"
     assert "the configuration has 20 clients, but 30 nodes are connected" in details
     assert "num-supernodes=20" in details

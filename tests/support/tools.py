@@ -1,14 +1,13 @@
 """What the end-to-end tests share: Flower's own commands, and processes that are found and stopped."""
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ import yaml
 
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.launch.local_superlink import local_superlink as local_superlink_of
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -41,15 +39,6 @@ def left(env, seconds=20):
     """Wait for the test's processes to end; return the command lines of those that do not."""
     _, alive = psutil.wait_procs(family(env), timeout=seconds)
     return [" ".join(process.cmdline()) for process in alive]
-
-
-@contextmanager
-def local_superlink(folder, env):
-    """A local SuperLink as `flwr run` starts one; gives the environment of commands that talk to it."""
-    for name in [name for name in os.environ if name.startswith(("FLWR_", "RAY_"))]:
-        env.pop(name, None)
-    with local_superlink_of(ROOT, folder / "flower.log") as superlink:
-        yield superlink.connection.env
 
 
 def flwr(env, *arguments):
