@@ -54,7 +54,7 @@ def wait_for_end(env, run_id, seconds=240, at="local", done=lambda: False):
     """Wait until Flower has ended a run; `done` saves calls of a command that computes for seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        look = time.monotonic() + 10
+        look = time.monotonic() + 5
         while not done() and time.monotonic() < look:
             time.sleep(0.2)
         (run,) = flwr(env, "list", at, "--run-id", run_id)["runs"]
