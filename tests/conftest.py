@@ -3,13 +3,18 @@
 import gzip
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import struct
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# The tests share their cores with others; threads that wait for each other take several times as long. PyTorch reads
+# this when it is imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -23,17 +28,24 @@ from fedmr_flwr.wire.grids.in_process import InProcessGrid
 
 CONF = Path(__file__).parent.parent / "conf"
 
-# A small federation on real digits: a round takes a tenth of a second.
+# A small run on real digits: a round takes a twentieth of a second.
 TOY = [
     "rounds=3",
     "clients=6",
     "clients-per-round=3",
     "training.local-epochs=1",
+    "training.batch-size=50",
     "partition.name=dirichlet",
     "partition.alpha=1.0",
     "device=cpu",
     "engine=in-process",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first: while deployments wait for Flower, another worker does the others."""
+    marks = ["e2e", "slow"]
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in marks])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,13 +55,30 @@ def _task() -> None:
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Callable[..., Settings]:
-    """Return a function that makes the settings of a toy run: toy("rounds=2", run="a")."""
+def settings_of(tmp_path: Path) -> Callable[..., Settings]:
+    """Return a function that makes the settings of a toy run: settings_of("rounds=2", run="a")."""
 
     def make(*overrides: str, run: str = "run") -> Settings:
         return load(CONF / "quickstart.yaml", [*TOY, f"run-dir={tmp_path / run}", *overrides])
 
     return make
+
+
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    """Let runs draw nothing, which takes most of a short run's time."""
+    from fedmr_flwr.report import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda folder: [])
+        patch.setattr(plots, "clients", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def toy(settings_of: Callable[..., Settings], no_pictures: None) -> Callable[..., Settings]:
+    """Return `settings_of` for runs without pictures."""
+    return settings_of
 
 
 @pytest.fixture

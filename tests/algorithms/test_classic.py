@@ -141,10 +141,10 @@ def test_round_1_sends_the_initial_model():
 
 @pytest.mark.parametrize("unit", ["tensor", "layer", "block", "fraction:0.4", ["weight", "."]])
 def test_units_are_permuted_independently(unit):
-    federation = Experiment(unit=unit)
-    federation.round(1)
-    trained = sorted(federation.trained)
-    mixed = [values(parameters) for parameters in federation.round(2)]
+    experiment = Experiment(unit=unit)
+    experiment.round(1)
+    trained = sorted(experiment.trained)
+    mixed = [values(parameters) for parameters in experiment.round(2)]
     orders = set()
     for part in units(LAYOUT, unit):
         assert all(len({row[name] for name in part.keys}) == 1 for row in mixed), "a unit comes from one slot"
@@ -154,14 +154,14 @@ def test_units_are_permuted_independently(unit):
     assert len(orders) > 1, "the units are shuffled independently"
 
 
-def test_averaged_buffers_are_the_global_models():
-    federation = Experiment(buffers="average")
-    federation.round(1)
-    center = values(federation.parameters)
-    assert center["bn.running_mean"] == np.float32(np.mean(federation.trained))
-    assert center["bn.num_batches_tracked"] == max(federation.trained), "integer buffers take the maximum"
-    trained = sorted(federation.trained)
-    mixed = [values(parameters) for parameters in federation.round(2)]
+def test_averaged_buffers_are_global():
+    experiment = Experiment(buffers="average")
+    experiment.round(1)
+    center = values(experiment.parameters)
+    assert center["bn.running_mean"] == np.float32(np.mean(experiment.trained))
+    assert center["bn.num_batches_tracked"] == max(experiment.trained), "integer buffers take the maximum"
+    trained = sorted(experiment.trained)
+    mixed = [values(parameters) for parameters in experiment.round(2)]
     for name in KEYS:
         if name in BUFFERS:
             assert {row[name] for row in mixed} == {center[name]}
@@ -192,10 +192,10 @@ def test_recombination_keeps_the_mean(seed, slots, unit):
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_the_first_stage_averages(stage):
-    federation = Experiment(first_stage_rounds=stage)
+    experiment = Experiment(first_stage_rounds=stage)
     for number in range(1, 6):
-        before = federation.parameters
-        averaged = all(sent == before for sent in federation.round(number))
+        before = experiment.parameters
+        averaged = all(sent == before for sent in experiment.round(number))
         assert averaged == (number <= stage + 1), number  # round 1 sends the initial model in any case
 
 
@@ -241,20 +241,20 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_results_slot_keeps_its_model(kind, caplog):
+def test_bad_result_keeps_the_slots_model(kind, caplog):
     make, reason = BAD[kind]
-    federation = Experiment(clients=K, bad=lambda number, client: make() if (number, client) == (2, 3) else None)
-    federation.round(1)
+    experiment = Experiment(clients=K, bad=lambda number, client: make() if (number, client) == (2, 3) else None)
+    experiment.round(1)
     caplog.clear()
-    sent = federation.round(2)
-    slot = federation.clients.index(3)
-    for at, row in enumerate(federation.population):
+    sent = experiment.round(2)
+    slot = experiment.clients.index(3)
+    for at, row in enumerate(experiment.population):
         if at == slot:
             np.testing.assert_array_equal(row, LAYOUT.pack(tensors(sent[at])).floats)
         else:
-            assert (row == 200 + federation.clients[at]).all()
+            assert (row == 200 + experiment.clients[at]).all()
     np.testing.assert_allclose(
-        LAYOUT.pack(tensors(federation.parameters)).floats, np.mean(federation.population, axis=0), rtol=1e-6
+        LAYOUT.pack(tensors(experiment.parameters)).floats, np.mean(experiment.population, axis=0), rtol=1e-6
     )
     (record,) = [record for record in caplog.records if record.name == CLASSIC]
     assert (record.levelno, record.getMessage().count("\n")) == (logging.WARNING, 0)
@@ -265,16 +265,16 @@ def test_a_bad_results_slot_keeps_its_model(kind, caplog):
 def test_a_model_may_be_in_fortran_order():
     array = np.asfortranarray(np.arange(4, dtype=np.float32).reshape(2, 2))
     assert b"'fortran_order': True" in put(array).parameters.tensors[0]
-    federation = Experiment(clients=1, clients_per_round=1, bad=lambda *_: put(array))
-    federation.round(1)
-    assert tensors(federation.parameters)["conv.weight"].tolist() == [[0, 1], [2, 3]]
+    experiment = Experiment(clients=1, clients_per_round=1, bad=lambda *_: put(array))
+    experiment.round(1)
+    assert tensors(experiment.parameters)["conv.weight"].tolist() == [[0, 1], [2, 3]]
 
 
-def test_an_exception_names_all_who_are_missing(caplog):
+def test_exception_names_missing_clients(caplog):
     bad = {1: RuntimeError("first"), 3: RuntimeError()}
     Experiment(clients=K, bad=lambda number, client: bad.get(client)).round(1)
-    said = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
-    assert sorted(said) == ["client 1 or 3: RuntimeError", "client 1 or 3: first"]
+    logged = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
+    assert sorted(logged) == ["client 1 or 3: RuntimeError", "client 1 or 3: first"]
 
 
 def test_unasked_answers_do_not_count(caplog):
@@ -284,49 +284,49 @@ def test_unasked_answers_do_not_count(caplog):
     parameters, _ = strategy.aggregate_fit(1, [*answers, (first, result(model(50)))], [])
     assert [row[0] for row in population(strategy)] == [1, 3]
     assert values(parameters)["out.weight"] == 2
-    said = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
-    assert said == [f"client {who}: it was not drawn, or has replied before" for who in ("99", first.cid)]
+    logged = [record.getMessage() for record in caplog.records if record.name == CLASSIC]
+    assert logged == [f"client {who}: it was not drawn, or has replied before" for who in ("99", first.cid)]
 
 
 def test_a_bad_round_changes_nothing():
-    federation = Experiment(clients=K, bad=lambda number, client: result(model(9), 0) if number == 2 else None)
-    federation.round(1)
-    before, parameters = [row.copy() for row in federation.population], federation.parameters
-    sent = federation.round(2)
-    assert federation.metrics == {}
-    assert federation.parameters is parameters
-    np.testing.assert_array_equal(federation.population, before)
-    again = federation.round(3)
+    experiment = Experiment(clients=K, bad=lambda number, client: result(model(9), 0) if number == 2 else None)
+    experiment.round(1)
+    before, parameters = [row.copy() for row in experiment.population], experiment.parameters
+    sent = experiment.round(2)
+    assert experiment.metrics == {}
+    assert experiment.parameters is parameters
+    np.testing.assert_array_equal(experiment.population, before)
+    again = experiment.round(3)
     assert sorted(values(row)["out.weight"] for row in again) == sorted(values(row)["out.weight"] for row in sent)
 
 
 def test_a_bad_first_round_starts_again():
-    federation = Experiment(bad=lambda number, client: Experiment.MISSING if number == 1 else None)
-    federation.round(1)
-    assert federation.strategy.algorithm.state.models is None
-    assert federation.round(2) == [model(0)] * K
+    experiment = Experiment(bad=lambda number, client: Experiment.MISSING if number == 1 else None)
+    experiment.round(1)
+    assert experiment.strategy.algorithm.state.models is None
+    assert experiment.round(2) == [model(0)] * K
 
 
 def test_slots_not_drawn_keep_their_models():
-    slots, federation = 7, Experiment(clients_per_round=3, population=7, unit="layer", seed=4)
-    federation.round(1)
+    slots, experiment = 7, Experiment(clients_per_round=3, population=7, unit="layer", seed=4)
+    experiment.round(1)
     drawn = sorted(stream(4, "slots", 1).choice(slots, 3, replace=False).tolist())
-    assert [row[0] for row in federation.population] == [
-        federation.clients[drawn.index(slot)] + 100 if slot in drawn else 0 for slot in range(slots)
+    assert [row[0] for row in experiment.population] == [
+        experiment.clients[drawn.index(slot)] + 100 if slot in drawn else 0 for slot in range(slots)
     ]
     touched = set(drawn)
     for number in range(2, 9):
-        before = np.array(federation.population)
-        center = federation.parameters
-        sent = federation.round(number)
+        before = np.array(experiment.population)
+        center = experiment.parameters
+        sent = experiment.round(number)
         drawn = sorted(stream(4, "slots", number).choice(slots, 3, replace=False).tolist())
-        kept = [row for slot, row in enumerate(federation.population) if slot not in drawn]
+        kept = [row for slot, row in enumerate(experiment.population) if slot not in drawn]
         everything = np.array([*kept, *(LAYOUT.pack(tensors(parameters)).floats for parameters in sent)])
         np.testing.assert_array_equal(np.sort(everything, axis=0), np.sort(before, axis=0))
-        assert sorted(federation.trained) == sorted(
-            row[0] for slot, row in enumerate(federation.population) if slot in drawn
+        assert sorted(experiment.trained) == sorted(
+            row[0] for slot, row in enumerate(experiment.population) if slot in drawn
         )
-        assert federation.parameters != center
+        assert experiment.parameters != center
         touched |= set(drawn)
     assert touched == set(range(slots)), "every slot has its turn"
 
@@ -337,14 +337,14 @@ def test_slots_may_weigh_by_last_examples():
             return Experiment.MISSING
         return result(model(10 * number + client), examples=1 + 3 * client)
 
-    federation = Experiment(clients=2, clients_per_round=2, weighting="examples", first_stage_rounds=9, bad=reply)
-    federation.round(1)  # 10 of 1 example, 11 of 4
-    assert values(federation.parameters)["out.weight"] == np.float32((10 + 4 * 11) / 5)
-    first = federation.clients
-    federation.round(2)  # client 0's slot keeps the mean, 10.8, and the examples of whoever had it before
-    kept = [1, 4][first[federation.clients.index(0)]]
+    experiment = Experiment(clients=2, clients_per_round=2, weighting="examples", first_stage_rounds=9, bad=reply)
+    experiment.round(1)  # 10 of 1 example, 11 of 4
+    assert values(experiment.parameters)["out.weight"] == np.float32((10 + 4 * 11) / 5)
+    first = experiment.clients
+    experiment.round(2)  # client 0's slot keeps the mean, 10.8, and the examples of whoever had it before
+    kept = [1, 4][first[experiment.clients.index(0)]]
     expected = (kept * np.float32(10.8) + 4 * 21) / (kept + 4)
-    assert values(federation.parameters)["out.weight"] == pytest.approx(expected, rel=1e-6)
+    assert values(experiment.parameters)["out.weight"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_metrics_are_weighted_by_examples():
@@ -353,22 +353,22 @@ def test_metrics_are_weighted_by_examples():
         1: result(model(3), 3, loss=2.0, accuracy=1),
         2: result(model(9), 0, loss=50.0),
     }
-    federation = Experiment(clients=3, clients_per_round=3, bad=lambda number, client: answers[client])
-    federation.round(1)
-    assert federation.metrics == {"loss": 1.75, "accuracy": 0.75, "similarity": pytest.approx(2 / 3 / 2)}
+    experiment = Experiment(clients=3, clients_per_round=3, bad=lambda number, client: answers[client])
+    experiment.round(1)
+    assert experiment.metrics == {"loss": 1.75, "accuracy": 0.75, "similarity": pytest.approx(2 / 3 / 2)}
     # Of the three pairs only that of slots 1 and 3 is alike; the initial model of zeros is orthogonal to both.
 
 
-def test_similarity_is_that_of_the_population():
+def test_reports_similarity():
     def reply(number, client):  # unit vectors at 0, 10, 20 degrees
         arrays = [array.copy() for array in ARRAYS.values()]
         arrays[1][:] = np.cos(np.radians(10 * client)), np.sin(np.radians(10 * client))
         return result(ndarrays_to_parameters(arrays))
 
-    federation = Experiment(clients=3, clients_per_round=3, bad=reply)
-    federation.round(1)
+    experiment = Experiment(clients=3, clients_per_round=3, bad=reply)
+    experiment.round(1)
     expected = np.mean(np.cos(np.radians([10, 10, 20])))
-    assert federation.metrics == {"similarity": pytest.approx(expected, rel=1e-5)}
+    assert experiment.metrics == {"similarity": pytest.approx(expected, rel=1e-5)}
 
 
 def test_every_strategy_has_a_twin():
@@ -505,9 +505,9 @@ def test_the_first_model_is_checked(keys, initial, error, message):
 
 @pytest.mark.parametrize("unit", ["tensor", "fraction:0.5", ["^[0-2]$", "."]])
 def test_units_without_names_need_no_keys(unit):
-    federation = Experiment(keys=None, unit=unit)
-    federation.round(1)
-    mixed = [values(parameters) for parameters in federation.round(2)]
+    experiment = Experiment(keys=None, unit=unit)
+    experiment.round(1)
+    mixed = [values(parameters) for parameters in experiment.round(2)]
     orders = [tuple(row[name] for row in mixed) for name in KEYS]
     assert all(sorted(order) == sorted(orders[0]) for order in orders)
     assert len(set(orders)) == (len(KEYS) if unit == "tensor" else 2)
@@ -523,14 +523,14 @@ def test_a_float64_model_stays_float64():
 
 
 def test_inputs_are_not_changed():
-    federation = Experiment(clients=K, population=7, weighting="examples")
-    federation.round(1)
-    parameters = federation.parameters
+    experiment = Experiment(clients=K, population=7, weighting="examples")
+    experiment.round(1)
+    parameters = experiment.parameters
     for number in (2, 3):
         before = list(parameters.tensors)
-        orders = federation.strategy.configure_fit(number, parameters, federation.manager)
+        orders = experiment.strategy.configure_fit(number, parameters, experiment.manager)
         results = [(client, result(model(number), loss=1.0)) for client, _ in orders]
-        federation.strategy.aggregate_fit(number, results, [])
+        experiment.strategy.aggregate_fit(number, results, [])
         assert parameters.tensors == before
         assert [answer for _, answer in results] == [result(model(number), loss=1.0)] * K
 
@@ -545,7 +545,7 @@ def test_flowers_own_server_runs_it():
 
     strategy = FedMR(clients_per_round=3, keys=KEYS, evaluate_fn=evaluate)
     server = Server(client_manager=manager_of(4), strategy=strategy)
-    for _ in range(2):  # the second training begins anew
+    for _ in range(2):  # the second training starts afresh
         seen.clear()
         history, _ = server.fit(3, timeout=None)
         assert seen == [(0, 7), (1, 8), (2, 9), (3, 10)]  # clients start at 7 and add 1
@@ -563,10 +563,10 @@ def test_evaluation_needs_evaluate_fn():
 
 
 def test_a_new_training_forgets_the_last():
-    federation = Experiment(clients=2, clients_per_round=2, population=3, weighting="examples")
+    experiment = Experiment(clients=2, clients_per_round=2, population=3, weighting="examples")
     for number in range(1, 6):
-        federation.round(number)
-    strategy, manager = federation.strategy, federation.manager
+        experiment.round(number)
+    strategy, manager = experiment.strategy, experiment.manager
     assert strategy.algorithm.state.examples.all()
     strategy.initialize_parameters(manager)
     other = ndarrays_to_parameters([np.zeros(n + 1, np.float32) for n in range(len(KEYS))])

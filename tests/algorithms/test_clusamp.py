@@ -21,7 +21,7 @@ def apart(points):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_every_client_is_expected_in_proportion_to_its_examples(seed):
+def test_expected_draws_follow_examples(seed):
     """In whole numbers: nothing is sampled here."""
     rng = np.random.default_rng(seed)
     clients, draws = int(rng.integers(1, 30)), int(rng.integers(1, 12))
@@ -35,24 +35,24 @@ def test_every_client_is_expected_in_proportion_to_its_examples(seed):
     np.testing.assert_array_equal(found.sum(0), draws * examples)
 
 
-def test_equal_clients_in_tight_pairs_give_a_distribution_for_each_pair():
+def test_near_clients_share_a_distribution():
     found = distributions(np.array([5, 5, 5, 5]), apart([0.0, 9.0, 0.1, 9.1]), 2)
     assert sorted(map(tuple, found)) == [(0, 10, 0, 10), (10, 0, 10, 0)]
 
 
-def test_who_can_fill_a_distribution_alone_has_it_and_shares_the_rest():
+def test_large_client_has_its_distribution():
     # 8 examples, 2 draws: 12, 2 and 2 units into distributions of 8.
     np.testing.assert_array_equal(distributions(np.array([6, 1, 1]), np.zeros((3, 3)), 2), [[8, 0, 0], [4, 2, 2]])
 
 
-def test_a_cluster_that_is_too_large_is_cut_and_the_smaller_ones_fill_what_is_left():
+def test_too_large_clusters_are_split():
     # Three draws of 12 units each. The near ones 0, 1, 2 have 9 each, so that no two fit together; 3, 4, 5 have 9.
     found = distributions(np.array([3, 3, 3, 1, 1, 1]), apart([0.0, 0.1, 0.2, 5.0, 9.0, 14.0]), 3)
     np.testing.assert_array_equal(found[0], [0, 0, 3, 3, 3, 3])
     assert sorted(map(tuple, found[1:])) == [(0, 9, 3, 0, 0, 0), (9, 0, 3, 0, 0, 0)]
 
 
-def test_the_largest_clusters_get_distributions_of_their_own():
+def test_largest_clusters_come_first():
     # 12 examples, 2 draws: 10, 8, 4 and 2 units, and of the four nobody fits to the one that is nearest.
     found = distributions(np.array([5, 4, 2, 1]), apart([0.0, 100.0, 1000.0, 5000.0]), 2)
     np.testing.assert_array_equal(found, [[10, 0, 2, 0], [0, 8, 2, 2]])
@@ -84,7 +84,7 @@ def given(monkeypatch):
     return found
 
 
-def test_distances_are_those_of_the_latest_updates(grid, given):
+def test_distances_use_latest_updates(grid, given):
     strategy, arrays = CluSamp(clients_per_round=4, seed=1, layout=LAYOUT), START
     latest, expected = np.zeros((8, 4)), [np.zeros((8, 8))]
     for number in range(1, 9):
@@ -107,13 +107,13 @@ def test_distances_are_those_of_the_latest_updates(grid, given):
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_clients_are_drawn_by_their_examples(grid, given):
+def test_draws_follow_examples(grid, given):
     CluSamp(clients_per_round=4, layout=LAYOUT).configure_train(1, START, ConfigRecord(), grid)
     ((examples, _, draws),) = given
     assert (examples.tolist(), int(draws)) == ([*range(1, 9)], 4)
 
 
-def test_who_is_drawn_twice_trains_once_and_counts_twice(grid, monkeypatch):
+def test_client_drawn_twice_counts_twice(grid, monkeypatch):
     rows = np.zeros((4, 8), np.int64)
     rows[[0, 1, 2, 3], [5, 2, 5, 3]] = 36  # 5 twice; 3 does not reply
     monkeypatch.setattr("fedmr_flwr.algorithms.clusamp.distributions", lambda *_: rows)
@@ -130,7 +130,7 @@ def test_who_is_drawn_twice_trains_once_and_counts_twice(grid, monkeypatch):
     np.testing.assert_allclose(CODEC.decode(arrays).floats, (2 * models[5] + models[2]) / 3, rtol=1e-6)
 
 
-def test_without_the_clients_numbers_of_examples_it_is_refused(grid_of, answer):
+def test_needs_example_counts(grid_of, answer):
     inner = grid_of(lambda message, client: None, 8, numbered=False)
     for grid in (inner, RosterGrid(inner)):
         with pytest.raises(ConfigError, match="clusamp draws clients by their numbers of examples, but not all"):

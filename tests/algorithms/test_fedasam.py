@@ -37,7 +37,7 @@ def step(rule, weight=(0.5, -2.0), bias=1.0):
 
 
 @pytest.mark.parametrize(("rho", "eta"), [(0.1, 0.0), (0.5, 0.0), (0.5, 0.2)])
-def test_a_step_by_hand(rho, eta):
+def test_step_by_hand(rho, eta):
     a, b, c = 0.5, -2.0, 1.0
     scales = np.array([abs(a) + eta, abs(b) + eta, 1.0])  # a bias is not scaled
     gradient = np.array([6 * a, b, 2.0])
@@ -47,7 +47,7 @@ def test_a_step_by_hand(rho, eta):
     np.testing.assert_allclose(found, np.array([a, b, c]) - 0.1 * there, rtol=1e-6)
 
 
-def test_the_reported_loss_is_that_at_the_model_itself():
+def test_reports_the_unperturbed_loss():
     inputs, labels = torch.tensor([[1.0, -0.5], [2.0, 1.0]]), torch.tensor([0, 1])
     losses = [train(model_of_ones(), rule, inputs, labels).loss for rule in (LocalRule(), ASAM(ASAMOptions(rho=0.5)))]
     assert losses[0] == losses[1]
@@ -59,7 +59,7 @@ def model_of_ones():
     return model
 
 
-def test_an_lstms_weights_are_scaled():
+def test_scales_lstm_weights():
     model = nn.LSTM(2, 1)
     before = {name: own.detach().clone() for name, own in model.named_parameters()}
     for own in model.parameters():
@@ -74,11 +74,11 @@ def test_an_lstms_weights_are_scaled():
         torch.testing.assert_close(own, square / length)
 
 
-def test_without_radius_training_is_plain():
+def test_zero_rho_is_plain_training():
     np.testing.assert_array_equal(step(QuadraticASAM(ASAMOptions(rho=0))), step(Quadratic()))
 
 
-def test_batch_norm_counts_each_batch_once():
+def test_batch_norm_counts_batches_once():
     images, labels = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
     finals = {}
     for name, rule in {"plain": LocalRule(), "asam": ASAM(ASAMOptions(rho=0.5))}.items():

@@ -28,31 +28,31 @@ def one_round(grid_of, answer, weighting):
     return CODEC.decode(arrays), metrics
 
 
-def test_the_average_is_weighted_by_examples(grid_of, answer):
+def test_average_weighted_by_examples(grid_of, answer):
     model, metrics = one_round(grid_of, answer, "examples")
     np.testing.assert_allclose(model.floats, [8 / 6, 80 / 6], rtol=1e-6)  # (0*1 + 1*2 + 2*3) / 6
     assert metrics["loss"] == pytest.approx(8 / 6)
 
 
-def test_or_uniform(grid_of, answer):
+def test_uniform_average(grid_of, answer):
     model, _ = one_round(grid_of, answer, "uniform")
     assert model.floats.tolist() == [1, 10]
 
 
-def test_integers_are_not_averaged_the_largest_counts(grid_of, answer):
+def test_integers_take_the_maximum(grid_of, answer):
     model, _ = one_round(grid_of, answer, "examples")
     assert model.ints.tolist() == [2]
     assert model.ints.dtype == np.int64
 
 
-def test_an_unknown_option_is_refused():
+def test_wrong_options_are_refused():
     with pytest.raises(ConfigError, match=r"FedAvg: unknown argument 'weigting'; did you mean 'weighting'\?"):
         FedAvg(weigting="uniform")
     with pytest.raises(ConfigError, match=r"FedAvg: weighting = 'size'"):
         FedAvg(weighting="size")
 
 
-def test_flowers_own_loop_runs_it_with_per_tensor_records(grid_of, answer):
+def test_runs_in_flowers_own_loop(grid_of, answer):
     start = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "n": Array(np.zeros((), np.int64))})
 
     def reply(message, client):

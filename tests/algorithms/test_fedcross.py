@@ -23,32 +23,35 @@ def dispatched(number=2, models=POPULATION, kind=FedCross, **options):
 @pytest.mark.parametrize(
     ("collaborator", "chosen"), [("lowest", [3, 3, 0, 0]), ("highest", [1, 0, 1, 2]), ("in-order", [3, 0, 1, 2])]
 )
-def test_every_slot_is_mixed_with_its_collaborator_by_hand(collaborator, chosen):
+def test_mixes_with_collaborators_by_hand(collaborator, chosen):
     for slot, model in enumerate(dispatched(alpha=0.75, collaborator=collaborator)):
         expected = 0.75 * POPULATION[slot].floats + 0.25 * POPULATION[chosen[slot]].floats
         np.testing.assert_allclose(model.floats, expected, rtol=1e-6)
         assert model.ints.tolist() == [slot]
 
 
-def test_in_order_everyone_meets_everyone_else_and_the_mean_stays():
+def test_in_order_pairs_all_slots():
     tagged = [packed([1 + slot, 0], [slot]) for slot in range(4)]
     # With half its weight, a slot's model gives away its collaborator: 0.5 (1 + own) + 0.5 (1 + other).
     options = {"models": tagged, "alpha": 0.5, "collaborator": "in-order"}
     met = np.array([[model.floats[0] for model in dispatched(number, **options)] for number in range(1, 4)])
     for slot in range(4):
         assert set(2 * met[:, slot] - 2 - slot) == set(range(4)) - {slot}
+
+
+def test_in_order_keeps_the_mean():
     mixed = dispatched(alpha=0.6, collaborator="in-order")
     np.testing.assert_allclose(
         np.mean([model.floats for model in mixed], 0), np.mean([model.floats for model in POPULATION], 0), rtol=1e-6
     )
 
 
-def test_without_the_collaborators_weight_it_is_indep_bit_for_bit():
+def test_alpha_1_equals_indep():
     for model, alone in zip(dispatched(alpha=1), dispatched(kind=Indep), strict=True):
         assert model.floats.tobytes() == alone.floats.tobytes()
 
 
-def test_a_single_model_has_no_collaborator():
+def test_single_model_stays_unmixed():
     (model,) = dispatched(models=POPULATION[:1])
     assert model.floats.tolist() == [1, 0]
 

@@ -45,7 +45,7 @@ def step_of(strategy):
     return strategy.diagnostics["server-step"]
 
 
-def test_the_step_by_hand(rounds):
+def test_step_by_hand(rounds):
     # Updates (3, 0) and (0, 3): mean (1.5, 1.5) of square 4.5, squares 9 and 9: 18 / (2 * 2 * (4.5 + 0.5)) = 0.9;
     # with (9, 0) and (0, 1): mean (4.5, 0.5) of square 20.5, squares 81 + 1: 82 / (4 * 21) = 0.976...
     assert step_of(rounds([[3, 0, 0], [0, 3, 0]], epsilon=0.5)[0]) == 1.0, "never less than the mean"
@@ -61,19 +61,19 @@ def test_equal_updates_are_averaged(rounds):
     assert evaluated == [[12, 24, 36]]
 
 
-def test_buffers_are_averaged_and_count_in_no_norm(rounds):
+def test_buffers_do_not_affect_the_step(rounds):
     plain, _, _ = rounds([[3, -1, 0], [-3, 3, 0]])
     strategy, _, evaluated = rounds([[3, -1, 100], [-3, 3, 200]])
     assert step_of(strategy) == step_of(plain) > 4
     assert evaluated[0][2] == 30 + 150
 
 
-def test_clients_start_from_the_iterate_and_the_mean_of_the_last_two_is_evaluated(rounds):
+def test_evaluates_mean_of_last_two_iterates(rounds):
     _, sent, evaluated = rounds([[1, 2, 3]] * 2, count=4)
     assert sent == [[10, 20, 30], [11, 22, 33], [12, 24, 36], [13, 26, 39]]
     assert evaluated == [[11, 22, 33], [11.5, 23, 34.5], [12.5, 25, 37.5], [13.5, 27, 40.5]]
 
 
-def test_the_initial_model_is_in_no_mean_even_if_the_first_round_was_bad(rounds):
+def test_mean_excludes_the_initial_model(rounds):
     _, _, evaluated = rounds([[1, 2, 3]] * 2, count=3, bad=1)
     assert evaluated == [[11, 22, 33], [11.5, 23, 34.5]]

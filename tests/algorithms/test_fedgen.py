@@ -72,18 +72,18 @@ def same(one, other):
 
 
 @pytest.mark.parametrize(("options", "seed"), [({"alpha": 0, "beta": 0}, 0), ({}, None)])
-def test_without_weights_or_generator_training_is_plain(options, seed):
+def test_plain_training_without_terms(options, seed):
     assert same(trained(guided(**options), seed)[0], trained(LocalRule())[0])
 
 
 @pytest.mark.parametrize("options", [{"alpha": 0}, {"beta": 0}])
-def test_each_term_alone_changes_training_and_repeats(options):
+def test_each_term_changes_training(options):
     one, again, plain = (trained(rule)[0] for rule in (guided(**options), guided(**options), LocalRule()))
     assert same(one, again)
     assert not same(one, plain)
 
 
-def test_the_extra_loss_by_hand(monkeypatch):
+def test_extra_loss_by_hand(monkeypatch):
     """The generator is replaced by a table of representations, one for each label."""
     rule, model = guided(alpha=0.5, beta=2.0), Net()
     task = Task(EXAMPLES.labels, TRAINING, np.random.default_rng(0), {GENERATOR: weights()})
@@ -96,9 +96,11 @@ def test_the_extra_loss_by_hand(monkeypatch):
     assert torch.equal(own, EXAMPLES.labels)
     assert others.shape == EXAMPLES.labels.shape
     with torch.no_grad():
-        said = model(X).softmax(1)
+        predicted = model(X).softmax(1)
         wanted = model.classifier(table[EXAMPLES.labels]).softmax(1)
-        divergence = (wanted * (wanted / said).log()).sum(1).mean()  # of what is said from what is wanted
+        divergence = (
+            (wanted * (wanted / predicted).log()).sum(1).mean()
+        )  # from the wanted to the predicted distribution
         taught = -model.classifier(table[others]).log_softmax(1)[range(5), others].mean()
     torch.testing.assert_close(extra.detach(), 0.5 * taught + 2 * divergence)
 
@@ -112,12 +114,12 @@ def test_the_extra_loss_by_hand(monkeypatch):
     torch.testing.assert_close(head, model.classifier.weight.grad, msg="what is wanted is held fixed")
 
 
-def test_the_clients_count_their_labels():
+def test_clients_count_labels():
     for rule, seed in ((guided(), 0), (guided(alpha=0, beta=0), 0), (guided(), None)):
         assert trained(rule, seed)[1].returned[COUNTS].tolist() == [2, 2, 0, 1]
 
 
-def test_the_reported_loss_is_without_the_extra_terms():
+def test_reported_loss_omits_extra_terms():
     once, received = Training(local_epochs=1, batch_size=len(X)), {GENERATOR: weights()}
     losses = [
         fit(Net(), DATA, EXAMPLES, once, np.random.default_rng(0), rule, received).loss
@@ -133,7 +135,7 @@ def test_diversity_by_hand():
     assert diversity(noise, apart).item() == pytest.approx(np.exp(-2 * 2 * 1 / 4))  # two of four pairs
 
 
-def test_the_heads_teach_by_hand_each_with_its_share_of_the_label():
+def test_teaching_loss_by_hand():
     made, labels = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
     heads = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]]), torch.tensor([[0.0, 0.0], [0.5, 0.0]])
     shares = torch.tensor([[0.25, 1.0], [0.75, 0.0]])
@@ -146,7 +148,7 @@ def test_the_heads_teach_by_hand_each_with_its_share_of_the_label():
     assert generator_loss(made, labels, heads, shares).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_generator_learns_what_the_heads_recognise():
+def test_generator_learns_from_heads():
     generator = _new_generator(4, 3, np.random.default_rng(0))
     heads = 3 * torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 4)
     heads[0][1] = heads[0][0] + 0.1
@@ -161,11 +163,11 @@ def test_the_generator_learns_what_the_heads_recognise():
     assert set(torch.cat(seen).tolist()) == {0, 1, 3}
     labels = torch.tensor([0, 1, 3] * 20)
     made = generator.eval()(labels, torch.randn(60, 100, generator=draws))
-    said = (made @ heads[0][0].T).argmax(1)
-    assert (said == labels).float().mean() > 0.9
+    predicted = (made @ heads[0][0].T).argmax(1)
+    assert (predicted == labels).float().mean() > 0.9
 
 
-def test_a_step_of_the_generator_by_hand():
+def test_generator_step_by_hand():
     heads = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([[0.5] * 4, [0.0] * 4])
     counts = torch.tensor([[1.0, 0.0, 0.0, 6.0], [3.0, 2.0, 0.0, 2.0]])
     shares = torch.tensor([[0.25, 0.0, 0.0, 0.75], [0.75, 1.0, 0.0, 0.25]])  # of each label's examples
@@ -189,7 +191,7 @@ def test_a_step_of_the_generator_by_hand():
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_another_generator_teaches_clients_something_else():
+def test_training_depends_on_the_generator():
     assert not same(trained(guided(), seed=0)[0], trained(guided(), seed=1)[0])
 
 
@@ -199,7 +201,7 @@ def combine(strategy, number, replies):
     return strategy.finish(Plan(round, (), ()), slots_of(replies))
 
 
-def test_heads_go_with_their_clients_counts(monkeypatch):
+def test_heads_match_label_counts(monkeypatch):
     given = []
     monkeypatch.setattr(
         fedgen, "_train_generator", lambda _, heads, counts, options, draws: given.append((heads, counts, draws)) or 0
@@ -223,14 +225,14 @@ def test_heads_go_with_their_clients_counts(monkeypatch):
     assert first.initial_seed() != second.initial_seed()
 
 
-def test_of_clients_that_hold_nothing_it_learns_nothing():
+def test_no_labels_teach_nothing():
     generator = _new_generator(4, 3, np.random.default_rng(0))
     heads = torch.zeros(1, 4, 3), torch.zeros(1, 4)
     assert _train_generator(generator, heads, torch.zeros(1, 4), FedGenOptions(), torch.Generator()) == 0
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
-def test_the_generator_makes_what_the_head_of_every_model_takes(name):
+def test_generator_fits_every_models_head(name):
     model = models.build(name, shape := SHAPES.get(name, (3, 32, 32)), 7).eval()
     layout = layout_of(model)
     strategy = FedGen(clients_per_round=1, layout=layout, generator_steps=1)
@@ -246,12 +248,12 @@ def test_the_generator_makes_what_the_head_of_every_model_takes(name):
     assert model.head(made).shape == (2, 7)
 
 
-def test_a_model_without_such_a_head_is_refused():
+def test_model_without_linear_head_is_refused():
     with pytest.raises(ConfigError, match="fedgen needs a model whose last layer is a Linear with bias"):
         FedGen(layout=Layout.of({"w": np.zeros((3, 2), np.float32)}))
 
 
-def test_the_server_is_as_good_as_new_from_its_state():
+def test_state_restores_the_generator():
     layout = layout_of(Net())
     reply = Reply(pack(Net(), layout), 3, {}, {COUNTS: np.ones(4, np.float32)})
     strategy = FedGen(clients_per_round=1, seed=2, layout=layout)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedmr_flwr import FedAvg, FedMR
+from fedmr_flwr import FedMR
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.core.units import units
@@ -56,17 +56,17 @@ class Experiment:
         return self.sent[-1]
 
 
-def test_the_first_round_sends_the_initial_model_to_everyone(grid_of, answer):
-    federation = Experiment(grid_of, answer)
-    assert all((sent.floats == 0).all() for sent in federation.round(1))
+def test_round_1_sends_the_initial_model(grid_of, answer):
+    experiment = Experiment(grid_of, answer)
+    assert all((sent.floats == 0).all() for sent in experiment.round(1))
 
 
 @pytest.mark.parametrize("unit", ["tensor", "layer"])
-def test_after_it_the_trained_models_are_recombined_unit_by_unit(grid_of, answer, unit):
-    federation = Experiment(grid_of, answer, unit=unit)
-    federation.round(1)
-    values = sorted(trained.floats[0] for trained in federation.trained)
-    mixed = federation.round(2)
+def test_recombines_unit_by_unit(grid_of, answer, unit):
+    experiment = Experiment(grid_of, answer, unit=unit)
+    experiment.round(1)
+    values = sorted(trained.floats[0] for trained in experiment.trained)
+    mixed = experiment.round(2)
     orders = set()
     for part in units(LAYOUT, unit):
         columns = [
@@ -78,68 +78,46 @@ def test_after_it_the_trained_models_are_recombined_unit_by_unit(grid_of, answer
     assert len(orders) > 1, "the units are shuffled independently"
 
 
-def test_the_global_model_is_the_uniform_mean_and_integers_are_not_averaged(grid_of, answer):
-    federation = Experiment(grid_of, answer)
-    federation.round(1)
-    global_model = CODEC.decode(federation.arrays)
-    values = [trained.floats[0] for trained in federation.trained]
+def test_global_model_is_the_uniform_mean(grid_of, answer):
+    experiment = Experiment(grid_of, answer)
+    experiment.round(1)
+    global_model = CODEC.decode(experiment.arrays)
+    values = [trained.floats[0] for trained in experiment.trained]
     np.testing.assert_allclose(global_model.floats, np.mean(values))
     assert global_model.ints.tolist() == [max(values)]
 
 
-def test_recombination_does_not_change_the_mean(grid_of, answer):
-    federation = Experiment(grid_of, answer)
-    federation.round(1)
-    before = CODEC.decode(federation.arrays).floats
-    mixed = federation.round(2)
+def test_recombination_keeps_the_mean(grid_of, answer):
+    experiment = Experiment(grid_of, answer)
+    experiment.round(1)
+    before = CODEC.decode(experiment.arrays).floats
+    mixed = experiment.round(2)
     np.testing.assert_allclose(np.mean([sent.floats for sent in mixed], axis=0), before, rtol=1e-6)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_the_first_stage_averages_exactly_that_many_times(grid_of, answer, stage):
-    federation = Experiment(grid_of, answer, first_stage_rounds=stage)
+def test_first_stage_averages(grid_of, answer, stage):
+    experiment = Experiment(grid_of, answer, first_stage_rounds=stage)
     for number in range(1, 6):
-        before = CODEC.decode(federation.arrays).floats
-        sent = federation.round(number)
+        before = CODEC.decode(experiment.arrays).floats
+        sent = experiment.round(number)
         averaged = all((row.floats == before).all() for row in sent)
         assert averaged == (number <= stage + 1), number  # round 1 sends the initial model in any case
 
 
-def test_with_a_first_stage_of_all_rounds_it_is_uniform_fedavg_bit_for_bit(grid_of, answer):
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(10, 8, LAYOUT.size)).astype(np.float32)
-
-    def reply(message, client):
-        old = CODEC.decode(message.content["arrays"])
-        step = noise[message.content["config"]["server-round"], client]
-        return answer(CODEC.encode(Parts([old.floats * np.float32(0.9) + step], [old.ints + 1])), examples=client + 1)
-
-    finals = []
-    for strategy in (
-        FedMR(clients_per_round=K, layout=LAYOUT, first_stage_rounds=6),
-        FedAvg(clients_per_round=K, layout=LAYOUT, weighting="uniform"),
-    ):
-        grid, arrays = RosterGrid(grid_of(reply, 8), 8), model(0)
-        for number in range(1, 7):
-            replies = grid.send_and_receive(strategy.configure_train(number, arrays, ConfigRecord(), grid))
-            arrays, _ = strategy.aggregate_train(number, replies)
-        finals.append(arrays["floats"].data)
-    assert finals[0] == finals[1]
-
-
-def test_a_slot_without_a_good_reply_keeps_the_model_it_was_sent(grid_of, answer):
-    federation = Experiment(grid_of, answer, silent=[(2, client) for client in range(4)])
-    federation.round(1)
-    sent = federation.round(2)
-    state = federation.strategy.state.models
+def test_failed_slots_keep_their_model(grid_of, answer):
+    experiment = Experiment(grid_of, answer, silent=[(2, client) for client in range(4)])
+    experiment.round(1)
+    sent = experiment.round(2)
+    state = experiment.strategy.state.models
     kept = [slot for slot in range(K) if (state[slot].floats == sent[slot].floats).all()]
-    assert len(kept) == K - len(federation.trained) > 0
+    assert len(kept) == K - len(experiment.trained) > 0
     np.testing.assert_allclose(
-        CODEC.decode(federation.arrays).floats, np.mean([m.floats for m in state], axis=0), rtol=1e-6
+        CODEC.decode(experiment.arrays).floats, np.mean([m.floats for m in state], axis=0), rtol=1e-6
     )
 
 
-def test_the_pairing_of_slots_and_clients_is_random_in_every_round(grid_of, answer):
+def test_slots_get_random_clients(grid_of, answer):
     grid = RosterGrid(grid_of(lambda message, client: RecordDict(), 8), 8)
     strategy = FedMR(clients_per_round=K, layout=LAYOUT)
     order = grid.get_node_ids()
@@ -153,10 +131,10 @@ def test_the_pairing_of_slots_and_clients_is_random_in_every_round(grid_of, answ
     assert any(row != sorted(row) for row in drawn)
 
 
-def test_similarity_of_the_population_is_reported(grid_of, answer):
-    federation = Experiment(grid_of, answer)
-    federation.round(1)
-    assert federation.metrics["similarity"] == pytest.approx(1), "models of one direction"
+def test_reports_similarity(grid_of, answer):
+    experiment = Experiment(grid_of, answer)
+    experiment.round(1)
+    assert experiment.metrics["similarity"] == pytest.approx(1), "models of one direction"
 
     def reply(message, client):  # clients 0..7 return vectors at angles of 0, 10, 20 ... degrees
         floats = np.zeros(LAYOUT.size, np.float32)
@@ -171,7 +149,7 @@ def test_similarity_of_the_population_is_reported(grid_of, answer):
     assert metrics["similarity"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_round_shuffles_anew():
+def test_permutations_differ_by_round():
     strategy = FedMR(clients_per_round=K, layout=LAYOUT)
     models = [CODEC.decode(model(slot)) for slot in range(K)]
     rounds = [strategy.dispatch(round_of(strategy, number, models[0]), models) for number in range(2, 6)]
@@ -179,7 +157,7 @@ def test_every_round_shuffles_anew():
     assert len(sent) == 4
 
 
-def test_options_are_checked():
+def test_wrong_options_are_refused():
     with pytest.raises(ConfigError, match="FedMR: unit = 'blocks': unknown unit 'blocks'; choose one of tensor"):
         FedMR(unit="blocks")
     with pytest.raises(ConfigError, match="first_stage_rounds = -1: Input should be greater"):
@@ -188,7 +166,7 @@ def test_options_are_checked():
         FedMR(clients_per_round=0)
 
 
-def test_in_an_app_a_round_without_replies_changes_nothing(grid_of, caplog):
+def test_no_replies_change_nothing(grid_of, caplog):
     start = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
 
     def reply(message, client):
@@ -200,7 +178,7 @@ def test_in_an_app_a_round_without_replies_changes_nothing(grid_of, caplog):
     assert caplog.text.count("client-error: RuntimeError: no data") == 6
 
 
-def test_as_a_library_with_plain_state_dict_records(grid_of, answer):
+def test_takes_per_tensor_records(grid_of, answer):
     start = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
 
     def reply(message, client):
@@ -210,6 +188,6 @@ def test_as_a_library_with_plain_state_dict_records(grid_of, answer):
     strategy = FedMR(clients_per_round=3, unit="layer")
     result = strategy.start(grid_of(reply, clients=3, numbered=False), start, num_rounds=2)
     assert list(result.arrays) == list(ARRAYS)
-    # Every slot is trained by each client's +1..+3 twice in some order, so the mean is 2 * 2 whatever was dealt.
+    # Each client adds 1, 2 or 3 to the model of a slot, twice, so the mean is 2 * 2 whatever the permutations.
     np.testing.assert_allclose(result.arrays["conv.weight"].numpy(), 4)
     assert result.arrays["bn.count"].numpy().dtype == np.int64

@@ -39,7 +39,7 @@ def sent(grid_of, answer):
 CHANGE = np.arange(1, 7)  # of the global model in the first round
 
 
-def test_each_tensor_goes_forth_in_half_the_slots_and_back_in_the_others(sent):
+def test_tensors_mutate_in_opposite_pairs(sent):
     models, _ = sent(FedMut(clients_per_round=6, layout=LAYOUT, radius=4, acceleration=0))
     assert all(model.tolist() == [0] * 6 for model in models[0]), "nothing to mutate by in the first round"
     signs = (np.array(models[1]) - CHANGE) / (4 * CHANGE)
@@ -50,14 +50,14 @@ def test_each_tensor_goes_forth_in_half_the_slots_and_back_in_the_others(sent):
     np.testing.assert_allclose(np.mean(models[1], 0), CHANGE, rtol=1e-6)
 
 
-def test_half_of_the_slots_go_on_in_the_direction_of_the_last_change(sent):
+def test_half_the_slots_move_ahead(sent):
     models, _ = sent(FedMut(clients_per_round=4, layout=LAYOUT, radius=2, acceleration=1), count=2)
     # With full acceleration the other half stays where it is.
     assert sorted(model[0] for model in models[1]) == [CHANGE[0]] * 2 + [3 * CHANGE[0]] * 2
     assert sorted(model[3] for model in models[1]) == [CHANGE[3]] * 2 + [3 * CHANGE[3]] * 2
 
 
-def test_all_models_count_alike_whatever_the_examples(sent):
+def test_models_are_averaged_uniformly(sent):
     strategy = FedMut(clients_per_round=2, layout=LAYOUT)
     values = [np.zeros(6, np.float32), np.full(6, 8, np.float32)]
     replies = [reply_of(packed(own), 1 + 8 * at) for at, own in enumerate(values)]
@@ -65,19 +65,19 @@ def test_all_models_count_alike_whatever_the_examples(sent):
     assert combined.model.floats.tolist() == [4] * 6
 
 
-def test_tensors_and_rounds_are_drawn_apart(sent):
+def test_signs_are_drawn_independently(sent):
     models, _ = sent(FedMut(clients_per_round=8, layout=LAYOUT, radius=1, acceleration=0), count=6)
     drawn = {tuple(np.sign(np.array(m)[:, at] - np.mean(m, 0)[at])) for m in models[1:] for at in (0, 2)}
     assert len(drawn) > 7, "ten draws of 70 possible ones"
 
 
-def test_of_an_odd_number_the_last_is_not_mutated(sent):
+def test_odd_last_slot_is_not_mutated(sent):
     models, _ = sent(FedMut(clients_per_round=5, layout=LAYOUT, radius=3, acceleration=0))
     assert models[1][4].tolist() == CHANGE.tolist()
     np.testing.assert_allclose(np.mean(models[1], 0), CHANGE, rtol=1e-6)
 
 
-def test_mutations_against_the_update_grow_to_full_length(sent):
+def test_backward_mutations_grow(sent):
     strategy = FedMut(clients_per_round=2, layout=LAYOUT, radius=1, acceleration=0.5, acceleration_rounds=4)
     strategy.restore({"previous": np.full(6, -1, np.float32)})
     for number, back in zip(range(2, 8), (-0.5, -0.625, -0.75, -0.875, -1, -1), strict=True):
@@ -85,13 +85,13 @@ def test_mutations_against_the_update_grow_to_full_length(sent):
         assert {float(value) for model in mutated for value in model.floats[:5]} == {back, 1}
 
 
-def test_without_radius_it_is_uniform_fedavg_bit_for_bit(sent):
+def test_zero_radius_is_uniform_fedavg(sent):
     _, mutated = sent(FedMut(clients_per_round=5, layout=LAYOUT, radius=0))
     _, averaged = sent(FedAvg(clients_per_round=5, layout=LAYOUT, weighting="uniform"))
     assert mutated.tobytes() == averaged.tobytes()
 
 
-def test_a_bad_round_does_not_lose_the_last_update(sent, grid_of, answer):
+def test_bad_round_keeps_last_update(sent, grid_of, answer):
     strategy = FedMut(clients_per_round=4, layout=LAYOUT, radius=2, acceleration=0)
     sent(strategy, count=1)
     grid = RosterGrid(grid_of(lambda message, client: answer(START), 8), 8)

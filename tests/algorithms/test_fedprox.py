@@ -42,16 +42,16 @@ def test_steps_by_hand(mu):
     assert not np.allclose(by_hand(2.0), by_hand(0.0), rtol=0.01), "the term matters in this problem"
 
 
-def test_without_weight_training_is_plain():
+def test_zero_mu_is_plain_training():
     np.testing.assert_array_equal(trained(Prox(ProxOptions(mu=0))), trained(LocalRule()))
 
 
-def test_a_heavy_term_holds_the_client_near_the_start():
+def test_large_mu_stays_near_the_start():
     near, far = (np.abs(trained(Prox(ProxOptions(mu=mu)), 200, 0.0, 0.1) - START).max() for mu in (5.0, 0.0))
     assert near < far / 3
 
 
-def test_buffers_and_frozen_parameters_do_not_change():
+def test_frozen_tensors_do_not_change():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model[0].bias.requires_grad_(False)
     rule = Prox(ProxOptions(mu=1))

@@ -38,6 +38,7 @@ STRATEGIES = {
     "QFedAvg": lambda: flower.QFedAvg(client_learning_rate=0.1, q=0.2, **ALL),
 }
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+WHOLE = {}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,7 +61,7 @@ def start():
 
 
 @pytest.fixture
-def federate(grid_of, answer):
+def run_rounds(grid_of, answer):
     """Run some rounds of a strategy; return the final model."""
 
     def reply(message, client):
@@ -88,6 +89,18 @@ def federate(grid_of, answer):
     return run
 
 
+@pytest.fixture
+def whole(run_rounds):
+    """Return a function that gives the final model of an uninterrupted run, which several tests compare with."""
+
+    def run(name):
+        if name not in WHOLE:
+            WHOLE[name] = run_rounds(STRATEGIES[name](), range(1, ROUNDS + 1))
+        return WHOLE[name]
+
+    return run
+
+
 def through_the_disk(folder, arrays, state):
     """Save a model and a state, read them back."""
     codec = Codec.infer(arrays)
@@ -100,17 +113,16 @@ def values(arrays):
 
 
 @every_strategy
-def test_taken_up_from_the_disk_it_goes_on_bit_for_bit(federate, tmp_path, name):
-    whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
+def test_restored_strategy_continues_exactly(run_rounds, whole, tmp_path, name):
     before = STRATEGIES[name]()
-    half = federate(before, range(1, STOP + 1))
+    half = run_rounds(before, range(1, STOP + 1))
     arrays, state = through_the_disk(tmp_path, half, state_of(before))
     assert values(arrays) == values(half)
     after = STRATEGIES[name]()
     restore(after, state)
-    rest = federate(after, range(STOP + 1, ROUNDS + 1), arrays)
-    assert values(rest) == values(whole)
-    assert values(whole) != values(half)
+    rest = run_rounds(after, range(STOP + 1, ROUNDS + 1), arrays)
+    assert values(rest) == values(whole(name))
+    assert values(rest) != values(half)
 
 
 @pytest.mark.parametrize(
@@ -120,33 +132,31 @@ def test_taken_up_from_the_disk_it_goes_on_bit_for_bit(federate, tmp_path, name)
         ("FedAvgM", "momentum_vector."),
     ],
 )  # fmt: skip
-def test_with_a_part_of_its_state_lost_it_does_not(federate, name, lost):
-    whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
+def test_every_part_of_state_matters(run_rounds, whole, name, lost):
     before, after = STRATEGIES[name](), STRATEGIES[name]()
-    half = federate(before, range(1, STOP + 1))
+    half = run_rounds(before, range(1, STOP + 1))
     kept = {key: array for key, array in state_of(before).items() if not key.startswith(lost)}
     assert len(kept) < len(state_of(before))
     restore(after, kept)
-    assert values(federate(after, range(STOP + 1, ROUNDS + 1), half)) != values(whole)
+    assert values(run_rounds(after, range(STOP + 1, ROUNDS + 1), half)) != values(whole(name))
 
 
 @every_strategy
-def test_the_empty_state_of_a_fresh_one_is_taken_up_too(federate, tmp_path, name):
+def test_empty_state_resets(run_rounds, whole, tmp_path, name):
     assert state_of(STRATEGIES[name]()) == {}
-    whole = federate(STRATEGIES[name](), range(1, ROUNDS + 1))
     arrays, state = through_the_disk(tmp_path, start(), {})
     used = STRATEGIES[name]()
-    federate(used, range(1, 3))
+    run_rounds(used, range(1, 3))
     restore(used, state)
     if isinstance(used, flower.FedAvgM | flower.FedAdam | flower.FedAdagrad | flower.FedYogi):
         assert state_of(used) == {}, "what it held before is gone"
-    assert values(federate(used, range(1, ROUNDS + 1), arrays)) == values(whole)
+    assert values(run_rounds(used, range(1, ROUNDS + 1), arrays)) == values(whole(name))
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedAdagrad", "FedYogi", "FedAvgM"])
-def test_the_state_is_restored_as_a_copy(federate, name):
+def test_state_is_copied(run_rounds, name):
     before, after = STRATEGIES[name](), STRATEGIES[name]()
-    federate(before, range(1, STOP + 1))
+    run_rounds(before, range(1, STOP + 1))
     state = state_of(before)
     restore(after, state)
     for key, array in state_of(after).items():
@@ -191,7 +201,7 @@ class Own(Strategy):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("state", [{}, {"m_t.w": np.zeros(2)}])
-def test_what_is_not_known_is_refused_in_one_line(make, name, state):
+def test_unknown_strategies_cannot_resume(make, name, state):
     strategy = make()
     state_of(strategy)
     with pytest.raises(

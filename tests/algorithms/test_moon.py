@@ -42,7 +42,7 @@ def rule(**options):
     return Contrastive(ContrastiveOptions(**options))
 
 
-def begun(made, model, kept):
+def state_of(made, model, kept):
     return made.begin(model, Task(EXAMPLES.labels, TRAINING, np.random.default_rng(0), kept=kept))
 
 
@@ -50,7 +50,7 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_the_loss_by_hand():
+def test_contrast_by_hand():
     own = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
     received = torch.tensor([[0.0, 2.0], [4.0, 3.0]])  # cosines 0 and 24/25
     previous = torch.tensor([[5.0, 0.0], [0.0, -1.0]])  # cosines 1 and -4/5
@@ -60,11 +60,11 @@ def test_the_loss_by_hand():
     assert found.item() > 1, "nearer to the previous model than to the received one is bad"
 
 
-def test_the_extra_loss_is_the_weighted_contrast():
+def test_extra_loss_is_weighted_contrast():
     previous, _ = trained(LocalRule())
     kept = {name: tensor.numpy() for name, tensor in previous.state_dict().items()}
     model, made = Net(), rule(mu=3.0, temperature=0.25)
-    state = begun(made, model, kept)
+    state = state_of(made, model, kept)
     with torch.no_grad():
         model.layer.weight += 0.5  # training has moved it away from what was received
     logits, extra = made.forward(model, state, X, EXAMPLES.labels)
@@ -75,18 +75,18 @@ def test_the_extra_loss_is_the_weighted_contrast():
     torch.testing.assert_close(logits, model.classifier(own))
 
 
-def test_the_first_participation_is_plain_training():
+def test_first_participation_is_plain():
     assert same(trained(rule())[0], trained(LocalRule())[0])
 
 
-def test_without_weight_training_is_plain_and_keeps_nothing():
+def test_zero_mu_keeps_nothing():
     kept = {name: tensor.numpy() for name, tensor in Net().state_dict().items()}
     model, outcome = trained(rule(mu=0), kept)
     assert same(model, trained(LocalRule())[0])
     assert not outcome.kept
 
 
-def test_the_second_participation_uses_the_clients_own_model():
+def test_training_depends_on_kept_model():
     first, outcome = trained(rule())
     assert all(np.array_equal(outcome.kept[name], t.numpy()) for name, t in first.state_dict().items())
     second, _ = trained(rule(), outcome.kept)
@@ -95,7 +95,7 @@ def test_the_second_participation_uses_the_clients_own_model():
     assert not same(second, trained(rule(), elsewhere)[0])
 
 
-def test_the_model_trained_last_is_kept():
+def test_keeps_the_last_trained_model():
     _, first = trained(rule())
     model, second = trained(rule(), first.kept)
     assert all(np.array_equal(second.kept[name], tensor.numpy()) for name, tensor in model.state_dict().items())
@@ -103,10 +103,10 @@ def test_the_model_trained_last_is_kept():
     assert not np.array_equal(second.kept["layer.weight"], Net().layer.weight.detach())
 
 
-def test_the_other_models_do_not_change():
+def test_other_models_do_not_change():
     _, outcome = trained(rule())
     made, model = rule(), Net()
-    received, previous = state = begun(made, model, outcome.kept)
+    received, previous = state = state_of(made, model, outcome.kept)
     before = [{name: tensor.clone() for name, tensor in other.state_dict().items()} for other in state]
     logits, extra = made.forward(model, state, X, EXAMPLES.labels)
     (logits.sum() + extra).backward()
@@ -115,12 +115,12 @@ def test_the_other_models_do_not_change():
         assert all(torch.equal(values[name], tensor) for name, tensor in other.state_dict().items())
 
 
-def test_batch_norm_counts_each_batch_once():
+def test_batch_norm_counts_batches_once():
     _, outcome = trained(rule())
     assert trained(rule(), outcome.kept)[0].norm.num_batches_tracked == 9
 
 
-def test_the_reported_loss_is_without_the_contrast():
+def test_reported_loss_omits_contrast():
     once = Training(lr=0.1, local_epochs=1, batch_size=len(X))
     kept = {name: np.asarray(tensor.numpy() + 1) for name, tensor in Net().state_dict().items()}
     losses = [
@@ -132,7 +132,7 @@ def test_the_reported_loss_is_without_the_contrast():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg16", "mobilenet-v2"])
-def test_a_model_with_dropout_can_be_frozen(name):
+def test_model_with_dropout_can_be_frozen(name):
     model = models.build(name, (3, 32, 32), 2)
     images = Examples(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
     training = Training(local_epochs=1)

@@ -32,14 +32,14 @@ def wrapped(kind, strategy):
 
 @pytest.mark.parametrize("own", [FedMR, FedMut])
 @pytest.mark.parametrize("kind", sorted(name for name in new.__all__ if name.startswith("Differential")))
-def test_wrappers_that_clip_against_one_global_model_are_refused(kind, own, grid):
+def test_clipping_wrappers_are_refused(kind, own, grid):
     strategy = own(clients_per_round=3)
     with pytest.raises(ConfigError, match=f"^{kind} cannot be used with {own.__name__}: it clips .*privacy.local-dp"):
         list(wrapped(kind, strategy).configure_train(1, START, ConfigRecord(), grid))
     assert len(strategy.configure_train(1, START, ConfigRecord(), grid)) == 3, "by itself it works"
 
 
-def test_a_subclass_of_such_a_wrapper_is_refused_too(grid):
+def test_subclasses_of_wrappers_are_refused(grid):
     class Mine(new.DifferentialPrivacyServerSideFixedClipping):
         pass
 
@@ -48,17 +48,21 @@ def test_a_subclass_of_such_a_wrapper_is_refused_too(grid):
         list(wrapper.configure_train(1, START, ConfigRecord(), grid))
 
 
-def test_around_one_global_model_they_may_stand(grid):
+def test_wrappers_may_wrap_fedavg(grid):
     kind = "DifferentialPrivacyServerSideFixedClipping"
     assert len(list(wrapped(kind, FedAvg(clients_per_round=3)).configure_train(1, START, ConfigRecord(), grid))) == 3
 
 
-def test_classic_wrappers_and_secure_aggregation_are_refused():
+def test_classic_wrappers_are_refused():
     strategy = classic.FedMR(clients_per_round=1, keys=["w"])
     parameters = ndarrays_to_parameters([np.zeros(3, np.float32)])
     clipping = old.DifferentialPrivacyServerSideFixedClipping(strategy, 1.0, 1.0, 1)
     with pytest.raises(ConfigError, match="^DifferentialPrivacyServerSideFixedClipping cannot be used with FedMR"):
         clipping.configure_fit(1, parameters, None)
+
+
+def test_secure_aggregation_is_refused():
+    strategy = classic.FedMR(clients_per_round=1, keys=["w"])
     state = RecordDict(
         {MAIN_CONFIGS_RECORD: ConfigRecord({Key.CURRENT_ROUND: 1}), MAIN_PARAMS_RECORD: START}
     )  # of Flower's workflows
@@ -70,12 +74,12 @@ def test_classic_wrappers_and_secure_aggregation_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("DifferentialPrivacyServerSideFixedClipping", "wraps another strategy, and clips .*privacy.local-dp"),
         ("SecAggPlus", "wraps another strategy, and gives the server only a sum"),
     ],
 )
-def test_they_cannot_be_named_either(name, said):
-    with pytest.raises(ConfigError, match=f"'flwr:{name}' {said}"):
+def test_named_wrappers_are_refused(name, words):
+    with pytest.raises(ConfigError, match=f"'flwr:{name}' {words}"):
         flower_strategy(f"flwr:{name}")

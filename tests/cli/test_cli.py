@@ -39,7 +39,7 @@ def fedmr(monkeypatch, capfd, tmp_path):
     return call
 
 
-def test_a_run_prints_its_folder_first_and_last_and_a_table(fedmr, tmp_path):
+def test_run_prints_folder_and_table(fedmr, tmp_path, no_pictures):
     status, out, _ = fedmr("run", "run.yaml", *TINY, "strategy.first-stage-rounds=1", "--engine", "in-process")
     assert status == 0
     lines = [line for line in out.splitlines() if line.strip()]
@@ -79,7 +79,7 @@ def test_a_run_prints_its_folder_first_and_last_and_a_table(fedmr, tmp_path):
         (["engine=spark"], ["unknown engine 'spark'", "ray, in-process"]),
     ],
 )
-def test_a_mistake_is_one_line_and_a_status_and_writes_nothing(fedmr, tmp_path, monkeypatch, overrides, words):
+def test_mistakes_are_one_line(fedmr, tmp_path, monkeypatch, overrides, words):
     from torchvision.datasets import FashionMNIST
 
     def no_network(*args, **kwargs):
@@ -96,7 +96,7 @@ def test_a_mistake_is_one_line_and_a_status_and_writes_nothing(fedmr, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_units_prints_a_table_of_units_with_keys_sizes_and_shares(fedmr):
+def test_units_prints_a_table(fedmr):
     status, out, _ = fedmr("units", "run.yaml", "strategy.unit=block")
     assert status == 0
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
@@ -111,7 +111,7 @@ def test_units_prints_a_table_of_units_with_keys_sizes_and_shares(fedmr):
     assert (status, err) == (1, "fedmr: error: fedavg does not recombine; choose strategy.name=fedmr\n")
 
 
-def test_partition_prints_draws_and_saves_what_a_run_can_use(fedmr, tmp_path):
+def test_partition_saves_what_a_run_uses(fedmr, tmp_path):
     settings = ["clients=6", "clients-per-round=2", "partition.name=shards", "partition.shards-per-client=1"]
     status, out, _ = fedmr("partition", "run.yaml", *settings)
     assert status == 0
@@ -135,7 +135,7 @@ def test_partition_prints_draws_and_saves_what_a_run_can_use(fedmr, tmp_path):
     assert (tmp_path / "out" / "partition.npz").read_bytes() == saved.read_bytes()
 
 
-def test_plot_draws_what_the_rounds_allow(fedmr, tmp_path):
+def test_plot_draws_a_runs_pictures(fedmr, tmp_path):
     assert fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out")[0] == 0
     pictures = [tmp_path / "out" / name for name in ("curves.png", "diversity.png", "lineage.png")]
     for picture in pictures:
@@ -152,7 +152,7 @@ def test_plot_draws_what_the_rounds_allow(fedmr, tmp_path):
     assert "nowhere is not a run folder: its config.yaml is missing" in err
 
 
-def test_the_accuracy_over_clients_is_said_at_the_end(fedmr, tmp_path):
+def test_prints_accuracy_over_clients(fedmr, tmp_path, no_pictures):
     status, out, _ = fedmr("run", "run.yaml", *TINY, "engine=in-process", "evaluate-clients=true", "run-dir=out")
     assert status == 0
     over = json.loads((tmp_path / "out" / "manifest.json").read_text())["client-accuracy"]
@@ -161,7 +161,7 @@ def test_the_accuracy_over_clients_is_said_at_the_end(fedmr, tmp_path):
     assert 0 <= over["worst-tenth"] == min(over["accuracies"]) <= over["mean"] <= 1
 
 
-def test_a_truncated_data_file_is_named(fedmr, tmp_path):
+def test_truncated_data_file_is_named(fedmr, tmp_path):
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (tmp_path / f"{part}-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x63short")
     status, _, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "data.name=fashion-mnist", "data-dir=.")
@@ -169,7 +169,7 @@ def test_a_truncated_data_file_is_named(fedmr, tmp_path):
     assert "train-images-idx3-ubyte states 99 bytes of data but has 5; replace it" in err
 
 
-def test_a_used_run_folder_is_refused(fedmr, tmp_path):
+def test_used_run_folder_is_refused(fedmr, tmp_path, no_pictures):
     arguments = ["run", "run.yaml", *TINY, "rounds=1", "engine=in-process", "run-dir=out"]
     assert fedmr(*arguments)[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -179,13 +179,13 @@ def test_a_used_run_folder_is_refused(fedmr, tmp_path):
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
-def test_a_missing_configuration_is_named(fedmr):
+def test_missing_configuration_is_named(fedmr):
     status, _, err = fedmr("run", "none.yaml")
     assert status == 1
     assert err == "fedmr: error: cannot read the configuration none.yaml: No such file or directory\n"
 
 
-def test_an_occupied_port_is_named_with_the_variable(fedmr, tmp_path, monkeypatch):
+def test_occupied_port_is_named(fedmr, tmp_path, monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -200,7 +200,7 @@ def test_an_occupied_port_is_named_with_the_variable(fedmr, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("override", ["client-cpus=4096", "ray.client-gpus=512"])
-def test_more_than_the_machine_has_is_refused(fedmr, tmp_path, override):
+def test_excess_resources_are_refused(fedmr, tmp_path, override):
     status, _, err = fedmr("run", "run.yaml", *TINY, "run-dir=out", override)
     key = override.partition("=")[0]
     assert status == 1
@@ -209,7 +209,7 @@ def test_more_than_the_machine_has_is_refused(fedmr, tmp_path, override):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_run_says_so(fedmr, tmp_path, monkeypatch):
+def test_interrupted_run_exits_130(fedmr, tmp_path, monkeypatch):
     from fedmr_flwr.client import app as client
 
     def interrupt(*arguments):

@@ -22,7 +22,7 @@ def text(request, monkeypatch, capsys):
     return capsys.readouterr().out
 
 
-def test_no_line_is_cut_or_too_long(text):
+def test_lines_fit_80_columns(text):
     assert max(map(len, text.splitlines())) <= 80
     summaries = text.partition("Commands:")[2]
     assert "..." not in summaries

@@ -39,11 +39,11 @@ def dropping(toy, monkeypatch):
     return lambda run: toy("model.name=dropping", "checkpoint-every=1", run=run)
 
 
-def test_a_model_with_dropout_repeats(dropping):
+def test_dropout_repeats(dropping):
     assert run(dropping("a")) == run(dropping("b"))
 
 
-def test_a_resumed_model_with_dropout_ends_the_same(dropping, monkeypatch):
+def test_resumed_dropout_ends_the_same(dropping, monkeypatch):
     whole, settings, fits, fit = run(dropping("whole")), dropping("cut"), [], client.fit
 
     def stopping(*arguments):

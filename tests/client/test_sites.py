@@ -39,7 +39,7 @@ def test_data_spec_survives_json():
     assert DataSpec.from_json(text.to_json()) == text
 
 
-def test_a_node_trains_on_its_file_prepared_like_the_servers_data(toy, own):
+def test_node_prepares_its_own_file(toy, own):
     site = of_its_own(toy, own())
     dataset, examples = site.examples()
     assert site.prepare("whatever the server has") == len(examples) == 12
@@ -60,13 +60,13 @@ def test_a_node_trains_on_its_file_prepared_like_the_servers_data(toy, own):
         ({"y_train": np.arange(11)}, "expected 12 non-negative integers"),
     ],
 )
-def test_a_file_that_does_not_fit_is_named(toy, own, arrays, words):
+def test_unfit_file_is_named(toy, own, arrays, words):
     with pytest.raises(DataError, match=words) as caught:
         of_its_own(toy, own(**arrays)).prepare("")
     assert "own.npz" in str(caught.value)
 
 
-def test_a_node_divides_a_data_set_as_the_server_and_only_once(toy, own, tmp_path, monkeypatch):
+def test_node_splits_like_the_server(toy, own, tmp_path, monkeypatch):
     settings = toy("clients=6")
     (tmp_path / "data").mkdir()
     node_config = own() | {"data": str(tmp_path / "data")}
@@ -81,39 +81,44 @@ def test_a_node_divides_a_data_set_as_the_server_and_only_once(toy, own, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["npz:/etc/passwd", "os:listdir", "npz:own.npz"])
-def test_the_server_cannot_have_a_node_open_other_files(toy, own, tmp_path, name):
+def test_server_cannot_name_data_files(toy, own, tmp_path, name):
     settings = toy().model_copy(update={"data": Data(name=name)})
     with pytest.raises(ConfigError, match="a node reads data sets only by name"):
         NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN).prepare("")
 
 
 @pytest.mark.parametrize("name", ["file:/etc/hostname", "file:own.npz"])
-def test_nor_a_file_that_says_who_holds_what(toy, own, tmp_path, name):
+def test_server_cannot_name_partition_files(toy, own, tmp_path, name):
     settings = toy().model_copy(update={"partition": Partition(name=name)})
     with pytest.raises(ConfigError, match="a node cannot open a file of the server"):
         NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
 
 
-def test_errors_say_who_fails_and_not_where_its_files_lie(toy, own, tmp_path):
+def test_errors_hide_the_nodes_paths(toy, own, tmp_path):
     node_config = own() | {"name": "gpu-a", "data": str(tmp_path / "patients.npz")}
     with pytest.raises(DataError, match="^gpu-a: .*patients.npz") as caught:
         of_its_own(toy, node_config).prepare("")
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_node_fetches_nothing_that_the_server_asks_for(toy, own, tmp_path):
+def test_node_downloads_nothing(toy, own, tmp_path, monkeypatch):
+    from torchvision.datasets import FashionMNIST
+
+    asked = []
+    monkeypatch.setattr(FashionMNIST, "download", lambda self: asked.append(self.root))
     settings = toy().model_copy(update={"data": Data(name="fashion-mnist", download=True)})
-    site = NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
-    assert not site._named.download
+    with pytest.raises(DataError, match="FashionMNIST is not in"):
+        NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN).prepare("")
+    assert asked == []
 
 
 @pytest.mark.parametrize("run", ["../../elsewhere", "", "0123456789ABCDEF", json.dumps(RUN)])
-def test_the_server_cannot_have_a_node_write_elsewhere(toy, own, run):
+def test_server_cannot_choose_write_paths(toy, own, run):
     with pytest.raises(ConfigError, match="invalid run identifier"):
         of_its_own(toy, own(), run=run)
 
 
-def test_data_and_partition_must_go_together(toy, own, tmp_path):
+def test_data_must_match_the_partition(toy, own, tmp_path):
     with pytest.raises(ConfigError, match="client 2 has the folder of a data set, but the run needs"):
         of_its_own(toy, own() | {"data": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"set partition\.name=nodes if each client has its own examples"):

@@ -21,7 +21,7 @@ def number(server_round, life):
     return {"value": np.array([server_round, life], np.float32)}
 
 
-def test_the_state_of_a_round_is_found_again_bit_for_bit(tmp_path):
+def test_state_reads_back_exactly(tmp_path):
     state = ClientState(tmp_path / "client")
     assert state.recall(0) == {}
     # A convolution's weights lie in another order in memory than their shape says.
@@ -34,7 +34,7 @@ def test_the_state_of_a_round_is_found_again_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "noise", "bit"])
-def test_a_state_that_is_lost_is_none(tmp_path, damage):
+def test_damaged_state_is_none(tmp_path, damage):
     state = ClientState(tmp_path)
     state.keep(number(3, 0), 3, 0, 0)
     (path,) = tmp_path.iterdir()
@@ -48,7 +48,7 @@ def test_a_state_that_is_lost_is_none(tmp_path, damage):
     assert state.recall(3) is None
 
 
-def test_a_reply_that_never_counted_is_forgotten(tmp_path):
+def test_lost_replies_are_forgotten(tmp_path):
     state = ClientState(tmp_path)
     state.keep(number(2, 0), 2, 0, 0)
     state.keep(number(5, 0), 5, 2, 0)  # its reply gets lost
@@ -57,13 +57,13 @@ def test_a_reply_that_never_counted_is_forgotten(tmp_path):
     assert state.recall(2) is not None
 
 
-def test_what_the_disk_refuses_is_one_line(tmp_path):
+def test_failed_write_is_one_line(tmp_path):
     (tmp_path / "client").write_text("a file")
     with pytest.raises(RunFolderError, match="cannot write .*client"):
         ClientState(tmp_path / "client").keep(number(1, 0), 1, 0, 0)
 
 
-def test_a_client_trains_with_what_it_kept_of_its_last_good_reply(toy, monkeypatch):
+def test_training_gets_last_good_state(toy, monkeypatch):
     settings = toy("strategy.name=moon", "clients=4", "clients-per-round=2", "rounds=8", "checkpoint-every=1")
     known = {}
     spoiled = []
@@ -88,8 +88,8 @@ def test_a_client_trains_with_what_it_kept_of_its_last_good_reply(toy, monkeypat
     assert sum(row["failures"] for row in out.read_rows()) == len(spoiled) == 1
 
 
-@pytest.mark.parametrize("seed", range(15))
-def test_state_survives_lost_replies_and_resumed_servers(tmp_path, seed):
+@pytest.mark.parametrize("seed", range(6))
+def test_state_survives_any_history(tmp_path, seed):
     """Servers are killed and go on from one of two checkpoints; replies get lost; a client takes part at times."""
     rng = random.Random(seed)
     every, state = rng.choice([1, 3, 7]), ClientState(tmp_path)
@@ -120,5 +120,5 @@ def test_state_survives_lost_replies_and_resumed_servers(tmp_path, seed):
     ("server_round", "every", "oldest"),
     [(1, 10, 0), (20, 10, 0), (21, 10, 10), (30, 10, 10), (31, 10, 20), (4, 1, 2)],
 )
-def test_the_oldest_of_two_checkpoints(server_round, every, oldest):
+def test_oldest_kept_checkpoint(server_round, every, oldest):
     assert checkpoint.oldest(server_round, every) == oldest

@@ -25,8 +25,8 @@ FILES = sorted(CONF.glob("*.yaml"))
 def data_dir(tmp_path, write_fashion_mnist, write_cifar, write_femnist):
     """A folder with small data sets in their true formats, in the place and of the shape of the real ones."""
     write_fashion_mnist(tmp_path / "data", packed=True, train=200)
-    for name in ("CIFAR10", "CIFAR100"):
-        write_cifar(tmp_path / "data", name)
+    for name, count in (("CIFAR10", 20), ("CIFAR100", 60)):  # in each file, of which CIFAR-10 has five for training
+        write_cifar(tmp_path / "data", name, count=count)
     write_femnist(tmp_path / "data" / "femnist", writers=5)
     return tmp_path / "data"
 
@@ -36,7 +36,7 @@ def slow_if_large(path):
 
 
 @pytest.mark.parametrize("path", map(slow_if_large, FILES))
-def test_a_round_with_three_clients(path, tmp_path, data_dir):
+def test_every_file_runs(path, tmp_path, data_dir, no_pictures):
     small = ["rounds=1", "clients=3", "clients-per-round=3", "training.local-epochs=1", "engine=in-process"]
     settings = load(path, [*small, f"data-dir={data_dir}", f"run-dir={tmp_path / 'run'}"])
     with Display(1, Console(file=io.StringIO())) as display:
@@ -45,7 +45,7 @@ def test_a_round_with_three_clients(path, tmp_path, data_dir):
     assert (row["replies"], row["failures"]) == (3, 0)
 
 
-def test_fashion_mnist_is_in_the_setting_of_the_published_code():
+def test_fashion_mnist_has_published_settings():
     settings = load(CONF / "fashion-mnist-cnn.yaml")
     assert (settings.clients, settings.clients_per_round, settings.evaluate_every) == (100, 10, 10)
     assert settings.partition == Partition(name="dirichlet", alpha=0.1)
@@ -67,7 +67,7 @@ PAPER = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_data_and_models_of_the_paper_are_in_the_setting_of_the_published_code(name):
+def test_papers_files_have_published_settings(name):
     path = CONF / f"{name}.yaml"
     settings = load(path, ["rounds=3", "partition.alpha=0.5"])
     data, model, parameters = PAPER[name]
@@ -84,7 +84,7 @@ def test_data_and_models_of_the_paper_are_in_the_setting_of_the_published_code(n
     assert parameters in (count, None)
 
 
-def test_the_readme_names_only_files_that_are_there():
+def test_readme_names_existing_files():
     root = CONF.parent
     for text in (root / "README.md", root / "docs" / "running.md"):
         named = re.findall(r"(?:conf|docs|benchmarks)/[\w./-]+\.(?:yaml|png|md|py)", text.read_text())

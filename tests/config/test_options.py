@@ -20,7 +20,7 @@ from fedmr_flwr.errors import ConfigError, OptionError
 COMMON = ["clients_per_round", "seed", "layout", "wire", "guard"]
 
 
-def test_options_are_of_the_declared_type():
+def test_options_have_the_declared_type():
     assert options_type(FedMR) is FedMROptions
     assert options_type(flower_strategy("flwr:FedAvg")) is FlowerOptions
     assert options_type(Prox) is ProxOptions
@@ -28,17 +28,17 @@ def test_options_are_of_the_declared_type():
     assert FedMR(unit="tensor").options == FedMROptions(unit="tensor")
 
 
-def test_a_declaration_as_text_is_understood():
+def test_reads_text_annotations():
     kind = type("Own", (Algorithm,), {"__annotations__": {"options": "FedMROptions"}, "__module__": __name__})
     assert options_type(kind) is FedMROptions
 
 
-def test_options_of_another_type_are_refused():
+def test_other_option_types_are_refused():
     with pytest.raises(TypeError, match=r"Own.options must be declared as a subclass of config.Section"):
         type("Own", (Algorithm,), {"__annotations__": {"options": int}})
 
 
-def test_the_signature_lists_common_arguments_and_options():
+def test_signature_lists_all_options():
     parameters = inspect.signature(FedMR).parameters
     assert list(parameters) == [
         *COMMON, "population", "weighting", "evaluate_slots", "unit", "first_stage_rounds", "buffers",
@@ -51,7 +51,7 @@ def test_the_signature_lists_common_arguments_and_options():
     assert parameters["buffers"].annotation == Literal["move", "average"]
 
 
-def test_the_signature_of_a_subclass_is_its_own():
+def test_subclass_signature_is_its_own():
     class Own(FedProx):
         def __init__(self, *, strength: float = 0.5, **arguments) -> None:
             super().__init__(**arguments)
@@ -77,11 +77,11 @@ def test_help_lists_the_arguments(name):
         ({"first_stage_rounds": -1}, r"^FedMR: first_stage_rounds = -1: Input should be greater"),
     ],
 )
-def test_a_mistake_names_the_python_argument(arguments, message):
+def test_mistakes_name_the_argument(arguments, message):
     with pytest.raises(ConfigError, match=message):
         FedMR(**arguments)
 
 
-def test_an_argument_that_does_not_fit_the_others_is_named():
+def test_conflicting_argument_is_named():
     with pytest.raises(OptionError, match="^population: 2 is less than the 10 clients of a round"):
         FedMR(population=2)

@@ -34,25 +34,25 @@ def parse(**strategy):
     return loading.parse({"strategy": {key.replace("_", "-"): value for key, value in strategy.items()}}, "run.yaml")
 
 
-def test_options_of_algorithm_and_local_rule_are_typed():
+def test_options_of_both_halves_are_typed():
     strategy = parse(name="fedcross", alpha=0.5, local_rule="fedprox", mu=0.25).strategy
     assert strategy.options == FedCrossOptions(alpha=0.5)
     assert strategy.rule_options == ProxOptions(mu=0.25)
 
 
-def test_a_dump_has_all_options_side_by_side():
+def test_dump_has_options_side_by_side():
     dump = parse(name="fedprox", mu=0.25).model_dump(mode="json", by_alias=True)
     assert dump["strategy"] == {"name": "fedprox", "local-rule": None, "weighting": "examples", "mu": 0.25}
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=str)
-def test_a_dump_parses_back_to_equal_settings(section):
+def test_dump_parses_back(section):
     settings = loading.parse({"strategy": section, "run-dir": "here"}, "run.yaml")
     assert loading.parse(yaml.safe_load(to_yaml(settings)), "again") == settings
     assert Settings.model_validate(json.loads(settings.model_dump_json(by_alias=True))) == settings
 
 
-def test_python_makes_settings_as_files_do():
+def test_python_settings_equal_files():
     assert Settings(rounds=3, strategy={"unit": "tensor"}).strategy == parse(unit="tensor").strategy
     assert Settings().strategy.options == FedMROptions()
 
@@ -76,19 +76,19 @@ def test_python_makes_settings_as_files_do():
     ],
     ids=str,
 )
-def test_a_mistake_names_the_key(section, message):
+def test_mistakes_name_the_key(section, message):
     with pytest.raises(ConfigError, match=message):
         loading.parse({"strategy": section}, "run.yaml")
 
 
-def test_everything_else_is_reported_first():
+def test_other_errors_come_first():
     with pytest.raises(ConfigError, match="^run.yaml: rounds = 0: [^;]*$"):
         loading.parse({"rounds": 0, "strategy": {"unti": 3}}, "run.yaml")
     with pytest.raises(ConfigError, match="clients-per-round is 10 but there are only 5 clients"):
         loading.parse({"clients": 5, "strategy": {"unti": 3}}, "run.yaml")
 
 
-def test_flowers_strategies_take_float32_alone():
+def test_flowers_strategies_need_float32():
     with pytest.raises(ConfigError, match="wire=float16: Flower's own strategies"):
         loading.parse({"wire": "float16", "strategy": {"name": "flwr:FedAvg"}}, "run.yaml")
 
@@ -116,7 +116,7 @@ def importable(monkeypatch):
 
 
 @pytest.mark.usefixtures("importable")
-def test_a_users_own_algorithm_is_named_by_its_module():
+def test_own_algorithm_by_module_name():
     settings = parse(name="mine:Median", trim=0.25, both=True)
     assert settings.strategy.options == MedianOptions(trim=0.25, both=True)
     strategy = algorithms.create(settings, Layout(()))
@@ -124,11 +124,11 @@ def test_a_users_own_algorithm_is_named_by_its_module():
 
 
 @pytest.mark.usefixtures("importable")
-def test_an_option_of_both_halves_is_refused():
+def test_shared_option_name_is_refused():
     with pytest.raises(ConfigError, match="strategy.trim: both 'mine:Holding' and its local rule have an option"):
         parse(name="mine:Holding", trim=0.25)
 
 
-def test_a_local_rule_gets_its_options():
+def test_local_rule_gets_its_options():
     rule = local_rule(parse(local_rule="fedprox", mu=0.25).strategy)
     assert (type(rule), rule.options) == (Prox, ProxOptions(mu=0.25))

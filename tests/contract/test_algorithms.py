@@ -24,8 +24,13 @@ LAYOUT = Layout.of(
 )
 CODEC = Codec(LAYOUT)
 K, CLIENTS, ROUNDS = 4, 7, 4
+OPTIONS = {"fedgen": {"generator_steps": 3}}  # of the many that it takes by default
 
 pytestmark = pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
+
+
+def new_strategy(name):
+    return registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT, **OPTIONS.get(name, {}))
 
 
 def start_model():
@@ -41,7 +46,7 @@ def with_vectors(content, message, client):
 
 
 @pytest.fixture
-def federate(grid_of, answer):
+def run_rounds(grid_of, answer):
     """Run a few rounds; return the final model, the messages of each round and the strategy."""
 
     def run(name, silent=(), shuffle=False, rounds=range(1, ROUNDS + 1), arrays=None, state=None):
@@ -59,7 +64,7 @@ def federate(grid_of, answer):
             honest = inner.send_and_receive
             inner.send_and_receive = lambda messages, timeout=None: honest(messages)[::-1]
         grid = RosterGrid(inner, CLIENTS)
-        strategy = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
+        strategy = new_strategy(name)
         if state is not None:
             strategy.restore(state)
         arrays, done = arrays or start_model(), []
@@ -79,8 +84,8 @@ def federate(grid_of, answer):
     return run
 
 
-def test_one_fresh_message_per_slot(federate, name):
-    _, rounds, _ = federate(name)
+def test_one_fresh_message_per_slot(run_rounds, name):
+    _, rounds, _ = run_rounds(name)
     for number, (messages, metrics) in enumerate(rounds, 1):
         assert isinstance(messages, list)
         assert len(messages) == K or (name == "clusamp" and 1 < len(messages) < K), "it may draw a client twice"
@@ -91,14 +96,14 @@ def test_one_fresh_message_per_slot(federate, name):
         assert metrics["loss"] == pytest.approx(0.5)
 
 
-def test_a_seed_repeats_whatever_the_order_of_replies(federate, name):
-    first, second = federate(name)[0], federate(name, shuffle=True)[0]
+def test_seed_repeats_in_any_reply_order(run_rounds, name):
+    first, second = run_rounds(name)[0], run_rounds(name, shuffle=True)[0]
     assert [array.data for array in first.values()] == [array.data for array in second.values()]
 
 
-def test_missing_slots_are_survived(federate, name):
+def test_survives_missing_slots(run_rounds, name):
     silent = {(2, client) for client in range(K - 1)}  # at least one of the K drawn answers
-    arrays, _, _ = federate(name, silent=silent)
+    arrays, _, _ = run_rounds(name, silent=silent)
     assert np.isfinite(CODEC.decode(arrays).floats).all()
 
 
@@ -112,7 +117,7 @@ def exchange(grid_of, answer, name):
 
     def make():
         grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
-        strategy = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
+        strategy = new_strategy(name)
         return strategy, grid.send_and_receive(strategy.configure_train(1, start_model(), ConfigRecord(), grid))
 
     return make
@@ -122,7 +127,7 @@ def state_of(strategy, arrays):
     return arrays["floats"].data, {key: array.tobytes() for key, array in strategy.save().items()}
 
 
-def test_replies_are_matched_to_slots_in_whatever_order_they_come(exchange, name):
+def test_replies_match_slots_in_any_order(exchange, name):
     results = []
     for order in (slice(None), slice(None, None, -1)):
         strategy, replies = exchange()
@@ -131,7 +136,7 @@ def test_replies_are_matched_to_slots_in_whatever_order_they_come(exchange, name
     assert results[0] == results[1]
 
 
-def test_a_reply_that_never_came_leaves_the_others_in_their_slots(exchange, name):
+def test_missing_reply_moves_no_other(exchange, name):
     whole, replies = exchange()
     whole.aggregate_train(1, replies)
     part, replies = exchange()
@@ -144,36 +149,36 @@ def test_a_reply_that_never_came_leaves_the_others_in_their_slots(exchange, name
         np.testing.assert_array_equal(part.state.models[0].floats, CODEC.decode(start_model()).floats)
 
 
-def test_a_round_without_any_reply_gives_no_model(exchange, name):
+def test_no_replies_give_no_model(exchange, name):
     strategy, _ = exchange()
     assert strategy.aggregate_train(1, []) == (None, None)
 
 
-def test_every_round_draws_other_clients(federate, name):
-    _, rounds, _ = federate(name)
+def test_every_round_draws_other_clients(run_rounds, name):
+    _, rounds, _ = run_rounds(name)
     drawn = [tuple(message.metadata.dst_node_id for message in messages) for messages, _ in rounds]
     # CluSamp prefers clients with many examples, so that the same four may come again.
     assert len(set(drawn)) >= len(drawn) - (name == "clusamp")
 
 
-def test_nothing_is_drawn_from_a_global_generator(federate, name):
+def test_global_generators_stay_untouched(run_rounds, name):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-    federate(name)
+    run_rounds(name)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     assert before == after
 
 
-def test_from_its_state_another_server_goes_on_as_if_nothing_had_happened(federate, name):
-    whole, _, strategy = federate(name)
+def test_restored_state_continues_exactly(run_rounds, name):
+    whole, _, strategy = run_rounds(name)
     assert all(isinstance(array, np.ndarray) for array in strategy.save().values())
-    half, _, strategy = federate(name, rounds=range(1, 3))
+    half, _, strategy = run_rounds(name, rounds=range(1, 3))
     state = {key: array.copy() for key, array in strategy.save().items()}
-    rest, _, _ = federate(name, rounds=range(3, ROUNDS + 1), arrays=half, state=state)
+    rest, _, _ = run_rounds(name, rounds=range(3, ROUNDS + 1), arrays=half, state=state)
     assert [array.data for array in rest.values()] == [array.data for array in whole.values()]
 
 
-def test_a_state_from_before_the_first_round_is_taken_up_too(federate, name):
-    whole, _, _ = federate(name)
-    fresh = registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT)
-    again, _, _ = federate(name, state=fresh.save())
+def test_initial_state_can_be_restored(run_rounds, name):
+    whole, _, _ = run_rounds(name)
+    fresh = new_strategy(name)
+    again, _, _ = run_rounds(name, state=fresh.save())
     assert [array.data for array in again.values()] == [array.data for array in whole.values()]

@@ -1,10 +1,10 @@
-"""Golden runs: what toy federations compute, bit for bit, round by round.
+"""Golden runs: what toy runs compute, bit for bit, round by round.
 
-A refactor leaves these hashes alone; a change of behaviour writes golden.json anew, in the same commit, with
+A refactor leaves these hashes alone; a change of behaviour rewrites golden.json, in the same commit, with
 
     python tests/contract/test_golden.py
 
-The clients of the toy federations only add and multiply float32 numbers one by one, which gives the same bits on
+The clients of the toy runs only add and multiply float32 numbers one by one, which gives the same bits on
 every machine. Real training does not: PyTorch's kernels differ from one processor to the next, so its hashes are
 compared only where they were written, and its losses everywhere.
 """
@@ -43,7 +43,7 @@ from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.messages import vector_record
 
 GOLDEN = Path(__file__).with_name("golden.json")
-ANEW = "if the change is meant, write the file anew: python tests/contract/test_golden.py"
+REWRITE = "if the change is intended, rewrite the file: python tests/contract/test_golden.py"
 WRITING = "WRITE_GOLDEN"
 ROUNDS, CLIENTS, M = 6, 12, 4
 
@@ -104,7 +104,7 @@ def noise(purpose, *index):
     return whole.astype(np.float32) * np.float32(2**-6)
 
 
-def federation(failing):
+def grid_of_clients(failing):
     """A grid whose clients shrink their model and add noise of their own."""
     app = ClientApp()
 
@@ -153,13 +153,13 @@ def golden():
 def check_equal(expected, found, what):
     assert len(found) == len(expected), f"{what}: {len(found)} rounds, not {len(expected)}"
     differ = [number for number, pair in enumerate(zip(expected, found, strict=True), 1) if pair[0] != pair[1]]
-    assert not differ, f"{what}: differs from golden.json from round {differ[0]} on; {ANEW}"
+    assert not differ, f"{what}: differs from golden.json from round {differ[0]} on; {REWRITE}"
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_toy_federation_computes_what_it_always_did(golden, case):
+def test_toy_runs_match_golden(golden, case):
     kind, options, failing = CASES[case]
-    strategy, grid = kind(clients_per_round=M, seed=11, layout=LAYOUT, **options), federation(failing)
+    strategy, grid = kind(clients_per_round=M, seed=11, layout=LAYOUT, **options), grid_of_clients(failing)
     arrays, found, failures = CODEC.encode(Packed(noise("start"), np.zeros(LAYOUT.counters, np.int64))), [], 0
     for number in range(1, ROUNDS + 1):
         messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
@@ -171,12 +171,12 @@ def test_a_toy_federation_computes_what_it_always_did(golden, case):
     assert len(set(found)) == ROUNDS
     if WRITING in os.environ:
         golden["toy"][case] = found
-    assert case in golden["toy"], f"golden.json does not know '{case}'; {ANEW}"
+    assert case in golden["toy"], f"golden.json does not know '{case}'; {REWRITE}"
     check_equal(golden["toy"][case], found, case)
 
 
-def test_the_file_holds_these_cases_all_different(golden):
-    assert set(golden["toy"]) == set(CASES), ANEW
+def test_golden_cases_all_differ(golden):
+    assert set(golden["toy"]) == set(CASES), REWRITE
     finals = [hashes[-1] for hashes in golden["toy"].values()]
     assert len(set(finals)) == len(finals), "each case computes something of its own"
 
@@ -197,10 +197,10 @@ def machine():
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedmr"])
-def test_real_training_computes_what_it_always_did(golden, name, toy, monkeypatch):
+def test_real_training_matches_golden(golden, name, toy, monkeypatch):
     monkeypatch.setattr(checkpoint, "KEPT", 3)
     unit = ["strategy.unit=layer"] if name == "fedmr" else []
-    settings = toy(f"strategy.name={name}", *unit, "client-cpus=1", "checkpoint-every=1")
+    settings = toy(f"strategy.name={name}", *unit, "training.batch-size=20", "client-cpus=1", "checkpoint-every=1")
     with Display(settings.rounds, Console(file=io.StringIO())) as display:
         out = serve(settings, engines.grid_of(settings), display)
     rows = out.read_rows()
@@ -209,10 +209,10 @@ def test_real_training_computes_what_it_always_did(golden, name, toy, monkeypatc
     losses = {loss: [row[loss] for row in rows] for loss in ("train-loss", "test-loss")}
     if WRITING in os.environ:
         golden["real"][name] = {"hashes": hashes, **losses}
-    assert name in golden["real"], f"golden.json does not know '{name}'; {ANEW}"
+    assert name in golden["real"], f"golden.json does not know '{name}'; {REWRITE}"
     expected = golden["real"][name]
     for loss, values in losses.items():
-        assert values == pytest.approx(expected[loss], rel=1e-3), f"{name}: the {loss} differs; {ANEW}"
+        assert values == pytest.approx(expected[loss], rel=1e-3), f"{name}: the {loss} differs; {REWRITE}"
     if golden["machine"] == machine():
         check_equal(expected["hashes"], hashes, f"{name}, real training")
 

@@ -6,7 +6,7 @@ Weights are small whole numbers where a statement is exact, so that sums are exa
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmr_flwr import FedAvg, FedMR, Indep
@@ -45,6 +45,7 @@ CODEC = Codec(LAYOUT)
 KINDS = ["tensor", "layer", "block", "block:2", "fraction:0.4", "fraction:1", ("bn", "weight|bias", ".*")]
 every_unit = pytest.mark.parametrize("unit", KINDS, ids=str)
 seeds = st.integers(0, 2**32 - 1)
+FEWER = settings(max_examples=40)  # for each of the seven units
 populations = st.tuples(st.integers(1, 9), seeds)
 
 
@@ -85,6 +86,7 @@ def matrix(models):
 
 
 @every_unit
+@FEWER
 @given(population=populations, x=seeds)
 def test_squared_distances_keep_their_sum(unit, population, x):
     before = whole_numbers(*population)
@@ -98,6 +100,7 @@ def test_squared_distances_keep_their_sum(unit, population, x):
 
 
 @every_unit
+@FEWER
 @given(population=populations)
 def test_each_unit_comes_from_its_source(unit, population):
     k, seed = population
@@ -111,6 +114,7 @@ def test_each_unit_comes_from_its_source(unit, population):
 
 
 @every_unit
+@FEWER
 @given(population=populations)
 def test_the_uniform_mean_stays(unit, population):
     before = whole_numbers(*population)
@@ -127,6 +131,7 @@ def test_recombination_is_not_the_identity(unit):
 
 
 @every_unit
+@FEWER
 @given(seed=seeds, k=st.integers(1, 9))
 def test_equal_models_stay_as_they_are(unit, seed, k):
     (one,) = whole_numbers(1, seed)
@@ -142,8 +147,9 @@ BUFFERS = [entry for entry in LAYOUT.entries if entry.buffer]
 
 
 @every_unit
+@FEWER
 @given(population=populations)
-def test_averaged_buffers_are_the_global_models(unit, population):
+def test_averaged_buffers_are_global(unit, population):
     k, seed = population
     before = whole_numbers(k, seed)
     center = average(before)
@@ -217,7 +223,7 @@ class Experiment:
 
 
 @pytest.fixture
-def federate(grid_of, answer):
+def experiment_of(grid_of, answer):
     def make(kind, update, **options):
         return Experiment(grid_of, answer, kind, update, **options)
 
@@ -247,9 +253,9 @@ def distinct(k):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("unit", ["tensor", "layer", "fraction:1"])
-def test_an_endless_first_stage_is_fedavg(federate, seed, unit):
-    a = federate(FedMR, by_client, seed=seed, unit=unit, first_stage_rounds=7)
-    b = federate(FedAvg, by_client, seed=seed, weighting="uniform")
+def test_an_endless_first_stage_is_fedavg(experiment_of, seed, unit):
+    a = experiment_of(FedMR, by_client, seed=seed, unit=unit, first_stage_rounds=7)
+    b = experiment_of(FedAvg, by_client, seed=seed, weighting="uniform")
     for number in range(1, 9):
         assert a.round(number).bytes == b.round(number).bytes, number
         assert a.clients == b.clients
@@ -258,9 +264,9 @@ def test_an_endless_first_stage_is_fedavg(federate, seed, unit):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_after_the_first_stage_it_is_not_fedavg(federate, stage):
-    a = federate(FedMR, by_client, first_stage_rounds=stage)
-    b = federate(FedAvg, by_client, weighting="uniform")
+def test_later_rounds_differ_from_fedavg(experiment_of, stage):
+    a = experiment_of(FedMR, by_client, first_stage_rounds=stage)
+    b = experiment_of(FedAvg, by_client, weighting="uniform")
     equal = [a.round(number).bytes == b.round(number).bytes for number in range(1, 6)]
     assert equal == [number <= stage + 1 for number in range(1, 6)]
 
@@ -274,9 +280,9 @@ def contents(models):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_moving_whole_models_is_indep(federate, seed):
-    a = federate(FedMR, by_round, seed=seed, unit="fraction:1", m=5)
-    b = federate(Indep, by_round, seed=seed, m=5)
+def test_moving_whole_models_is_indep(experiment_of, seed):
+    a = experiment_of(FedMR, by_round, seed=seed, unit="fraction:1", m=5)
+    b = experiment_of(Indep, by_round, seed=seed, m=5)
     for each in (a, b):
         each.start_from(distinct(5))
     orders = []
@@ -291,18 +297,18 @@ def test_moving_whole_models_is_indep(federate, seed):
 
 @pytest.mark.parametrize("m", [5, 3])
 @pytest.mark.parametrize("unit", ["fraction:1", "layer", "tensor"])
-def test_a_unit_is_the_work_of_clients_it_met(federate, unit, m):
+def test_a_unit_is_the_work_of_clients_it_met(experiment_of, unit, m):
     k, seed = 5, 2
-    federation = federate(FedMR, by_client, seed=seed, unit=unit, m=m, population=k)
+    experiment = experiment_of(FedMR, by_client, seed=seed, unit=unit, m=m, population=k)
     start, parts = distinct(k), Recombination(LAYOUT, unit).units
-    federation.start_from(start)
+    experiment.start_from(start)
     # For each unit and slot: the slot it began in, and the (client, round) pairs it has met.
     chains = [[(slot, ()) for slot in range(k)] for _ in parts]
     for number in range(2, 8):
-        federation.round(number)
+        experiment.round(number)
         drawn = sources(seed, number, 0, len(parts), k)
         chains = [[chain[at] for at in source] for chain, source in zip(chains, drawn, strict=True)]
-        for slot, client in zip(federation.slots, federation.clients, strict=True):
+        for slot, client in zip(experiment.slots, experiment.clients, strict=True):
             for chain in chains:
                 chain[slot] = chain[slot][0], (*chain[slot][1], (client, number))
 
@@ -311,46 +317,46 @@ def test_a_unit_is_the_work_of_clients_it_met(federate, unit, m):
             model = start[first]
             for client, number in met:
                 model = by_client(model, client, number)
-            assert piece(federation.population[slot], part) == piece(model, part), (part.name, slot)
+            assert piece(experiment.population[slot], part) == piece(model, part), (part.name, slot)
     if unit == "layer":
         assert len({chain[0][1] for chain in chains}) > 1, "the layers of one slot have met different clients"
 
 
-def test_slots_weigh_by_their_last_examples(federate):
+def test_slots_weigh_by_their_last_examples(experiment_of):
     def whole(old, client, number):
         return Packed(np.full(LAYOUT.size, 10 * number + client, np.float32), old.ints + 1)
 
-    federation = federate(FedMR, whole, m=3, population=6, weighting="examples")
+    experiment = experiment_of(FedMR, whole, m=3, population=6, weighting="examples")
     examples = np.zeros(6)
     for number in range(1, 9):
-        federation.round(number)
-        examples[federation.slots] = np.array(federation.clients) + 1
-        rows = np.array([model.floats for model in federation.population], np.float64)
+        experiment.round(number)
+        examples[experiment.slots] = np.array(experiment.clients) + 1
+        rows = np.array([model.floats for model in experiment.population], np.float64)
         expected = (rows * examples[:, None]).sum(0) / examples.sum()  # exact until the division
-        np.testing.assert_array_equal(federation.model.floats, expected.astype(np.float32))
-        uniform = mean([model.floats for model in federation.population])
-        assert (federation.model.floats != uniform).any()
+        np.testing.assert_array_equal(experiment.model.floats, expected.astype(np.float32))
+        uniform = mean([model.floats for model in experiment.population])
+        assert (experiment.model.floats != uniform).any()
     assert (examples > 0).all()
 
 
 @every_unit
-def test_the_mean_ignores_recombination(federate, unit):
+def test_the_mean_ignores_recombination(experiment_of, unit):
     def add(old, client, number):  # whatever model a client gets, it adds the same
         step = np.random.default_rng([client, number]).integers(-9, 10, LAYOUT.size)
         return Packed(old.floats + step.astype(np.float32), old.ints)
 
-    a, b = federate(FedMR, add, unit=unit), federate(Indep, add)
+    a, b = experiment_of(FedMR, add, unit=unit), experiment_of(Indep, add)
     for number in range(1, 8):
         a.round(number), b.round(number)
         np.testing.assert_array_equal(a.model.floats, b.model.floats)
     assert contents(a.population) != contents(b.population)
 
 
-def test_averaged_buffers_are_weighted_too(federate):
-    federation = federate(FedMR, by_client, buffers="average", weighting="examples")
-    before = federation.round(1).model
-    uniform = mean([model.floats for model in federation.population])
-    for model in federation.round(2).dispatched:
+def test_averaged_buffers_are_weighted_too(experiment_of):
+    experiment = experiment_of(FedMR, by_client, buffers="average", weighting="examples")
+    before = experiment.round(1).model
+    uniform = mean([model.floats for model in experiment.population])
+    for model in experiment.round(2).dispatched:
         for entry in BUFFERS:
             own, its = (model.ints, before.ints) if entry.integer else (model.floats, before.floats)
             np.testing.assert_array_equal(own[entry.columns], its[entry.columns])
@@ -361,36 +367,36 @@ def test_averaged_buffers_are_weighted_too(federate):
 
 
 @pytest.mark.parametrize("kind", [FedMR, Indep])
-def test_slots_without_a_client_keep_their_model(federate, kind):
-    federation = federate(kind, by_client, clients=10, m=3, population=8)
+def test_idle_slots_keep_their_model(experiment_of, kind):
+    experiment = experiment_of(kind, by_client, clients=10, m=3, population=8)
     counts, units = np.zeros(8, int), Recombination(LAYOUT).units
     for number in range(1, 41):
-        before = federation.population
-        federation.round(number)
-        slots, after = federation.slots, federation.population
-        assert slots == federation.strategy.diagnostics["slots"]
-        assert list(map(content, federation.sent)) == [content(federation.dispatched[slot]) for slot in slots]
-        assert len(set(slots)) == len(slots) == len(federation.trained) == 3
-        expected = dict(zip(slots, federation.trained, strict=True))
+        before = experiment.population
+        experiment.round(number)
+        slots, after = experiment.slots, experiment.population
+        assert slots == experiment.strategy.diagnostics["slots"]
+        assert list(map(content, experiment.sent)) == [content(experiment.dispatched[slot]) for slot in slots]
+        assert len(set(slots)) == len(slots) == len(experiment.trained) == 3
+        expected = dict(zip(slots, experiment.trained, strict=True))
         for slot in range(8):
-            model = expected.get(slot, federation.dispatched[slot])
+            model = expected.get(slot, experiment.dispatched[slot])
             assert content(after[slot]) == content(model), (number, slot)
         if before is not None:  # all eight take part in the recombination
             for unit in units:
-                assert sorted(piece(m, unit) for m in before) == sorted(piece(m, unit) for m in federation.dispatched)
+                assert sorted(piece(m, unit) for m in before) == sorted(piece(m, unit) for m in experiment.dispatched)
         counts[slots] += 1
     assert counts.sum() == 120
     assert counts.min() >= 8, "each slot is trained about 15 times"
     assert counts.max() <= 23
 
 
-def test_units_of_untrained_slots_move_too(federate):
-    federation = federate(FedMR, by_client, clients=10, m=2, population=6)
-    federation.start_from(distinct(6))
-    before = [m.floats.tobytes() for m in federation.population]
-    federation.round(2)
-    idle = [slot for slot in range(6) if slot not in federation.slots]
-    assert any(federation.population[slot].floats.tobytes() != before[slot] for slot in idle)
+def test_units_of_untrained_slots_move_too(experiment_of):
+    experiment = experiment_of(FedMR, by_client, clients=10, m=2, population=6)
+    experiment.start_from(distinct(6))
+    before = [m.floats.tobytes() for m in experiment.population]
+    experiment.round(2)
+    idle = [slot for slot in range(6) if slot not in experiment.slots]
+    assert any(experiment.population[slot].floats.tobytes() != before[slot] for slot in idle)
 
 
 @pytest.mark.parametrize("kind", [FedMR, Indep])
@@ -424,6 +430,7 @@ def test_spread_of_large_units():
 
 
 @every_unit
+@FEWER
 @given(population=populations)
 def test_every_units_spread_stays(unit, population):
     before = whole_numbers(*population)

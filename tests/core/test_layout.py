@@ -13,7 +13,7 @@ ARRAYS = {
 }
 
 
-def test_pack_writes_floats_and_ints_in_the_order_of_the_state_dict():
+def test_pack_keeps_state_dict_order():
     layout = Layout.of(ARRAYS)
     packed = layout.pack(ARRAYS)
     assert packed.floats.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
@@ -22,7 +22,7 @@ def test_pack_writes_floats_and_ints_in_the_order_of_the_state_dict():
     assert (layout.size, layout.counters) == (9, 1)
 
 
-def test_unpack_gives_back_names_shapes_types_and_values():
+def test_unpack_reverses_pack():
     layout = Layout.of(ARRAYS)
     back = layout.unpack(layout.pack(ARRAYS))
     assert list(back) == list(ARRAYS)
@@ -31,7 +31,7 @@ def test_unpack_gives_back_names_shapes_types_and_values():
         np.testing.assert_array_equal(back[name], array, strict=True)
 
 
-def test_buffers_are_the_ones_named_or_else_pytorchs_statistics():
+def test_buffers_by_name_or_suffix():
     by_name = Layout.of(ARRAYS, buffers={"scale"})
     assert [entry.name for entry in by_name.entries if entry.buffer] == ["scale"]
     by_suffix = Layout.of(ARRAYS)
@@ -54,12 +54,12 @@ def test_pack_refuses_another_model(change, message):
         Layout.of(ARRAYS).pack(ARRAYS | change)
 
 
-def test_unpack_refuses_vectors_of_another_length():
+def test_unpack_refuses_other_lengths():
     with pytest.raises(ValueError, match=r"8 \+ 1 values, expected 9 \+ 1"):
         Layout.of(ARRAYS).unpack(Packed(np.zeros(8, np.float32), np.zeros(1, np.int64)))
 
 
-def test_packs_in_the_widest_floating_type():
+def test_packs_in_the_widest_float():
     arrays = {"a": np.array([1 / 3]), "b": np.array([0.5], np.float16), "n": np.array([3])}
     layout = Layout.of(arrays)
     packed = layout.pack(arrays)
@@ -78,7 +78,7 @@ def test_refuses_types_that_lose_precision(dtype):
         Layout.of({"a": np.zeros(1, dtype)})
 
 
-def test_fingerprints_tell_architectures_apart_but_not_weights():
+def test_fingerprint_ignores_weights():
     layout = Layout.of(ARRAYS)
     assert layout.fingerprint == Layout.of({name: array + 1 for name, array in ARRAYS.items()}).fingerprint
     assert layout.fingerprint != Layout.of(ARRAYS | {"conv.bias": np.zeros(3, np.float32)}).fingerprint

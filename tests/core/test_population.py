@@ -13,25 +13,25 @@ def random_rows(k, seed):
     return np.random.default_rng(seed).normal(size=(k, P)).astype(np.float32)
 
 
-def test_mean_is_weighted_by_hand_worked_numbers():
+def test_weighted_mean_by_hand():
     rows = [np.array([1, 10], np.float32), np.array([3, 30], np.float32), np.array([8, 20], np.float32)]
     assert mean(rows).tolist() == [4, 20]
     assert mean(rows, [1, 2, 1]).tolist() == [3.75, 22.5]
     assert mean(rows, [0, 1, 0]).tolist() == [3, 30]
 
 
-def test_mean_is_summed_in_double_precision():
+def test_mean_sums_in_float64():
     rows = [np.array([value], np.float32) for value in (1e8, 1, -1e8, 1)]
     assert mean(rows).tolist() == [0.5], "in float32 the ones are lost"
 
 
 @given(st.integers(1, 200), st.integers(0, 2**32 - 1))
-def test_the_mean_of_equal_models_is_that_model(k, seed):
+def test_mean_of_equal_models(k, seed):
     row = random_rows(1, seed)[0]
     np.testing.assert_array_equal(mean([row] * k), row)
 
 
-def test_mean_and_similarity_of_models_larger_than_a_block():
+def test_models_larger_than_a_block():
     rows = np.random.default_rng(0).normal(size=(3, 100_003)).astype(np.float32)
     np.testing.assert_allclose(mean(rows), rows.astype(np.float64).mean(0), rtol=1e-6)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -37,7 +37,7 @@ def test_each_unit_is_permuted_whole(population):
 
 
 @given(populations)
-def test_the_pieces_are_the_same_bit_for_bit(population):
+def test_pieces_keep_their_bits(population):
     k, seed = population
     rows = random_rows(k, seed)
     mixed = recombine(rows, UNITS, np.random.default_rng(seed))
@@ -46,7 +46,7 @@ def test_the_pieces_are_the_same_bit_for_bit(population):
 
 
 @given(populations)
-def test_the_mean_and_the_distances_to_any_point_stay(population):
+def test_keeps_mean_and_distances(population):
     k, seed = population
     rows, point = random_rows(k, seed).astype(np.float64), np.random.default_rng(seed + 1).normal(size=P)
     mixed = recombine(rows, UNITS, np.random.default_rng(seed))
@@ -56,7 +56,7 @@ def test_the_mean_and_the_distances_to_any_point_stay(population):
 
 
 @given(populations)
-def test_the_input_is_not_changed(population):
+def test_input_is_not_changed(population):
     k, seed = population
     rows = random_rows(k, seed)
     before = rows.copy()
@@ -65,7 +65,7 @@ def test_the_input_is_not_changed(population):
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_one_model_and_equal_models_stay_as_they_are(seed):
+def test_equal_models_stay_as_they_are(seed):
     one = random_rows(1, seed)
     np.testing.assert_array_equal(recombine(one, UNITS, np.random.default_rng(seed)), one)
     same = np.repeat(one, 5, axis=0)
@@ -73,14 +73,14 @@ def test_one_model_and_equal_models_stay_as_they_are(seed):
 
 
 @given(populations)
-def test_one_unit_for_the_whole_model_permutes_whole_models(population):
+def test_one_unit_permutes_whole_models(population):
     k, seed = population
     rows = random_rows(k, seed)
     mixed = recombine(rows, [(slice(0, P),)], np.random.default_rng(seed))
     assert sorted(row.tobytes() for row in mixed) == sorted(row.tobytes() for row in rows)
 
 
-def test_units_are_shuffled_independently_and_uniformly():
+def test_permutations_are_uniform():
     draws = np.stack([draw_permutations(2, 3, np.random.default_rng(seed)) for seed in range(6000)])
     codes = draws[:, 0] @ [9, 3, 1] * 27 + draws[:, 1] @ [9, 3, 1]
     _, counts = np.unique(codes, return_counts=True)
@@ -104,12 +104,12 @@ def test_pieces_are_views_in_column_order():
     [[(slice(0, 5),), (slice(4, P),)], [(slice(0, 5),), (slice(6, P),)], [(slice(0, P - 1),)], [(slice(1, P),)]],
     ids=["overlap", "gap", "short", "late"],
 )
-def test_units_must_cover_every_column_once(units):
+def test_units_must_cover_all_columns(units):
     with pytest.raises(ValueError, match="cover 12 columns once"):
         recombine(random_rows(3, 0), units, np.random.default_rng(0))
 
 
-def test_a_unit_without_columns_is_allowed():
+def test_empty_unit_is_allowed():
     assert sorted_ranges([(slice(0, P),), (), (slice(4, 4),)], P) == [(slice(0, P), 0)]
 
 
@@ -118,12 +118,12 @@ def test_gathers_pieces_of_any_type():
     assert gather(pieces, [1, 0], np.array([[0, 1], [1, 0]])) == [["b0", "a1"], ["a0", "b1"]]
 
 
-def test_sources_follow_from_the_arguments_alone():
+def test_sources_are_deterministic():
     first = sources(7, 5, 2, 4, 3)
     np.testing.assert_array_equal(sources(7, 5, 2, 4, 3), first)
     assert not np.array_equal(sources(7, 6, 2, 4, 3), first)
 
 
 @pytest.mark.parametrize(("number", "recombined"), [(1, False), (2, False), (3, False), (4, True)])
-def test_the_first_stage_averages_after_its_rounds(number, recombined):
+def test_first_stage_has_no_sources(number, recombined):
     assert (sources(0, number, 2, 4, 3) is not None) == recombined

@@ -18,7 +18,7 @@ def as_tensors(rows):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("weights", [None, [3, 1, 4, 1, 5, 9, 2.6], [0, 0, 1, 0, 0, 0, 0]])
-def test_the_mean_is_the_same_bit_for_bit(weights, dtype):
+def test_mean_equals_numpys_exactly(weights, dtype):
     rows = [row.astype(dtype) for row in ROWS]
     expected = population.mean(rows, weights)
     found = population.mean(as_tensors(rows), weights).numpy()
@@ -26,19 +26,19 @@ def test_the_mean_is_the_same_bit_for_bit(weights, dtype):
     assert found.tobytes() == expected.tobytes()
 
 
-def test_the_mean_is_summed_in_double_precision():
+def test_mean_sums_in_float64():
     found = population.mean(as_tensors([np.full(1, value, np.float32) for value in (1e8, 1, -1e8, 3)]))
     assert found.item() == 1
 
 
-def test_some_rows_may_still_be_numpys():
+def test_rows_may_be_mixed():
     mixed = [*as_tensors(ROWS[:3]), *ROWS[3:]]
     assert population.mean(mixed).numpy().tobytes() == population.mean(ROWS).tobytes()
     joined = tensors.join([ROWS[0][:2], torch.from_numpy(ROWS[1][2:5])])
     assert joined.tolist() == [*ROWS[0][:2], *ROWS[1][2:5]]
 
 
-def test_similarity_and_spread_are_the_same_up_to_rounding():
+def test_similarity_and_spread_agree():
     rows = [*ROWS, np.zeros(70000, np.float32)]
     found = population.similarity(as_tensors(rows))
     assert found == pytest.approx(population.similarity(rows), abs=1e-6)
@@ -58,7 +58,7 @@ def test_hand_worked_numbers():
     assert population.spread(rows, population.mean(rows), [(slice(0, 2),), (slice(2, 3),)]) == [0.5, 1]
 
 
-def test_a_models_vectors_come_back_to_the_host():
+def test_model_returns_to_the_host():
     model = Packed(torch.ones(2), np.zeros(1, np.int64))
     host = model.on_host()
     assert isinstance(host.floats, np.ndarray)

@@ -30,7 +30,7 @@ def keys_of(spec, layout=LAYOUT):
     return {unit.name: list(unit.keys) for unit in units(layout, spec)}
 
 
-def test_tensor_is_one_key_and_layer_is_one_module():
+def test_tensor_and_layer_units():
     assert keys_of("tensor") == {key: [key] for key in KEYS}
     layers = keys_of("layer")
     assert layers["stem.bn"] == ["stem.bn.weight", "stem.bn.count"]
@@ -38,13 +38,13 @@ def test_tensor_is_one_key_and_layer_is_one_module():
     assert layers["model"] == ["scale"], "a key without a module belongs to the model itself"
 
 
-def test_block_is_the_depth_of_the_module_path():
+def test_block_units_by_depth():
     assert list(keys_of("block")) == list(keys_of("block:1")) == ["stem", "stage", "head", "model"]
     assert list(keys_of("block:2")) == ["stem.conv", "stem.bn", "stage.0", "stage.1", "head", "model"]
     assert keys_of("block:9") == keys_of("layer")
 
 
-def test_or_what_the_model_names_and_every_other_layer_by_itself():
+def test_block_units_named_by_the_model():
     named = Layout.of(ARRAYS, blocks=("stage.0", "stage.1"))
     assert list(keys_of("block", named)) == ["stem.conv", "stem.bn", "stage.0", "stage.1", "head", "model"]
     assert keys_of("block", named)["stage.1"] == ["stage.1.conv.weight", "stage.1.conv.bias"]
@@ -54,7 +54,7 @@ def test_or_what_the_model_names_and_every_other_layer_by_itself():
     assert "st" not in keys_of("block", other), "a block is a whole name, not the start of one"
 
 
-def test_fraction_is_runs_of_keys_and_1_the_whole_model():
+def test_fraction_units():
     assert [len(keys) for keys in keys_of("fraction:0.3").values()] == [2, 2, 2, 2, 1]  # int(9 * 0.3) = 2
     assert list(keys_of("fraction:0.3").values())[1] == ["stem.bn.count", "stage.0.conv.weight"]
     assert list(keys_of("fraction:1").values()) == [KEYS]
@@ -63,7 +63,7 @@ def test_fraction_is_runs_of_keys_and_1_the_whole_model():
     assert len(units(hundred, "fraction:0.29")[0].keys) == 29
 
 
-def test_a_pattern_takes_the_keys_that_none_before_it_took():
+def test_patterns_apply_in_order():
     assert keys_of(["stage", r"conv|bn\.", "."]) == {
         "stage": [key for key in KEYS if key.startswith("stage")],
         r"conv|bn\.": ["stem.conv.weight", "stem.bn.weight", "stem.bn.count"],
@@ -72,7 +72,7 @@ def test_a_pattern_takes_the_keys_that_none_before_it_took():
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=format_unit)
-def test_units_cover_every_column_once(spec):
+def test_units_cover_all_columns(spec):
     found = units(LAYOUT, spec)
     for width, parts in (
         (LAYOUT.size, [part for unit in found for part in unit.floats]),
@@ -84,7 +84,7 @@ def test_units_cover_every_column_once(spec):
 
 
 @given(st.lists(st.sampled_from(KEYS), min_size=1, unique=True), st.floats(0.01, 1))
-def test_no_key_is_ever_lost_or_doubled(keys, share):
+def test_no_key_is_lost_or_doubled(keys, share):
     layout = Layout.of({key: ARRAYS[key] for key in keys})
     for spec in ("tensor", "layer", "block", "block:3", f"fraction:{share}", [r"\.", "s"]):
         try:
@@ -113,7 +113,7 @@ def test_no_key_is_ever_lost_or_doubled(keys, share):
         ([".", "stage"], "the pattern 'stage' matches no remaining key"),
     ],
 )
-def test_what_is_wrong_with_a_unit_is_said(spec, reason):
+def test_wrong_units_are_refused(spec, reason):
     with pytest.raises(ConfigError, match=reason):
         units(LAYOUT, spec)
 

@@ -16,7 +16,7 @@ def by_hand(image, row, column, flip):
     return cut[:, :, ::-1] if flip else cut
 
 
-def test_every_image_is_cropped_and_flipped_as_drawn():
+def test_crops_and_flips_as_drawn():
     images = RNG.integers(0, 256, (40, 3, 16, 24), dtype=np.uint8)
     drawn = augmentation.draw(40, (16, 24), np.random.default_rng(1))
     changed = augmentation.crop_and_flip(torch.from_numpy(images), drawn)
@@ -25,7 +25,7 @@ def test_every_image_is_cropped_and_flipped_as_drawn():
         np.testing.assert_array_equal(found, by_hand(image, *change))
 
 
-def test_the_draws_reach_both_ends_and_flip_half():
+def test_draws_cover_all_shifts():
     drawn = augmentation.draw(4000, (32, 16), np.random.default_rng(1)).numpy()
     assert set(drawn[:, 0]) == set(range(9)), "4 pixels to each side of 32"
     assert set(drawn[:, 1]) == set(range(5)), "2 pixels to each side of 16"
@@ -33,7 +33,7 @@ def test_the_draws_reach_both_ends_and_flip_half():
     assert abs(np.corrcoef(drawn.T)[np.triu_indices(3, 1)]).max() < 0.05, "the three are drawn independently"
 
 
-def test_no_shift_and_no_flip_leave_an_image_as_it_is():
+def test_no_shift_changes_nothing():
     images = torch.from_numpy(RNG.integers(0, 256, (1, 3, 32, 32), dtype=np.uint8))
     assert torch.equal(augmentation.crop_and_flip(images, torch.tensor([[4, 4, 0]])), images)
     assert torch.equal(augmentation.crop_and_flip(images, torch.tensor([[4, 4, 1]])), images.flip(3))

@@ -3,7 +3,6 @@ import tarfile
 
 import numpy as np
 import pytest
-from torchvision import datasets as torchvision_datasets
 
 from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import datasets
@@ -15,7 +14,7 @@ def load(name, folder):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
-def test_cifar10_is_read_from_its_pickled_batches(write_cifar, tmp_path, packed):
+def test_cifar10_reads_pickled_batches(write_cifar, tmp_path, packed):
     batches = write_cifar(tmp_path, "CIFAR10", packed)
     data = load("cifar10", tmp_path)
     train = [batches[f"data_batch_{number}"] for number in range(1, 6)]
@@ -26,7 +25,7 @@ def test_cifar10_is_read_from_its_pickled_batches(write_cifar, tmp_path, packed)
     assert (data.classes, data.input_shape) == (10, (3, 32, 32))
 
 
-def test_a_row_is_all_red_then_all_green_then_all_blue(write_cifar, tmp_path):
+def test_rows_hold_channels_in_turn(write_cifar, tmp_path):
     batches = write_cifar(tmp_path, "CIFAR10")
     data = load("cifar10", tmp_path)
     row = batches["data_batch_1"]["data"][0]
@@ -42,7 +41,7 @@ def test_cifar100_has_fine_and_coarse_labels(write_cifar, tmp_path, name, key, c
     assert data.classes == classes
 
 
-def test_the_published_normalisations_by_hand(write_cifar, tmp_path):
+def test_published_normalisations(write_cifar, tmp_path):
     write_cifar(tmp_path, "CIFAR10")
     write_cifar(tmp_path, "CIFAR100")
     data = load("cifar10", tmp_path)
@@ -60,7 +59,7 @@ def test_the_published_normalisations_by_hand(write_cifar, tmp_path):
 
 @pytest.mark.parametrize("batch", ["data_batch_3", "test_batch"])
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
-def test_a_batch_that_is_not_the_published_one_is_never_unpickled(write_cifar, tmp_path, packed, batch):
+def test_unknown_batch_is_never_unpickled(write_cifar, tmp_path, packed, batch):
     class Evil:
         def __reduce__(self):
             return (tmp_path.joinpath("evil").touch, ())
@@ -71,14 +70,16 @@ def test_a_batch_that_is_not_the_published_one_is_never_unpickled(write_cifar, t
     assert not (tmp_path / "evil").exists()
 
 
-def test_a_missing_batch_is_named_or_taken_from_the_archive(write_cifar, tmp_path):
+def test_missing_batch_is_named(write_cifar, tmp_path):
     write_cifar(tmp_path, "CIFAR10")
-    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
-    content = path.read_bytes()
-    path.unlink()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").unlink()
     with pytest.raises(DataError, match=r"data_batch_3 is missing; remove its folder and put cifar-10-python.tar.gz"):
         load("cifar10", tmp_path)
-    path.write_bytes(content)
+
+
+def test_missing_batch_comes_from_the_archive(write_cifar, tmp_path):
+    write_cifar(tmp_path, "CIFAR10")
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
         tar.add(path.parent, path.parent.name)
     path.unlink()
@@ -86,7 +87,7 @@ def test_a_missing_batch_is_named_or_taken_from_the_archive(write_cifar, tmp_pat
 
 
 @pytest.mark.parametrize("damage", ["cut", "no archive", "another archive"])
-def test_a_damaged_archive_is_named(write_cifar, tmp_path, damage):
+def test_damaged_archive_is_named(write_cifar, tmp_path, damage):
     write_cifar(tmp_path, "CIFAR100", packed=True)
     archive = tmp_path / "cifar-100-python.tar.gz"
     content = archive.read_bytes()
@@ -100,13 +101,13 @@ def test_a_damaged_archive_is_named(write_cifar, tmp_path, damage):
         load("cifar100", tmp_path)
 
 
-def test_an_archive_is_read_without_unpacking_it(write_cifar, tmp_path):
+def test_archive_is_not_unpacked(write_cifar, tmp_path):
     write_cifar(tmp_path, "CIFAR10", packed=True)
     assert len(load("cifar10", tmp_path).train) == 300
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cifar10.safetensors", "cifar-10-python.tar.gz"]
 
 
-def test_a_member_of_the_archive_that_is_no_file_is_not_left_out(write_cifar, tmp_path):
+def test_archive_member_must_be_a_file(write_cifar, tmp_path):
     write_cifar(tmp_path, "CIFAR10")
     inner = tmp_path / "cifar-10-batches-py"
     (inner / "test_batch").unlink()
@@ -118,7 +119,7 @@ def test_a_member_of_the_archive_that_is_no_file_is_not_left_out(write_cifar, tm
         load("cifar10", tmp_path)
 
 
-def test_without_data_one_line_says_what_to_put_where(tmp_path):
+def test_missing_data_names_the_files(tmp_path):
     with pytest.raises(DataError) as caught:
         load("cifar100-coarse", tmp_path)
     for part in (str(tmp_path), "cifar-100-python.tar.gz", "data-dir=FOLDER", "data.download=true"):
@@ -126,7 +127,9 @@ def test_without_data_one_line_says_what_to_put_where(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_this_files_fakes_look_like_what_torchvision_reads(write_cifar, tmp_path):
+def test_fakes_look_real_to_torchvision(write_cifar, tmp_path):
+    from torchvision import datasets as torchvision_datasets
+
     batches = write_cifar(tmp_path, "CIFAR100")
     found = torchvision_datasets.CIFAR100(str(tmp_path), train=False)
     np.testing.assert_array_equal(found.data.transpose(0, 3, 1, 2).reshape(-1, 3072), batches["test"]["data"])

@@ -19,7 +19,7 @@ def load(name, folder, **options):
     return datasets.load(Data(name=name, **options), folder)
 
 
-def test_digits_are_real_and_split_without_overlap():
+def test_digits_are_split():
     data = load("digits", None)
     assert (len(data.train), len(data.test), data.classes, data.input_shape) == (1438, 359, 10, (1, 8, 8))
     assert data.train.inputs.dtype == torch.uint8
@@ -27,7 +27,7 @@ def test_digits_are_real_and_split_without_overlap():
     assert set(data.test.labels.tolist()) == set(range(10))
 
 
-def test_normalised_training_images_have_mean_zero_and_variance_one():
+def test_normalised_images_are_standard():
     data = load("digits", None)
     images = data.prepare(data.train.inputs)
     assert images.dtype == torch.float32
@@ -37,7 +37,7 @@ def test_normalised_training_images_have_mean_zero_and_variance_one():
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzipped"])
 @pytest.mark.parametrize("inner", ["", "fashion-mnist", "FashionMNIST/raw"])
-def test_fashion_mnist_is_read_from_its_idx_files(write_fashion_mnist, tmp_path, packed, inner):
+def test_fashion_mnist_reads_idx_files(write_fashion_mnist, tmp_path, packed, inner):
     arrays = write_fashion_mnist(tmp_path / inner, packed)
     data = load("fashion-mnist", tmp_path)
     for examples, part in ((data.train, "train"), (data.test, "t10k")):
@@ -45,7 +45,7 @@ def test_fashion_mnist_is_read_from_its_idx_files(write_fashion_mnist, tmp_path,
         np.testing.assert_array_equal(examples.labels.numpy(), arrays[part][1])
 
 
-def test_the_digest_tells_data_apart(write_fashion_mnist, tmp_path):
+def test_digest_tells_data_apart(write_fashion_mnist, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_fashion_mnist(tmp_path / name, packed=False, seed=seed)
     a, b, c = (load("fashion-mnist", tmp_path / name) for name in "abc")
@@ -67,7 +67,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "html"])
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzipped"])
-def test_a_damaged_file_is_named_with_the_remedy(write_fashion_mnist, tmp_path, how, packed):
+def test_damaged_file_is_named(write_fashion_mnist, tmp_path, how, packed):
     write_fashion_mnist(tmp_path, packed)
     path = tmp_path / f"train-images-idx3-ubyte{'.gz' if packed else ''}"
     damage(path, how)
@@ -75,7 +75,7 @@ def test_a_damaged_file_is_named_with_the_remedy(write_fashion_mnist, tmp_path, 
         load("fashion-mnist", tmp_path)
 
 
-def test_images_of_another_size_are_refused(write_fashion_mnist, tmp_path):
+def test_other_image_sizes_are_refused(write_fashion_mnist, tmp_path):
     write_fashion_mnist(tmp_path, packed=False)
     for part, count in (("train", 40), ("t10k", 20)):
         header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in (count, 40, 30))
@@ -86,7 +86,7 @@ def test_images_of_another_size_are_refused(write_fashion_mnist, tmp_path):
         load("fashion-mnist", tmp_path)
 
 
-def test_the_files_of_another_data_set_of_the_same_names_are_refused(write_fashion_mnist, tmp_path, monkeypatch):
+def test_mnist_is_not_fashion_mnist(write_fashion_mnist, tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 
     write_fashion_mnist(tmp_path, packed=True)
@@ -99,20 +99,20 @@ def test_the_files_of_another_data_set_of_the_same_names_are_refused(write_fashi
     assert len(load("mnist", tmp_path).train) == 40
 
 
-def test_the_folder_of_a_data_sets_own_name_comes_first(write_fashion_mnist, tmp_path):
+def test_own_folder_comes_first(write_fashion_mnist, tmp_path):
     write_fashion_mnist(tmp_path, packed=False, seed=1)
     arrays = write_fashion_mnist(tmp_path / "fashion-mnist", packed=False, seed=2)
     np.testing.assert_array_equal(load("fashion-mnist", tmp_path).train.inputs[:, 0].numpy(), arrays["train"][0])
 
 
-def test_the_environment_names_the_data_folder(write_fashion_mnist, tmp_path, monkeypatch):
+def test_environment_names_the_folder(write_fashion_mnist, tmp_path, monkeypatch):
     write_fashion_mnist(tmp_path / "home" / "here", packed=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FEDMR_DATA_DIR", "~/here")
     assert len(load("fashion-mnist", None).train) == 40
 
 
-def test_the_home_of_nobody_is_no_traceback(tmp_path, monkeypatch):
+def test_unknown_home_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDMR_DATA_DIR", "~nosuchuser/data")
     with pytest.raises(ConfigError, match="cannot find the data folder: .*set data-dir=FOLDER"):
         load("digits", None)
@@ -122,7 +122,7 @@ def test_the_home_of_nobody_is_no_traceback(tmp_path, monkeypatch):
         load("npz:~nosuchuser/x.npz", tmp_path)
 
 
-def test_files_of_different_sets_are_refused(write_fashion_mnist, tmp_path):
+def test_mismatched_files_are_refused(write_fashion_mnist, tmp_path):
     write_fashion_mnist(tmp_path, packed=False)
     labels = tmp_path / "train-labels-idx1-ubyte"
     labels.write_bytes(b"\0\0\x08\x01\0\0\0\x07" + bytes(7))
@@ -130,14 +130,14 @@ def test_files_of_different_sets_are_refused(write_fashion_mnist, tmp_path):
         load("fashion-mnist", tmp_path)
 
 
-def test_without_data_and_network_the_error_says_which_files_go_where(tmp_path, monkeypatch):
+def test_missing_data_names_the_files(tmp_path, monkeypatch):
     from torchvision.datasets import FashionMNIST
 
     def no_network(*args, **kwargs):
         raise RuntimeError("Error downloading\ntrain-images")
 
     monkeypatch.setattr(FashionMNIST, "download", no_network)
-    for download, said in (
+    for download, words in (
         (True, "could not be downloaded (Error downloading train-images)"),
         (False, "data.download"),
     ):
@@ -145,11 +145,17 @@ def test_without_data_and_network_the_error_says_which_files_go_where(tmp_path, 
             load("fashion-mnist", tmp_path, download=download)
         message = str(caught.value)
         assert "\n" not in message
-        for part in (str(tmp_path), "train-images-idx3-ubyte[.gz]", "t10k-labels-idx1-ubyte[.gz]", "data-dir=", said):
+        for part in (
+            str(tmp_path),
+            "train-images-idx3-ubyte[.gz]",
+            "t10k-labels-idx1-ubyte[.gz]",
+            "data-dir=",
+            words,
+        ):
             assert part in message
 
 
-def test_nothing_is_downloaded_unless_it_is_allowed(tmp_path, monkeypatch, write_fashion_mnist):
+def test_downloads_only_if_allowed(tmp_path, monkeypatch, write_fashion_mnist):
     from torchvision.datasets import FashionMNIST
 
     asked = []
@@ -167,7 +173,7 @@ def test_nothing_is_downloaded_unless_it_is_allowed(tmp_path, monkeypatch, write
     assert asked == [str(tmp_path)]
 
 
-def test_an_unknown_data_set_is_refused():
+def test_unknown_data_set_is_refused():
     with pytest.raises(ConfigError, match="unknown data set 'imagenet'; choose one of cifar10, .*npz:PATH"):
         load("imagenet", None)
 
@@ -176,7 +182,7 @@ def test_an_unknown_data_set_is_refused():
     not [*Path(os.environ.get("FEDMR_DATA_DIR") or "/nowhere").glob("**/train-images-idx3-ubyte*")],
     reason="FEDMR_DATA_DIR does not name a folder with Fashion-MNIST",
 )
-def test_the_whole_of_fashion_mnist():
+def test_whole_fashion_mnist():
     data = load("fashion-mnist", None)
     assert (len(data.train), len(data.test)) == (60_000, 10_000)
     assert data.train.labels.bincount().tolist() == [6000] * 10
@@ -185,7 +191,7 @@ def test_the_whole_of_fashion_mnist():
     assert abs(float(images.std()) - 1) < 0.01
 
 
-def test_mnist_is_read_from_its_own_folder_and_normalised_by_its_own_mean(write_fashion_mnist, tmp_path):
+def test_mnist_has_its_own_folder_and_mean(write_fashion_mnist, tmp_path):
     arrays = write_fashion_mnist(tmp_path / "MNIST" / "raw", packed=True)
     write_fashion_mnist(tmp_path / "fashion-mnist", packed=False, seed=5)
     data = load("mnist", tmp_path)
@@ -204,7 +210,7 @@ def own_arrays(**changes):
 
 
 @pytest.mark.parametrize("where", ["absolute", "in data-dir"])
-def test_an_npz_file_of_ones_own(tmp_path, where):
+def test_own_npz_file(tmp_path, where):
     arrays = own_arrays()
     np.savez(tmp_path / "mine.npz", **arrays)
     name = tmp_path / "mine.npz" if where == "absolute" else "mine.npz"
@@ -217,7 +223,7 @@ def test_an_npz_file_of_ones_own(tmp_path, where):
     assert float(images.std(unbiased=False)) == pytest.approx(1, rel=1e-5)
 
 
-def test_grey_images_need_no_axis_for_their_channel_and_may_all_be_equal(tmp_path):
+def test_grey_images_need_no_channel_axis(tmp_path):
     np.savez(
         tmp_path / "grey.npz", **own_arrays(x_train=np.zeros((30, 8, 8), "u1"), x_test=np.zeros((9, 8, 8), "u1"))
     )
@@ -227,7 +233,7 @@ def test_grey_images_need_no_axis_for_their_channel_and_may_all_be_equal(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         (
             {"x_train": np.zeros((30, 3, 8, 8), np.float32)},
@@ -245,13 +251,13 @@ def test_grey_images_need_no_axis_for_their_channel_and_may_all_be_equal(tmp_pat
         ({"x_test": np.zeros((0, 3, 8, 8), "u1"), "y_test": np.zeros(0, int)}, "at least one"),
     ],
 )
-def test_arrays_that_do_not_fit_are_named(tmp_path, changes, said):
+def test_unfit_arrays_are_named(tmp_path, changes, words):
     np.savez(tmp_path / "mine.npz", **own_arrays(**changes))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=words):
         load(f"npz:{tmp_path / 'mine.npz'}", None)
 
 
-def test_a_file_that_is_missing_damaged_or_lacks_an_array_is_named(tmp_path):
+def test_unreadable_npz_is_named(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*none\.npz: no such file; write npz:FILE"):
         load("npz:none.npz", tmp_path)
     for content in (b"", b"PK\x03\x04 torn"):
@@ -309,14 +315,21 @@ def plain(folder):
 """
 
 
-def test_a_loader_of_ones_own(tmp_path, monkeypatch):
+@pytest.fixture
+def my_data(tmp_path, monkeypatch):
     (tmp_path / "my_data.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("def load(:")
     monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_own_loader(tmp_path, my_data):
     assert len(load("my_data:load", tmp_path / "somewhere").train) == 1438
     images = load("my_data:plain", tmp_path)
     assert abs(float(images.prepare(images.train.inputs).mean())) < 1e-5, "images are never fed as bytes"
-    for name, said in {
+
+
+def test_wrong_own_loaders_are_refused(tmp_path, my_data):
+    for name, words in {
         "my_data:wrong": "returned int, expected fedmr_flwr.Dataset",
         "my_data:missing": "'my_data:missing' failed with FileNotFoundError",
         "my_data:short": "'my_data:short' failed with TypeError",
@@ -329,11 +342,11 @@ def test_a_loader_of_ones_own(tmp_path, monkeypatch):
         "nowhere:load": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
         ":load": "cannot be imported",
     }.items():
-        with pytest.raises(FedmrError, match=said):
+        with pytest.raises(FedmrError, match=words):
             load(name, tmp_path)
 
 
-def test_a_file_of_ones_own_may_say_who_made_the_examples_and_hold_texts(tmp_path):
+def test_npz_may_hold_owners_and_texts(tmp_path):
     rng = np.random.default_rng(0)
     texts = {"x_train": rng.integers(0, 7, (30, 5), dtype=np.uint8), "x_test": rng.integers(0, 9, (9, 5), dtype="u1")}
     texts["x_test"][0, 0] = 8
@@ -347,7 +360,7 @@ def test_a_file_of_ones_own_may_say_who_made_the_examples_and_hold_texts(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["digits", "npz:mine.npz", "fashion-mnist", "my_data:load"])
-def test_normalisation_is_chosen(name, tmp_path, monkeypatch, write_fashion_mnist):
+def test_normalisation_modes(name, tmp_path, monkeypatch, write_fashion_mnist):
     rng = np.random.default_rng(0)
     coloured = rng.integers(0, 100, (30, 3, 8, 8), dtype=np.uint8) + np.array([0, 50, 155], np.uint8)[:, None, None]
     np.savez(tmp_path / "mine.npz", **own_arrays(x_train=coloured))
@@ -364,14 +377,14 @@ def test_normalisation_is_chosen(name, tmp_path, monkeypatch, write_fashion_mnis
     torch.testing.assert_close(data.prepare(data.train.inputs), data.train.inputs / white)
 
 
-def test_the_usual_normalisations_by_hand(write_fashion_mnist, tmp_path):
+def test_published_normalisations(write_fashion_mnist, tmp_path):
     write_fashion_mnist(tmp_path, packed=False)
     for name, mean, std in (("mnist", 0.1307, 0.3081), ("fashion-mnist", 0.286, 0.353)):
         images = load(name, tmp_path).prepare(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
         assert images.flatten().tolist() == pytest.approx([-mean / std, (1 - mean) / std], rel=1e-6)
 
 
-def test_evaluating_first_leaves_images_that_can_be_differentiated():
+def test_normalisation_is_differentiable():
     normalise = Normalisation((0.123,), (0.456,))
     with torch.inference_mode():
         normalise(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
@@ -380,13 +393,13 @@ def test_evaluating_first_leaves_images_that_can_be_differentiated():
     assert images.grad is not None
 
 
-def test_each_channel_is_normalised_by_its_own_numbers_by_hand():
+def test_channels_normalise_separately():
     normalise = Normalisation((0.5, 0.25, 0.0), (0.5, 0.25, 2.0), white=10.0)
     images = torch.tensor([[[[10]], [[10]], [[10]]], [[[5]], [[0]], [[0]]]], dtype=torch.uint8)
     assert normalise(images).flatten().tolist() == [1.0, 3.0, 0.5, 0.0, -1.0, 0.0]
 
 
-def test_the_form_of_a_data_set_is_known_without_its_files(tmp_path):
+def test_known_form_needs_no_files(tmp_path):
     known = {name: datasets.shape_and_classes(Data(name=name), tmp_path) for name in datasets.DATASETS}
     assert known["cifar100-coarse"] == ((3, 32, 32), 20)
     assert known["femnist"] == ((1, 28, 28), 62)

@@ -45,7 +45,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_keys_in_the_folder_are_admitted_and_removed_ones_revoked(link, folder):
+def test_admits_and_revokes_keys(link, folder):
     assert admission.admit(folder, {}) == (3, 3, 0)
     assert admission.admit(folder, {}) == (3, 0, 0)
     (folder / "nodes/b.pub").unlink()
@@ -57,7 +57,7 @@ def test_keys_in_the_folder_are_admitted_and_removed_ones_revoked(link, folder):
     assert "key of a\n" not in link.keys.values()
 
 
-def test_a_new_database_begins_with_the_keys_of_the_folder(link, folder):
+def test_new_database_gets_all_keys(link, folder):
     admission.admit(folder, {})
     link.keys.clear()
     (folder / "nodes/b.pub").unlink()
@@ -65,7 +65,7 @@ def test_a_new_database_begins_with_the_keys_of_the_folder(link, folder):
     assert sorted(json.loads((folder / "registered.json").read_text())) == ["key of a", "key of c"]
 
 
-def test_a_key_that_cannot_be_revoked_is_an_error(link, folder):
+def test_failed_revocation_is_an_error(link, folder):
     admission.admit(folder, {})
     (folder / "nodes/b.pub").unlink()
     link.trouble = "the SuperLink is tired"

@@ -7,7 +7,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from fedmr_flwr.deployment.certificates import Authority, node_keys
 
 
-def test_a_server_certificate_is_for_its_names_and_this_machine_and_signed_by_the_authority():
+def test_server_certificate():
     authority = Authority("test")
     pem, key = authority.issue(["server.example", "10.1.2.3"])
     certificate, root = x509.load_pem_x509_certificate(pem), x509.load_pem_x509_certificate(authority.certificate)
@@ -24,7 +24,7 @@ def test_a_server_certificate_is_for_its_names_and_this_machine_and_signed_by_th
     assert serialization.load_pem_private_key(key, None).public_key() == certificate.public_key()
 
 
-def test_two_authorities_do_not_trust_each_others_servers():
+def test_authorities_trust_only_their_own():
     pem, _ = Authority("test").issue(["localhost"])
     other = x509.load_pem_x509_certificate(Authority("test").certificate)
     try:
@@ -35,7 +35,7 @@ def test_two_authorities_do_not_trust_each_others_servers():
         raise AssertionError("it was verified")
 
 
-def test_a_nodes_keys_belong_together_and_differ_from_node_to_node():
+def test_node_keys_match_and_differ():
     (public, private), (other, _) = node_keys(), node_keys()
     key = serialization.load_ssh_private_key(private, None)
     assert serialization.load_ssh_public_key(public) == key.public_key()

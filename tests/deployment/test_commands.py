@@ -11,7 +11,7 @@ from fedmr_flwr.errors import ConfigError
 
 @pytest.fixture
 def fedmr(monkeypatch, capsys):
-    """Return a function that runs the command line and returns its status and what it said."""
+    """Return a function that runs the command line and returns its status and its output."""
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["fedmr", *map(str, arguments)])
@@ -20,8 +20,8 @@ def fedmr(monkeypatch, capsys):
             main()
         except SystemExit as end:
             status = end.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        output = capsys.readouterr()
+        return status, output.out, output.err
 
     return run
 
@@ -32,10 +32,10 @@ def dep(tmp_path):
     return tmp_path / "dep"
 
 
-def test_secrets_are_readable_for_their_owner_alone(fedmr, tmp_path):
-    status, said, _ = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
+def test_init_keeps_secrets_private(fedmr, tmp_path):
+    status, output, _ = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
     assert status == 0
-    assert "README.md for where" in said
+    assert "README.md for where" in output
     files = {
         str(path.relative_to(tmp_path / "dep")): path for path in (tmp_path / "dep").rglob("*") if path.is_file()
     }
@@ -60,14 +60,14 @@ def test_secrets_are_readable_for_their_owner_alone(fedmr, tmp_path):
         (("node", "nowhere"), "is not a node's folder: it has no node.yaml"),
     ],
 )
-def test_a_users_mistake_is_one_line(fedmr, tmp_path, monkeypatch, arguments, words):
+def test_mistakes_are_one_line(fedmr, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     status, _, error = fedmr("deploy", *arguments)
     assert (status, error.count("\n")) == (1, 1)
     assert words in error
 
 
-def test_a_node_says_what_it_has_and_a_server_insists_on_keys(dep, monkeypatch):
+def test_commands_require_keys_and_data(dep, monkeypatch):
     node = folders.read_node(dep / "node-1")
     with pytest.raises(ConfigError, match="has no data; set data to this node's npz file or data folder"):
         commands.supernode(dep / "node-1", node)
@@ -89,7 +89,7 @@ def test_a_node_says_what_it_has_and_a_server_insists_on_keys(dep, monkeypatch):
         assert ("--fleet-api-address" in command) == grpc
 
 
-def test_insecure_is_for_this_machine_alone(dep):
+def test_insecure_needs_localhost(dep):
     server, node = folders.read_server(dep / "server"), folders.read_node(dep / "node-0")
     node = node.model_copy(update={"data": "own.npz"})
     with pytest.raises(
@@ -113,7 +113,7 @@ def test_unknown_settings_are_refused(dep):
         folders.read_node(dep / "node-0")
 
 
-def test_flowers_commands_find_the_server_and_trust_its_authority(dep):
+def test_commands_trust_the_servers_ca(dep):
     env = commands.configure(dep / "server", folders.read_server(dep / "server"))
     text = (dep / "server/flower/config.toml").read_text()
     assert env["FLWR_HOME"] == str(dep / "server/flower")
@@ -121,7 +121,7 @@ def test_flowers_commands_find_the_server_and_trust_its_authority(dep):
     assert f"root-certificates = {json.dumps(str(dep / 'server/ca.crt'))}" in text
 
 
-def test_up_to_1_39_commands_are_taken_from_the_servers_own_machine_alone(dep, monkeypatch):
+def test_grpc_control_api_is_local(dep, monkeypatch):
     server = folders.read_server(dep / "server")
     for grpc, host in ((True, "127.0.0.1"), (False, "0.0.0.0")):
         monkeypatch.setattr(commands, "over_grpc", lambda grpc=grpc: grpc)
@@ -136,19 +136,25 @@ def test_up_to_1_39_commands_are_taken_from_the_servers_own_machine_alone(dep, m
     assert command[command.index("--fleet-api-address") + 1] == "10.0.0.5:9092"
 
 
-def test_addresses_of_the_sixth_version_stand_in_brackets_and_folders_are_their_owners_alone(tmp_path):
+def test_ipv6_addresses_get_brackets(tmp_path):
     server, (node,) = folders.create(tmp_path / "dep", ["2001:db8::1"], 1)
     command = commands.supernode(tmp_path / "dep/node-0", node.model_copy(update={"data": "own.npz"}))
     assert command[command.index("--superlink") + 1].startswith("[2001:db8::1]:")
     everywhere = server.model_copy(update={"listen": "::"})
     assert '"127.0.0.1:8000"' in commands.configuration(tmp_path, everywhere)
+
+
+def test_folders_are_private(dep):
     for name in ("server", "node-0"):
-        assert stat.S_IMODE((tmp_path / "dep" / name).stat().st_mode) == 0o700
+        assert stat.S_IMODE((dep / name).stat().st_mode) == 0o700
+
+
+def test_host_with_a_port_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="without port"):
         folders.create(tmp_path / "other", ["server.example:9092"], 1)
 
 
-def test_what_flower_cannot_take_in_a_nodes_settings_is_refused(dep):
+def test_quotes_in_settings_are_refused(dep):
     node = folders.read_node(dep / "node-0").model_copy(update={"data": 'a "b".npz'})
     with pytest.raises(ConfigError, match="remove quotes and backslashes"):
         commands.supernode(dep / "node-0", node)

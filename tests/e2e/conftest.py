@@ -5,7 +5,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.tools import BIN, deploy, family, free_ports, settle
+from fedmr_flwr.launch.local_superlink import local_superlink
+from tests.support.tools import BIN, ROOT, deploy, family, free_ports, settle
 
 # A deployment: four nodes, each with examples of its own.
 CLIENTS = 4
@@ -22,6 +23,13 @@ def env():
     yield marked
     for process in family(marked):
         process.kill()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The environment of commands that talk to a local SuperLink, started as `flwr run` does."""
+    with local_superlink(ROOT, tmp_path_factory.mktemp("superlink") / "flower.log") as superlink:
+        yield superlink.connection.env
 
 
 @pytest.fixture

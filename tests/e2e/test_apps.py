@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tools import BIN, flwr, left, local_superlink, wait_for_end
+from tests.support.tools import BIN, flwr, wait_for_end
 
 APPS = Path(__file__).parent / "apps"
 
@@ -15,27 +15,25 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def run(tmp_path, env):
+def run(tmp_path, local):
     """Return a function that runs an app with six clients: what its server wrote, and what Flower logged."""
 
     def run(app, config=""):
         out = tmp_path / "out.json"
-        with local_superlink(tmp_path, env) as there:
-            run_id = flwr(
-                there, "run", str(APPS / app), "local",
-                "--run-config", f"out='{out}' {config}",
-                "--federation-config", "num-supernodes=6 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
-            )["run-id"]  # fmt: skip
-            status, details = wait_for_end(there, run_id)
-            log = subprocess.run(
-                [BIN / "flwr", "log", run_id, "local", "--show"],
-                env=there, capture_output=True, text=True, timeout=120, check=True,
-            ).stdout  # fmt: skip
+        run_id = flwr(
+            local, "run", str(APPS / app), "local",
+            "--run-config", f"out='{out}' {config}",
+            "--federation-config", "num-supernodes=6 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
+        )["run-id"]  # fmt: skip
+        status, details = wait_for_end(local, run_id, done=out.exists)
+        log = subprocess.run(
+            [BIN / "flwr", "log", run_id, "local", "--show"],
+            env=local, capture_output=True, text=True, timeout=120, check=True,
+        ).stdout  # fmt: skip
         assert status == "finished:completed", f"{details}\n{log}"
         return json.loads(out.read_text()), log
 
-    yield run
-    assert left(env) == []
+    return run
 
 
 def warnings(log):
@@ -43,7 +41,7 @@ def warnings(log):
     return re.findall(r"^client (\S+): ([a-z-]+): .+$", log, re.MULTILINE)
 
 
-def test_an_app_of_flowers_classic_template_trains(run):
+def test_classic_template_trains(run):
     found, log = run("classic")
     assert list(found["accuracies"]) == ["0", "1", "2", "3"]
     assert found["accuracies"]["0"] < 0.4
@@ -53,7 +51,7 @@ def test_an_app_of_flowers_classic_template_trains(run):
     assert warnings(log) == []
 
 
-def test_an_app_of_flowers_current_template_trains(run):
+def test_current_template_trains(run):
     found, log = run("plain")
     assert found["accuracy"] > 0.8
     assert [set(metrics) for metrics in found["metrics"].values()] == [{"similarity", "train_loss"}] * 3
@@ -62,7 +60,7 @@ def test_an_app_of_flowers_current_template_trains(run):
     assert warnings(log) == []
 
 
-def test_such_an_app_goes_on_when_clients_fail_and_says_which(run):
+def test_app_survives_failing_clients(run):
     found, log = run("plain", "trouble=true")
     assert found["accuracy"] > 0.8
     assert list(found["metrics"]) == ["1", "2", "3"]

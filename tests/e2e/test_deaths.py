@@ -39,7 +39,7 @@ def slots_after(out, number):
     return [state[f"{slot}.floats"] for slot in range(4)]
 
 
-def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env, there):
+def test_dead_nodes_lose_one_round(deployment, env, there):
     with ExitStack() as stack:
 
         def start(client):
@@ -86,9 +86,9 @@ def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env
         until_all_train(nodes[1], nodes[3])
         nodes[1].kill()
         nodes[3].kill()
-        said, error = run.communicate(timeout=180)
+        output, error = run.communicate(timeout=180)
         assert (run.returncode, error.count("\n")) == (1, 1), error
-        assert "waiting: 0 of the 1 clients needed are connected" in said
+        assert "waiting: 0 of the 1 clients needed are connected" in output
         assert "after 10 s 0 of the 1 clients needed are connected; start the others" in error
         found, problems = checkpoint.latest(out.checkpoints)
         good = max(row["round"] for row in out.read_rows() if not row.get("bad"))
@@ -96,11 +96,11 @@ def test_dead_nodes_cost_their_slots_one_round_and_can_come_back(deployment, env
     assert left(env) == []
 
 
-# Half the bytes do not change what has been said so far.
+# The wire's half precision must not matter for any of this.
 SETTINGS = ["rounds=12", "wire=float16"]
 
 
-def test_after_the_death_of_the_server_a_run_goes_on_to_the_same_model(deployment, env, there):
+def test_killed_server_resumes_the_same(deployment, env, there):
     done = fedmr(env, deployment, "run", "conf.yaml", *SETTINGS, "run-dir=reference", "--engine", "in-process")
     assert done.returncode == 0, done.stderr
     out = RunFolder(deployment / "run")
@@ -132,9 +132,9 @@ def test_after_the_death_of_the_server_a_run_goes_on_to_the_same_model(deploymen
         wait_for_rounds(out, len(out.read_rows()) + 1)
         until_one_trains(*nodes)
         machine.kill()
-        said, error = second.communicate(timeout=180)
+        output, error = second.communicate(timeout=180)
         assert (second.returncode, error.count("\n")) == (1, 1), error
-        assert "resuming after round " in said
+        assert "resuming after round " in output
         assert len(out.read_rows()) < 12
 
         stack.enter_context(server(env, deployment))

@@ -66,14 +66,14 @@ RUNS = {
 }
 
 
-def test_four_nodes_train_the_model_of_one_process_and_strangers_stay_out(deployment, env, there):
+def test_deployment_equals_in_process(deployment, env, there):
     folder = deployment
     for name, settings in RUNS.items():
         done = fedmr(env, folder, "run", "conf.yaml", *settings, f"run-dir={name}-here", "--engine", "in-process")
         assert done.returncode == 0, done.stderr
     with ExitStack() as stack:
-        said = stack.enter_context(server(env, folder)).said()
-        assert "admitted 4 nodes (4 new)" in said
+        output = stack.enter_context(server(env, folder)).output()
+        assert "admitted 4 nodes (4 new)" in output
         # The impostor's way works with the right private key, so that it is the key for which it is refused.
         stack.enter_context(with_keys_of(folder, env, "dep/node-0", claimed="node-0"))
         for client in range(1, 4):
@@ -89,16 +89,21 @@ def test_four_nodes_train_the_model_of_one_process_and_strangers_stay_out(deploy
         own = " ".join([*RUNS["vgg16"], f"run-dir={folder / 'vgg16'}", "partition.name=nodes"])
         config = f"conf='{folder / 'conf.yaml'}' set='{own}'"
         run_id = flwr(there, "run", str(ROOT), "deployment", "--run-config", config)["run-id"]
-        assert wait_for_end(there, run_id, at="deployment")[0] == "finished:completed"
+        assert (
+            wait_for_end(
+                there, run_id, at="deployment", done=lambda: RunFolder(folder / "vgg16").status == "completed"
+            )[0]
+            == "finished:completed"
+        )
         for name, part in outside.items():
-            assert STRANGERS[name] in part.said(), part.said()
-            assert "SuperNode ID" not in part.said(), part.said()
+            assert STRANGERS[name] in part.output(), part.output()
+            assert "SuperNode ID" not in part.output(), part.output()
         nodes = flwr(there, "supernode", "list", "deployment")["nodes"]
         assert [one["status"] for one in nodes] == ["online"] * 4
     # A key that is taken away opens no more.
     (folder / "dep/server/nodes/node-3.pub").unlink()
     with server(env, folder) as link, node(env, folder, "dep/node-3") as former:
-        assert "admitted 3 nodes (0 new), revoked 1" in link.said()
+        assert "admitted 3 nodes (0 new), revoked 1" in link.output()
         former.until("Failed to activate SuperNode")
     for name in RUNS:
         assert manifest(folder / name)["engine"] == "deployment"

@@ -29,7 +29,7 @@ def network():
         yield network
 
 
-def test_a_run_gets_over_slow_and_lossy_links_of_which_one_is_cut_for_a_while(network, tmp_path, env):
+def test_run_survives_a_cut_link(network, tmp_path, env):
     deploy(env, tmp_path, CONF, network.address(SERVER), NODES)
     there = env | {"FLWR_HOME": str(tmp_path / "dep/server/flower")}
     with ExitStack() as stack:
@@ -48,8 +48,8 @@ def test_a_run_gets_over_slow_and_lossy_links_of_which_one_is_cut_for_a_while(ne
         threading.Timer(20, network.mend, [CUT]).start()
         done = fedmr(env, tmp_path, "run", "conf.yaml", "run-dir=reference", "--engine", "in-process")
         assert done.returncode == 0, done.stderr
-        said, error = run.communicate(timeout=240)
-        assert (run.returncode, error) == (0, ""), said
+        output, error = run.communicate(timeout=240)
+        assert (run.returncode, error) == (0, ""), output
     rows = RunFolder(tmp_path / "run").read_rows()
     # TCP tries after 19 s what it could not send when the cut began, and then only after 38 s. If the node's last
     # heartbeat was just over then, Flower misses it for 60 s, seldom, and the round ends without it.

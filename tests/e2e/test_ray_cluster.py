@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, joined with `ray.address`, and what is said where that cannot work."""
+"""A Ray cluster of two nodes on this machine, joined with `ray.address`, and the errors where that cannot work."""
 
 import json
 import socket
@@ -92,7 +92,7 @@ def settings(tmp_path, *overrides):
     return load(QUICKSTART, [f"run-dir={tmp_path / 'run'}", *overrides])
 
 
-def test_clients_train_on_both_nodes_of_a_cluster_that_stays(tmp_path, env, two_nodes):
+def test_clients_train_on_both_nodes(tmp_path, env, two_nodes):
     address, marked = two_nodes
     subprocess.run(
         [BIN / "fedmr", "run", QUICKSTART, *TINY, "run-dir=reference", "--engine", "in-process"],
@@ -100,8 +100,8 @@ def test_clients_train_on_both_nodes_of_a_cluster_that_stays(tmp_path, env, two_
     )  # fmt: skip
     raylets = set(named(marked, "raylet/raylet"))
     trained_under = set()
-    said = tmp_path / "said"
-    with said.open("wb") as file:
+    output = tmp_path / "output"
+    with output.open("wb") as file:
         process = subprocess.Popen(
             [BIN / "fedmr", "run", QUICKSTART, *TINY, "run-dir=run", f"ray.address={address}"],
             cwd=tmp_path, env=env, stdout=file, stderr=file,
@@ -113,7 +113,7 @@ def test_clients_train_on_both_nodes_of_a_cluster_that_stays(tmp_path, env, two_
         finally:
             process.kill()
             process.wait()
-    assert process.returncode == 0, said.read_text()
+    assert process.returncode == 0, output.read_text()
     assert manifest(tmp_path / "run")["model-sha256"] == manifest(tmp_path / "reference")["model-sha256"]
     assert len(raylets) == 2
     assert trained_under == raylets

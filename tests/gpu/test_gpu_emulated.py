@@ -29,8 +29,8 @@ def python(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("part", ["strategy", "sort_of_layer", "not strategy and not sort_of_layer"])
-def test_what_needs_a_gpu_passes_on_an_emulated_one(python, tmp_path, part):
+@pytest.mark.parametrize("part", ["strategies", "networks", "not strategies and not networks"])
+def test_cuda_tests_pass_emulated(python, tmp_path, part):
     options = ["-m", "cuda", "-k", part, "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'temp'}"]
     done = python(
         "-m",
@@ -62,14 +62,14 @@ print(emulated_cuda.races())
 """
 
 
-def test_the_emulated_gpu_finds_streams_that_do_not_wait_for_each_other(python):
+def test_emulator_finds_stream_races(python):
     waiting = "stream.wait_stream(torch.cuda.default_stream())"
     for wait, races in (waiting, "0"), ("pass", "1"):
         done = python("-c", CODE.format(wait=wait))
         assert (done.stdout.strip(), done.returncode) == (races, 0), done.stderr
 
 
-def test_the_emulated_gpu_replays_a_graph_with_new_values(python):
+def test_emulator_replays_graphs(python):
     done = python(
         "-c",
         """

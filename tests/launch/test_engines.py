@@ -19,19 +19,19 @@ def display():
 
 
 @pytest.mark.parametrize(("engine", "module"), [("ray", ray), ("deployment", on_superlink)])
-def test_flowers_engines_are_started_by_their_launcher(toy, display, monkeypatch, engine, module):
+def test_each_engine_has_its_launcher(toy, display, monkeypatch, engine, module):
     monkeypatch.setattr(module, "run", lambda settings, *_: settings.engine)
     assert engines.run(toy(f"engine={engine}"), display) == engine
 
 
-def test_a_run_without_folder_gets_one_under_runs(toy, display, monkeypatch, tmp_path):
+def test_run_folder_defaults_to_runs(toy, display, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     settings = toy("rounds=1").model_copy(update={"run_dir": None})
     out = engines.run(settings, display)
     assert (out.path.parent, out.status) == (tmp_path / "runs", "completed")
 
 
-def test_data_are_loaded_before_the_display_starts(toy, display, monkeypatch):
+def test_data_load_before_the_display(toy, display, monkeypatch):
     started = []
     monkeypatch.setattr(Display, "__enter__", lambda self: started.append(self) or self)
     monkeypatch.setattr(ray, "run", lambda *_: None)
@@ -44,14 +44,14 @@ def test_data_are_loaded_before_the_display_starts(toy, display, monkeypatch):
     assert started
 
 
-def test_a_wrong_run_is_found_before_its_folder_is_made(toy):
+def test_wrong_run_makes_no_folder(toy):
     settings = toy("model.name=nonsense")
     with pytest.raises(ConfigError, match="nonsense"), launching(settings, None):
         pass
     assert not settings.run_dir.exists()
 
 
-def test_a_run_that_fails_to_start_says_why_in_its_manifest(toy):
+def test_failed_start_is_in_the_manifest(toy):
     settings = toy()
     with pytest.raises(ConfigError), launching(settings, None) as out:
         assert out.status == "starting"
@@ -59,7 +59,7 @@ def test_a_run_that_fails_to_start_says_why_in_its_manifest(toy):
     assert (out.status, out.read_manifest()["error"]) == ("failed", "it is tired")
 
 
-def test_no_two_processes_start_a_server_in_one_folder(toy):
+def test_folder_is_locked_while_launching(toy):
     settings = toy()
     with launching(settings, None) as out:
         with pytest.raises(RunFolderError, match="is in use by process"), launching(settings, out):
@@ -67,7 +67,7 @@ def test_no_two_processes_start_a_server_in_one_folder(toy):
         assert out.status == "starting", "the one that was there first has not failed"
 
 
-def test_a_server_that_still_runs_has_not_failed(toy):
+def test_running_server_has_not_failed(toy):
     out = create_folder(toy())
     with pytest.raises(ConfigError), out.launching():
         lock = out.locked()

@@ -49,7 +49,7 @@ def test_each_round_is_shown_once(out):
     assert [line.split("  ")[0] for line in shown.splitlines()] == ["round 1/3", "round 2/3"]
 
 
-def test_rounds_of_earlier_servers_are_not_shown(out):
+def test_earlier_rounds_are_not_shown(out):
     out.note(status="completed", resumed=[{"after-round": 1, "problems": [], "versions": {}}])
     for number in (1, 2):
         out.add_row({"round": number, **ROW})
@@ -58,29 +58,29 @@ def test_rounds_of_earlier_servers_are_not_shown(out):
     assert [line.split("  ")[0] for line in shown[1:]] == ["round 2/3"]
 
 
-def test_whom_the_server_waits_for_is_shown(out):
+def test_waiting_line_is_shown(out):
     out.note(status="completed", waiting="waiting: 1 of 2")
     assert follow(Link("finished:completed"), out) == "waiting: 1 of 2\n"
 
 
-def test_a_failed_run_ends_with_the_reason_in_its_manifest(out):
+def test_failure_reason_from_the_manifest(out):
     out.note(status="failed", error="round 1: no good reply")
     with pytest.raises(EngineError, match="^round 1: no good reply$"):
         follow(Link("finished:failed", "something else"), out)
 
 
-def test_a_run_that_failed_in_flower_ends_with_flowers_reason(out):
+def test_failure_reason_from_flower(out):
     with pytest.raises(EngineError, match="^it is tired; see Flower's log$"):
         follow(Link("finished:failed", "Simulation failed with exception: it is tired"), out, lambda: True)
 
 
-def test_a_server_that_died_is_reported(out):
+def test_dead_server_is_reported(out):
     with pytest.raises(EngineError, match="died, perhaps out of memory"):
         follow(Link("running"), out, lambda: True)
 
 
 @pytest.mark.parametrize(("failures", "found"), [(2, ("running", "")), (3, None)])
-def test_flower_is_asked_three_times_for_the_status(failures, found):
+def test_status_is_asked_three_times(failures, found):
     link = Link("running", failures=failures)
     if found:
         assert flower.status(link, "7") == found

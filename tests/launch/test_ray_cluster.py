@@ -15,32 +15,32 @@ def settings(tmp_path, *overrides):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "words"),
     [
         ("nonsense", "ray.address = 'nonsense': write host:port"),
         ("ray://127.0.0.1:10001", "write host:port"),
         ("127.0.0.1:9", "the Ray cluster at '127.0.0.1:9' does not reply"),
     ],
 )
-def test_an_address_without_a_cluster_is_refused(tmp_path, address, said):
-    with pytest.raises(FedmrError, match=said) as refused:
+def test_wrong_address_is_refused(tmp_path, address, words):
+    with pytest.raises(FedmrError, match=words) as refused:
         ray.run(settings(tmp_path, f"ray.address={address}"), None)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_without_an_address_no_cluster_is_joined(tmp_path, monkeypatch):
+def test_default_address_is_local(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert cluster.address_of(settings(tmp_path)) == "local"
 
 
-def test_the_environment_names_a_cluster_unless_the_settings_do(tmp_path, monkeypatch):
+def test_settings_override_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert cluster.address_of(settings(tmp_path)) == "10.0.0.1:6379"
     assert cluster.address_of(settings(tmp_path, "ray.address=auto")) == "auto"
 
 
-def test_a_wrong_address_in_the_environment_is_named(tmp_path, monkeypatch):
+def test_wrong_environment_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
     with pytest.raises(ConfigError, match="RAY_ADDRESS = 'http://10.0.0.1:8265': write host:port"):
         cluster.address_of(settings(tmp_path))

@@ -29,35 +29,35 @@ def flwr_run(monkeypatch, tmp_path):
     return call
 
 
-def test_a_simulation_keeps_its_grid_and_nothing_is_replaced(flwr_run):
+def test_simulation_keeps_its_grid(flwr_run):
     ((settings, grid, *_),) = flwr_run(SIMULATED)
     assert (settings.engine, grid) == ("ray", SIMULATED)
 
 
-def test_real_clients_change_the_engine_and_a_line_says_so(flwr_run, grid_of, capsys):
+def test_real_clients_change_the_engine(flwr_run, grid_of, capsys):
     applied, (settings, grid, *_) = flwr_run(grid_of(lambda *_: None))
     assert (applied, settings.engine, type(grid)) == ("apply", "deployment", SuperLinkGrid)
     assert "engine: deployment, not ray: the clients of this SuperLink are not simulated" in capsys.readouterr().out
 
 
-def test_an_engine_that_is_not_changed_is_not_mentioned(flwr_run, grid_of, capsys):
+def test_unchanged_engine_is_not_printed(flwr_run, grid_of, capsys):
     flwr_run(SIMULATED)
     flwr_run(grid_of(lambda *_: None), "engine=deployment")
     assert "engine:" not in capsys.readouterr().out
 
 
-def test_a_file_of_conf_travels_with_the_app(flwr_run, monkeypatch, tmp_path):
+def test_app_brings_its_conf_files(flwr_run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     ((settings, *_),) = flwr_run(SIMULATED, conf=Path("conf/quickstart.yaml"))
     assert settings.clients == 20
 
 
-def test_words_that_the_shell_would_not_take_are_one_line(flwr_run):
+def test_unquoted_overrides_are_one_line(flwr_run):
     with pytest.raises(ConfigError, match="No closing quotation; write key=value key=value"):
         flwr_run(SIMULATED, "strategy.unit='")
 
 
-def test_an_address_of_ray_that_comes_too_late_is_refused(flwr_run, monkeypatch, tmp_path):
+def test_late_ray_address_is_refused(flwr_run, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match=r"export RAY_ADDRESS=10\.0\.0\.1:6379 before the SuperLink starts"):
         flwr_run(SIMULATED, "ray.address=10.0.0.1:6379")

@@ -49,35 +49,54 @@ def as_data(tensor, labels):
     return Dataset(examples, examples, 7, None), examples
 
 
-def test_every_model_is_in_this_table():
+@pytest.fixture(scope="module")
+def built():
+    """Return a function that builds each model for ten classes once: to draw the weights takes longest."""
+    found = {}
+
+    def build(name, shape):
+        if (name, shape) not in found:
+            found[name, shape] = models.build(name, shape, 10)
+        return found[name, shape]
+
+    yield build
+    found.clear()
+
+
+def test_table_lists_every_model():
     assert {name for name, _, _ in SIZES} == set(models.MODELS)
 
 
 @pytest.mark.parametrize(("case", "size"), SIZES.items(), ids=str)
-def test_sizes_are_the_published_ones(case, size):
+def test_published_sizes(case, size):
     model = models.build(*case)
     assert (models.parameter_count(model), len(model.state_dict())) == size
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_forward_is_head_of_features(name, shape):
-    model = models.build(name, shape, 7).eval()
+def test_forward_is_head_of_features(built, name, shape):
+    model = built(name, shape).eval()
     images = inputs(shape)
     logits = model(images)
-    assert logits.shape == (3, 7)
+    assert logits.shape == (3, 10)
     assert torch.equal(logits, model.head(model.features(images)))
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_the_seed_decides_the_weights_and_nothing_global_is_drawn(name, shape):
-    before = torch.get_rng_state()
-    a, b, c = (models.build(name, shape, 10, seed) for seed in (1, 1, 2))
-    assert torch.equal(torch.get_rng_state(), before)
+def test_seed_decides_the_weights(built, name, shape):
+    a = built(name, shape)
+    b, c = (models.build(name, shape, 10, seed) for seed in (0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     drawn = [x for x in a.parameters() if x.std() > 0]  # not a normalisation's ones and zeros
     assert len(drawn) >= 6
     others = [y for y in c.parameters() if y.std() > 0]
     assert not any(torch.equal(x, y) for x, y in zip(drawn, others, strict=True))
+
+
+def test_global_generator_stays_untouched():
+    before = torch.get_rng_state()
+    models.build("mobilenet-v2", COLOUR, 10)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_weights_are_pytorchs_default():
@@ -90,27 +109,30 @@ def test_weights_are_pytorchs_default():
         assert float(layer.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
-def test_a_module_without_known_weights_is_refused():
+def test_unknown_module_is_refused():
     with pytest.raises(TypeError, match="Bilinear"):
         initialise(torch.nn.Bilinear(2, 2, 2), torch.Generator())
 
 
-def test_a_buffer_without_known_values_is_refused():
+def test_unknown_buffer_is_refused():
     module = torch.nn.Module()
     module.register_buffer("scale", torch.ones(1))
     with pytest.raises(TypeError, match="Module"):
         initialise(module, torch.Generator())
 
 
-def test_an_unknown_model_and_an_unfit_shape_are_refused():
+def test_unknown_model_is_refused():
     with pytest.raises(ConfigError, match="unknown model 'resnet'; choose one of charlstm, cnn"):
         models.build("resnet", (1, 28, 28), 10)
+
+
+def test_unfit_image_shape_is_refused():
     with pytest.raises(ConfigError, match=r"'cnn' is not defined for images of shape \[2, 9, 9\]"):
         models.build("cnn", (2, 9, 9), 10)
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
-def test_a_model_says_in_one_line_that_it_does_not_take_such_examples(name):
+def test_unfit_examples_are_refused(name):
     shape = COLOUR if name == "charlstm" else TEXT
     with pytest.raises(
         ConfigError, match=rf"'{name}' (does not accept examples|is not defined for images)"
@@ -120,12 +142,12 @@ def test_a_model_says_in_one_line_that_it_does_not_take_such_examples(name):
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet20-fedmr", "resnet20", "vgg16", "resnet18", "mobilenet-v2", "mlp"])
-def test_models_of_the_comparison_take_grey_images_of_28x28_too(name):
+def test_image_models_take_grey_images(name):
     assert models.build(name, GREY, 62).training
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_a_step_of_training_changes_every_parameter_that_is_used(name, shape):
+def test_training_changes_every_parameter(name, shape):
     model = models.build(name, shape, 7)
     before = {key: value.clone() for key, value in model.named_parameters()}
     labels = torch.tensor([0, 1, 2, 3])
@@ -137,9 +159,9 @@ def test_a_step_of_training_changes_every_parameter_that_is_used(name, shape):
     assert same - {key for key in same if key.startswith("embedding")} == unused
 
 
-def test_blocks_are_modules_of_the_model():
+def test_blocks_name_modules(built):
     for name, shape in CASES:
-        model = models.build(name, shape, 10)
+        model = built(name, shape)
         modules = dict(model.named_modules())
         assert all(block in modules for block in model.blocks)
         if name.startswith(("resnet", "mobilenet")):
@@ -147,7 +169,7 @@ def test_blocks_are_modules_of_the_model():
             assert {unit.name for unit in found} > set(model.blocks)
 
 
-def test_the_shortcut_without_parameters_takes_every_second_pixel_and_adds_zero_channels():
+def test_parameter_free_shortcut():
     block = BasicBlock(2, 4, 2, lambda channels: torch.nn.Identity(), project=False)
     for convolution in (block.conv1, block.conv2):
         torch.nn.init.zeros_(convolution.weight)
@@ -157,14 +179,14 @@ def test_the_shortcut_without_parameters_takes_every_second_pixel_and_adds_zero_
     assert torch.equal(out[:, 2:], torch.zeros(1, 2, 2, 2))
 
 
-def test_a_bottleneck_is_activated_before_its_convolutions_and_not_after_the_sum():
+def test_bottleneck_is_preactivated():
     block = Bottleneck(8, 2, 1, project=False)
     torch.nn.init.zeros_(block.conv3.weight)
     maps = -torch.rand(2, 8, 4, 4)
     assert torch.equal(block(maps), maps), "the shortcut goes around everything"
 
 
-def test_dropout_zeroes_a_share_and_leaves_the_mean_alone():
+def test_dropout_keeps_the_mean():
     values, own = torch.ones(200, 200), torch.Generator().manual_seed(1)
     with default_generator(own):
         dropped = Dropout(0.25).train()(values)
@@ -178,7 +200,7 @@ def test_dropout_does_nothing_in_evaluation():
     assert torch.equal(Dropout(0.25).eval()(values), values)
 
 
-def test_clients_drop_differently_and_one_client_the_same():
+def test_dropout_depends_on_the_stream():
     finals = []
     for seed in (1, 1, 2):
         model = models.build("mobilenet-v2", COLOUR, 4)
@@ -189,7 +211,7 @@ def test_clients_drop_differently_and_one_client_the_same():
     assert not torch.equal(finals[0], finals[2])
 
 
-def test_an_lstm_and_an_embedding_have_pytorchs_default_weights():
+def test_charlstm_has_default_weights():
     model = models.build("charlstm", TEXT, 80)
     assert float(model.embedding.weight.detach().std()) == pytest.approx(1, rel=0.1)
     for weights in model.lstm.parameters():
@@ -230,13 +252,20 @@ def plain(input_shape, classes):
 """
 
 
-def test_a_model_of_ones_own(tmp_path, monkeypatch):
+@pytest.fixture
+def my_models(tmp_path, monkeypatch):
     (tmp_path / "my_models.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_own_model(my_models):
     model = models.build("my_models:Tiny", (1, 1, 5), 3)
     assert model(torch.ones(2, 5)).shape == (2, 3)
     assert models.build("my_models:Mended", (1, 1, 5), 3).scale.item() == 3
-    for name, said in {
+
+
+def test_wrong_own_models_are_refused(my_models):
+    for name, words in {
         "my_models:Odd": "Odd has no initial weights; add a method",
         "my_models:plain": "must derive from fedmr_flwr.models.Classifier",
         "my_models:Few": r"returns shape \[2, 2\] for two examples, expected \[2, 3\]",
@@ -245,5 +274,5 @@ def test_a_model_of_ones_own(tmp_path, monkeypatch):
         "nowhere:Model": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
         ":Model": "cannot be imported",
     }.items():
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=words):
             models.build(name, (1, 1, 5), 3)

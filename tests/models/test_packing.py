@@ -10,7 +10,7 @@ from fedmr_flwr.training.devices import place
 CPU = torch.device("cpu")
 
 
-def test_pack_and_unpack_move_the_whole_state_dict():
+def test_pack_moves_the_state_dict():
     def network(seed):
         torch.random.manual_seed(seed)
         return nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3))
@@ -28,7 +28,7 @@ def test_pack_and_unpack_move_the_whole_state_dict():
     np.testing.assert_array_equal(pack(b, layout).floats, packed.floats)
 
 
-def test_pack_on_device_returns_the_same_values():
+def test_pack_on_device_agrees():
     model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3))
     place(model, CPU)
     layout = layout_of(model)

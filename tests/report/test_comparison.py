@@ -40,7 +40,7 @@ TWO = {
 }
 
 
-def test_the_numbers_by_hand():
+def test_numbers_by_hand():
     (first, second), target = summarise(TWO, 2)
     assert target == pytest.approx(0.5), "the highest whole percentage that all four have reached"
     assert first.last == (0.7, 0.8)
@@ -53,7 +53,7 @@ def test_the_numbers_by_hand():
     assert first.seconds == (3.25, 3.25)
 
 
-def test_a_target_that_a_run_does_not_reach_is_infinitely_far():
+def test_unreached_target_is_infinite():
     (first, second), target = summarise(TWO, 2, 0.65)
     assert target == 0.65
     assert first.reached == (6, 8)
@@ -61,12 +61,12 @@ def test_a_target_that_a_run_does_not_reach_is_infinitely_far():
     assert comparison.cells(second)[5] == "–"
 
 
-def test_mean_and_standard_deviation_over_seeds():
+def test_mean_and_deviation_over_seeds():
     (first, _), _ = summarise(TWO, 2)
     assert comparison.cells(first)[:6] == ["fedmr", "2", "75.0 ± 7.1", "85.0 ± 7.1", "69.0 ± 4.2", "4.0 ± 0.0"]
 
 
-def test_of_one_seed_there_is_no_deviation_and_of_none_no_number():
+def test_one_seed_has_no_deviation():
     (one, none), target = summarise({"fedmr": TWO["fedmr"][:1], "fedavg": []}, 1)
     assert comparison.cells(one) == ["fedmr", "1", "70.0", "80.0", "66.0", "10", "0.00", "0.00", "3.25"]
     assert target == pytest.approx(0.8)
@@ -75,7 +75,7 @@ def test_of_one_seed_there_is_no_deviation_and_of_none_no_number():
     assert (nothing.runs, target) == (0, 0)
 
 
-def test_the_markdown_lines_up():
+def test_markdown_is_aligned():
     text = comparison.to_markdown(*summarise(TWO, 2))
     head, rule, *body = text.splitlines()
     assert len({len(line) for line in (head, rule, *body)}) == 1
@@ -85,7 +85,7 @@ def test_the_markdown_lines_up():
     assert "rounds to 50 %" in head
 
 
-def test_the_latex_is_escaped_and_every_row_has_as_many_columns():
+def test_latex_is_escaped():
     text = comparison.to_latex(*summarise(TWO, 2, 0.65))
     assert text.startswith("\\begin{tabular}{lrrrrrrrr}\n\\toprule\nstrategy & runs & ")
     assert text.endswith("\\\\\n\\bottomrule\n\\end{tabular}\n")
@@ -95,7 +95,7 @@ def test_the_latex_is_escaped_and_every_row_has_as_many_columns():
     assert {line.count("&") for line in text.splitlines() if line.endswith("\\\\")} == {8}
 
 
-def test_the_csv_holds_every_number_in_full():
+def test_csv_has_full_precision():
     first, second = csv.DictReader(io.StringIO(comparison.to_csv(*summarise(TWO, 2, 0.65))))
     assert float(first["late_mean"]) == pytest.approx(0.69)
     assert float(first["last_std"]) == pytest.approx(np.std([0.7, 0.8], ddof=1))
@@ -116,14 +116,14 @@ def test_strategies_are_separated_by_commas(text, labels):
     assert [variant.label for variant in parse_strategies(text)] == labels
 
 
-def test_a_strategy_with_options_is_a_folder_of_its_own():
+def test_options_name_the_folder():
     variant = Variant("flwr:FedAdam/options.eta=0.01")
     assert variant.overrides() == ["strategy.name=flwr:FedAdam", "strategy.options.eta=0.01"]
     assert variant.folder(3) == "flwr_FedAdam_options.eta=0.01-seed3"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         ({"strategies": "fedmr,fedmr"}, "list each strategy once"),
         ({"strategies": ","}, "list each strategy once"),
@@ -141,8 +141,8 @@ def test_a_strategy_with_options_is_a_folder_of_its_own():
         ({"strategies": "fedprox/mu=0.1,fedprox//mu=0.1"}, "'' is not an option"),
     ],
 )
-def test_a_mistake_is_found_before_anything_is_run(tmp_path, arguments, said):
-    with pytest.raises(ConfigError, match=said):
+def test_mistakes_stop_before_training(tmp_path, arguments, words):
+    with pytest.raises(ConfigError, match=words):
         runs.compare(CONF, out=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
 
@@ -155,12 +155,13 @@ def compare(out, strategies="fedmr,fedavg,scaffold", overrides=(), **more):
 
 
 @pytest.mark.slow
-def test_a_comparison_trains_what_is_missing_and_writes_tables_and_a_plot(tmp_path, capsys, monkeypatch):
+@pytest.mark.usefixtures("no_pictures")
+def test_trains_only_missing_runs(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     compare(out, "fedmr,fedavg", seeds="0,1")
     compare(out, seeds="0,1")
-    said = capsys.readouterr().out
-    assert said.count("round 3/3") == 6, "four runs, then two more"
+    output = capsys.readouterr().out
+    assert output.count("round 3/3") == 6, "four runs, then two more"
     assert (out / "comparison.png").stat().st_size > 10_000
     table = read(out / "comparison.csv")
     assert [line["strategy"] for line in table] == ["fedmr", "fedavg", "scaffold"]
@@ -184,7 +185,8 @@ def test_a_comparison_trains_what_is_missing_and_writes_tables_and_a_plot(tmp_pa
 
 
 @pytest.mark.slow
-def test_what_was_stopped_goes_on_and_another_run_is_refused(tmp_path):
+@pytest.mark.usefixtures("no_pictures")
+def test_stopped_runs_are_resumed(tmp_path):
     out = tmp_path / "out"
     compare(out, "fedavg")
     folder = RunFolder(out / "fedavg-seed0")
@@ -204,19 +206,21 @@ def test_what_was_stopped_goes_on_and_another_run_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_complete_run_whose_metrics_are_damaged_is_left_out_by_name(tmp_path, capsys):
+@pytest.mark.usefixtures("no_pictures")
+def test_damaged_run_is_left_out(tmp_path, capsys):
     out = tmp_path / "out"
     compare(out, "fedavg,fedmr")
     (out / "fedavg-seed0" / "metrics.jsonl").write_text("garbage\n")
     with pytest.raises(RunError, match="1 of 2 runs failed"):
         compare(out, "fedavg,fedmr")
-    said = capsys.readouterr().out
-    assert "metrics.jsonl is damaged: it holds 0 of " in said
+    output = capsys.readouterr().out
+    assert "metrics.jsonl is damaged: it holds 0 of " in output
     assert [row["runs"] for row in read(out / "comparison.csv")] == ["0", "1"]
 
 
 @pytest.mark.slow
-def test_a_strategy_that_fails_does_not_keep_the_others_from_the_table(tmp_path, capsys):
+@pytest.mark.usefixtures("no_pictures")
+def test_failed_strategy_keeps_the_others(tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(RunError, match="1 of 2 runs failed and are not in the table"):
         compare(out, "fedmut/radius=1e30,fedavg", ["min-good-replies=3"])
@@ -228,7 +232,7 @@ def test_a_strategy_that_fails_does_not_keep_the_others_from_the_table(tmp_path,
     assert json.loads((out / "fedmut_radius=1e30-seed0" / "manifest.json").read_text())["status"] == "failed"
 
 
-def test_the_picture_has_a_line_and_a_band_for_every_strategy(tmp_path, monkeypatch):
+def test_plot_has_a_line_and_band_each(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(plots, "_write", lambda figure, path: figures.append(figure))
     plots.comparison(TWO | {"none": [], "single": TWO["fedmr"][:1]}, "a title", tmp_path / "x.png")
@@ -241,12 +245,12 @@ def test_the_picture_has_a_line_and_a_band_for_every_strategy(tmp_path, monkeypa
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "test accuracy (%)")
 
 
-def test_strategies_that_would_share_a_folder_are_refused(tmp_path):
+def test_shared_folders_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"two of them have the same folder .*fedmr_unit=_a_-seed0; write one"):
         comparison.plan(CONF, [], parse_strategies("fedmr/unit=['a'],fedmr/unit=[\"a\"]"), None, tmp_path)
 
 
-def test_a_folder_that_holds_something_else_is_refused_before_anything_is_run(tmp_path):
+def test_foreign_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot use .*file: .*; choose another folder with --out"):
         compare(tmp_path / "file", "fedavg")

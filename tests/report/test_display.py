@@ -29,7 +29,7 @@ def shown(terminal):
     return console.file.getvalue()
 
 
-def test_without_a_terminal_there_is_a_line_per_round():
+def test_plain_output_has_a_line_per_round():
     assert shown(terminal=False).splitlines() == [
         "round 1/2  train loss 2.0000  1.50 s/round",
         "round 2/2  accuracy 0.5000  loss 0.7000  train loss 1.0000  0.50 s/round  1 failed",
@@ -37,13 +37,13 @@ def test_without_a_terminal_there_is_a_line_per_round():
     ]
 
 
-def test_with_a_terminal_there_is_a_bar_with_the_latest_numbers():
+def test_terminal_shows_a_bar():
     text = shown(terminal=True)
     for part in ("2/2", "accuracy 0.5000", "loss 0.7000", "0.50 s/round", "━"):
         assert part in text
 
 
-def test_the_table_is_short_and_always_has_the_last_round():
+def test_table_has_the_last_round():
     rows = [ROWS[1] | {"round": number, "test-accuracy": number / 100} for number in range(1, 98)]
     made = table(rows)
     rounds = list(made.columns[0].cells)
@@ -52,13 +52,13 @@ def test_the_table_is_short_and_always_has_the_last_round():
     assert made.caption == "best test accuracy 0.9700 in round 97"
 
 
-def test_a_run_without_an_evaluated_round_has_a_table_all_the_same():
+def test_table_without_evaluation():
     console = Console(file=io.StringIO(), width=100)
     console.print(table([{"round": 1, "seconds": 0.1, "failures": 0}]))
     assert "no round was evaluated" in console.file.getvalue()
 
 
-def test_only_a_dirichlet_partition_is_called_filled_up():
+def test_only_dirichlet_is_filled_up():
     def text(name):
         return format_partition(parse({"partition": {"name": name, "fill-up": True}}, "test"))
 

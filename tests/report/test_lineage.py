@@ -36,7 +36,7 @@ def draw(monkeypatch):
     return lambda number, *sources: drawn.update({number: None if not sources else np.array(sources)})
 
 
-def test_a_case_worked_by_hand(draw):
+def test_case_by_hand(draw):
     draw(2, [2, 1, 0], [2, 1, 0])
     draw(3, [1, 2, 0], [0, 2, 1])  # unit 0: slot 0 gets slot 1's; unit 1: slots 1 and 2 change places
     rows = [
@@ -62,7 +62,7 @@ def test_a_case_worked_by_hand(draw):
     assert lineage.trace(past.steps, 2, slot=2).tolist() == [[0, 1], [2, 2]]
 
 
-def test_a_trace_ends_at_the_mean(draw):
+def test_trace_ends_at_the_mean(draw):
     for number in (1, 2):
         draw(number)
     draw(3, [1, 2, 0])
@@ -157,7 +157,7 @@ def rows_and_populations(strategy, grid_of, answer, silent, rounds):
         (Indep, {"population": 5}),
     ],
 )
-def test_a_replay_is_what_the_strategies_did(grid_of, answer, kind, options):
+def test_replay_matches_the_strategies(grid_of, answer, kind, options):
     strategy = kind(clients_per_round=M, seed=3, layout=LAYOUT, **options)
     silent = {(number, client) for number in (1, 4, 7) for client in range(CLIENTS)}  # bad rounds
     silent |= {(2, 0), (2, 1), (3, 2), (6, 3), (6, 4), (8, 0), (8, 5), (8, 6)}

@@ -20,7 +20,7 @@ def folder(tmp_path):
     return tmp_path / "checkpoints"
 
 
-def test_a_checkpoint_reads_back_and_the_last_few_are_kept(folder):
+def test_checkpoint_reads_back(folder):
     for number in (9, 10, 11, 100):
         note = checkpoint.save(folder, at(number))
     names = sorted(file.name for file in folder.iterdir())
@@ -34,7 +34,7 @@ def test_a_checkpoint_reads_back_and_the_last_few_are_kept(folder):
     assert checkpoint.latest(folder)[0].round == 100
 
 
-def test_without_a_checkpoint_there_is_none(folder):
+def test_no_checkpoint_is_none(folder):
     assert checkpoint.latest(folder) == (None, [])
 
 
@@ -61,7 +61,7 @@ def other(path):
 
 
 @pytest.mark.parametrize("damage", [short, one_bit, empty, gone])
-def test_of_a_damaged_checkpoint_the_one_before_is_used_and_the_damage_reported(folder, damage):
+def test_damaged_checkpoint_falls_back(folder, damage):
     checkpoint.save(folder, at(1))
     note = checkpoint.save(folder, at(2))
     damage(note.with_suffix(".safetensors"))
@@ -72,14 +72,14 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_the_damage_reported(
 
 
 @pytest.mark.parametrize("damage", [short, empty, other])
-def test_a_damaged_note_is_a_damaged_checkpoint(folder, damage):
+def test_damaged_note_falls_back(folder, damage):
     checkpoint.save(folder, at(1))
     damage(checkpoint.save(folder, at(2)))
     found, problems = checkpoint.latest(folder)
     assert (found.round, len(problems)) == (1, 1)
 
 
-def test_if_all_are_damaged_it_is_an_error_not_a_new_beginning(folder):
+def test_all_damaged_is_an_error(folder):
     for number in (1, 2):
         one_bit(checkpoint.save(folder, at(number)).with_suffix(".safetensors"))
     with pytest.raises(RunFolderError, match="no checkpoint in .* can be read: .*checksum"):
@@ -87,7 +87,7 @@ def test_if_all_are_damaged_it_is_an_error_not_a_new_beginning(folder):
 
 
 @pytest.mark.parametrize("fails_at", range(1, 5))
-def test_whenever_writing_stops_the_checkpoint_before_is_intact(folder, monkeypatch, fails_at):
+def test_failed_write_keeps_the_last(folder, monkeypatch, fails_at):
     """Stop at each of the four steps: tensors flushed, folder flushed, note flushed, folder flushed."""
     checkpoint.save(folder, at(1))
     steps = []
@@ -111,7 +111,7 @@ def test_whenever_writing_stops_the_checkpoint_before_is_intact(folder, monkeypa
     assert checkpoint.latest(folder)[0].round == 2
 
 
-def test_the_note_vouches_for_the_tensors(folder):
+def test_note_holds_the_checksum(folder):
     note = checkpoint.save(folder, at(3))
     facts = json.loads(note.read_text())
     import hashlib
@@ -119,7 +119,7 @@ def test_the_note_vouches_for_the_tensors(folder):
     assert facts == {"round": 3, "sha256": hashlib.sha256(note.with_suffix(".safetensors").read_bytes()).hexdigest()}
 
 
-def test_what_no_note_vouches_for_does_not_pile_up(folder):
+def test_leftovers_are_removed(folder):
     for number in (10, 13):
         note = checkpoint.save(folder, at(number))
     one_bit(note.with_suffix(".safetensors"))

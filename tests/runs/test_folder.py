@@ -9,7 +9,7 @@ from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.server.experiment import create_folder
 
 
-def test_a_run_without_a_folder_gets_a_new_one_under_runs(toy, tmp_path, monkeypatch):
+def test_default_folder_is_new(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = toy("run-dir=null")
     first = resolve_paths(settings)
@@ -20,14 +20,14 @@ def test_a_run_without_a_folder_gets_a_new_one_under_runs(toy, tmp_path, monkeyp
     assert resolve_paths(first) == first
 
 
-def test_a_folder_is_created_once(toy):
+def test_folder_is_created_once(toy):
     settings = toy()
     create_folder(settings)
     with pytest.raises(RunFolderError, match=r"already contains a run; choose another folder with run-dir=FOLDER"):
         create_folder(settings)
 
 
-def test_a_folder_with_other_things_is_refused_and_left_alone(toy):
+def test_foreign_folder_is_refused(toy):
     settings = toy()
     settings.run_dir.mkdir()
     (settings.run_dir / "thesis.tex").write_text("years of work")
@@ -36,7 +36,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(toy):
     assert [path.name for path in settings.run_dir.iterdir()] == ["thesis.tex"]
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(toy):
+def test_file_is_refused_as_folder(toy):
     settings = toy()
     settings.run_dir.write_text("a file")
     with pytest.raises(RunFolderError):
@@ -44,7 +44,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(toy):
     assert settings.run_dir.read_text() == "a file"
 
 
-def test_the_manifest_gathers_facts(toy):
+def test_manifest_gathers_facts(toy):
     out = create_folder(toy("seed=4"))
     out.note(more=1)
     manifest = json.loads(out.manifest.read_text())
@@ -56,14 +56,14 @@ def test_the_manifest_gathers_facts(toy):
     assert out.read_manifest()["error"] == "RuntimeError: no luck", "the first error is the cause"
 
 
-def test_a_run_that_has_ended_is_not_called_failed(toy):
+def test_completed_run_cannot_fail(toy):
     out = create_folder(toy())
     out.note(status="completed")
     out.fail(KeyboardInterrupt())
     assert out.status == "completed"
 
 
-def test_numbers_that_json_does_not_know_become_null(toy):
+def test_non_finite_numbers_become_null(toy):
     out = create_folder(toy())
     out.add_row({"round": 1, "train-loss": float("nan"), "similarity": 0.5, "spread": [float("inf"), 1.0]})
     written = json.loads(out.metrics.read_text())
@@ -72,7 +72,7 @@ def test_numbers_that_json_does_not_know_become_null(toy):
     assert np.isnan(out.read_rows()[0]["spread"][0])
 
 
-def test_only_whole_lines_of_the_metrics_are_read(toy):
+def test_torn_metric_lines_are_ignored(toy):
     out = create_folder(toy())
     assert out.read_rows() == []
     out.add_row({"round": 1})
@@ -81,7 +81,7 @@ def test_only_whole_lines_of_the_metrics_are_read(toy):
     assert out.read_rows() == [{"round": 1}]
 
 
-def test_the_model_is_written_whole_with_its_hash(toy):
+def test_model_is_saved_with_its_hash(toy):
     import hashlib
 
     out = create_folder(toy())

@@ -33,7 +33,7 @@ def grid():
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 100])
-def test_every_client_is_asked_in_order_and_who_fails_is_none(grid, at_once):
+def test_failed_clients_score_none(grid, at_once):
     asked = []
     send = grid.send_and_receive
     grid.send_and_receive = lambda messages, timeout=None: asked.append(len(messages)) or send(messages)
@@ -42,7 +42,7 @@ def test_every_client_is_asked_in_order_and_who_fails_is_none(grid, at_once):
     assert max(asked) == min(at_once, 7)
 
 
-def test_the_summary_by_hand():
+def test_summary_by_hand():
     scores = [0.9, 0.5, None, *[1.0] * 10]  # twelve answered, so that the worst tenth are two
     found = clients.summary(scores)
     assert found["clients"] == 12

@@ -1,4 +1,4 @@
-"""A run that is stopped at any moment goes on to the same final model, bit for bit."""
+"""A run that is stopped at any moment resumes to the same final model, bit for bit."""
 
 import io
 import json
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -87,7 +88,7 @@ def stopped(settings, monkeypatch, fits):
 
 STRATEGIES = [
     ("strategy.name=fedavg",),
-    ("strategy.unit=tensor", "strategy.first-stage-rounds=2"),
+    ("strategy.unit=tensor", "strategy.first-stage-rounds=1"),
     ("strategy.population=5", "strategy.weighting=examples", "strategy.evaluate-slots=true"),
     ("strategy.name=indep",),
     ("strategy.name=scaffold",),
@@ -98,17 +99,17 @@ STRATEGIES = [
 
 
 @pytest.mark.parametrize("options", STRATEGIES, ids=lambda options: options[0])
-def test_a_stopped_run_goes_on_to_the_same_model_and_metrics(toy, monkeypatch, options):
-    common = ("rounds=6", "checkpoint-every=2", *options)
+def test_resumed_run_ends_the_same(toy, monkeypatch, options):
+    common = ("rounds=4", "checkpoint-every=2", *options)
     whole = run(toy(*common, run="whole"))
-    out = stopped(toy(*common, run="part"), monkeypatch, fits=3 * 4 + 1)  # in round 5, after the checkpoint of 4
+    out = stopped(toy(*common, run="part"), monkeypatch, fits=3 * 3 + 1)  # in round 4; the checkpoint is of round 2
     assert out.status == "failed"
-    assert len(out.read_rows()) == 4
+    assert len(out.read_rows()) == 3
     assert resume(out.path).exit_code == 0
     assert digest(out) == digest(whole)
     assert out.status == "completed"
     assert "error" not in out.read_manifest()
-    assert out.read_manifest()["resumed"][0]["after-round"] == 4
+    assert out.read_manifest()["resumed"][0]["after-round"] == 2
     for ours, theirs in zip(out.read_rows(), whole.read_rows(), strict=True):
         assert {k: v for k, v in ours.items() if "seconds" not in k} == {
             k: v for k, v in theirs.items() if "seconds" not in k
@@ -116,7 +117,7 @@ def test_a_stopped_run_goes_on_to_the_same_model_and_metrics(toy, monkeypatch, o
 
 
 @pytest.mark.slow
-def test_before_the_first_checkpoint_it_begins_again(toy, monkeypatch):
+def test_no_checkpoint_restarts_the_run(toy, monkeypatch):
     whole = run(toy("checkpoint-every=9", run="whole"))
     out = stopped(toy("checkpoint-every=9", run="part"), monkeypatch, fits=7)
     assert len(out.read_rows()) == 2
@@ -126,7 +127,7 @@ def test_before_the_first_checkpoint_it_begins_again(toy, monkeypatch):
 
 
 @pytest.mark.slow
-def test_rows_after_the_checkpoint_and_a_torn_line_are_done_again(toy, monkeypatch):
+def test_later_rows_are_repeated(toy, monkeypatch):
     out = stopped(toy("rounds=5", "checkpoint-every=2", run="part"), monkeypatch, fits=10)
     with out.metrics.open("a") as file:
         file.write('{"round": 4, "seco')
@@ -135,7 +136,7 @@ def test_rows_after_the_checkpoint_and_a_torn_line_are_done_again(toy, monkeypat
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(toy, monkeypatch):
+def test_damaged_checkpoint_is_reported(toy, monkeypatch):
     common = ("rounds=5", "checkpoint-every=1")
     whole = run(toy(*common, run="whole"))
     out = stopped(toy(*common, run="part"), monkeypatch, fits=10)
@@ -143,13 +144,13 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(toy, mo
     newest.write_bytes(newest.read_bytes()[:-1])
     done = resume(out.path)
     assert done.exit_code == 0
-    said = " ".join(done.output.split())
-    assert "round-000003 is damaged: its checksum is wrong; the one before it is used" in said
+    output = " ".join(done.output.split())
+    assert "round-000003 is damaged: its checksum is wrong; the one before it is used" in output
     assert "resuming after round 2" in done.output
     assert digest(out) == digest(whole)
 
 
-def test_a_complete_run_is_left_alone(toy):
+def test_complete_run_is_unchanged(toy):
     out = run(toy("rounds=1"))
     before = {path: path.stat().st_mtime_ns for path in out.path.rglob("*")}
     done = resume(out.path)
@@ -158,7 +159,7 @@ def test_a_complete_run_is_left_alone(toy):
 
 
 @pytest.mark.slow
-def test_a_folder_that_was_moved_goes_on_where_it_is_now(toy, monkeypatch, tmp_path):
+def test_moved_folder_resumes(toy, monkeypatch, tmp_path):
     whole = run(toy("checkpoint-every=1", run="whole"))
     out = stopped(toy("checkpoint-every=1", run="part"), monkeypatch, fits=4)
     moved = out.path.rename(tmp_path / "moved elsewhere")
@@ -167,13 +168,13 @@ def test_a_folder_that_was_moved_goes_on_where_it_is_now(toy, monkeypatch, tmp_p
     assert not out.path.exists()
 
 
-def test_what_is_no_run_folder_is_refused(tmp_path):
+def test_foreign_folder_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="is not a run folder: its config.yaml is missing"):
         runs.resume(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         ({"data-sha256": "0" * 64}, "was started with data-sha256 = 0000"),
         ({"partition-sha256": "0" * 64}, "was started with partition-sha256 = 0000"),
@@ -185,7 +186,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
     ],
     ids=str,
 )
-def test_another_experiment_is_refused(toy, monkeypatch, change, said):
+def test_another_experiment_is_refused(toy, monkeypatch, change, words):
     out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=4)
     if isinstance(change, dict):
         out.note(**change)
@@ -194,13 +195,13 @@ def test_another_experiment_is_refused(toy, monkeypatch, change, said):
         out.config.write_text(to_yaml(settings))
     with pytest.raises(RunFolderError) as caught:
         runs.resume(out.path)
-    assert said in str(caught.value)
+    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert out.read_manifest()["error"] == str(caught.value)
 
 
 @pytest.mark.slow
-def test_with_more_rounds_in_its_configuration_a_complete_run_goes_on(toy):
+def test_complete_run_can_be_extended(toy):
     whole = run(toy("rounds=5", run="whole"))
     out = run(toy("rounds=3", run="part"))
     out.config.write_text(out.config.read_text().replace("rounds: 3", "rounds: 5", 1))
@@ -208,7 +209,7 @@ def test_with_more_rounds_in_its_configuration_a_complete_run_goes_on(toy):
     assert digest(out) == digest(whole)
 
 
-def test_an_engine_that_is_not_known_changes_nothing(toy, monkeypatch):
+def test_unknown_engine_changes_nothing(toy, monkeypatch):
     out = stopped(toy(), monkeypatch, fits=4)
     before = out.read_manifest()
     with pytest.raises(ConfigError, match="unknown engine 'spark'"):
@@ -216,7 +217,7 @@ def test_an_engine_that_is_not_known_changes_nothing(toy, monkeypatch):
     assert out.read_manifest() == before
 
 
-def test_who_finds_the_folder_in_use_does_not_call_the_other_run_a_failure(toy, monkeypatch):
+def test_busy_folder_is_not_marked_failed(toy, monkeypatch):
     settings = toy()
     out = stopped(settings, monkeypatch, fits=4)
     out.note(status="running", error=None)
@@ -231,7 +232,7 @@ def test_who_finds_the_folder_in_use_does_not_call_the_other_run_a_failure(toy, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("torn", [b'{"round": 2, "sec', b"\0\0\0\n", b"[]\n", b""])
-def test_metrics_torn_by_a_power_cut_do_not_keep_a_run_from_going_on(toy, monkeypatch, torn):
+def test_torn_metrics_do_not_stop_resume(toy, monkeypatch, torn):
     out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=7)
     first = out.metrics.read_bytes().splitlines(keepends=True)[0] if torn else b""
     out.metrics.write_bytes(first + torn)
@@ -239,7 +240,7 @@ def test_metrics_torn_by_a_power_cut_do_not_keep_a_run_from_going_on(toy, monkey
     assert [row["round"] for row in out.read_rows()] == ([1, 3] if torn else [3])
 
 
-def test_a_damaged_manifest_and_an_empty_configuration_are_one_line(toy, monkeypatch):
+def test_damaged_folder_is_one_line(toy, monkeypatch):
     out = stopped(toy(), monkeypatch, fits=4)
     out.manifest.write_text("")
     with pytest.raises(RunFolderError, match=r"manifest.json is damaged \(.*\); delete it"):
@@ -250,8 +251,8 @@ def test_a_damaged_manifest_and_an_empty_configuration_are_one_line(toy, monkeyp
 
 
 @pytest.mark.slow
-def test_a_bad_round_that_was_put_up_with_is_not_done_again(toy, monkeypatch):
-    """The clients are well again when the run goes on, but what was trained on top of the bad round counts."""
+def test_tolerated_bad_round_stays(toy, monkeypatch):
+    """The clients work again when the run is resumed, but what was trained on top of the bad round counts."""
     common = ("rounds=5", "max-bad-rounds=1", "checkpoint-every=2")
     fit, calls = client.fit, []
 
@@ -277,13 +278,13 @@ def test_a_bad_round_that_was_put_up_with_is_not_done_again(toy, monkeypatch):
     assert digest(out) == digest(whole)
 
 
-def test_a_change_of_version_is_said(toy, monkeypatch):
+def test_version_change_is_reported(toy, monkeypatch):
     out = stopped(toy("checkpoint-every=1"), monkeypatch, fits=4)
     out.note(versions=out.read_manifest()["versions"] | {"torch": "1.0"})
     assert "torch was 1.0 and is now 2" in resume(out.path).output
 
 
-def test_two_servers_never_use_one_folder(toy, monkeypatch):
+def test_folder_is_locked(toy, monkeypatch):
     settings = toy()
     out = stopped(settings, monkeypatch, fits=4)
     with out.locked():
@@ -295,7 +296,7 @@ def test_two_servers_never_use_one_folder(toy, monkeypatch):
 
 
 @pytest.mark.slow
-def test_after_too_many_bad_rounds_a_checkpoint_is_there_to_go_on_from(toy, monkeypatch):
+def test_too_many_bad_rounds_can_resume(toy, monkeypatch):
     common = ("rounds=6", "max-bad-rounds=1", "min-good-replies=2", "checkpoint-every=100")
     fit, calls = client.fit, []
 
@@ -322,13 +323,15 @@ def test_after_too_many_bad_rounds_a_checkpoint_is_there_to_go_on_from(toy, monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("least", [1, 3])
-def test_when_a_process_of_ray_dies_the_run_stops_at_once_and_goes_on_to_the_same_model(toy, monkeypatch, least):
+def test_dead_ray_worker_stops_the_run(toy, monkeypatch, least):
     # With clients that keep something: what they kept of that round must not count either.
     common = ("rounds=5", "max-bad-rounds=3", "checkpoint-every=100", f"min-good-replies={least}")
     common += ("strategy.name=scaffold",)
     whole = run(toy(*common, run="whole"))
     fit, calls = client.fit, []
-    monkeypatch.setattr(in_process, "_CLIENT_RAISED", 0)  # as Flower reports what Ray raises
+    monkeypatch.setattr(
+        in_process, "ErrorCode", SimpleNamespace(CLIENT_APP_RAISED_EXCEPTION=0)
+    )  # as for Ray's errors
 
     def dying(*arguments):
         calls.append(1)
@@ -369,11 +372,11 @@ def random_stops(out, rng, kills, seconds):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "options"),
-    [(20, ()), (8, ("strategy.name=scaffold",)), (8, ("strategy.name=moon", "strategy.mu=0.5"))],
-    ids=["fedmr", "scaffold", "moon"],
+    [(8, ()), (5, ("strategy.name=scaffold",))],
+    ids=["fedmr", "scaffold"],
 )
-def test_killed_at_random_moments_it_ends_with_the_same_model(toy, kills, options):
-    """Clients of SCAFFOLD and MOON keep something on disk, which the rounds that are done again must find."""
+def test_random_kills_end_the_same(toy, kills, options):
+    """Clients of SCAFFOLD keep something on disk, which repeated rounds must find."""
     common = (f"rounds={6 * kills}", "checkpoint-every=2", "evaluate-every=7", *options)
     whole = run(toy(*common, run="whole"))
     settings = toy(*common, run="part")
@@ -385,7 +388,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_model(toy, kills, option
     assert not any("lost-state" in row for row in out.read_rows())
 
 
-def test_a_client_that_lost_its_state_is_reported_and_begins_anew(toy, monkeypatch):
+def test_lost_client_state_is_reported(toy, monkeypatch):
     settings = toy("strategy.name=scaffold", "checkpoint-every=1", "clients=3", "rounds=4")
     out = stopped(settings, monkeypatch, fits=7)
     assert [row.get("lost-state") for row in out.read_rows()] == [None, None]
@@ -413,14 +416,14 @@ def begin(*_):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 9, 13])
-def test_killed_while_a_checkpoint_is_written(toy, monkeypatch, step):
+def test_kill_while_saving_ends_the_same(toy, monkeypatch, step):
     """Each checkpoint takes five flushes: metrics, tensors, folder, note, folder."""
     common = ("rounds=6", "checkpoint-every=1")
     whole = run(toy(*common, run="whole"))
     out = stopped(toy(*common, run="part"), monkeypatch, fits=4)
     before = KILL_WHILE_SAVING.format(step=step) + (
-        "from fedmr_flwr.runs import loop\ntrain = loop._train_round\n"
-        "loop._train_round = lambda *a: (begin(), train(*a))[1]\n"
+        "from fedmr_flwr.wire.grids.roster import RosterGrid\nexchange = RosterGrid.exchange\n"
+        "RosterGrid.exchange = lambda *a, **more: (begin(), exchange(*a, **more))[1]\n"
     )
     assert ended(fedmr("resume", out.path, before=before)) == -signal.SIGKILL
     assert resume(out.path).exit_code == 0
@@ -428,7 +431,7 @@ def test_killed_while_a_checkpoint_is_written(toy, monkeypatch, step):
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_in_one_line_and_the_last_checkpoint_is_intact(toy, monkeypatch):
+def test_full_disk_is_one_line(toy, monkeypatch):
     common = ("rounds=6", "checkpoint-every=1")
     whole = run(toy(*common, run="whole"))
     out = stopped(toy(*common, run="part"), monkeypatch, fits=7)

@@ -48,7 +48,7 @@ def run(grid_of, answer):
 
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedAvgM", "FedMedian"])
-def test_flowers_strategies_keep_the_models_types(run, name):
+def test_flowers_strategies_keep_dtypes(run, name):
     model, rows = run(flower_strategy(f"flwr:{name}")(clients_per_round=5, layout=LAYOUT))
     assert [row["replies"] for row in rows] == [5] * 4
     assert np.isfinite(model.floats).all()
@@ -60,7 +60,7 @@ def average(**options):
     return FedAvg(clients_per_round=5, layout=LAYOUT, **options)
 
 
-def test_the_account_names_failures_in_the_order_of_messages(run):
+def test_failures_in_message_order(run):
     _, rows = run(average(), lambda number, client: client in (1, 4), rounds=1)
     (row,) = rows
     assert (row["replies"], row["failures"], row["failures-by-kind"]) == (3, 2, {"client-error": 2})
@@ -68,18 +68,18 @@ def test_the_account_names_failures_in_the_order_of_messages(run):
     assert failed == [client for client in row["clients"] if client in (1, 4)]
 
 
-def test_too_few_good_replies_make_a_bad_round(run):
+def test_too_few_replies_are_a_bad_round(run):
     message = r"round 1: 2 of 5 clients gave a good reply, fewer than min-good-replies = 3 \(client \d: client-error"
     with pytest.raises(RunError, match=message):
         run(average(), lambda number, client: client > 1, min_good_replies=3)
 
 
-def test_no_good_reply_is_reported_with_the_first_reason(run):
+def test_no_good_reply_states_a_reason(run):
     with pytest.raises(RunError, match=r"no client gave a good reply \(client \d: client-error: RuntimeError"):
         run(average(), lambda number, client: True)
 
 
-def test_a_bad_round_changes_nothing_but_is_written_down(run):
+def test_bad_round_changes_nothing(run):
     whole, _ = run(average(), rounds=2)
     model, rows = run(average(), lambda number, client: number == 2, rounds=3, max_bad_rounds=1)
     np.testing.assert_array_equal(model.floats, whole.floats)
@@ -88,7 +88,7 @@ def test_a_bad_round_changes_nothing_but_is_written_down(run):
 
 
 @pytest.mark.parametrize("gone", [True, False], ids=["all gone", "enough there"])
-def test_a_round_is_excused_only_if_the_next_one_waits(run, monkeypatch, gone):
+def test_offline_round_is_excused_if_waiting(run, monkeypatch, gone):
     honest = RosterGrid.exchange
 
     def exchange(grid, messages, timeout=None):
@@ -106,21 +106,21 @@ def test_a_round_is_excused_only_if_the_next_one_waits(run, monkeypatch, gone):
     assert [row.get("bad", False) for row in rows] == [True, False, False, False]
 
 
-def test_a_message_states_the_round_of_its_clients_last_good_reply(run):
+def test_messages_state_the_last_good_round(run):
     told = []
     run(average(), lambda number, client: client == 1 and number != 2, told=told, rounds=3)
     assert {(number, last) for number, client, last in told if client == 0} == {(1, 0), (2, 1), (3, 2)}
     assert {(number, last) for number, client, last in told if client == 1} == {(1, 0), (2, 0), (3, 2)}
 
 
-def test_replies_of_a_bad_round_do_not_count_for_the_ledger(run):
+def test_ledger_ignores_bad_rounds(run):
     told = []
     fails = lambda number, client: number == 2 and client > 0  # noqa: E731
     run(average(), fails, told=told, rounds=3, min_good_replies=2, max_bad_rounds=1)
     assert (3, 0, 1) in told
 
 
-def test_a_ledger_continues_from_what_it_saved(run):
+def test_ledger_restores(run):
     ledger, again, told = rounds.Ledger(5), rounds.Ledger(5), []
     run(average(), ledger=ledger, rounds=2)
     again.restore(ledger.save())
@@ -128,7 +128,7 @@ def test_a_ledger_continues_from_what_it_saved(run):
     assert {last for _, _, last in told} == {2}
 
 
-def test_restored_dtypes_round_only_what_must_be_an_integer():
+def test_restored_dtypes_round_integers():
     before = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "n": Array(np.array([0, 0]))})
     after = ArrayRecord({"w": Array(np.array([1.5, 2])), "n": Array(np.array([2.6, -1.2])), "new": Array(np.ones(1))})
     found = restore_dtypes(after, before)
@@ -138,6 +138,6 @@ def test_restored_dtypes_round_only_what_must_be_an_integer():
     assert found["new"].data == after["new"].data
 
 
-def test_restored_dtypes_copy_nothing_without_need():
+def test_restored_dtypes_avoid_copies():
     record = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
     assert restore_dtypes(record, record)["w"] is record["w"]

@@ -1,14 +1,13 @@
 """What the end-to-end tests share: Flower's own commands, and processes that are found and stopped."""
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ import yaml
 
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.launch.local_superlink import local_superlink as local_superlink_of
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -43,15 +41,6 @@ def left(env, seconds=20):
     return [" ".join(process.cmdline()) for process in alive]
 
 
-@contextmanager
-def local_superlink(folder, env):
-    """A local SuperLink as `flwr run` starts one; gives the environment of commands that talk to it."""
-    for name in [name for name in os.environ if name.startswith(("FLWR_", "RAY_"))]:
-        env.pop(name, None)
-    with local_superlink_of(ROOT, folder / "flower.log") as superlink:
-        yield superlink.connection.env
-
-
 def flwr(env, *arguments):
     done = subprocess.run(
         [BIN / "flwr", *arguments, "--format", "json"],
@@ -61,13 +50,16 @@ def flwr(env, *arguments):
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 
-def wait_for_end(env, run_id, seconds=240, at="local"):
+def wait_for_end(env, run_id, seconds=240, at="local", done=lambda: False):
+    """Wait until Flower has ended a run; `done` saves calls of a command that computes for seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
+        look = time.monotonic() + 5
+        while not done() and time.monotonic() < look:
+            time.sleep(0.2)
         (run,) = flwr(env, "list", at, "--run-id", run_id)["runs"]
         if run["status"].startswith("finished"):
             return run["status"], run.get("status-details")
-        time.sleep(3)
     raise TimeoutError
 
 
@@ -86,12 +78,12 @@ def fedmr(env, folder, *arguments, **more):
 
 
 class Part:
-    """A part of a deployment in the background, and what it says."""
+    """A part of a deployment in the background, and its output."""
 
     def __init__(self, env, folder, name, command):
         self._log = folder / f"{name.replace('/', '-')}.log"
         with self._log.open("ab") as file:
-            self._start = file.tell()  # what an earlier part of this name has said is not its own
+            self._start = file.tell()  # the output of an earlier part of this name is not its own
             self.process = psutil.Popen(
                 command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
@@ -104,13 +96,13 @@ class Part:
             self.process.terminate()
         self.process.wait(30)
 
-    def said(self):
+    def output(self):
         return self._log.read_bytes()[self._start :].decode(errors="replace")
 
     def until(self, words, seconds=60):
         deadline = time.monotonic() + seconds
-        while not re.search(words, self.said()):
-            assert time.monotonic() < deadline, self.said()
+        while not re.search(words, self.output()):
+            assert time.monotonic() < deadline, self.output()
             time.sleep(0.2)
 
     def kill(self):
@@ -167,16 +159,16 @@ def until_all_train(*nodes):
 
 def _until_trained(nodes, enough):
     def given():
-        return [node.said().count("Receiving: train message") for node in nodes]
+        return [node.output().count("Receiving: train message") for node in nodes]
 
     before, deadline = given(), time.monotonic() + 90
     while not enough(now > then for now, then in zip(given(), before, strict=True)):
-        assert time.monotonic() < deadline, nodes[0].said()
+        assert time.monotonic() < deadline, nodes[0].output()
         time.sleep(0.05)
 
 
 def in_the_background(env, folder, *arguments, within=()):
-    """Start a `fedmr` command that hears Ctrl-C; its `communicate` returns what it says."""
+    """Start a `fedmr` command that hears Ctrl-C; its `communicate` returns its output."""
     return subprocess.Popen(
         [*within, BIN / "fedmr", *map(str, arguments)],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

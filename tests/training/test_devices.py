@@ -18,7 +18,7 @@ from fedmr_flwr.training.devices import (
 CPU = torch.device("cpu")
 
 
-def test_threads_are_set_and_put_back():
+def test_threads_are_restored():
     before = torch.get_num_threads()
     with pytest.raises(KeyError), threads(1):
         assert torch.get_num_threads() == 1
@@ -26,7 +26,7 @@ def test_threads_are_set_and_put_back():
     assert torch.get_num_threads() == before
 
 
-def test_a_missing_cuda_device_is_refused(monkeypatch):
+def test_missing_cuda_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == CPU
     with pytest.raises(
@@ -57,7 +57,7 @@ def flags():
         *[(name, (False, "high", False, True, False)) for name in ("tf32", "bf16")],
     ],
 )
-def test_precision_on_a_gpu_is_set_and_put_back(monkeypatch, precision, inside):
+def test_gpu_precision_is_restored(monkeypatch, precision, inside):
     monkeypatch.setattr(os, "environ", {})
     before = flags()
     with arithmetic(precision, torch.device("cuda")):
@@ -70,20 +70,20 @@ def test_precision_on_a_gpu_is_set_and_put_back(monkeypatch, precision, inside):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_a_cpu_supports_only_float32(precision):
+def test_cpu_supports_only_float32(precision):
     with pytest.raises(DeviceError, match=f"precision is {precision}, which needs a CUDA device"):
         check_precision(precision, CPU)
     with pytest.raises(DeviceError), arithmetic(precision, CPU):
         pass
 
 
-def test_float32_changes_nothing_on_a_cpu():
+def test_float32_sets_no_flags_on_a_cpu():
     before = flags()
     with arithmetic("float32", CPU):
         assert flags() == before
 
 
-def test_own_draws_take_the_place_of_the_global_ones():
+def test_modules_draw_from_their_generator():
     own, before = torch.Generator().manual_seed(3), torch.get_rng_state()
     with default_generator(own):
         first = torch.rand(2)
@@ -94,7 +94,7 @@ def test_own_draws_take_the_place_of_the_global_ones():
     assert torch.equal(torch.cat([first, second]), torch.rand(4, generator=torch.Generator().manual_seed(3)))
 
 
-def test_an_error_is_out_of_memory_also_by_its_cause():
+def test_out_of_memory_by_cause():
     error = RuntimeError("a step cannot be captured")
     error.__cause__ = RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
     assert is_out_of_memory(error)

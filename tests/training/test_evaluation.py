@@ -29,7 +29,7 @@ def test_evaluate_by_hand(batch_size):
     assert score.examples == 3
 
 
-def test_evaluation_leaves_batch_norm_alone():
+def test_batch_norm_is_not_updated():
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 2)).train()
     examples = Examples(torch.ones(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     evaluate(model, Dataset(examples, examples, 2, Normalisation((0.0,), (1.0,))), examples, CPU)

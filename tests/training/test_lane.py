@@ -37,14 +37,14 @@ def trained(module, seed):
     return weights(model)
 
 
-def begun(lane, seed):
+def started(lane, seed):
     lane.begin(np.random.default_rng(seed), LocalRule())
     return lane
 
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
-def test_lanes_that_take_turns_equal_lanes_in_a_row(module):
-    lanes = [begun(Lane(network(module()), DATA, EXAMPLES, TRAINING), seed) for seed in (1, 2)]
+def test_lanes_may_take_turns(module):
+    lanes = [started(Lane(network(module()), DATA, EXAMPLES, TRAINING), seed) for seed in (1, 2)]
     while sum(lane.step() for lane in lanes):
         pass
     for lane, seed in zip(lanes, (1, 2), strict=True):
@@ -52,7 +52,7 @@ def test_lanes_that_take_turns_equal_lanes_in_a_row(module):
 
 
 @pytest.mark.parametrize("module", list(MODULES.values())[1:], ids=list(MODULES)[1:])
-def test_dropout_repeats_under_a_seed_alone(module):
+def test_dropout_depends_on_the_seed(module):
     first = trained(module(), 1)
     torch.rand(7)
     assert torch.equal(first, trained(module(), 1))
@@ -60,42 +60,42 @@ def test_dropout_repeats_under_a_seed_alone(module):
 
 
 @pytest.mark.parametrize("name", ["nn.Dropout", "our Dropout"])
-def test_the_global_generator_is_put_back(name):
-    lane, before = begun(Lane(network(MODULES[name]()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
+def test_global_generator_is_restored(name):
+    lane, before = started(Lane(network(MODULES[name]()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
     lane.step()
     assert torch.equal(torch.get_rng_state(), before)
     lane.run()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_global_generator_is_put_back_after_an_error():
+def test_error_restores_the_generator():
     class Failing(nn.Module):
         def forward(self, values):
             torch.rand(1)
             raise ValueError
 
-    lane, before = begun(Lane(network(Failing()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
+    lane, before = started(Lane(network(Failing()), DATA, EXAMPLES, TRAINING), 1), torch.get_rng_state()
     with pytest.raises(ValueError):
         lane.step()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_modules_draws_change_no_other_draw():
+def test_module_draws_are_independent():
     """A dropout that drops nothing draws all the same."""
     assert torch.equal(trained(nn.Dropout(1e-12), 1), trained(nn.Identity(), 1))
 
 
-def test_a_lane_trains_one_client_after_another():
+def test_lane_trains_clients_in_turn():
     lane, start = Lane(network(nn.Dropout(0.5)), DATA, EXAMPLES, TRAINING), network(nn.Identity()).state_dict()
     for seed in (1, 2):
         lane.model.load_state_dict(start)
-        result = begun(lane, seed).run()
+        result = started(lane, seed).run()
         expected = network(nn.Dropout(0.5))
         assert result == fit(expected, DATA, EXAMPLES, TRAINING, np.random.default_rng(seed))
         assert torch.equal(weights(lane.model), weights(expected))
 
 
-def test_a_lane_over_a_pool_trains_on_the_clients_examples():
+def test_lane_uses_the_given_indices():
     indices = torch.tensor([9, 2, 5, 7, 0])
     lane = Lane(network(nn.Identity()), DATA, EXAMPLES, TRAINING)
     lane.begin(np.random.default_rng(1), LocalRule(), indices=indices)
@@ -106,11 +106,11 @@ def test_a_lane_over_a_pool_trains_on_the_clients_examples():
 
 
 def test_step_returns_false_at_the_end():
-    lane = begun(Lane(network(nn.Identity()), DATA, EXAMPLES, TRAINING), 1)
+    lane = started(Lane(network(nn.Identity()), DATA, EXAMPLES, TRAINING), 1)
     assert [lane.step() for _ in range(8)] == [True] * 6 + [False] * 2
 
 
-def test_the_last_batch_of_an_epoch_may_be_smaller():
+def test_last_batch_may_be_smaller():
     assert list(batch_sizes(7, 2, 3)) == [3, 3, 1, 3, 3, 1]
     assert list(batch_sizes(6, 1, 3)) == [3, 3]
     assert list(batch_sizes(2, 3, 50)) == [2, 2, 2]

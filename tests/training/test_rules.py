@@ -42,7 +42,7 @@ class Recording(LocalRule):
         return Outcome(kept={"own": task.kept["own"] + 1})
 
 
-def test_a_rule_gets_its_state_back_in_every_call():
+def test_rule_gets_its_state_back():
     rule = Recording()
     _, result = train(rule, {"server": np.ones(1)}, {"own": np.full(1, 5.0)}, batch_size=2)
     assert rule.calls == [("begin", 1, 5), ("adjust", 1), ("adjust", 1), ("end", 1, 2)]
@@ -56,11 +56,11 @@ class Pulled(LocalRule):
         return model(inputs), model.weight.sum()
 
 
-def test_an_extra_loss_is_trained_on():
+def test_extra_loss_is_trained_on():
     torch.testing.assert_close(train(Pulled())[0], train(LocalRule())[0] - 0.5)
 
 
-def test_an_extra_loss_is_not_reported():
+def test_extra_loss_is_not_reported():
     found = train(Pulled(), local_epochs=2)[1].loss
     weight = train(Pulled())[0]
     second = functional.cross_entropy(EXAMPLES.inputs @ weight.T, EXAMPLES.labels)
@@ -75,5 +75,5 @@ class Twice(LocalRule):
         return backward()
 
 
-def test_each_backward_starts_from_no_gradient():
+def test_backward_starts_from_no_gradient():
     assert torch.equal(train(Twice())[0], train(LocalRule())[0])

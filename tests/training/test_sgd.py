@@ -40,7 +40,7 @@ class BatchSizes(nn.Module):
         return self.linear(images.flatten(1))
 
 
-def test_fit_equals_a_plain_loop_bit_for_bit():
+def test_fit_equals_a_plain_loop():
     data = datasets.load(Data(), None)
     training, examples = Training(batch_size=30, local_epochs=2), data.train.select(np.arange(100), CPU)
     ours = models.build("cnn", data.input_shape, 10)
@@ -59,7 +59,7 @@ def test_fit_equals_a_plain_loop_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
 
 
-def test_steps_of_sgd_with_momentum_by_hand():
+def test_momentum_steps_by_hand():
     model = nn.Linear(2, 2, bias=False)
     weight = torch.tensor([[0.5, -0.25], [0.0, 1.0]])
     model.load_state_dict({"weight": weight})
@@ -75,7 +75,7 @@ def test_steps_of_sgd_with_momentum_by_hand():
     torch.testing.assert_close(model.weight.detach(), weight)
 
 
-def test_an_epoch_uses_every_example_once_in_a_new_order():
+def test_epoch_uses_each_example_once():
     model = BatchSizes()
     images = torch.arange(23.0).repeat_interleave(4).reshape(23, 1, 2, 2)
     training = Training(lr=1e-6, local_epochs=2, batch_size=10)
@@ -100,7 +100,7 @@ class Inputs(nn.Module):
         return self.linear(images.flatten(1))
 
 
-def test_batches_are_normalised_and_augmented_in_every_epoch():
+def test_every_epoch_is_augmented():
     image = torch.randint(1, 256, (1, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     examples = Examples(image.repeat(8, 1, 1, 1), torch.zeros(8, dtype=torch.long))
     data = Dataset(examples, examples, 2, Normalisation((0.5,), (0.25,)))
@@ -114,7 +114,7 @@ def test_batches_are_normalised_and_augmented_in_every_epoch():
     assert evaluate(changed, data, examples, CPU) and torch.allclose(changed.given[-1], plain.given[0][:1])
 
 
-def test_the_reported_loss_is_the_mean_over_all_examples():
+def test_reports_the_mean_loss():
     model = BatchSizes()
     with torch.no_grad():
         model.linear.weight.zero_()
@@ -126,7 +126,7 @@ def test_the_reported_loss_is_the_mean_over_all_examples():
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_the_stream_alone_decides_the_result(augment):
+def test_stream_decides_the_result(augment):
     data = datasets.load(Data(), None)
     examples = data.train.select(np.arange(100), CPU)
 
@@ -156,7 +156,7 @@ def test_training_learns_the_digits():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_the_same_code_trains_on_cuda():
+def test_cuda_trains():
     data = datasets.load(Data(), None)
     device = pick_device("auto")
     assert device.type == "cuda"

@@ -39,7 +39,7 @@ def train(roster):
     return roster.exchange([Message(own, node, "train") for own, node in zip(content, nodes, strict=True)])
 
 
-def test_it_begins_with_the_least_number_and_the_others_count_as_offline_until_they_come(away):
+def test_starts_with_the_least_number(away):
     away.gone = {1, 2}
     roster = RosterGrid(away, 4, min_clients=2, patience=0.1)
     assert roster.examples is None
@@ -55,29 +55,29 @@ def test_it_begins_with_the_least_number_and_the_others_count_as_offline_until_t
     assert roster.examples.tolist() == [1, 2, 3, 4]
 
 
-def test_too_few_clients_are_waited_for_and_given_up(away):
+def test_gives_up_on_too_few_clients(away):
     away.gone = {0, 2, 3}
-    said = []
+    reported = []
     with pytest.raises(
         AbsentClientsError, match=r"after 0\.1 s 1 of the 2 clients .* start the others, or raise deployment.join"
     ):
-        Attendance(away, 4, least=2, patience=0.1, report=said.append)
-    assert said == ["waiting: 1 of the 2 clients needed are connected"]
+        Attendance(away, 4, least=2, patience=0.1, report=reported.append)
+    assert reported == ["waiting: 1 of the 2 clients needed are connected"]
 
 
-def test_who_is_waited_for_is_said_until_they_are_there(away, monkeypatch):
+def test_reports_how_many_are_missing(away, monkeypatch):
     away.gone = {0, 1, 2, 3}
-    said = []
+    reported = []
 
     def report(line):
-        said.append(line)
-        away.gone = set(range(len(said), 4)) if len(said) < 3 else set()
+        reported.append(line)
+        away.gone = set(range(len(reported), 4)) if len(reported) < 3 else set()
 
     Attendance(away, 4, least=3, patience=10, report=report)
-    assert said == [f"waiting: {count} of the 3 clients needed are connected" for count in (0, 1, 2)] + [""]
+    assert reported == [f"waiting: {count} of the 3 clients needed are connected" for count in (0, 1, 2)] + [""]
 
 
-def test_clients_that_have_all_gone_are_waited_for(away):
+def test_waits_when_all_are_gone(away):
     roster = RosterGrid(away, 4, min_clients=4, patience=0.05)
     away.gone = {0, 1, 2, 3}
     assert roster.lacks_clients(1)
@@ -89,7 +89,7 @@ def test_clients_that_have_all_gone_are_waited_for(away):
     roster.await_clients(1)
 
 
-def test_a_client_that_comes_back_as_another_node_is_the_same_client(away, monkeypatch):
+def test_client_may_return_as_another_node(away, monkeypatch):
     roster = RosterGrid(away, 4, min_clients=4, patience=0.1)
     old = roster.get_node_ids()[2]
     new = 4711
@@ -102,7 +102,7 @@ def test_a_client_that_comes_back_as_another_node_is_the_same_client(away, monke
     assert len(train(roster).replies) == 4
 
 
-def test_who_was_refused_is_asked_again_while_the_others_train_and_holds_nobody_up(away, monkeypatch):
+def test_refused_nodes_are_asked_again(away, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(
         attendance,
@@ -122,7 +122,7 @@ def test_who_was_refused_is_asked_again_while_the_others_train_and_holds_nobody_
     assert (seen.present(), clock.now) == (4, 16)
 
 
-def test_a_node_that_has_not_answered_yet_holds_nobody_up(away, monkeypatch):
+def test_silent_node_delays_nobody(away, monkeypatch):
     (late,) = [node for node, client in away._numbers.items() if client == 2]
     pull, held = away.pull_messages, []
 
@@ -139,7 +139,7 @@ def test_a_node_that_has_not_answered_yet_holds_nobody_up(away, monkeypatch):
     assert seen.present() == 4
 
 
-def test_clients_that_were_drawn_may_be_away_while_enough_are_there(away):
+def test_drawn_clients_may_be_offline(away):
     roster = RosterGrid(away, 4, min_clients=4, patience=0.05)
     away.gone = {0, 1}
     assert train(roster).offline == {0, 1}
@@ -149,7 +149,7 @@ def test_clients_that_were_drawn_may_be_away_while_enough_are_there(away):
 @pytest.mark.parametrize(
     ("number", "why"), [(1, "two nodes have client number 1"), (7, "a node has client number 7, expected 0 to 3")]
 )
-def test_a_node_that_cannot_be_who_it_says_is_refused_by_name(away, number, why):
+def test_impossible_number_is_refused(away, number, why):
     (node,) = [node for node, client in away._numbers.items() if client == 3]
     away._numbers[node] = number
     with pytest.raises(AbsentClientsError, match=f"3 of the 4 clients .*1 refused, the first one: {why}"):

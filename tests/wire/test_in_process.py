@@ -20,12 +20,12 @@ def test_every_message_gets_its_reply(grid_of, answer):
     assert sorted(reply.content["metrics"]["loss"] for reply in replies) == [0, 1, 2, 3]
 
 
-def test_node_identifiers_say_nothing_about_the_clients(grid_of, answer):
+def test_node_identifiers_are_random(grid_of, answer):
     a, b = (grid_of(lambda message, client: answer(MODEL), clients=3) for _ in range(2))
     assert not set(a.get_node_ids()) & set(b.get_node_ids())
 
 
-def test_what_a_client_raises_is_an_error_reply(grid_of):
+def test_exception_becomes_an_error_reply(grid_of):
     def reply(message, client):
         if client == 1:
             raise MemoryError("too large")
@@ -37,14 +37,14 @@ def test_what_a_client_raises_is_an_error_reply(grid_of):
     assert [(error.code, error.reason) for error in errors] == [(2, "MemoryError: too large")]
 
 
-def test_a_client_that_returns_nothing_is_an_error_reply(grid_of):
+def test_no_return_is_an_error_reply(grid_of):
     app = ClientApp()
     app.train()(lambda message, context: None)
     (reply,) = (grid := InProcessGrid(app, 1)).send_and_receive(messages(grid))
     assert reply.has_error()
 
 
-def test_a_client_that_changes_its_message_changes_nobody_elses(grid_of, answer):
+def test_clients_cannot_change_messages(grid_of, answer):
     def reply(message, client):
         value = message.content["arrays"]["floats"].numpy()[0] + 1
         message.content["arrays"]["floats"] = Array(np.full(3, value, np.float32))
@@ -56,14 +56,14 @@ def test_a_client_that_changes_its_message_changes_nobody_elses(grid_of, answer)
     assert MODEL["floats"].numpy()[0] == 0
 
 
-def test_a_reply_is_pulled_once(grid_of, answer):
+def test_replies_are_pulled_once(grid_of, answer):
     grid = grid_of(lambda message, client: answer(MODEL), clients=1)
     identifiers = grid.push_messages(messages(grid))
     assert len(grid.pull_messages(identifiers)) == 1
     assert grid.pull_messages(identifiers) == []
 
 
-def test_what_a_client_keeps_is_its_own_and_is_there_at_the_next_message():
+def test_clients_keep_their_own_context():
     app = ClientApp()
 
     @app.train()

@@ -47,26 +47,26 @@ def test_every_kind_of_failure_is_named(sent):
     assert judged.failures[0].reason == "RuntimeError: no memory"
 
 
-def test_a_reply_is_known_by_its_node(sent):
+def test_reply_is_known_by_its_node(sent):
     reply = good(sent[3])
     reply.metadata.__dict__["_reply_to_message_id"] = "of a wrapper's own"
     assert [*judge(sent, [reply]).good] == [3]
 
 
-def test_an_error_of_another_source_is_known_by_its_message(sent):
+def test_foreign_error_is_known_by_message(sent):
     error = Message(Error(3, "expired"), reply_to=sent[2])
     error.metadata.__dict__["_src_node_id"] = 1
     judged = judge(sent, [error])
     assert ("expired", "expired") in [(f.kind, f.reason) for f in judged.failures if f.client == 2]
 
 
-def test_an_error_of_no_known_source_is_found_by_what_is_missing(sent):
+def test_unknown_error_is_unasked(sent):
     error = Message(Error(3, "expired"), reply_to=Message(RecordDict(), 1, "train"))
     kinds = {failure.client: failure.kind for failure in judge(sent, [error]).failures}
     assert kinds == {**dict.fromkeys(range(6), "no-reply"), -1: "unsolicited"}
 
 
-def test_clients_that_lost_their_state_are_listed(sent):
+def test_lost_states_are_listed(sent):
     judged = judge(sent, [good(sent[0]), good(sent[1], **{"lost-state": 1})])
     assert judged.lost_state == (1,)
 
@@ -112,7 +112,7 @@ def test_guard_refuses_far_longer_updates(judged, make, updates, guard, refused)
     assert found.good.keys() == set(range(len(updates))) - refused
 
 
-def test_guard_measures_trainable_parameters_alone(judged):
+def test_guard_ignores_buffers(judged):
     assert judged([1, 1, 1, 1, 9], statistic=1e6, guard=3).failures[0].client == 4
 
 

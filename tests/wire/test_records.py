@@ -24,7 +24,7 @@ LAYOUT = Layout.of(ARRAYS)
 
 
 @given(st.lists(st.integers(0, 5), max_size=5))
-def test_join_is_flowers_own_array_of_the_concatenation(lengths):
+def test_join_equals_flowers_array(lengths):
     pieces = [np.arange(length, dtype=np.float32) for length in lengths]
     whole = np.concatenate([*pieces, np.empty(0, np.float32)])
     joined = join(pieces, np.float32)
@@ -34,7 +34,7 @@ def test_join_is_flowers_own_array_of_the_concatenation(lengths):
 
 
 @pytest.mark.parametrize("array", [*ARRAYS.values(), np.zeros((2, 0)), np.asfortranarray(np.ones((2, 3)))])
-def test_view_reads_what_flower_wrote_without_a_copy(array):
+def test_view_does_not_copy(array):
     record = Array(array)
     values = view(record)
     np.testing.assert_array_equal(values, array, strict=True)
@@ -55,13 +55,13 @@ def test_view_reads_what_flower_wrote_without_a_copy(array):
     ],
     ids=["short", "empty", "pickle", "shape", "dtype", "object", "byte order"],
 )
-def test_a_damaged_array_is_refused(broken):
+def test_damaged_array_is_refused(broken):
     with pytest.raises(RecordError, match="an array is damaged"):
         view(broken(Array(ARRAYS["a.weight"])))
 
 
 @given(st.binary(max_size=200), st.integers(0, 130))
-def test_no_bytes_whatsoever_do_anything_but_raise_record_error(noise, keep):
+def test_random_bytes_raise_record_error(noise, keep):
     good = Array(ARRAYS["a.weight"]).data
     data = good[:keep] + noise
     try:
@@ -72,7 +72,7 @@ def test_no_bytes_whatsoever_do_anything_but_raise_record_error(noise, keep):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_codec_gives_back_the_model(packed):
+def test_codec_round_trip(packed):
     codec, model = Codec(LAYOUT, packed), LAYOUT.pack(ARRAYS)
     record = codec.encode(Parts([model.floats[:2], model.floats[2:]], [model.ints]))
     back = codec.decode(record)
@@ -81,7 +81,7 @@ def test_a_codec_gives_back_the_model(packed):
     assert set(record) == ({"floats", "ints"} if packed else set(ARRAYS))
 
 
-def test_a_codec_inferred_from_per_tensor_records_speaks_them():
+def test_inferred_codec_is_per_tensor():
     record = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
     codec = Codec.infer(record)
     assert codec.layout == LAYOUT
@@ -91,14 +91,14 @@ def test_a_codec_inferred_from_per_tensor_records_speaks_them():
         np.testing.assert_array_equal(again[name].numpy(), array, strict=True)
 
 
-def test_a_packed_model_without_integers_is_one_array():
+def test_no_integers_is_one_array():
     codec = Codec(Layout.of({"a": np.ones(3, np.float32)}))
     record = codec.encode(Parts([np.ones(3, np.float32)], []))
     assert list(record) == ["floats"]
     assert codec.decode(record).ints.tolist() == []
 
 
-def test_float16_halves_the_floats_keeps_eleven_bits_and_leaves_integers_alone():
+def test_float16_rounds_floats_alone():
     whole, half = Codec(LAYOUT), Codec(LAYOUT, wire="float16")
     values = np.array([1, 1 + 2**-10, 1 + 2**-12, 1 / 3, -65504, 2**-24, 0], np.float32)
     counter = np.array([2**53 + 1])
@@ -115,7 +115,7 @@ def test_float16_halves_the_floats_keeps_eleven_bits_and_leaves_integers_alone()
         whole.decode(record)
 
 
-def test_what_float16_cannot_hold_is_an_error_and_never_infinity():
+def test_float16_overflow_is_an_error():
     with pytest.raises(RecordError, match="the model has the value 70000, too large for float16; set wire=float32"):
         Codec(LAYOUT, wire="float16").encode(
             Parts([np.array([0, 0, 0, 70000, 1, 2, 3], np.float32)], [np.array([1])])
@@ -184,7 +184,7 @@ GOOD = np.zeros(7, np.float32)
         (lambda content: RecordDict(), "malformed", "no valid number"),
     ],
 )
-def test_what_is_wrong_with_a_reply_is_named(change, kind, reason):
+def test_bad_replies_are_explained(change, kind, reason):
     sent, reply = message_and_reply(change)
     found = find_problem(reply, sent)
     assert found is not None
@@ -223,26 +223,26 @@ def control(array):
         (control(Array(np.array([0, np.inf, 0], np.float32))), "not-finite", "'control' has NaN or infinite"),
     ],
 )
-def test_what_is_wrong_with_what_came_besides_the_model_is_named(change, kind, reason):
+def test_bad_vectors_are_explained(change, kind, reason):
     found = find_problem(*asking_for_control(change))
     assert found is not None
     assert found[0] == kind
     assert re.search(reason, found[1])
 
 
-def test_what_came_besides_the_model_is_read_by_name():
+def test_vectors_are_read_by_name():
     reply, sent = asking_for_control(lambda content: None)
     assert find_problem(reply, sent) is None
     assert vectors(reply.content, ["control", "other"])["control"].tolist() == [1, 2, 3]
     assert vectors(reply.content, []) == {}
 
 
-def test_a_good_reply_has_no_fault():
+def test_good_reply_has_no_problem():
     sent, reply = message_and_reply(lambda content: None)
     assert find_problem(reply, sent) is None
 
 
-def test_values_whose_squares_overflow_are_still_finite():
+def test_large_values_are_finite():
     sent, reply = message_and_reply(floats(np.full(7, 3e38, np.float32)))
     assert find_problem(reply, sent) is None
 
@@ -253,7 +253,7 @@ def test_flowers_errors_have_names(code, kind):
     assert find_problem(Message(Error(code, "it\nbroke"), reply_to=sent), sent) == (kind, "it broke")
 
 
-def test_a_dead_process_of_ray_has_a_kind_of_its_own_and_long_reasons_are_cut():
+def test_dead_ray_worker_has_its_own_kind():
     sent, _ = message_and_reply(lambda content: None)
     dead = Error(0, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly'>")
     assert find_problem(Message(dead, reply_to=sent), sent)[0] == "actor-died"
@@ -265,6 +265,10 @@ def test_a_dead_process_of_ray_has_a_kind_of_its_own_and_long_reasons_are_cut():
     assert find_problem(Message(raised, reply_to=sent), sent) == ("other", "too large'>")
     own = Error(2, "ValueError: ActorDiedError")
     assert find_problem(Message(own, reply_to=sent), sent)[0] == "client-error", "a client cannot claim it"
+
+
+def test_long_reasons_are_shortened():
+    sent, _ = message_and_reply(lambda content: None)
     long = "\x1b[36mray::ClientAppActor.run()\x1b[39m\n" * 1000 + "ValueError: the disk\n is gone"
     _, reason = find_problem(Message(Error(2, long), reply_to=sent), sent)
     assert reason.startswith("ray::ClientAppActor.run() ray::")
@@ -277,7 +281,7 @@ def held(values):
     return DeviceArray(torch.tensor(values))
 
 
-def test_an_array_that_stays_where_it_is_becomes_the_bytes_that_would_have_been_sent():
+def test_device_array_equals_sent_bytes():
     plain = join([np.array([1, 2, 3], np.float32)], np.float32)
     array = held([1.0, 2.0, 3.0])
     assert (array.dtype, array.shape, array.stype, array.data) == (plain.dtype, plain.shape, plain.stype, plain.data)
@@ -285,7 +289,7 @@ def test_an_array_that_stays_where_it_is_becomes_the_bytes_that_would_have_been_
     assert size(array) == size(plain) == len(plain.data)
 
 
-def test_a_model_of_tensors_goes_through_the_codec_untouched_and_is_rounded_for_a_narrow_wire():
+def test_codec_keeps_tensors():
     layout = Layout.of({"w": np.zeros((1, 2), np.float32), "n": np.zeros((), np.int64), "v": np.zeros(1, np.float32)})
     pieces, counters = [torch.tensor([1.0, 0.1]), np.array([3], np.float32)], np.array([7])
     record = Codec(layout).encode(Parts(pieces, [counters]))
@@ -302,7 +306,7 @@ def test_a_model_of_tensors_goes_through_the_codec_untouched_and_is_rounded_for_
 @pytest.mark.parametrize(
     ("values", "kind"), [([1.0, 2.0], None), ([1.0, float("nan")], "not-finite"), ([1.0], "malformed")]
 )
-def test_replies_of_tensors_are_checked_like_others(values, kind):
+def test_tensor_replies_are_checked(values, kind):
     sent = Message(RecordDict({"arrays": ArrayRecord({"floats": Array(np.zeros(2, np.float32))})}), 1, "train")
     reply = Message(
         RecordDict({"arrays": ArrayRecord({"floats": held(values)}), "metrics": MetricRecord({"num-examples": 1})}),

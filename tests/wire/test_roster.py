@@ -12,7 +12,7 @@ def train_messages(grid):
     return [Message(RecordDict({"arrays": MODEL}), node, "train") for node in grid.get_node_ids()]
 
 
-def test_nodes_come_in_the_order_of_clients(grid_of, answer):
+def test_nodes_in_client_order(grid_of, answer):
     # The number travels back as the client's loss, so the order of get_node_ids can be seen.
     inner = grid_of(lambda message, client: answer(MODEL, loss=client), clients=8)
     grid = RosterGrid(inner, clients=8)
@@ -20,7 +20,7 @@ def test_nodes_come_in_the_order_of_clients(grid_of, answer):
     assert [reply.content["metrics"]["loss"] for reply in replies] == list(range(8))
 
 
-def test_replies_come_in_the_order_of_the_messages(grid_of, answer, monkeypatch):
+def test_replies_in_message_order(grid_of, answer, monkeypatch):
     inner = grid_of(lambda message, client: answer(MODEL, loss=client), clients=6)
     grid = RosterGrid(inner, clients=6)
     honest = inner.send_and_receive
@@ -29,7 +29,7 @@ def test_replies_come_in_the_order_of_the_messages(grid_of, answer, monkeypatch)
     assert [reply.content["metrics"]["loss"] for reply in replies] == list(range(6))
 
 
-def test_replies_to_nothing_come_last(grid_of, answer, monkeypatch):
+def test_stray_replies_come_last(grid_of, answer, monkeypatch):
     inner = grid_of(lambda message, client: answer(MODEL, loss=client), clients=2)
     grid = RosterGrid(inner, clients=2)
     honest = inner.send_and_receive
@@ -57,7 +57,7 @@ def test_bytes_are_counted_by_record(grid_of):
     assert exchange.bytes_up == {"arrays": 2 * model, "control": 2 * more}
 
 
-def test_examples_are_known_if_all_clients_state_theirs(grid_of, answer, monkeypatch):
+def test_examples_need_every_client(grid_of, answer, monkeypatch):
     inner = grid_of(lambda message, client: answer(MODEL), 4)
     assert RosterGrid(inner, 4).examples.tolist() == [1, 2, 3, 4]
     honest = inner.send_and_receive
@@ -85,7 +85,7 @@ def test_silent_clients_are_counted(grid_of, answer):
         RosterGrid(inner, 4)
 
 
-def test_unnumbered_clients_keep_the_order_of_their_nodes(grid_of, answer):
+def test_unnumbered_clients_in_node_order(grid_of, answer):
     inner = grid_of(lambda message, client: answer(MODEL), clients=4, numbered=False)
     assert RosterGrid(inner).get_node_ids() == sorted(inner.get_node_ids())
     with pytest.raises(
@@ -94,7 +94,7 @@ def test_unnumbered_clients_keep_the_order_of_their_nodes(grid_of, answer):
         RosterGrid(inner, clients=4)
 
 
-def test_unnumbered_nodes_may_come_one_by_one(grid_of, answer, monkeypatch):
+def test_unnumbered_nodes_may_come_late(grid_of, answer, monkeypatch):
     inner = grid_of(lambda message, client: answer(MODEL), clients=5, numbered=False)
     nodes, looks = inner.get_node_ids(), []
     monkeypatch.setattr(inner, "get_node_ids", lambda: looks.append(1) or nodes[: len(looks)])
@@ -104,7 +104,7 @@ def test_unnumbered_nodes_may_come_one_by_one(grid_of, answer, monkeypatch):
 
 
 @pytest.mark.parametrize("nodes", [2, 7])
-def test_a_wrong_number_of_nodes_is_refused(grid_of, answer, nodes):
+def test_wrong_node_count_is_refused(grid_of, answer, nodes):
     inner = grid_of(lambda message, client: answer(MODEL), clients=nodes)
     with pytest.raises(RunError, match="num-supernodes=5"):
         RosterGrid(inner, clients=5, patience=0.2)
@@ -117,7 +117,7 @@ def test_waits_for_late_nodes(grid_of, answer, monkeypatch):
     assert len(RosterGrid(inner, clients=3).get_node_ids()) == 3
 
 
-def test_hands_the_rest_to_the_wrapped_grid(grid_of, answer):
+def test_delegates_to_the_wrapped_grid(grid_of, answer):
     inner = grid_of(lambda message, client: answer(MODEL), clients=2)
     grid = RosterGrid(inner, clients=2)
     assert grid.run == inner.run

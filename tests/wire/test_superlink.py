@@ -64,7 +64,7 @@ def test_replies_are_fetched_as_they_come(link):
     assert link.clock < 2
 
 
-def test_a_restarted_node_fails_what_it_has_not_answered(link):
+def test_restarted_node_fails_its_messages(link):
     first, second, _ = link.get_node_ids()
     link.held = {first, second}
 
@@ -82,7 +82,7 @@ def test_a_restarted_node_fails_what_it_has_not_answered(link):
     )  # fmt: skip
 
 
-def test_a_node_that_goes_away_is_waited_for_until_the_timeout(link):
+def test_gone_node_is_awaited_until_timeout(link):
     gone = link.get_node_ids()[2]
     link.held = {gone}
     link.script = lambda look: link.activated.pop(gone, None)
@@ -91,7 +91,7 @@ def test_a_node_that_goes_away_is_waited_for_until_the_timeout(link):
     assert 30 < link.clock < 31
 
 
-def test_a_message_that_is_not_taken_is_not_waited_for(link, monkeypatch):
+def test_refused_message_is_not_awaited(link, monkeypatch):
     push = link.push_messages
     monkeypatch.setattr(link, "push_messages", lambda sent: [*push(sent)[:2], ""])
     assert len(SuperLinkGrid(link).send_and_receive(messages(link))) == 2
@@ -115,7 +115,7 @@ def swallow(link, monkeypatch, node, times):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_lost_message_is_sent_again(link, monkeypatch, caplog, times):
+def test_lost_message_is_resent(link, monkeypatch, caplog, times):
     node = link.get_node_ids()[1]
     sent = swallow(link, monkeypatch, node, times)
     asked = messages(link)
@@ -128,7 +128,7 @@ def test_a_lost_message_is_sent_again(link, monkeypatch, caplog, times):
     assert caplog.text.count("was lost; sending it again") == times
 
 
-def test_a_node_that_trains_for_long_is_only_asked(link, monkeypatch):
+def test_busy_node_is_only_queried(link, monkeypatch):
     node = link.get_node_ids()[1]
     sent = swallow(link, monkeypatch, node, times=0)
     link.held = {node}  # neither its reply nor its answers to questions come
@@ -137,7 +137,7 @@ def test_a_node_that_trains_for_long_is_only_asked(link, monkeypatch):
     assert sent[3:] == [(node, "query")] * 3
 
 
-def test_an_expired_question_does_not_mean_idle(link, monkeypatch):
+def test_expired_query_does_not_mean_idle(link, monkeypatch):
     node = link.get_node_ids()[1]
     sent = swallow(link, monkeypatch, node, times=1)
     pull, error = link.pull_messages, Error(ErrorCode.MESSAGE_UNAVAILABLE, "it has expired")
@@ -153,7 +153,7 @@ def test_an_expired_question_does_not_mean_idle(link, monkeypatch):
 
 
 @pytest.mark.parametrize(("breaks", "good"), [(2, 3), (9, 2)])
-def test_an_incomplete_reply_is_asked_for_three_times(link, monkeypatch, breaks, good):
+def test_incomplete_reply_is_retried(link, monkeypatch, breaks, good):
     node = link.get_node_ids()[1]
     sent = swallow(link, monkeypatch, node, times=0)
     pull, error, broken = link.pull_messages, Error(ErrorCode.MESSAGE_UNAVAILABLE, "objects are unavailable"), []

@@ -27,7 +27,7 @@ def answering(monkeypatch):
     return answer
 
 
-def test_a_commands_answer_is_what_stands_in_its_json(answering):
+def test_command_returns_its_json(answering):
     assert answering('a warning\n{"success": true, "run-id": 7}').command("run")["run-id"] == 7
 
 
@@ -38,15 +38,16 @@ def test_a_commands_answer_is_what_stands_in_its_json(answering):
         ("no JSON\nat all", "a traceback", "`flwr list` failed: no JSON at all a traceback"),
     ],
 )
-def test_a_commands_failure_is_one_line(answering, out, err, words):
+def test_command_failure_is_one_line(answering, out, err, words):
     with pytest.raises(EngineError) as failed:
         answering(out, err).command("list", "local")
     assert str(failed.value) == words
 
 
-def test_a_second_ctrl_c_is_ignored_only_while_flower_is_stopped():
+def test_second_ctrl_c_is_ignored():
     code = (
         "import os, signal\nfrom fedmr_flwr.wire.flower.commands import ignoring_interrupts\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background processes inherit ignoring it
         "with ignoring_interrupts():\n    os.kill(os.getpid(), signal.SIGINT)\nprint('survived', flush=True)\n"
         "signal.raise_signal(signal.SIGINT)"
     )
@@ -56,33 +57,33 @@ def test_a_second_ctrl_c_is_ignored_only_while_flower_is_stopped():
     assert done.returncode in (130, -signal.SIGINT)
 
 
-def test_flowers_commands_neither_report_nor_install_anything():
+def test_commands_report_nothing():
     env = environment.environment()
     assert (env["FLWR_TELEMETRY_ENABLED"], env["FLWR_DISABLE_UPDATE_CHECK"]) == ("0", "1")
     assert env["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
     assert env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
 
-def test_a_simulation_never_joins_a_cluster_by_accident(monkeypatch):
+def test_simulation_joins_no_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     env = environment.simulation_environment(Path("home"), Path("app"), "local", (1, 2))
     assert env["RAY_ADDRESS"] == "local"
 
 
-def test_no_proxy_stands_before_this_machine(monkeypatch):
+def test_localhost_uses_no_proxy(monkeypatch):
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.setenv("no_proxy", "example.org")
     env = environment.simulation_environment(Path("home"), Path("app"), "local", (1, 2))
     assert env["NO_PROXY"] == env["no_proxy"] == "example.org,127.0.0.1,localhost"
 
 
-def test_a_users_own_memory_settings_are_kept(monkeypatch):
+def test_memory_settings_are_kept(monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
     env = environment.simulation_environment(Path("home"), Path("app"), "local", (1, 2))
     assert env["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
 
 
-def test_variables_of_flower_are_named_in_one_file():
+def test_flwr_variables_stay_in_one_file():
     for path in PACKAGE.rglob("*.py"):
         literals = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         named = [text for text in literals if isinstance(text, str) and text.startswith("FLWR_")]

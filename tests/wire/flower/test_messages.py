@@ -24,13 +24,13 @@ def message():
     return Message(RecordDict(), 1, "train")
 
 
-def test_a_message_takes_its_identifier():
+def test_message_gets_an_identifier():
     first, second = assign_id(message()), assign_id(message())
     assert first.metadata.message_id
     assert first.metadata.message_id != second.metadata.message_id
 
 
-def test_a_reply_can_answer_another_message():
+def test_reply_can_change_its_message():
     second = assign_id(message())
     reply = Message(RecordDict(), reply_to=second)
     assert reply.metadata.reply_to_message_id == second.metadata.message_id
@@ -39,7 +39,7 @@ def test_a_reply_can_answer_another_message():
     assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == (first.metadata.message_id, 7)
 
 
-def test_error_codes_have_the_numbers_that_checks_knows():
+def test_error_codes_have_known_numbers():
     names = ["CLIENT_APP_RAISED_EXCEPTION", "MESSAGE_UNAVAILABLE", "REPLY_MESSAGE_UNAVAILABLE", "NODE_UNAVAILABLE"]
     assert [getattr(ErrorCode, name) for name in names] == [2, 3, 4, 5]
 
@@ -47,17 +47,17 @@ def test_error_codes_have_the_numbers_that_checks_knows():
 @pytest.mark.parametrize(
     ("entered", "status"), [("", 1), ("from fedmr_flwr.wire.flower import tasks; tasks.enter_task()", 0)]
 )
-def test_messages_can_be_made_only_in_a_task(entered, status):
+def test_messages_need_a_task(entered, status):
     command = [sys.executable, "-c", MESSAGE.format(entered)]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     assert not status or "is not set" in done.stderr
 
 
-def test_a_task_that_flower_gave_the_process_is_kept():
+def test_given_task_is_kept():
     assert enter_task().run_id == enter_task().run_id == message().metadata.run_id
 
 
-def test_flowers_simulation_is_told_from_a_deployment(grid_of):
+def test_recognises_a_simulation(grid_of):
     assert is_simulation(object.__new__(InMemoryGrid))
     assert not is_simulation(grid_of(lambda message, client: RecordDict(), clients=1))

@@ -28,23 +28,23 @@ def slow(monkeypatch):
     return SimpleNamespace(pull=pull, clock=clock, asked=asked)
 
 
-def test_a_reply_is_waited_for_while_its_parts_come(slow):
+def test_waits_while_parts_come(slow):
     found = parts.pull_or_give_up(object_ids=["first", "second"], pull_object_fn=slow.pull, max_concurrent_pulls=1)
     assert (found, slow.clock) == ({"first": b"here", "second": b"here"}, [150])
 
 
-def test_a_reply_is_given_up_after_a_minute_without_a_part(slow):
+def test_gives_up_after_a_minute(slow):
     with pytest.raises(ObjectPullError, match="no part has arrived for 60 s"):
         parts.pull_or_give_up(["never"], slow.pull)
     assert slow.asked["never"] == 3
 
 
-def test_parts_are_asked_for_again_after_a_tenth_of_a_second():
+def test_parts_are_polled_soon():
     assert parts.pull_soon.keywords == {"initial_backoff": 0.1}
     assert parts.pull_soon(["a"], lambda part: b"whole") == {"a": b"whole"}
 
 
-def test_the_server_waits_for_parts_in_our_way(monkeypatch):
+def test_server_uses_our_wait(monkeypatch):
     monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)  # put back at the end
     serverapp.apply()
     assert http_grid.pull_objects is parts.pull_or_give_up

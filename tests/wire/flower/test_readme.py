@@ -20,12 +20,12 @@ def inner_names():
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_inner_name_of_flower_stands_in_the_readme():
+def test_readme_lists_every_inner_name():
     for name in inner_names():
         assert re.search(rf"`{name}[`.]", README) or f"`{name.rpartition('.')[2]}`" in README, name
 
 
-def test_every_row_of_the_readme_names_a_test_that_exists():
+def test_readme_rows_name_existing_tests():
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     rows = [line for line in README.splitlines() if line.startswith("| ") and "`" in line]
     assert len(rows) > 10

@@ -56,17 +56,17 @@ def clients(tmp_path_factory):
     return [json.loads((out / token).read_text()) for token in ("short", "long")]
 
 
-def test_each_client_has_a_process_of_its_own(clients):
+def test_each_client_has_its_process(clients):
     assert clients[0]["pid"] != clients[1]["pid"]
 
 
-def test_clients_begin_with_pytorch_and_flower_but_not_the_app(clients):
+def test_clients_start_preloaded(clients):
     for found in clients:
         loaded = {name: there for name, there in found.items() if name != "pid"}
         assert loaded == {"torch": True, "flwr.supernode.runtime.run_clientapp": True, "fedmr_flwr": False}
 
 
-def test_flowers_superexec_takes_this_executor(monkeypatch):
+def test_superexec_uses_our_executor(monkeypatch):
     monkeypatch.setattr(run_superexec, "get_executor", run_superexec.get_executor)  # put back at the end
     superexec.apply()
     executor = run_superexec.get_executor("subprocess", executor_config=None)
@@ -74,7 +74,7 @@ def test_flowers_superexec_takes_this_executor(monkeypatch):
     assert "get_executor" in run_superexec.run_superexec.__code__.co_names, "and Flower uses it"
 
 
-def test_flowers_superexec_runs_after_the_replacement(monkeypatch):
+def test_superexec_runs_after_apply(monkeypatch):
     called = []
     monkeypatch.setattr(superexec, "apply", lambda: called.append("apply"))
     monkeypatch.setattr(superexec, "flower_superexec", lambda: called.append("run"))

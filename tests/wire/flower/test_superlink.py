@@ -29,7 +29,7 @@ def test_nodes_and_runs_are_kept_on_disk(stores, tmp_path):
     assert (tmp_path / "state.db").exists()
 
 
-def test_flowers_superlink_runs_after_the_replacement(monkeypatch):
+def test_superlink_runs_after_apply(monkeypatch):
     called = []
     monkeypatch.setattr(superlink, "apply", lambda: called.append("apply"))
     monkeypatch.setattr(superlink, "flower_superlink", lambda: called.append("run"))

@@ -17,7 +17,7 @@ def replaced(monkeypatch):
     supernode.apply()
 
 
-def test_a_sixth_of_flowers_waits_is_left(replaced, monkeypatch):
+def test_waits_are_a_sixth(replaced, monkeypatch):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     loop.time.sleep(3)
@@ -25,12 +25,12 @@ def test_a_sixth_of_flowers_waits_is_left(replaced, monkeypatch):
     assert "time" in loop.start_client_internal.__code__.co_names, "and Flower uses it"
 
 
-def test_parts_of_messages_are_asked_for_sooner(replaced):
+def test_parts_are_pulled_sooner(replaced):
     assert loop.pull_objects is parts.pull_soon
     assert "pull_objects" in loop._pull_and_store_message.__code__.co_names, "and Flower uses it"
 
 
-def test_the_superexec_is_ours(replaced, monkeypatch):
+def test_superexec_is_ours(replaced, monkeypatch):
     commands = []
     monkeypatch.setattr(subprocess, "Popen", commands.append)
     loop.subprocess.Popen(["flower-superexec", "--insecure"])
@@ -40,7 +40,7 @@ def test_the_superexec_is_ours(replaced, monkeypatch):
     assert "subprocess" in loop.start_client_internal.__code__.co_names, "and Flower uses it"
 
 
-def test_flowers_supernode_runs_after_the_replacement(monkeypatch):
+def test_supernode_runs_after_apply(monkeypatch):
     called = []
     monkeypatch.setattr(supernode, "apply", lambda: called.append("apply"))
     monkeypatch.setattr(supernode, "flower_supernode", lambda: called.append("run"))
