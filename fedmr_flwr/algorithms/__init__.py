@@ -3,11 +3,11 @@
 from typing import Any
 
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import ServerStrategy
 from fedmr_flwr.config import registry
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError, OptionError
+from fedmr_flwr.wire.strategy import ServerStrategy
 
 
 def create(settings: Settings, layout: Layout) -> ServerStrategy[Any]:

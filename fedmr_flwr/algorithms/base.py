@@ -108,7 +108,8 @@ class Algorithm(Strategy, Generic[S]):
         self._records: Sequence[ArrayRecord] = ()  # of the slots
         self._sent: dict[int, Message] = {}  # by client
         if layout is not None:
-            self.begin(Codec(layout, wire=wire))
+            self._codec = Codec(layout, wire=wire)
+            self.begin(layout)
 
     @property
     def slots(self) -> int:
@@ -190,10 +191,9 @@ class Algorithm(Strategy, Generic[S]):
         # Sorted, because the order of the clients is already random.
         return sorted(drawn.tolist())
 
-    def begin(self, codec: Codec) -> None:
-        """Prepare the first round with a layout; forget the state of an earlier run."""
-        self._codec = codec
-        self.state = self.init(codec.layout, self.slots)
+    def begin(self, layout: Layout) -> None:
+        """Prepare the first round of models with a layout; forget the state of an earlier run."""
+        self.state = self.init(layout, self.slots)
 
     # The state in checkpoints.
 
@@ -225,7 +225,8 @@ class Algorithm(Strategy, Generic[S]):
             refuse_unfit(self)
         if self._codec is None:
             # Under another loop than ours the first model is the only source of the layout.
-            self.begin(Codec.infer(arrays))
+            self._codec = Codec.infer(arrays)
+            self.begin(self._codec.layout)
         nodes = drawable_nodes(grid, self.clients_per_round)
         examples = grid.examples if isinstance(grid, RosterGrid) else None
         self._plan = plan = self.plan(
@@ -300,7 +301,7 @@ class Algorithm(Strategy, Generic[S]):
             grid = RosterGrid(grid, at_least=self.clients_per_round)
         # An object may be started several times: each run begins without the state of the one before.
         if self._codec is not None:
-            self.begin(self._codec)
+            self.begin(self._codec.layout)
         return super().start(grid, *args, **kwargs)
 
     def _decode(self, record: ArrayRecord) -> Packed:

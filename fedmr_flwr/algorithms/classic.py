@@ -24,7 +24,6 @@ from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, RecordError, RunError
 from fedmr_flwr.wire.checks import MOST_EXAMPLES
-from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.npy import read
 
 _log = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ class ClassicStrategy(Strategy):
         if self._layout is None:
             # In the first round and not in the constructor, because Flower may take the model from a client.
             self._layout = self._infer_layout(parameters)
-            self.algorithm.begin(Codec(self._layout, packed=False))
+            self.algorithm.begin(self._layout)
         layout = self._layout
         clients = _wait_for(self.algorithm.clients_per_round, client_manager)
         round = Round(

@@ -11,7 +11,6 @@ import torch
 from flwr.app import Context, Message, MessageType
 
 from fedmr_flwr import algorithms, models
-from fedmr_flwr.algorithms.contract import ServerStrategy
 from fedmr_flwr.client.app import TrainRequest, app
 from fedmr_flwr.client.sites import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
@@ -29,6 +28,7 @@ from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed, reason_of
 from fedmr_flwr.wire.messages import ARRAYS, FLOATS
 from fedmr_flwr.wire.npy import DeviceArray
+from fedmr_flwr.wire.strategy import ServerStrategy
 
 T = TypeVar("T")
 

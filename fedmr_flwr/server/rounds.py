@@ -10,13 +10,13 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
-from fedmr_flwr.algorithms.contract import ServerStrategy
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import BadRoundError, LostActorError, RunError
 from fedmr_flwr.wire.checks import Failure, log_failures
 from fedmr_flwr.wire.codec import restore_dtypes
 from fedmr_flwr.wire.grids.roster import Exchange, RosterGrid
 from fedmr_flwr.wire.messages import CONFIG, LAST_ROUND
+from fedmr_flwr.wire.strategy import ServerStrategy
 
 Row = dict[str, Any]
 

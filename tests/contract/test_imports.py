@@ -140,6 +140,16 @@ def test_chains_of_imports_are_short():
     assert len(longest_chain()) <= LONGEST_CHAIN, " > ".join(longest_chain())
 
 
+# The base turns models into messages; the other one adapts Flower's own strategies.
+SEE_RECORDS = {"base", "flower"}
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if name.startswith("fedmr_flwr.algorithms.")])
+def test_algorithms_see_no_records(module):
+    seen = {name for name in imports(module) if name.startswith(("flwr.app", "fedmr_flwr.wire.codec"))}
+    assert not seen or module.rpartition(".")[2] in SEE_RECORDS
+
+
 def test_nothing_draws_from_a_global_generator():
     banned = ("torch.manual_seed(", "np.random.seed(", "np.random.rand", "import random", "from random")
     for path in PACKAGE.rglob("*.py"):

@@ -42,30 +42,31 @@ def test_fedmr_run_equals_in_process(tmp_path, env, reference):
     assert left(env) == []
 
 
-def test_flwr_run_equals_in_process(tmp_path, local, reference):
+def test_flwr_run_with_its_default_nodes_equals_in_process(tmp_path, local, reference):
     out = RunFolder(tmp_path / "run")
     overrides = f"{' '.join(TINY)} run-dir={out.path}"
-    run_id = flwr(
-        local, "run", str(ROOT), "local",
-        "--run-config", f"conf='conf/quickstart.yaml' set='{overrides}'",
-        "--federation-config",
-        "num-supernodes=20 client-resources-num-cpus=1 client-resources-num-gpus=0.0 init-args-num-cpus=1",
-    )["run-id"]  # fmt: skip
+    # No --federation-config: Flower's default has two nodes, the quickstart 20 clients.
+    run_id = flwr(local, "run", str(ROOT), "local", "--run-config", f"set='{overrides}'")["run-id"]
     status, _ = wait_for_end(local, run_id, done=lambda: out.status in ("completed", "failed"))
     assert status == "finished:completed"
     assert manifest(out.path)["model-sha256"] == reference
 
 
-def test_wrong_node_count_is_one_line(tmp_path, local):
-    run_id = flwr(
-        local, "run", str(ROOT), "local",
-        "--run-config", f"set='rounds=1 run-dir={tmp_path / 'run'}'",
-        "--federation-config", "num-supernodes=30 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
-    )["run-id"]  # fmt: skip
+def test_failed_flwr_run_is_logged_in_one_line(local):
+    run_id = flwr(local, "run", str(ROOT), "local", "--run-config", "set='strategy.unit=blocks'")["run-id"]
     status, details = wait_for_end(local, run_id)
     assert status == "finished:failed"
-    assert "the configuration has 20 clients, but 30 nodes are connected" in details
-    assert "num-supernodes=20" in details
+    assert "unknown unit 'blocks'; choose one of" in details
+    log = subprocess.run(
+        [BIN / "flwr", "log", run_id, "local", "--show"],
+        env=local,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert "unknown unit 'blocks'" in log
+    assert "Traceback" not in log
 
 
 def test_failed_run_is_one_line(tmp_path, env):

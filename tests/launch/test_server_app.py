@@ -8,6 +8,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import server_app
+from fedmr_flwr.wire.grids.pool import PoolGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
 QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
@@ -29,9 +30,10 @@ def flwr_run(monkeypatch, tmp_path):
     return call
 
 
-def test_simulation_keeps_its_grid(flwr_run):
+def test_simulation_has_a_node_for_each_client(flwr_run):
     ((settings, grid, *_),) = flwr_run(SIMULATED)
-    assert (settings.engine, grid) == ("ray", SIMULATED)
+    assert (settings.engine, type(grid)) == ("ray", PoolGrid)
+    assert len(grid.get_node_ids()) == settings.clients == 20
 
 
 def test_real_clients_change_the_engine(flwr_run, grid_of, capsys):
