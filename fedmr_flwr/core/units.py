@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from fedmr_flwr.core.layout import Columns, Entry, Layout
 from fedmr_flwr.errors import ConfigError
@@ -45,7 +46,7 @@ def units(layout: Layout, spec: Spec) -> tuple[Unit, ...]:
         spec: "tensor": each key is a unit, as in FedMR's published code; "layer": all keys of one module;
             "block": the blocks that the model declares, and each other layer; without declared blocks, all
             keys below one top-level module; "block:2": all keys below one module path of two names;
-            "fraction:0.25": each quarter of the keys, in their order, with the rest in the last unit; a list of
+            "fraction:0.25": runs of about a quarter of the keys, in their order; "fraction:0": each key; a list of
             regular expressions: a key belongs to the first one that matches it, and each is one unit.
 
     Returns:
@@ -82,7 +83,7 @@ def grouping(spec: Spec) -> Callable[[Layout], _Groups]:
         return _by_patterns(spec)
     kind, colon, value = spec.partition(":")
     if kind == "fraction" and colon:
-        return _by_fraction(_number(spec, value))
+        return _by_fraction(_share(spec, value))
     if kind == "block" and re.fullmatch(r"[1-9]\d?", value):
         return lambda layout: _grouped(layout, lambda key: ".".join(module_of(key).split(".")[: int(value)]))
     if not colon and kind in ("tensor", "layer"):
@@ -121,11 +122,14 @@ def _by_block(layout: Layout) -> _Groups:
     return _grouped(layout, block_of)
 
 
-def _by_fraction(share: float) -> Callable[[Layout], _Groups]:
+def _by_fraction(share: Fraction) -> Callable[[Layout], _Groups]:
     def groups(layout: Layout) -> _Groups:
-        entries = list(layout.entries)
-        length = max(1, int(len(entries) * share + 1e-9))  # 100 * 0.29 is 28.999999999999996
-        runs = [entries[start : start + length] for start in range(0, len(entries), length)]
+        runs: list[list[Entry]] = []
+        for at, entry in enumerate(layout.entries):
+            # As the published code cuts them, with runs that differ by a key where n * share is not a whole number.
+            if at >= len(layout.entries) * share * len(runs):
+                runs.append([])
+            runs[-1].append(entry)
         return {run[0].name if len(run) == 1 else f"{run[0].name} to {run[-1].name}": run for run in runs}
 
     return groups
@@ -157,13 +161,14 @@ def _by_patterns(patterns: Sequence[str]) -> Callable[[Layout], _Groups]:
     return groups
 
 
-def _number(spec: str, text: str) -> float:
+def _share(spec: str, text: str) -> Fraction:
+    """Read a share exactly: in binary, 70 * 0.1 is more than 7."""
     try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise ConfigError(f"'{spec}': the fraction must be above 0 and at most 1")
+        share = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(-1)
+    if not 0 <= share <= 1:
+        raise ConfigError(f"'{spec}': the fraction must be from 0 to 1")
     return share
 
 

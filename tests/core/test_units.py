@@ -54,13 +54,32 @@ def test_block_units_named_by_the_model():
     assert "st" not in keys_of("block", other), "a block is a whole name, not the start of one"
 
 
-def test_fraction_units():
-    assert [len(keys) for keys in keys_of("fraction:0.3").values()] == [2, 2, 2, 2, 1]  # int(9 * 0.3) = 2
-    assert list(keys_of("fraction:0.3").values())[1] == ["stem.bn.count", "stage.0.conv.weight"]
-    assert list(keys_of("fraction:1").values()) == [KEYS]
-    assert len(keys_of("fraction:0.001")) == len(KEYS), "at least one key"
-    hundred = Layout.of({f"k{n}": np.zeros(1, np.float32) for n in range(100)})
-    assert len(units(hundred, "fraction:0.29")[0].keys) == 29
+def sizes_of(spec, keys):
+    layout = Layout.of({f"k{n}": np.zeros(1, np.float32) for n in range(keys)})
+    return [len(unit.keys) for unit in units(layout, spec)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "share", "sizes"),
+    [
+        (10, "0.25", [3, 2, 3, 2]),
+        (119, "0.5", [60, 59]),
+        (119, "0.1", [12] * 9 + [11]),
+        (10, "0.3", [3, 3, 3, 1]),
+        (70, "0.1", [7] * 10),  # in binary, 70 * 0.1 is more than 7
+        (9, "1/3", [3, 3, 3]),
+        (5, "0", [1] * 5),
+        (5, "0.01", [1] * 5),
+        (5, "1", [5]),
+    ],
+)
+def test_fraction_cuts_as_published(keys, share, sizes):
+    # Key i begins a unit if i >= n * share * (units begun so far).
+    assert sizes_of(f"fraction:{share}", keys) == sizes
+
+
+def test_fraction_keeps_the_order_of_keys():
+    assert [key for keys in keys_of("fraction:0.3").values() for key in keys] == KEYS
 
 
 def test_patterns_apply_in_order():
@@ -103,10 +122,11 @@ def test_no_key_is_lost_or_doubled(keys, share):
         ("block:0", "unknown unit 'block:0'"),
         ("block:x", "unknown unit 'block:x'"),
         ("fraction", "unknown unit 'fraction'"),
-        ("fraction:0", "above 0 and at most 1"),
-        ("fraction:1.5", "above 0 and at most 1"),
-        ("fraction:nan", "above 0 and at most 1"),
-        ("fraction:x", "above 0 and at most 1"),
+        ("fraction:-0.1", "from 0 to 1"),
+        ("fraction:1/0", "from 0 to 1"),
+        ("fraction:1.5", "from 0 to 1"),
+        ("fraction:nan", "from 0 to 1"),
+        ("fraction:x", "from 0 to 1"),
         ([], "the list of patterns is empty"),
         (["("], r"'\(' is not a regular expression"),
         (["stage"], "no pattern matches 'stem.conv.weight'; add one"),
