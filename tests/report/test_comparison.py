@@ -198,7 +198,7 @@ def test_stopped_runs_are_resumed(tmp_path):
     compare(out, "fedavg")
     assert folder.read_manifest()["model-sha256"] == digest
     with pytest.raises(
-        RunFolderError, match="fedavg-seed0 was started with rounds = 3, but now it is 5; name another"
+        RunFolderError, match="fedavg-seed0 was started with rounds = 3, but now it is 5; choose another"
     ):
         compare(out, "fedavg,fedmr", ["rounds=5"])
     assert not (out / "fedmr-seed0").exists()
@@ -214,7 +214,7 @@ def test_damaged_run_is_left_out(tmp_path, capsys):
     with pytest.raises(RunError, match="1 of 2 runs failed"):
         compare(out, "fedavg,fedmr")
     output = capsys.readouterr().out
-    assert "metrics.jsonl is damaged: it holds 0 of " in output
+    assert "metrics.jsonl is damaged: it has 0 of " in output
     assert [row["runs"] for row in read(out / "comparison.csv")] == ["0", "1"]
 
 

@@ -145,7 +145,7 @@ def test_damaged_checkpoint_is_reported(toy, monkeypatch):
     done = resume(out.path)
     assert done.exit_code == 0
     output = " ".join(done.output.split())
-    assert "round-000003 is damaged: its checksum is wrong; the one before it is used" in output
+    assert "round-000003 is damaged: wrong checksum; using the checkpoint before it" in output
     assert "resuming after round 2" in done.output
     assert digest(out) == digest(whole)
 
@@ -446,7 +446,7 @@ def test_full_disk_is_one_line(toy, monkeypatch):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("fedmr: error: cannot write ")
-    assert "round-000003.safetensors: File too large; make room" in done.stderr
+    assert "round-000003.safetensors: File too large; free some space" in done.stderr
     assert out.read_manifest()["error"] in done.stderr
     assert checkpoint.latest(out.checkpoints)[0].round == 2
     assert resume(out.path).exit_code == 0

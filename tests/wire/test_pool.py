@@ -57,7 +57,7 @@ def test_a_failure_is_that_of_its_client(nodes):
     assert [(failure.client, failure.reason) for failure in judged.failures] == [(3, "RuntimeError: no data")]
 
 
-def test_messages_that_strategies_share_stay_as_they_were(nodes):
+def test_shared_messages_stay_unchanged(nodes):
     grid = PoolGrid(nodes, 5)
     sent = train_messages(grid, [0])
     grid.send_and_receive(sent.values())
