@@ -63,6 +63,8 @@ class FedMR(MultiModel):
         population = super().init(layout, slots)
         try:
             self.recombination = Recombination(layout, self.options.unit, self.options.buffers)
+        except OptionError:  # it names the option already
+            raise
         except ConfigError as error:
             raise OptionError("unit", str(error)) from None
         self.units = self.recombination.units

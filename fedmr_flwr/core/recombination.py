@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedmr_flwr.core.layout import Columns, Entry, Layout, Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.units import Spec, Unit, units
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import OptionError
 
 Buffers = Literal["move", "average"]
 # [U, K]: new slot i gets unit u from old slot [u, i].
@@ -127,9 +127,10 @@ class Recombination:
 
     def __init__(self, layout: Layout, unit: Spec = "layer", buffers: Buffers = "move") -> None:
         if buffers == "average" and not layout.named:
-            raise ConfigError(
-                "buffers 'average' needs the names of the tensors, and this model has only their indices; send "
-                "ArrayRecord(model.state_dict()), pass keys=list(model.state_dict()), or leave it out"
+            raise OptionError(
+                "buffers",
+                "'average' needs the names of the tensors, and this model has only their indices; send "
+                "ArrayRecord(model.state_dict()), pass keys=list(model.state_dict()), or leave it out",
             )
         self.units = units(layout, unit)
         moving: tuple[Unit, ...] = self.units

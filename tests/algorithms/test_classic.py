@@ -477,7 +477,7 @@ def test_options_are_checked_at_once(options, message):
     [
         ({}, r"unit 'layer' needs the names .* pass keys=list\(model.state_dict\(\)\), or choose unit='tensor'"),
         ({"unit": "block:2"}, "unit 'block:2' needs the names"),
-        ({"unit": "tensor", "buffers": "average"}, "buffers 'average' needs the names"),
+        ({"unit": "tensor", "buffers": "average"}, "buffers: 'average' needs the names"),
     ],
 )
 def test_named_units_need_keys(options, message):
