@@ -3,7 +3,8 @@
     from fedmr_flwr import FedMR, FedAvg, Scaffold    # Flower strategies, one for each algorithm
     from fedmr_flwr import classic                    # the same for Flower's classic strategy API
     from fedmr_flwr import RosterGrid                 # a Grid whose clients keep their numbers
-    from fedmr_flwr import Classifier, Dataset        # for a model and a data set of your own
+    from fedmr_flwr import Algorithm, LocalRule       # bases of your own algorithms, with what they need
+    from fedmr_flwr import Classifier, Dataset        # of your own models and data sets
 
 The command line is `fedmr`; see README.md.
 """
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedmr_flwr import models
     from fedmr_flwr.algorithms import classic
+    from fedmr_flwr.algorithms.base import Algorithm
     from fedmr_flwr.algorithms.clusamp import CluSamp
+    from fedmr_flwr.algorithms.contract import Combined, NoState, Reply, Round, Slot
     from fedmr_flwr.algorithms.fedasam import FedASAM
     from fedmr_flwr.algorithms.fedavg import FedAvg
     from fedmr_flwr.algorithms.fedcross import FedCross
@@ -25,22 +28,45 @@ if TYPE_CHECKING:
     from fedmr_flwr.algorithms.fedprox import FedProx
     from fedmr_flwr.algorithms.indep import Indep
     from fedmr_flwr.algorithms.moon import Moon
+    from fedmr_flwr.algorithms.multi_model import MultiModel
     from fedmr_flwr.algorithms.scaffold import Scaffold
+    from fedmr_flwr.config.sections import Section
+    from fedmr_flwr.core.layout import Layout, Packed
+    from fedmr_flwr.core.population import average
+    from fedmr_flwr.core.recombination import Parts
     from fedmr_flwr.data.base import Dataset
     from fedmr_flwr.models.base import Classifier
+    from fedmr_flwr.training.rules import LocalRule, Outcome, Task
     from fedmr_flwr.wire.grids.roster import RosterGrid
 
 __all__ = [
-    "Classifier", "CluSamp", "Dataset", "FedASAM", "FedAvg", "FedCross", "FedExP", "FedGen", "FedMR", "FedMut",
-    "FedProx", "Indep", "Moon", "RosterGrid", "Scaffold", "classic", "models",
+    "Algorithm", "Classifier", "CluSamp", "Combined", "Dataset", "FedASAM", "FedAvg", "FedCross", "FedExP",
+    "FedGen", "FedMR", "FedMut", "FedProx", "Indep", "Layout", "LocalRule", "Moon", "MultiModel", "NoState",
+    "Outcome", "Packed", "Parts", "Reply", "RosterGrid", "Round", "Scaffold", "Section", "Slot", "Task", "average",
+    "classic", "models",
 ]  # fmt: skip
 
 # Where the other public names live, so that no user's import depends on the layout.
 _MODULES = {"classic": "fedmr_flwr.algorithms.classic", "models": "fedmr_flwr.models"}
-_CLASSES = {
+_HOMES = {
+    "Algorithm": "fedmr_flwr.algorithms.base",
     "Classifier": "fedmr_flwr.models.base",
+    "Combined": "fedmr_flwr.algorithms.contract",
     "Dataset": "fedmr_flwr.data.base",
+    "Layout": "fedmr_flwr.core.layout",
+    "LocalRule": "fedmr_flwr.training.rules",
+    "MultiModel": "fedmr_flwr.algorithms.multi_model",
+    "NoState": "fedmr_flwr.algorithms.contract",
+    "Outcome": "fedmr_flwr.training.rules",
+    "Packed": "fedmr_flwr.core.layout",
+    "Parts": "fedmr_flwr.core.recombination",
+    "Reply": "fedmr_flwr.algorithms.contract",
     "RosterGrid": "fedmr_flwr.wire.grids.roster",
+    "Round": "fedmr_flwr.algorithms.contract",
+    "Section": "fedmr_flwr.config.sections",
+    "Slot": "fedmr_flwr.algorithms.contract",
+    "Task": "fedmr_flwr.training.rules",
+    "average": "fedmr_flwr.core.population",
 }
 
 
@@ -48,8 +74,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: Flower and PyTorch take seconds to load."""
     if name in _MODULES:
         return import_module(_MODULES[name])
-    if name in _CLASSES:
-        return getattr(import_module(_CLASSES[name]), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     if name in __all__:
         from fedmr_flwr.config.registry import ALGORITHMS
 

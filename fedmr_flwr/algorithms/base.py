@@ -5,22 +5,21 @@ the methods that Flower requires of a strategy are in this file.
 """
 
 import inspect
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, cast
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedmr_flwr.algorithms.contract import Combined, NoState, Plan, Reply, Round, S, Slot, StateArrays
+from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
-from fedmr_flwr.core.population import squared_distance
+from fedmr_flwr.core.population import update_length
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, OptionError
@@ -320,11 +319,6 @@ class Algorithm(Strategy, Generic[S]):
         return update_length(model.on_host(), before, self.codec.layout)
 
 
-def update_length(after: Packed, before: Packed, layout: Layout) -> float:
-    """Return how far training moved a model: |after - before| over its trainable parameters."""
-    return math.sqrt(squared_distance(after.floats, before.floats, layout.parameters))
-
-
 def draw_clients(round_: int, seed: int, num_clients: int, count: int) -> list[int]:
     """Draw distinct clients; each set and order of them is equally likely.
 
@@ -351,25 +345,3 @@ def drawable_nodes(grid: Grid, count: int) -> list[int]:
         )
     # Flower keeps its nodes in a set; a RosterGrid returns them in the order of their clients' numbers.
     return nodes if isinstance(grid, RosterGrid) else sorted(nodes)
-
-
-def plain_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics that are single numbers of at most 64 bits."""
-    return {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
-    }
-
-
-def mean_metrics(replies: Iterable[Reply]) -> dict[str, float]:
-    """Average the metrics that all clients returned, weighted by their examples."""
-    trained = list(replies)
-    weights = np.array([reply.examples for reply in trained])
-    # Only metrics of all clients: the mean of a subset would not be comparable between rounds.
-    names = sorted(set.intersection(*(set(reply.metrics) for reply in trained)))
-    with np.errstate(all="ignore"):  # a client may send any number, infinite ones included
-        return {
-            name: float(np.array([reply.metrics[name] for reply in trained]) @ weights / weights.sum())
-            for name in names
-        }

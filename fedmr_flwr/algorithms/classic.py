@@ -17,8 +17,9 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
 from fedmr_flwr.algorithms import fedavg, fedcross, fedexp, fedmr, fedmut, indep
-from fedmr_flwr.algorithms.base import Algorithm, mean_metrics, plain_numbers
+from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Plan, Reply, Round
+from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts

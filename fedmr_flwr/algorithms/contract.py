@@ -154,6 +154,3 @@ class Plan:
             return Slot(client, None if client is None else replies.get(client), lambda: decode(at))
 
         return [slot(at, client) for at, client in enumerate(self.clients)]
-
-
-# A protocol, because Flower's own strategies run in the same loop and cannot derive from `Algorithm`.

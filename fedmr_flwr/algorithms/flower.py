@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms import wrappers
-from fedmr_flwr.algorithms.base import draw_clients, drawable_nodes, update_length
+from fedmr_flwr.algorithms.base import draw_clients, drawable_nodes
 from fedmr_flwr.algorithms.contract import StateArrays
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.population import update_length
 from fedmr_flwr.errors import ConfigError, OptionError, RunError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged, judge, without_outliers

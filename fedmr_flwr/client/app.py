@@ -1,8 +1,8 @@
 """The client app: Flower's handlers around `fedmr_flwr.training`.
 
 A message contains the model, the settings of the run and the round; everything else is found where the client runs
-(`fedmr_flwr.client.sites`). Data set, partition and network are kept per process, because a process of the simulation
-serves many clients.
+(`fedmr_flwr.client.environment`). Data set, partition and network are kept per process, because a process of the
+simulation serves many clients.
 """
 
 import json
@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedmr_flwr import models
 from fedmr_flwr.client import privacy
-from fedmr_flwr.client.sites import (
+from fedmr_flwr.client.environment import (
     DATA,
     ClientEnvironment,
     DataSpec,

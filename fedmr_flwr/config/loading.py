@@ -10,7 +10,7 @@ from fedmr_flwr.config.paths import default_data_dir
 from fedmr_flwr.config.sections import validate_section
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.strategy import Strategy
-from fedmr_flwr.config.values import read_yaml, write_yaml
+from fedmr_flwr.config.yaml_text import read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
 
 

@@ -4,13 +4,14 @@
 of received messages. No function changes its input. Vectors that are PyTorch tensors stay on their device.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_flwr.core.layout import Columns, Floats, Packed
+from fedmr_flwr.core.layout import Columns, Floats, Layout, Packed
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
 
@@ -109,6 +110,11 @@ def squared_distance(one: NDArray[Any], other: NDArray[Any], columns: Columns) -
     """Return |one - other|^2 over some columns of two vectors [P], in double precision."""
     differences = (np.subtract(one[part], other[part], dtype=np.float64) for part in columns)
     return sum(float(np.vdot(values, values)) for values in differences)
+
+
+def update_length(after: Packed, before: Packed, layout: Layout) -> float:
+    """Return how far training moved a model: |after - before| over its trainable parameters."""
+    return math.sqrt(squared_distance(after.floats, before.floats, layout.parameters))
 
 
 def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[float]:

@@ -12,7 +12,7 @@ from flwr.app import Context, Message, MessageType
 
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.client.app import TrainRequest, app
-from fedmr_flwr.client.sites import SimulatedEnvironment
+from fedmr_flwr.client.environment import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data import datasets

@@ -5,15 +5,16 @@ import torch
 from numpy.typing import NDArray
 
 from fedmr_flwr.client.app import TrainRequest
-from fedmr_flwr.client.sites import SimulatedEnvironment
+from fedmr_flwr.client.environment import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.gpu import states
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import overwrite, pack_on_device
-from fedmr_flwr.training.lane import Batch, BatchSchedule, Lane, batch_sizes
+from fedmr_flwr.training.lane import Lane
 from fedmr_flwr.training.rules import State
+from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes
 
 # The most kinds of state in a lane; MOON, for instance, has two: with an earlier model and without.
 _KINDS = 8

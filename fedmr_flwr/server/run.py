@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from fedmr_flwr.client.app import DIGEST, train_config
-from fedmr_flwr.client.sites import DataSpec
+from fedmr_flwr.client.environment import DataSpec
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import DeviceError
 from fedmr_flwr.report import plots

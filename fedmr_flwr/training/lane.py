@@ -1,9 +1,9 @@
 """A lane: one client's local training, step by step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.models.base import Dropout
 from fedmr_flwr.training.devices import default_generator, to_input
 from fedmr_flwr.training.rules import LocalRule, Outcome, State, Task
+from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes
 
 
 @dataclass(frozen=True)
@@ -33,65 +34,6 @@ class TrainResult:
     examples: int
     loss: float
     outcome: Outcome = field(default_factory=Outcome)
-
-
-@dataclass(frozen=True)
-class BatchSchedule:
-    """The order of a client's examples, drawn before its first step.
-
-    Attributes:
-        order: [E * N] int64, the N examples in the order of each of E epochs.
-        changes: [E * N, 3] int64, their augmentation, in the same order; None without augmentation.
-    """
-
-    order: torch.Tensor
-    changes: torch.Tensor | None
-
-    @classmethod
-    def draw(
-        cls, examples: int, size: tuple[int, ...], training: Training, rng: np.random.Generator
-    ) -> "BatchSchedule":
-        """Draw a client's schedule.
-
-        Args:
-            examples: N.
-            size: of an image, [H, W]; ignored for text.
-            training: epochs and augmentation.
-            rng: of this client in this round.
-        """
-        orders, changes = [], []
-        for _ in range(training.local_epochs):
-            orders.append(torch.from_numpy(rng.permutation(examples)))
-            if training.augment:
-                changes.append(augmentation.draw(examples, size, rng)[orders[-1]])
-        return cls(torch.cat(orders), torch.cat(changes) if changes else None)
-
-
-def batch_sizes(examples: int, epochs: int, batch_size: int) -> Iterator[int]:
-    """Yield the sizes of all batches of a client's training; the last one of an epoch may be smaller.
-
-    Args:
-        examples: of the client.
-        epochs: passes over them.
-        batch_size: of all but the last.
-    """
-    for _ in range(epochs):
-        for start in range(0, examples, batch_size):
-            yield min(batch_size, examples - start)
-
-
-class Batch(NamedTuple):
-    """The examples of one step.
-
-    Attributes:
-        inputs: [B, ...] uint8.
-        labels: [B] int64.
-        changes: [B, 3] int64, the augmentation of images; None without augmentation.
-    """
-
-    inputs: torch.Tensor
-    labels: torch.Tensor
-    changes: torch.Tensor | None
 
 
 class Lane:
@@ -199,7 +141,8 @@ class Lane:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             backward = partial(self._backward, inputs, batch.labels)
             loss = self._rule.gradients(self.model, self._state, backward)
-            self._rule.adjust(self.model, self._state)
+            with torch.no_grad():
+                self._rule.adjust(self.model, self._state)
             self._optimizer.step()
         self._total.add_(loss, alpha=size)  # on the device: reading it would wait for every step
 

@@ -119,7 +119,7 @@ class LocalRule:
         return backward()
 
     def adjust(self, model: nn.Module, state: Any) -> None:
-        """Change the gradients before the optimiser uses them."""
+        """Change the gradients before the optimiser uses them; called without recording of gradients."""
 
     def end(self, model: nn.Module, state: Any, task: Task, steps: int) -> Outcome:
         """Return the vectors for the server and the arrays that the client keeps.

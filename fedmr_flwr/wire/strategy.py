@@ -13,6 +13,7 @@ from fedmr_flwr.wire.codec import Codec
 T = TypeVar("T")
 
 
+# A protocol, because Flower's own strategies are adapted without being algorithms.
 class ServerStrategy(Protocol[T]):
     """The methods that the server's loop calls: the steps of a round one by one, and saving and restoring."""
 

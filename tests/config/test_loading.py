@@ -11,7 +11,7 @@ from fedmr_flwr.algorithms.fedavg import FedAvgOptions
 from fedmr_flwr.algorithms.fedmr import FedMROptions
 from fedmr_flwr.algorithms.flower import FlowerOptions
 from fedmr_flwr.config import loading
-from fedmr_flwr.config.values import read_yaml, write_yaml
+from fedmr_flwr.config.yaml_text import read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
 
 

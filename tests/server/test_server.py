@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from fedmr_flwr import models
 from fedmr_flwr.client import app as client
-from fedmr_flwr.client import sites
+from fedmr_flwr.client import environment
 from fedmr_flwr.config.registry import ALGORITHMS
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, DeviceError, FedmrError, PartitionError, RunError, RunFolderError
@@ -128,7 +128,7 @@ def test_client_evaluates_on_its_own_data(toy):
     out = run(settings)
     prepared = experiment.Experiment(settings)
     grid = engines.grid_of(settings)
-    spec = sites.DataSpec.of(prepared.dataset)
+    spec = environment.DataSpec.of(prepared.dataset)
     config = client.train_config(settings, prepared.layout, spec, out.identifier())
     packed = prepared.layout.pack(load_file(out.model))
     arrays = prepared.codec.encode(Parts([packed.floats], [packed.ints]))
@@ -417,7 +417,7 @@ def test_fedgen_without_terms_is_fedavg(toy):
 
 
 def test_clients_must_have_the_same_data(toy, monkeypatch):
-    monkeypatch.setattr(sites, "_digest", lambda data, data_dir: "another")
+    monkeypatch.setattr(environment, "_digest", lambda data, data_dir: "another")
     with pytest.raises(RunError, match="6 refused, the first one: DataError: this client's data differ"):
         run(toy())
 

@@ -8,8 +8,9 @@ from torch import nn
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.models.base import Dropout
-from fedmr_flwr.training.lane import Lane, batch_sizes
+from fedmr_flwr.training.lane import Lane
 from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.training.schedule import batch_sizes
 from fedmr_flwr.training.sgd import fit
 
 DRAWS = torch.Generator().manual_seed(0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedmr_flwr.client import sites
-from fedmr_flwr.client.sites import DataSpec, NodeEnvironment
+from fedmr_flwr.client import environment
+from fedmr_flwr.client.environment import DataSpec, NodeEnvironment
 from fedmr_flwr.config.settings import Data, Partition
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Normalisation
@@ -73,7 +73,7 @@ def test_node_splits_like_the_server(toy, own, tmp_path, monkeypatch):
     dataset = datasets.load(settings.data, None)
     part = partitions.split(dataset, 6, settings.partition, settings.seed)[2]
     assert NodeEnvironment(settings, node_config, SPEC, RUN).prepare(dataset.digest()) == len(part)
-    monkeypatch.setattr(sites.partitions, "split", None)
+    monkeypatch.setattr(environment.partitions, "split", None)
     _, examples = NodeEnvironment(settings, node_config, SPEC, RUN).examples()
     assert torch.equal(examples.inputs, dataset.train.inputs[part])
     with pytest.raises(DataError, match="this client's data differ from the server's"):
