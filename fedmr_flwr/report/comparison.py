@@ -12,15 +12,17 @@ import numpy as np
 
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.data import datasets
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import write_aside
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
-# Settings that must be equal for an earlier run to be used; the others define where and how it is computed.
-_SAME = {
-    "rounds", "clients", "clients_per_round", "seed", "evaluate_every", "min_good_replies", "max_bad_rounds", "guard",
-    "data", "partition", "model", "training", "strategy",
+# Settings of where and how a run is computed, which do not change its result. All others must be equal for an earlier
+# run to be used: a new setting counts as one that changes the result.
+_NOT_THE_RESULT = {
+    "engine", "device", "client_cpus", "ray", "deployment", "data_dir", "run_dir", "checkpoint_every",
+    "round_timeout", "evaluate_clients",
 }  # fmt: skip
 # The mean of the last evaluations varies less than the last one alone.
 _LAST = 5
@@ -156,12 +158,16 @@ def rows_of(run: RunFolder) -> Metrics:
 
 
 def _check_same(settings: Settings) -> None:
-    """Check that an earlier run in the folder has the same settings."""
+    """Check that an earlier run in the folder has the same settings and the same data."""
     if (out := find_earlier_run(settings)) is None:
         return
     before, now = (
-        known.model_dump(mode="json", by_alias=True, include=_SAME) for known in (load(out.config), settings)
+        known.model_dump(mode="json", by_alias=True, exclude=_NOT_THE_RESULT)
+        for known in (load(out.config), settings)
     )
+    # The files may have changed under the same name.
+    if known := out.read_manifest().get("data-sha256"):
+        before["data-sha256"], now["data-sha256"] = known, datasets.load(settings.data, settings.data_dir).digest()
     for name, value in now.items():
         if before[name] != value:
             raise RunFolderError(

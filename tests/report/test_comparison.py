@@ -11,6 +11,7 @@ from fedmr_flwr.errors import ConfigError, RunError, RunFolderError
 from fedmr_flwr.report import comparison, plots
 from fedmr_flwr.report.comparison import Variant, parse_strategies, summarise
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.experiment import create_folder
 
 CONF = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
 
@@ -152,6 +153,36 @@ TOY = ["rounds=3", "clients=6", "clients-per-round=3", "training.local-epochs=1"
 
 def compare(out, strategies="fedmr,fedavg,scaffold", overrides=(), **more):
     runs.compare(CONF, [*TOY, *overrides], strategies, engine="in-process", out=out, **more)
+
+
+def planned(out, *overrides):
+    return comparison.plan(CONF, [*TOY, *overrides], parse_strategies("fedavg"), None, out)
+
+
+@pytest.mark.parametrize("change", ["wire=float16", "guard=5", "min-good-replies=2", "data.normalisation=none"])
+def test_runs_with_another_result_are_refused(tmp_path, change):
+    ((_, settings),) = planned(tmp_path)
+    create_folder(settings)
+    with pytest.raises(
+        RunFolderError, match=f"fedavg-seed0 was started with {change.split('=')[0].split('.')[0]} = "
+    ):
+        planned(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    "change", ["engine=in-process", "client-cpus=2", "checkpoint-every=1", "ray.client-gpus=0.5"]
+)
+def test_runs_computed_otherwise_are_used(tmp_path, change):
+    ((_, settings),) = planned(tmp_path)
+    create_folder(settings)
+    planned(tmp_path, change)
+
+
+def test_runs_on_other_data_are_refused(tmp_path):
+    ((_, settings),) = planned(tmp_path)
+    create_folder(settings).note(**{"data-sha256": "0" * 64})
+    with pytest.raises(RunFolderError, match="fedavg-seed0 was started with data-sha256 = 000"):
+        planned(tmp_path)
 
 
 @pytest.mark.slow
