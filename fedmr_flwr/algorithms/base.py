@@ -6,8 +6,8 @@ the methods that Flower requires of a strategy are in this file.
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -40,6 +40,9 @@ from fedmr_flwr.wire.messages import (
     vectors,
 )  # fmt: skip
 
+# What a global model is encoded as: a record, or the classic API's parameters.
+E = TypeVar("E")
+
 
 class Algorithm(Strategy, Generic[S]):
     """A Flower strategy that sends one of its K models to each of M clients in every round.
@@ -66,14 +69,14 @@ class Algorithm(Strategy, Generic[S]):
     Raises:
         ConfigError: an argument is unknown, its value is wrong, or the model cannot be used.
 
-    `Rule` is the local rule of its clients; `sends_individual_models` is whether clients get different
-    models; `accepts_device_models` is whether `models` and `combine` accept models on a GPU, as in the one-GPU
-    engine. Otherwise they get NumPy vectors.
+    `Rule` is the local rule of its clients; `averages_one_model` is whether all clients train the global model and
+    the new one is the mean of theirs; `accepts_device_models` is whether `models` and `combine` accept models on a
+    GPU, as in the one-GPU engine. Otherwise they get NumPy vectors.
     """
 
     options: Section
     Rule: ClassVar[type[LocalRule]] = LocalRule
-    sends_individual_models: ClassVar[bool] = False
+    averages_one_model: ClassVar[bool] = True
     accepts_device_models: ClassVar[bool] = False
     # Shown by `help`: the constructor itself has only **options.
     __signature__: ClassVar[inspect.Signature]
@@ -97,12 +100,19 @@ class Algorithm(Strategy, Generic[S]):
     ) -> None:
         if clients_per_round < 1:
             raise OptionError("clients_per_round", f"it is {clients_per_round}, but must be at least 1")
+        if wire not in ("float32", "float16"):
+            raise OptionError("wire", f"it is {wire!r}, but must be float32 or float16")
+        if wire != "float32" and layout is None:
+            raise OptionError("wire", f"it is {wire!r}, but only packed models are converted; pass their layout, too")
+        if guard is not None and not guard > 1:
+            raise OptionError("guard", f"it is {guard}, but must be greater than 1")
         self.clients_per_round = clients_per_round
         self.seed = seed
         self.guard = guard
         self.options = own_options.validate_arguments(type(self), options)
         self.diagnostics: Mapping[str, Any] = {}
         self._codec: Codec | None = None
+        self._infers_layout = layout is None
         self._plan: Plan | None = None
         self._records: Sequence[ArrayRecord] = ()  # of the slots
         self._sent: dict[int, Message] = {}  # by client
@@ -174,13 +184,18 @@ class Algorithm(Strategy, Generic[S]):
         # Not strict: an algorithm may draw fewer clients than it has slots.
         for slot, client in zip(self._draw_slots(round), drawn, strict=False):
             clients[slot] = client
-        return Plan(round, tuple(clients), self.models(round))
+        models = tuple(self.models(round))
+        if len(models) != self.slots:
+            raise ConfigError(f"{type(self).__name__}.models returned {len(models)} models, expected {self.slots}")
+        return Plan(round, tuple(clients), models)
 
-    def finish(self, plan: Plan, slots: Sequence[Slot]) -> Packed:
-        """Combine a round's slots, keep the state, and return the global model."""
+    def finish(self, plan: Plan, slots: Sequence[Slot], encode: Callable[[Packed], E]) -> E:
+        """Combine a round's slots, keep the state, and return the global model, encoded."""
         combined = self.combine(plan.round, slots)
+        # First of all: after an error the state is still that of the round before.
+        encoded = encode(combined.model)
         self.state, self.diagnostics = combined.state, combined.diagnostics
-        return combined.model
+        return encoded
 
     def _draw_slots(self, round: Round) -> list[int]:
         """Draw the slots to train, if there are more of them than clients in a round."""
@@ -220,12 +235,15 @@ class Algorithm(Strategy, Generic[S]):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Draw the round's clients and build a new message for each of them."""
-        if self.sends_individual_models:
+        if not self.averages_one_model or self.Rule.exchanges:
             refuse_unfit(self)
-        if self._codec is None:
+        self._plan, self._records, self._sent = None, (), {}  # frees M models
+        # An object may be used for several runs: each begins without the state of the one before.
+        if self._codec is None or server_round == 1:
             # Under another loop than ours the first model is the only source of the layout.
-            self._codec = Codec.infer(arrays)
-            self.begin(self._codec.layout)
+            if self._infers_layout:
+                self._codec = Codec.infer(arrays)
+            self.begin(self.codec.layout)
         nodes = drawable_nodes(grid, self.clients_per_round)
         examples = grid.examples if isinstance(grid, RosterGrid) else None
         self._plan = plan = self.plan(
@@ -244,7 +262,6 @@ class Algorithm(Strategy, Generic[S]):
         common |= {name: vector_record(values) for name, values in self.sends().items()}
         if returns := self.returns():
             common[RETURNS] = ConfigRecord({**returns})
-        self._sent = {}
         for client, record in zip(plan.clients, self._records, strict=True):
             if client is not None and client not in self._sent:
                 content = RecordDict({ARRAYS: record, **common})
@@ -269,9 +286,10 @@ class Algorithm(Strategy, Generic[S]):
         if plan is None or not judged.good:
             return None, None
         # Decoded from the record that was sent: a slot without a reply keeps the rounding of the wire.
-        model = self.finish(plan, plan.results(judged.good, lambda slot: self._decode(records[slot])))
+        slots = plan.results(judged.good, lambda slot: self._decode(records[slot]))
+        encoded = self.finish(plan, slots, self.codec.encode)
         numbers = {name: value for name, value in self.diagnostics.items() if isinstance(value, float)}
-        return self.codec.encode(model), MetricRecord({**mean_metrics(judged.good.values()), **numbers})
+        return encoded, MetricRecord({**mean_metrics(judged.good.values()), **numbers})
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -298,9 +316,6 @@ class Algorithm(Strategy, Generic[S]):
         if not isinstance(grid, RosterGrid):
             # Flower's own Grid returns its nodes from a set, in an order that differs between runs.
             grid = RosterGrid(grid, at_least=self.clients_per_round)
-        # An object may be started several times: each run begins without the state of the one before.
-        if self._codec is not None:
-            self.begin(self._codec.layout)
         return super().start(grid, *args, **kwargs)
 
     def _decode(self, record: ArrayRecord) -> Packed:

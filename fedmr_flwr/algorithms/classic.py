@@ -92,9 +92,9 @@ class ClassicStrategy(Strategy):
             ConfigError: the first model does not fit the options.
             RunError: too few clients connect.
         """
-        if self.algorithm.sends_individual_models:
+        if not self.algorithm.averages_one_model:
             refuse_unfit(self)
-        if self._layout is None:
+        if self._layout is None or server_round == 1:
             # In the first round and not in the constructor, because Flower may take the model from a client.
             self._layout = self._infer_layout(parameters)
             self.algorithm.begin(self._layout)
@@ -144,10 +144,10 @@ class ClassicStrategy(Strategy):
         if plan is None or layout is None or not good:
             return None, {}
         models = plan.models
-        model = self.algorithm.finish(plan, plan.results(good, lambda slot: _joined(layout, models[slot])))
+        slots = plan.results(good, lambda slot: _joined(layout, models[slot]))
+        encoded = self.algorithm.finish(plan, slots, lambda model: _encode(layout, model))
         numbers = {name: value for name, value in self.algorithm.diagnostics.items() if isinstance(value, float)}
-        replies = [slot.reply for slot in plan.results(good, lambda slot: model) if slot.reply]
-        return _encode(layout, model), {**mean_metrics(replies), **numbers}
+        return encoded, {**mean_metrics(slot.reply for slot in slots if slot.reply), **numbers}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> Evaluation | None:
         """Score the global model with `evaluate_fn`, if there is one."""

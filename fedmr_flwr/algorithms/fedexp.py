@@ -60,6 +60,7 @@ class FedExP(Algorithm[FedExPState]):
     """
 
     options: FedExPOptions
+    averages_one_model = False
 
     def init(self, layout: Layout, slots: int) -> FedExPState:
         """Start without an iterate: the global model is the first one."""

@@ -243,7 +243,7 @@ class FedGen(Algorithm[FedGenState]):
         """Average the trained models, and train the generator on their heads."""
         good = [slot.reply for slot in slots if slot.reply]
         heads = [
-            torch.from_numpy(np.stack([reply.model.floats[entry.columns].reshape(entry.shape) for reply in good]))
+            torch.from_numpy(np.stack([r.model.floats[entry.columns].reshape(entry.shape) for r in good])).float()
             for entry in self._head
         ]
         # Clients may return anything: a negative count would make a negative weight of the loss.

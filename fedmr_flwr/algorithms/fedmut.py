@@ -65,7 +65,7 @@ class FedMut(Algorithm[FedMutState]):
     """
 
     options: FedMutOptions
-    sends_individual_models = True
+    averages_one_model = False
 
     def init(self, layout: Layout, slots: int) -> FedMutState:
         """Start without an earlier model: before the second round there is no update."""

@@ -23,9 +23,9 @@ from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.population import update_length
-from fedmr_flwr.errors import ConfigError, OptionError, RunError
+from fedmr_flwr.errors import BadRoundError, ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.wire.checks import Judged, judge, without_outliers
+from fedmr_flwr.wire.checks import Judged, judge, log_failures, without_outliers
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.messages import ARRAYS
 
@@ -139,21 +139,20 @@ class FlowerStrategy(Strategy):
         try:
             arrays, metrics = self.inner.aggregate_train(server_round, list(judged.good.values()))
         except Exception as error:  # some strategies need more replies than there are
-            raise RunError(
-                f"round {server_round}: {self.Kind.__name__} could not combine {len(judged.good)} replies: "
-                f"{type(error).__name__}: {error}"
+            raise BadRoundError(
+                f"{self.Kind.__name__} could not combine {len(judged.good)} replies: {type(error).__name__}: {error}"
             ) from error
         if arrays is None:
-            raise RunError(
-                f"round {server_round}: {self.Kind.__name__} returned no model for {len(judged.good)} replies"
-            )
+            raise BadRoundError(f"{self.Kind.__name__} returned no model for {len(judged.good)} replies")
         return arrays, metrics
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the replies, and combine the good ones."""
-        return self.aggregate(server_round, self.judge(replies))
+        """Check the replies, log the rejected ones, and combine the good ones."""
+        judged = self.judge(replies)
+        log_failures(judged.failures)
+        return self.aggregate(server_round, judged)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

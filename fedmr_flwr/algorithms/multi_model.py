@@ -73,7 +73,7 @@ class MultiModel(Algorithm[Population]):
     """
 
     options: MultiModelOptions
-    sends_individual_models = True
+    averages_one_model = False
 
     units: Sequence[Unit]
 

@@ -56,12 +56,13 @@ class ClientState:
             self._folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self._path(server_round), arrays, {_SHA256: hash_tensors(arrays)})
         # Replies between the last good one and this round were rejected. Of the others, a server that is resumed
-        # after round `resumable` needs the newest of that time.
+        # after round `resumable` needs the newest of that time, also if it has reset all clients since.
         rounds = sorted(int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors"))
         counted = [kept for kept in rounds if kept <= min(last_round, resumable)]
         with writing(self._folder):
             for kept in rounds:
-                if last_round < kept < server_round or kept in counted[:-1]:
+                rejected = last_round < kept < server_round and (last_round or kept > resumable)
+                if rejected or kept in counted[:-1]:
                     self._path(kept).unlink(missing_ok=True)
 
     def _path(self, server_round: int) -> Path:

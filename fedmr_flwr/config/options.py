@@ -24,7 +24,7 @@ def options_type(kind: type) -> type[Section]:
             declared = eval(declared, vars(sys.modules[base.__module__]))
         if declared is not None:
             if not (isinstance(declared, type) and issubclass(declared, Section)):
-                raise TypeError(f"{base.__name__}.options must be declared as a subclass of config.Section")
+                raise TypeError(f"{base.__name__}.options must be declared as a subclass of fedmr_flwr.Section")
             return declared
     return Section
 

@@ -58,10 +58,11 @@ class Strategy(Section):
         if problem := _misfit(given, algorithm.Rule.exchanges, rule.exchanges):
             raise wrong_value("local-rule", given.local_rule, problem)
         own, rules = option_keys(algorithm), option_keys(rule)
+        # A file could not state which of the two is meant, and a dump has each key once.
+        if twice := sorted(own.keys() & rules.keys()):
+            problem = f"the algorithm and its local rule have both an option '{twice[0]}'; rename one of them"
+            raise wrong_value("name", given.name, problem)
         for key, value in (given.model_extra or {}).items():
-            if key in own and key in rules:
-                # A file cannot state which of the two is meant.
-                raise wrong_value(key, value, f"both '{given.name}' and its local rule have an option '{key}'")
             if key not in own and key not in rules:
                 raise unknown_key(key, value, ["name", "local-rule", *own, *rules])
         return {

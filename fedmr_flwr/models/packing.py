@@ -25,7 +25,8 @@ def pack_on_device(tensors: list[torch.Tensor], layout: Layout) -> Packed:
     floats: list[torch.Tensor] = []
     ints: list[torch.Tensor] = []
     for tensor, entry in zip(tensors, layout.entries, strict=True):
-        (ints if entry.integer else floats).append(tensor.detach().reshape(-1))
+        kind = torch.int64 if entry.integer else tensor.dtype
+        (ints if entry.integer else floats).append(tensor.detach().reshape(-1).to(kind))
     # The integers go to the host: they are few, and all arithmetic on them is NumPy's.
     counters = torch.cat(ints).numpy(force=True) if ints else np.empty(0, np.int64)
     return Packed(torch.cat(floats), counters)  # type: ignore[arg-type]

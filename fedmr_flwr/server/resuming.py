@@ -34,6 +34,8 @@ def write_description(experiment: Experiment, out: RunFolder) -> None:
         "strategy": settings.strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
         "data-sha256": experiment.digest,
         "wire": settings.wire,
+        "guard": settings.guard,
+        "min-good-replies": settings.min_good_replies,
         "precision": settings.precision,
         "privacy": settings.privacy.model_dump(by_alias=True),
     }

@@ -146,6 +146,8 @@ def _train_round(
     """
     grid.await_clients(settings.min_good_replies)
     messages = strategy.configure_train(number, arrays, train_config, grid)
+    # A client that is drawn twice gets one message, and gives one reply.
+    least = min(settings.min_good_replies, len(messages))
     ledger.write_into(messages, grid)
     exchange = grid.exchange(messages, timeout=settings.round_timeout)
     judged = strategy.judge(exchange.replies)
@@ -158,11 +160,9 @@ def _train_round(
             f"a Ray worker died while training {died} clients, perhaps out of memory or with its node, and Flower "
             "does not restart it; continue with `fedmr resume`, which loses nothing"
         )
-    if len(judged.good) < settings.min_good_replies:
-        absent = all(failure.kind in _ABSENT for failure in failures) and grid.lacks_clients(
-            settings.min_good_replies
-        )
-        raise BadRoundError(_too_few(len(judged.good), failures, exchange, settings.min_good_replies), absent)
+    if len(judged.good) < least:
+        absent = all(failure.kind in _ABSENT for failure in failures) and grid.lacks_clients(least)
+        raise BadRoundError(_too_few(len(judged.good), failures, exchange, least), absent)
     # Judging and combining are separate calls, so that a bad round is known before the strategy changes.
     combined, metrics = strategy.aggregate(number, judged)
     assert combined is not None

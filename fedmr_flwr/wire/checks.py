@@ -59,10 +59,10 @@ def judge(sent: Mapping[int, Message], replies: Iterable[Message]) -> Judged[Mes
         sent: the message to each client, one for each node.
         replies: in any order.
     """
-    # A good reply is matched by its node. An error that Flower itself reports has another source: it is matched by
-    # the message that it replies to.
-    by_node = {message.metadata.dst_node_id: client for client, message in sent.items()}
+    # By the message that it replies to: the late reply to an earlier round comes from the same node. Only messages
+    # that a wrapper of the Grid replaced by its own were never given an identifier: they are matched by node.
     by_message = {message.metadata.message_id: client for client, message in sent.items()}
+    by_node = {m.metadata.dst_node_id: client for client, m in sent.items() if not m.metadata.message_id}
     found: dict[int, list[Message]] = {client: [] for client in sent}
     unsolicited: list[Failure] = []
     for reply in replies:

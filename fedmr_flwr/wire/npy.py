@@ -27,9 +27,10 @@ def join(pieces: Sequence[NDArray[Any]], dtype: DTypeLike) -> Array:
     This is where a recombined model is joined: it is never copied before.
 
     Args:
-        pieces: contiguous vectors of this type.
+        pieces: contiguous vectors; those of another type are converted.
         dtype: the type of the result.
     """
+    pieces = [piece.astype(dtype, copy=False) for piece in pieces]
     length = sum(len(piece) for piece in pieces)
     # `bytes.join` allocates the result once and copies each piece into it; `np.concatenate` and `tobytes` would copy
     # twice.

@@ -52,6 +52,38 @@ def test_wrong_options_are_refused():
         FedAvg(weighting="size")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"clients_per_round": 0}, "clients_per_round: it is 0, but must be at least 1"),
+        ({"wire": "float8"}, "wire: it is 'float8', but must be float32 or float16"),
+        ({"wire": "float16"}, "wire: it is 'float16', but only packed models are converted"),
+        ({"guard": 1.0}, "guard: it is 1.0, but must be greater than 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        FedAvg(**arguments)
+
+
+def test_missing_model_is_named(grid_of, answer):
+    class Short(FedAvg):
+        def models(self, round):
+            return super().models(round)[:-1]
+
+    grid = RosterGrid(grid_of(lambda message, client: answer(START), clients=3), clients=3)
+    with pytest.raises(ConfigError, match=r"Short.models returned 2 models, expected 3"):
+        Short(clients_per_round=3, layout=LAYOUT).configure_train(1, START, ConfigRecord(), grid)
+
+
+def test_each_run_infers_its_layout(grid_of, answer):
+    strategy = FedAvg(clients_per_round=2)
+    for length in 2, 5:
+        start = ArrayRecord({"w": Array(np.ones(length, np.float32))})
+        grid = grid_of(lambda message, client: answer(message.content["arrays"]), clients=4, numbered=False)
+        assert strategy.start(grid, start, num_rounds=2).arrays["w"].shape == (length,)
+
+
 def test_runs_in_flowers_own_loop(grid_of, answer):
     start = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "n": Array(np.zeros((), np.int64))})
 

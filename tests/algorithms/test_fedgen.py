@@ -198,7 +198,7 @@ def test_training_depends_on_the_generator():
 def combine(strategy, number, replies):
     """Combine replies of clients that were sent the first one's model; return the global model."""
     round = round_of(strategy, number, replies[0].model)
-    return strategy.finish(Plan(round, (), ()), slots_of(replies))
+    return strategy.finish(Plan(round, (), ()), slots_of(replies), lambda model: model)
 
 
 def test_heads_match_label_counts(monkeypatch):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from fedmr_flwr.algorithms.flower import flower_strategy
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.errors import ConfigError, RunError
+from fedmr_flwr.errors import BadRoundError, ConfigError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.server.run import run as serve
@@ -111,7 +111,7 @@ def test_error_in_aggregation_is_one_line(grid, monkeypatch):
         raise ZeroDivisionError("of nothing")
 
     monkeypatch.setattr(own.inner, "aggregate_train", needs_more)
-    with pytest.raises(RunError, match=r"round 1: FedMedian could not combine \d replies: ZeroDivisionError"):
+    with pytest.raises(BadRoundError, match=r"^FedMedian could not combine \d replies: ZeroDivisionError"):
         own.aggregate_train(1, replies)
     assert strategy("FedMedian").aggregate_train(1, []) == (None, None)
 

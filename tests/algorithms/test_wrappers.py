@@ -13,8 +13,10 @@ from flwr.serverapp import strategy as new
 
 from fedmr_flwr import FedAvg, FedMR
 from fedmr_flwr.algorithms import classic
+from fedmr_flwr.algorithms.fedexp import FedExP
 from fedmr_flwr.algorithms.fedmut import FedMut
 from fedmr_flwr.algorithms.flower import flower_strategy
+from fedmr_flwr.algorithms.scaffold import Scaffold
 from fedmr_flwr.errors import ConfigError
 
 START = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
@@ -30,13 +32,27 @@ def wrapped(kind, strategy):
     return getattr(new, kind)(strategy, noise_multiplier=0.1, num_sampled_clients=3, **more)
 
 
-@pytest.mark.parametrize("own", [FedMR, FedMut])
+@pytest.mark.parametrize("own", [FedMR, FedMut, FedExP, Scaffold])
 @pytest.mark.parametrize("kind", sorted(name for name in new.__all__ if name.startswith("Differential")))
 def test_clipping_wrappers_are_refused(kind, own, grid):
     strategy = own(clients_per_round=3)
     with pytest.raises(ConfigError, match=f"^{kind} cannot be used with {own.__name__}: it clips .*privacy.local-dp"):
         list(wrapped(kind, strategy).configure_train(1, START, ConfigRecord(), grid))
     assert len(strategy.configure_train(1, START, ConfigRecord(), grid)) == 3, "by itself it works"
+
+
+def test_wrapped_wrappers_are_refused(grid):
+    class Plain(new.FedAvg):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def configure_train(self, *arguments):
+            return self.inner.configure_train(*arguments)
+
+    kind = "DifferentialPrivacyServerSideFixedClipping"
+    with pytest.raises(ConfigError, match=f"^{kind} cannot be used with FedMR"):
+        list(wrapped(kind, Plain(FedMR(clients_per_round=3))).configure_train(1, START, ConfigRecord(), grid))
 
 
 def test_subclasses_of_wrappers_are_refused(grid):

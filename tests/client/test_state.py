@@ -57,6 +57,14 @@ def test_lost_replies_are_forgotten(tmp_path):
     assert state.recall(2) is not None
 
 
+def test_reset_keeps_what_a_resumed_run_needs(tmp_path):
+    state = ClientState(tmp_path)
+    state.keep(number(5, 0), 5, 0, 0)
+    # All clients were reset after round 9, and a resumed run may go back to the checkpoint of round 8.
+    state.keep(number(10, 0), 10, 0, 8)
+    assert state.recall(5) is not None
+
+
 def test_failed_write_is_one_line(tmp_path):
     (tmp_path / "client").write_text("a file")
     with pytest.raises(RunFolderError, match="cannot write .*client"):

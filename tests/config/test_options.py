@@ -34,7 +34,7 @@ def test_reads_text_annotations():
 
 
 def test_other_option_types_are_refused():
-    with pytest.raises(TypeError, match=r"Own.options must be declared as a subclass of config.Section"):
+    with pytest.raises(TypeError, match=r"Own.options must be declared as a subclass of fedmr_flwr.Section"):
         type("Own", (Algorithm,), {"__annotations__": {"options": int}})
 
 

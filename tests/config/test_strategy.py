@@ -125,7 +125,7 @@ def test_own_algorithm_by_module_name():
 
 @pytest.mark.usefixtures("importable")
 def test_shared_option_name_is_refused():
-    with pytest.raises(ConfigError, match="strategy.trim: both 'mine:Holding' and its local rule have an option"):
+    with pytest.raises(ConfigError, match="strategy.name: the algorithm and its local rule have both"):
         parse(name="mine:Holding", trim=0.25)
 
 

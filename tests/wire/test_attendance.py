@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedmr_flwr.errors import AbsentClientsError
 from fedmr_flwr.wire.grids import attendance
@@ -100,6 +100,16 @@ def test_client_may_return_as_another_node(away, monkeypatch):
     roster.await_clients(1)
     assert roster.get_node_ids()[2] == new
     assert len(train(roster).replies) == 4
+
+
+def test_replaced_node_may_return(away):
+    register, reply = Attendance(away, 4, least=1), Message(RecordDict(), 1, "query")
+    reply = Message(RecordDict({"metrics": MetricRecord({"client": 0})}), reply_to=reply)
+    for node, here in [(91, {91}), (92, {92}), (91, {91}), (91, {91})]:
+        register._register(node, reply, here)
+        assert register.nodes[0] == node
+        assert 91 + 92 - node not in register._known
+    assert not register._refusals
 
 
 def test_refused_nodes_are_asked_again(away, monkeypatch):

@@ -47,8 +47,16 @@ def test_every_kind_of_failure_is_named(sent):
     assert judged.failures[0].reason == "RuntimeError: no memory"
 
 
-def test_reply_is_known_by_its_node(sent):
+def test_late_reply_is_unasked(sent):
     reply = good(sent[3])
+    reply.metadata.__dict__["_reply_to_message_id"] = "of an earlier round"
+    assert [*judge(sent, [reply]).good] == []
+    assert [*judge(sent, [reply, good(sent[3])]).good] == [3]
+
+
+def test_reply_to_a_wrappers_message_is_known_by_node(sent):
+    reply = good(sent[3])
+    sent[3].metadata.__dict__["_message_id"] = ""
     reply.metadata.__dict__["_reply_to_message_id"] = "of a wrapper's own"
     assert [*judge(sent, [reply]).good] == [3]
 

@@ -169,9 +169,11 @@ class Attendance:
         if not isinstance(number, int) or not (0 <= number < self._clients):
             self._refusals[node] = f"a node has client number {number}, expected 0 to {self._clients - 1}"
         # Only a connected one: a client that returns as another node takes its number over.
-        elif self._nodes.get(number) in here:
+        elif self._nodes.get(number, node) in here - {node}:
             self._refusals[node] = f"two nodes have client number {number}"
         else:
+            # The node that it replaces is queried again if it returns.
+            self._known.discard(self._nodes.get(number, node))
             self._known.add(node)
             self._nodes[number] = node
             self._counts[number] = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None

@@ -82,4 +82,6 @@ def _carrier(message: Message, nodes: list[int]) -> Message:
     client = message.metadata.dst_node_id - 1
     config = message.content.config_records.get(CONFIG, ConfigRecord())
     content = RecordDict({**message.content, CONFIG: ConfigRecord({**config, CLIENT: client})})
-    return Message(content, nodes[client % len(nodes)], message.metadata.message_type)
+    facts = message.metadata
+    node = nodes[client % len(nodes)]
+    return Message(content, node, facts.message_type, ttl=facts.ttl, group_id=facts.group_id)
