@@ -312,12 +312,11 @@ def check_a_round(run, meddle):
 
 def expectations(messages, replies, packed):
     """What each message should have come to: kinds of failure, model, length of update; and how many were unasked."""
-    nodes = {message.metadata.dst_node_id: at for at, message in enumerate(messages)}
     answered = {message.metadata.message_id: at for at, message in enumerate(messages)}
     groups = defaultdict(list)
-    for reply in replies:  # known by its node, or, where the SuperLink reports an error, by what it answers
+    for reply in replies:  # known by the message that it replies to: a late one comes from the same node
         facts = reply.metadata
-        groups[nodes.get(facts.src_node_id, answered.get(facts.reply_to_message_id))].append(reply)
+        groups[answered.get(facts.reply_to_message_id)].append(reply)
     expected, models, lengths = [], {}, {}
     for at, message in enumerate(messages):
         if len(groups[at]) != 1:
