@@ -9,7 +9,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +238,7 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """Return the versions of the software that a run's result depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
+    return {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONS}
 
 
 def _whole_rows(content: bytes) -> Iterator[dict[str, Any]]:
@@ -272,3 +272,11 @@ def _with_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_nan(inner) for name, inner in value.items()}
     return [_with_nan(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _version(package: str) -> str | None:
+    """Return the installed version of a package; None if there is none, as of Ray on a node of a deployment."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
