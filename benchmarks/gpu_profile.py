@@ -1,69 +1,163 @@
-"""Where a round's time goes in the engine gpu: PyTorch's profile of five rounds after a warm-up, as two tables.
+"""Where the time of a training goes in the engine gpu: one cohort of clients, trained again and again.
 
-.venv/bin/python benchmarks/gpu_profile.py --data-dir FOLDER > profile.txt
+Prints the milliseconds of a round's training, side by side and one client after another, then every kernel of a step
+with its microseconds: alone, and while all clients train. In float32 it compares the models, bit for bit, with those
+of lanes that launch every kernel on their own.
+
+    .venv/bin/python benchmarks/gpu_profile.py --data-dir FOLDER
+    .venv/bin/python benchmarks/gpu_profile.py --data-dir FOLDER --override precision=tf32
 """
 
+import hashlib
+import statistics
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
-from flwr.app import Message
 from rich.console import Console
+from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from fedmr_flwr import models
 from fedmr_flwr.config.loading import load
+from fedmr_flwr.core.layout import Packed
+from fedmr_flwr.core.randomness import stream
+from fedmr_flwr.data import partitions
+from fedmr_flwr.gpu.graphs import GraphLane
 from fedmr_flwr.gpu.grid import GpuGrid
-from fedmr_flwr.report.display import Display
-from fedmr_flwr.server.run import run
+from fedmr_flwr.models.packing import overwrite, pack
+from fedmr_flwr.server.experiment import Experiment
+from fedmr_flwr.training.devices import arithmetic, place
+from fedmr_flwr.training.lane import Lane
+from fedmr_flwr.training.rules import LocalRule
 
-CONF = Path(__file__).parent.parent / "conf" / "fashion-mnist-cnn.yaml"
-ROUNDS = 5
+CONF = Path(__file__).parent.parent / "conf"
 
 
-class ProfiledGrid(GpuGrid):
-    """Profiles some of its exchanges."""
+class CohortLane(GraphLane):
+    """A lane that takes a client of the cohort without a message."""
 
-    profiler: profile
-    profiled: range
-    exchanges = 0
+    def start(self, model: Packed, indices: torch.Tensor, client: int) -> None:
+        """Assign a client."""
+        overwrite(self._tensors, model, self._layout)
+        self.begin(stream(0, "train", client), LocalRule(), indices=indices)
+        self._outer = torch.cuda.current_stream()
+        self._stream.wait_stream(self._outer)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Exchange messages, with the profiler running if it is time."""
-        self.exchanges += 1
-        if self.exchanges == self.profiled.start:
-            self.profiler.start()
-        replies = super().send_and_receive(messages, timeout=timeout)
-        if self.exchanges == self.profiled.stop:
-            self.profiler.stop()
-        return replies
+    def replay_step(self, size: int) -> None:
+        """Replay the captured step of a batch size once."""
+        graph = next(graph for (_, own), graph in self._graphs.items() if own == size and graph)
+        graph.replay()
+
+
+def seconds_of(act: Callable[[], object]) -> float:
+    """Return the seconds until the GPU has finished a call."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    act()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def run_all(lanes: Sequence[Lane]) -> None:
+    """Launch a step of each lane in turn until all have finished."""
+    running = list(lanes)
+    while running:
+        running = [lane for lane in running if lane.step()]
+
+
+def kernels_of(act: Callable[[], object]) -> list[Any]:
+    """Return the profiler's events of the kernels that a call runs, in their order."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        act()
+        torch.cuda.synchronize()
+    found = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sorted(found, key=lambda event: event.time_range.start)
 
 
 def main(
-    data_dir: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST's idx files.")],
-    warm_up: Annotated[int, typer.Option(help="Rounds before the profile.")] = 120,
-    device: Annotated[str, typer.Option(help="cuda or cuda:N.")] = "cuda",
+    data_dir: Annotated[Path, typer.Option(help="Folder of the data files.")],
+    conf: Annotated[Path, typer.Option(help="A configuration.")] = CONF / "fashion-mnist-cnn.yaml",
+    override: Annotated[list[str], typer.Option(help="key=value; may be repeated.")] = [],  # noqa: B006
+    times: Annotated[int, typer.Option(help="Measured rounds.")] = 15,
 ) -> None:
-    """Profile and print the operations that take longest on the GPU, and on the host."""
+    """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
-        rounds = warm_up + ROUNDS
-        settings = load(
-            CONF,
-            [
-                "engine=gpu", f"device={device}", f"rounds={rounds}", f"evaluate-every={rounds}",
-                "partition.alpha=0.5", f"data-dir={data_dir}", f"run-dir={folder}/run",
-            ],
-        )  # fmt: skip
-        display = Display(settings.rounds, Console(stderr=True))
-        with display:
-            grid = ProfiledGrid(settings, display.print)
-            grid.profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
-            # The first exchange asks the clients for their numbers.
-            grid.profiled = range(warm_up + 2, rounds + 1)
-            run(settings, grid, display)
-    for order in ("cuda_time_total", "cpu_time_total"):
-        print(grid.profiler.key_averages().table(sort_by=order, row_limit=40))
+        given = [f"data-dir={data_dir}", f"run-dir={folder}/run", "engine=gpu", "device=cuda", "partition.alpha=0.5"]
+        settings = load(conf, [*given, *override])
+        parts = Experiment(settings).parts
+        assert parts is not None
+        Path(folder, "run").mkdir()
+        partitions.save(parts, Path(folder, "run", "partition.npz"))
+        chosen = stream(settings.seed, "cohort").choice(len(parts), settings.clients_per_round, replace=False)
+        cohort = sorted(map(int, chosen), key=lambda client: -len(parts[client]))
+        indices = [torch.from_numpy(parts[client]) for client in cohort]
+        grid = GpuGrid(settings, print)
+        arguments = grid._common
+        network, layout = grid._model(), grid._layout
+        initial = pack(network, layout)
+        console = Console(width=130)
+        with arithmetic(settings.precision, torch.device("cuda")):
+            lanes = [CohortLane(model=grid._model(), **arguments) for _ in cohort]
+
+            def begin(some: int = len(cohort)) -> None:
+                for lane, own, client in zip(lanes[:some], indices, cohort, strict=False):
+                    lane.start(initial, own, client)
+
+            def timed(some: int) -> float:
+                begin(some)
+                return seconds_of(lambda: run_all(lanes[:some]))
+
+            for _ in range(3):  # a step of each size without capture, its capture, and a replay
+                timed(len(lanes))
+            together = statistics.median(timed(len(lanes)) for _ in range(times))
+            trained = digest(lanes, layout)
+            longest = -(-len(indices[0]) // settings.training.batch_size) * settings.training.local_epochs
+            alone = statistics.median(timed(1) for _ in range(5)) / longest
+            begin()
+            step = kernels_of(lambda: lanes[0].replay_step(settings.training.batch_size))
+            begin()
+            crowd: dict[str, list[float]] = {}
+            for event in kernels_of(lambda: run_all(lanes)):
+                crowd.setdefault(event.name, []).append(event.time_range.elapsed_us())
+            apart, eager = [], 0.0
+            for own, client in zip(indices, cohort, strict=True):
+                model = models.build(settings.model.name, grid._dataset.input_shape, grid._dataset.classes)
+                place(model, torch.device("cuda"), settings.precision)
+                overwrite(list(model.state_dict().values()), initial, layout)
+                lane = Lane(model, arguments["dataset"], arguments["examples"], settings.training, settings.precision)
+                lane.begin(stream(0, "train", client), LocalRule(), indices=own)
+                eager += seconds_of(lane.run)
+                apart.append(lane)
+    table = Table(
+        "kernel", caption=f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {settings.precision}"
+    )
+    table.add_column("us alone", justify="right")
+    table.add_column("us among all", justify="right")
+    for event in step:
+        among = np.median(crowd.get(event.name, [float("nan")]))
+        table.add_row(event.name[:100], f"{event.time_range.elapsed_us():.2f}", f"{among:.2f}")
+    console.print(table)
+    total = sum(event.time_range.elapsed_us() for event in step)
+    same = f"; the same bits: {digest(apart, layout) == trained}" if settings.precision == "float32" else ""
+    console.print(
+        f"{len(cohort)} clients, the largest with {longest} steps: {1e3 * together:.1f} ms side by side, "
+        f"{1e3 * eager:.0f} ms one after another without graphs{same}\n"
+        f"a step alone: {1e6 * alone:.0f} us, {len(step)} kernels of {total:.0f} us"
+    )
+
+
+def digest(lanes: Sequence[Lane], layout: Any) -> str:
+    """Return a hash of the lanes' models."""
+    sha = hashlib.sha256()
+    for lane in lanes:
+        sha.update(pack(lane.model, layout).floats.tobytes())
+    return sha.hexdigest()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -25,6 +26,10 @@ from flwr.serverapp import Grid
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
+
+# Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 CONF = Path(__file__).parent.parent / "conf"
 

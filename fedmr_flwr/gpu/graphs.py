@@ -17,11 +17,15 @@ from fedmr_flwr.client.app import TrainRequest
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.lanes import ResidentLane
+from fedmr_flwr.models import layers
 from fedmr_flwr.training.devices import default_generator, is_out_of_memory
 from fedmr_flwr.training.lane import TrainResult
+from fedmr_flwr.training.schedule import Batch
 
 # The number of streams that PyTorch has; it returns them in turn.
 STREAMS = 32
+# About how many pieces the weights are updated in, and the fewest values of one. A kernel takes up to 48 tensors.
+_PIECES, _SHORTEST_PIECE = 32, 2048
 
 
 class GraphLane(ResidentLane):
@@ -115,6 +119,37 @@ class GraphLane(ResidentLane):
         graph.capture_end()
         return graph
 
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """Create an optimiser that updates the weights in pieces."""
+        # PyTorch's kernel updates each tensor of up to 65,536 values by one block of threads, while the other
+        # multiprocessors wait. Pieces are updated side by side, to the same bits.
+        weights = [_in_memory_order(parameter.detach()) for parameter in self.model.parameters()]
+        length = max(_SHORTEST_PIECE, sum(map(len, weights)) // _PIECES)
+        self._pieces = [torch.split(vector, length) for vector in weights]
+        every = [piece for pieces in self._pieces for piece in pieces]
+        return torch.optim.SGD(every, self._training.lr, self._training.momentum, fused=True)
+
+    def _update(self) -> None:
+        """Change the weights by their gradients."""
+        for parameter, pieces in zip(self.model.parameters(), self._pieces, strict=True):
+            if (gradient := parameter.grad) is not None:
+                if gradient.stride() != parameter.stride():
+                    gradient = torch.empty_like(parameter).copy_(gradient)
+                parts = torch.split(_in_memory_order(gradient), len(pieces[0]))
+                for piece, part in zip(pieces, parts, strict=True):
+                    piece.grad = part
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)  # or the pieces would hold the memory until the next step
+
+    def _next_batch(self, size: int) -> Batch:
+        if self._changes is not None or layers.missing(self._device):
+            return super()._next_batch(size)
+        from fedmr_flwr.gpu.fetch import fetch
+
+        inputs, labels = fetch(self._examples, self._order, self._cursor, size)
+        self._cursor += size
+        return Batch(inputs, labels, None)
+
     def _forget(self) -> None:
         super()._forget()
         self._graphs.clear()
@@ -124,6 +159,11 @@ class GraphLane(ResidentLane):
     def close(self) -> None:
         """Wait until everything that the lane has launched has finished."""
         self._stream.synchronize()
+
+
+def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values of a tensor without gaps as a vector, which shares its memory."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 # Weak references, so that a dropped lane frees its memory and its stream.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from functools import cached_property, partial
 from math import ceil
 from typing import Any, TypeVar
@@ -16,13 +17,14 @@ from fedmr_flwr.client.environment import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data import datasets
-from fedmr_flwr.data.base import Dataset
+from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import DeviceError, EngineError
 from fedmr_flwr.gpu.graphs import STREAMS, GraphLane
 from fedmr_flwr.gpu.lanes import ResidentLane, sizes_of
+from fedmr_flwr.models import layers
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import layout_of
-from fedmr_flwr.training.devices import arithmetic, is_out_of_memory, pick_device, place, threads
+from fedmr_flwr.training.devices import arithmetic, is_out_of_memory, pick_device, place, threads, to_input
 from fedmr_flwr.training.evaluation import evaluate
 from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed, reason_of
@@ -34,6 +36,8 @@ T = TypeVar("T")
 
 # The memory for a mean in double precision with its intermediate values, in multiples of a model in float32.
 _SUMS = 10
+# The largest share of the free memory that the training set may take once it is prepared, in float32.
+_PREPARED_SHARE = 0.25
 
 
 class GpuGrid(InProcessGrid):
@@ -71,6 +75,8 @@ class GpuGrid(InProcessGrid):
         rule = local_rule(settings.strategy)
         if not rule.capturable:
             report(f"the steps of {type(rule).__name__} cannot be captured: launching them kernel by kernel")
+        if self._device.type == "cuda" and (why := layers.missing(self._device)):
+            report(f"all layers are PyTorch's, which takes longer: {why}")
 
     def _handle_all(self, messages: Sequence[Message]) -> list[Message]:
         """Handle messages; if they request training, train all clients together."""
@@ -86,8 +92,10 @@ class GpuGrid(InProcessGrid):
     def _train_clients(self, messages: Sequence[Message]) -> list[Message]:
         """Train in as many waves as necessary, all of about the same size."""
         turns = [_Turn(message) for message in messages]
+        # The clients with most examples first: a round ends with the last step of the slowest.
+        ordered = sorted(turns, key=lambda turn: -(turn.attempt(partial(self._examples_of, turn.message)) or 0))
         with self._reserve(messages):
-            while waiting := [turn for turn in turns if not turn.reply]:
+            while waiting := [turn for turn in ordered if not turn.reply]:
                 self._report_fewer()
                 waves = ceil(len(waiting) / self._most)
                 self._wave(waiting[: ceil(len(waiting) / waves)])
@@ -116,6 +124,11 @@ class GpuGrid(InProcessGrid):
                 turn.reset()
             elif turn.failure:
                 turn.reply = failed(turn.message, turn.failure)
+
+    def _examples_of(self, message: Message) -> int:
+        """Return the number of examples of a message's client."""
+        client = self._numbers[message.metadata.dst_node_id]
+        return len(SimulatedEnvironment(self._settings, client).indices)
 
     def _lane_for(self, turns: Sequence["_Turn"], client: TrainRequest) -> ResidentLane:
         """Return the free lane that knows most of a client's batch sizes, or a new one if none is free."""
@@ -221,13 +234,27 @@ class GpuGrid(InProcessGrid):
             examples = self._dataset.train.to(self._device)
         except torch.OutOfMemoryError:
             raise EngineError("the training set does not fit into the GPU's memory; use engine=in-process") from None
+        dataset, examples = self._prepared(examples)
         return {
             "layout": self._layout,
-            "dataset": self._dataset,
+            "dataset": dataset,
             "examples": examples,
             "settings": self._settings,
             "largest": SimulatedEnvironment(self._settings, 0).largest,
         }
+
+    def _prepared(self, examples: Examples) -> tuple[Dataset, Examples]:
+        """Prepare all examples beforehand if there is ample memory; return the data set to prepare them further."""
+        dataset, size = self._dataset, examples.inputs.numel()
+        if self._device.type == "cpu" or dataset.normalisation is None or self._settings.training.augment:
+            return dataset, examples
+        free, _ = torch.cuda.mem_get_info()
+        if 4 * size > free * _PREPARED_SHARE:
+            return dataset, examples
+        # In parts, because the intermediate values take several times the memory.
+        parts = torch.split(examples.inputs, 1000)
+        inputs = torch.cat([to_input(dataset, part, self._settings.precision) for part in parts])
+        return replace(dataset, normalisation=None), Examples(inputs, examples.labels)
 
 
 class _Turn:

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from fedmr_flwr.models import layers
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -28,7 +30,7 @@ class Classifier(nn.Module):
 
     def head(self, representations: torch.Tensor) -> torch.Tensor:
         """Map [B, D] representations to [B, classes] logits."""
-        return self.classifier(representations)  # type: ignore[no-any-return]
+        return layers.apply(self.classifier, representations)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, classes] logits."""

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from fedmr_flwr.models import layers
 from fedmr_flwr.models.base import Classifier
 
 
@@ -25,4 +26,4 @@ class MLP(Classifier):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, ...] examples to [B, hidden] representations."""
-        return torch.relu(self.layer2(torch.relu(self.layer1(images.flatten(1)))))
+        return layers.apply(self.layer2, layers.apply(self.layer1, images.flatten(1), relu=True), relu=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedmr_flwr.errors import FedmrError, RunFolderError
 from fedmr_flwr.files import write_aside, write_new, write_tensors, writing
 
-_VERSIONS = ("fedmr-flwr", "flwr", "ray", "torch", "numpy")
+_VERSIONS = ("fedmr-flwr", "flwr", "ray", "torch", "triton", "numpy")
 
 
 def check_free(path: Path, option: str = "run-dir=FOLDER") -> None:
@@ -237,8 +237,12 @@ class RunFolder:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the software that a run's result depends on."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONS}
+    """Return the versions of the installed software that a run's result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        with suppress(PackageNotFoundError):  # a node of a deployment needs no Ray
+            found[name] = version(name)
+    return found
 
 
 def _whole_rows(content: bytes) -> Iterator[dict[str, Any]]:
@@ -272,11 +276,3 @@ def _with_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_nan(inner) for name, inner in value.items()}
     return [_with_nan(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _version(package: str) -> str | None:
-    """Return the installed version of a package; None if there is none, as of Ray on a node of a deployment."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

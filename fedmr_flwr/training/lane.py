@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
 from fedmr_flwr.config.training import Precision, Training
 from fedmr_flwr.core.layout import Floats
 from fedmr_flwr.data import augmentation
 from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.models import layers
 from fedmr_flwr.models.base import Dropout
 from fedmr_flwr.training.devices import default_generator, to_input
 from fedmr_flwr.training.rules import LocalRule, Outcome, State, Task
@@ -61,8 +61,10 @@ class Lane:
         self.model, self._dataset, self._examples = model.train(), dataset, examples
         self._training, self._precision = training, precision
         self._device = examples.labels.device
-        self._optimizer = torch.optim.SGD(model.parameters(), training.lr, training.momentum, fused=True)
+        self._optimizer = self._make_optimizer()
         self._total = torch.zeros((), device=self._device)
+        # The gradient of the loss; without it, a kernel makes one in every step.
+        self._one = torch.ones((), device=self._device)
         self._generator = torch.Generator(self._device)
 
     def begin(
@@ -143,16 +145,16 @@ class Lane:
             loss = self._rule.gradients(self.model, self._state, backward)
             with torch.no_grad():
                 self._rule.adjust(self.model, self._state)
-            self._optimizer.step()
+            self._update()
         self._total.add_(loss, alpha=size)  # on the device: reading it would wait for every step
 
     def _backward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Set the gradients of a batch and return its mean cross-entropy."""
         # None instead of zeros saves a kernel for each parameter, and lets rules skip parameters without a gradient.
-        self._optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         logits, extra = self._rule.forward(self.model, self._state, inputs, labels)
-        loss = functional.cross_entropy(logits, labels)
-        (loss if extra is None else loss + extra).backward()  # type: ignore[no-untyped-call]
+        loss = layers.cross_entropy(logits, labels)
+        (loss if extra is None else loss + extra).backward(self._one)  # type: ignore[no-untyped-call]
         return loss.detach()
 
     # The one-GPU engine overrides the following methods, to keep tensors in place and to replay steps.
@@ -170,6 +172,14 @@ class Lane:
         self._order = schedule.order.to(self._device)
         self._changes = None if schedule.changes is None else schedule.changes.to(self._device)
         self._position = 0
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """Create the optimiser."""
+        return torch.optim.SGD(self.model.parameters(), self._training.lr, self._training.momentum, fused=True)
+
+    def _update(self) -> None:
+        """Change the weights by their gradients."""
+        self._optimizer.step()
 
     def _next_batch(self, size: int) -> Batch:
         """Return the next `size` examples of the schedule."""

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from fedmr_flwr.algorithms.fedprox import Prox
 from fedmr_flwr.config import registry
+from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import DeviceError, RunError
 from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.graphs import GraphLane
@@ -231,12 +232,17 @@ def test_no_memory_at_all_is_a_bad_round(toy):
 
 
 def test_failed_client_gets_a_new_lane(toy):
-    made = []
+    made, failing = [], []
 
     class Failing(ResidentLane):
         def __init__(self, **arguments):
             super().__init__(**arguments)
             made.append(self)
+
+        def take(self, client):
+            super().take(client)
+            if made.index(self) == 1 and not failing:
+                failing.append(client.environment.number)
 
         def _train_batch(self, size):
             if made.index(self) == 1 and self._steps == 2:
@@ -249,8 +255,33 @@ def test_failed_client_gets_a_new_lane(toy):
     rows = out.read_rows()
     assert [row["failures"] for row in rows] == [1, 0, 0]
     assert rows[0]["failed"][0]["reason"] == "ValueError: too bad"
-    assert rows[0]["failed"][0]["client"] == rows[0]["clients"][1]
+    assert [failure["client"] for failure in rows[0]["failed"]] == failing
     assert len(made) == 4
+
+
+def test_largest_clients_start_first(toy):
+    settings, taken = toy("clients-per-round=6", "rounds=1"), []
+
+    class Noted(ResidentLane):
+        def take(self, client):
+            super().take(client)
+            taken.append(len(client.environment.indices))
+
+    run(settings, GpuGrid(settings, device=CPU, lane=Noted))
+    assert taken == sorted(taken, reverse=True) and len(set(taken)) > 3
+
+
+def test_fetch_copies_the_next_examples():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from fedmr_flwr.gpu.fetch import fetch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    draws = torch.Generator().manual_seed(0)
+    examples = Examples(torch.rand(30, 3, 20, 20, generator=draws), torch.arange(30)).to(device)
+    order, cursor = torch.randperm(30, generator=draws).to(device), torch.tensor([7, 8], device=device)
+    inputs, labels = fetch(examples, order, cursor, 5)
+    assert labels.tolist() == order[7:12].tolist()
+    assert torch.equal(inputs, examples.inputs[order[7:12]])
 
 
 def test_uncapturable_rule_runs_eagerly(toy, monkeypatch):

@@ -1,0 +1,139 @@
+"""Layers with their activation: PyTorch's operations, or on a GPU kernels of our own, which are fewer."""
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+if TYPE_CHECKING:  # a machine without a GPU need not have Triton
+    from fedmr_flwr.models.kernels import Shape
+
+
+def apply(layer: nn.Module, inputs: torch.Tensor, *, pool: int = 1, relu: bool = False) -> torch.Tensor:
+    """Apply a layer, then max pooling, then ReLU.
+
+    Args:
+        layer: a convolution, a linear layer, or any other one, which PyTorch computes.
+        inputs: [B, C, H, W] or [B, D].
+        pool: side and stride of the pooling window; 1 for none.
+        relu: whether to end with ReLU.
+
+    Returns:
+        [B, C', H', W'] or [B, D'].
+    """
+    if shape := _fused_shape(layer, inputs, pool):
+        return _Fused.apply(inputs, layer.weight, layer.bias, shape, relu)  # type: ignore[no-any-return]
+    outputs = layer(inputs)
+    if pool > 1:
+        # Pooling before the ReLU gives the same values with a quarter of the work.
+        outputs = functional.max_pool2d(outputs, pool)
+    return torch.relu(outputs) if relu else outputs
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of a batch, whose own gradient must be 1: it may be added to, but not scaled.
+
+    Args:
+        logits: [B, classes].
+        labels: [B] int64.
+    """
+    if logits.dtype == torch.float32 and missing(logits.device) is None:
+        return _CrossEntropy.apply(logits, labels)  # type: ignore[no-any-return]
+    return functional.cross_entropy(logits, labels)
+
+
+@cache
+def missing(device: torch.device) -> str | None:
+    """Return why kernels of our own do not run on a device; None if they do."""
+    if device.type != "cuda":
+        return "it is not a GPU"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the GPU has no tensor cores for float32"
+    try:
+        from fedmr_flwr.models import kernels
+
+        kernels.cross_entropy(torch.zeros(1, 2, device=device), torch.zeros(1, dtype=torch.long, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton's own errors, those of the compiler that it calls, and of the system
+        return f"Triton does not work: {type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def _fused_shape(layer: nn.Module, inputs: torch.Tensor, pool: int) -> "Shape | None":
+    """Return the sizes of a layer that kernels of our own compute; None for any other one.
+
+    These are linear layers, and convolutions with pooling.
+    """
+    if inputs.dtype != torch.float32 or torch.is_autocast_enabled(inputs.device.type) or missing(inputs.device):
+        return None
+    from fedmr_flwr.models.kernels import Shape
+
+    if isinstance(layer, nn.Linear) and inputs.ndim == 2:
+        return Shape(layer.in_features, 1, 1, layer.out_features)
+    if not isinstance(layer, nn.Conv2d) or pool not in (2, 4) or inputs.ndim != 4:
+        return None
+    sides = layer.kernel_size, layer.stride, layer.padding
+    plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    if not plain or any(isinstance(pair, str) or pair[0] != pair[1] for pair in sides):
+        return None
+    _, channels, height, width = inputs.shape
+    kernel, stride, padding = (int(pair[0]) for pair in sides)
+    return Shape(channels, height, width, layer.out_channels, kernel, stride, padding, pool)
+
+
+class _Fused(torch.autograd.Function):
+    """A layer by kernels of our own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        shape: "Shape",
+        relu: bool,
+    ) -> torch.Tensor:
+        from fedmr_flwr.models import kernels
+
+        # A model that trains in bf16 is scored in float32, and has its weights in another memory order.
+        inputs, weight = inputs.contiguous(), weight.contiguous()
+        out, winners = kernels.forward(inputs, weight, bias, shape, relu, any(ctx.needs_input_grad))
+        ctx.shape = shape
+        ctx.save_for_backward(inputs, weight, winners)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        from fedmr_flwr.models import kernels
+
+        inputs, weight, winners = ctx.saved_tensors
+        of_inputs, _, of_bias = ctx.needs_input_grad[:3]
+        given = given.contiguous()
+        if inputs.ndim == 2:
+            found = kernels.linear_gradients(inputs, given, winners, weight, of_inputs, of_bias)
+        else:
+            found = kernels.convolution_gradients(inputs, given, winners, weight, ctx.shape, of_inputs, of_bias)
+        return *found, None, None
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The mean cross-entropy, whose gradient is computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        from fedmr_flwr.models import kernels
+
+        gradient, loss = kernels.cross_entropy(logits.contiguous(), labels)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None

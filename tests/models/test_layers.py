@@ -1,0 +1,169 @@
+"""Layers by kernels of our own: the values and gradients of PyTorch's operations.
+
+Without a GPU the kernels run in Triton's interpreter, which is slow: the layers are small.
+"""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedmr_flwr.models import layers
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+CPU = torch.device("cpu")
+DEVICES = [
+    CPU,
+    pytest.param(
+        torch.device("cuda"),
+        marks=[
+            pytest.mark.cuda,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(params=DEVICES, ids=str)
+def device(request, monkeypatch):
+    """Return a device on which kernels of our own run."""
+    if request.param == CPU:
+        monkeypatch.setattr(layers, "missing", lambda device: None)
+    return request.param
+
+
+def convolution(*sizes, pool=2, images=(4, 9, 8), **options):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(*sizes, **options)
+    return layer, torch.randn(images[0], sizes[0], *images[1:]), pool
+
+
+def linear(inputs, outputs, batch, **options):
+    torch.manual_seed(0)
+    return nn.Linear(inputs, outputs, **options), torch.randn(batch, inputs), 1
+
+
+CASES = {
+    "first convolution": convolution(1, 16, 5, images=(3, 12, 12)),
+    "odd sizes": convolution(3, 5, 3),
+    "more channels than a tile": convolution(20, 40, 3, images=(2, 6, 6)),
+    "padding": convolution(2, 4, 3, padding=1),
+    "stride": convolution(2, 4, 3, stride=2, padding=1, images=(2, 13, 13)),
+    "wide pooling": convolution(2, 4, 2, pool=4, images=(2, 11, 9)),
+    "no bias": convolution(2, 4, 3, bias=False),
+    "linear": linear(70, 40, 33),
+    "linear, one example": linear(20, 10, 1),
+    "linear, large batch": linear(5, 3, 130),
+    "linear, no bias": linear(20, 17, 16, bias=False),
+}
+
+
+def reference(layer, inputs, pool, relu):
+    outputs = layer(inputs)
+    if pool > 1:
+        outputs = functional.max_pool2d(outputs, pool)
+    return torch.relu(outputs) if relu else outputs
+
+
+def assert_near(ours, exact):
+    assert ours.shape == exact.shape
+    assert (ours.double() - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "plain"])
+@pytest.mark.parametrize("name", CASES)
+def test_layer_equals_pytorch(device, name, relu):
+    layer, inputs, pool = CASES[name]
+    layer, inputs = deepcopy(layer).to(device), inputs.clone().to(device).requires_grad_()
+    exact, given = deepcopy(layer).double(), inputs.detach().double().requires_grad_()
+    outputs = layers.apply(layer, inputs, pool=pool, relu=relu)
+    assert type(outputs.grad_fn).__name__ == "_FusedBackward"
+    expected = reference(exact, given, pool, relu)
+    assert_near(outputs, expected)
+    gradient = torch.randn(expected.shape, device=device)
+    outputs.backward(gradient)
+    expected.backward(gradient.double())
+    assert_near(inputs.grad, given.grad)
+    for own, theirs in zip(layer.parameters(), exact.parameters(), strict=True):
+        assert_near(own.grad, theirs.grad)
+
+
+def test_first_of_equal_values_wins(device):
+    layer = nn.Conv2d(1, 1, 1, bias=False).to(device)
+    with torch.no_grad():
+        layer.weight.fill_(1)
+    image = torch.ones(1, 1, 2, 4, device=device, requires_grad=True)
+    layers.apply(layer, image, pool=2, relu=True).sum().backward()
+    assert image.grad.tolist() == [[[[1, 0, 1, 0], [0, 0, 0, 0]]]]
+
+
+def test_relu_passes_no_gradient_at_zero(device):
+    layer = nn.Linear(1, 2, bias=False).to(device)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.0], [1.0]]))
+    layers.apply(layer, torch.ones(1, 1, device=device), relu=True).sum().backward()
+    assert layer.weight.grad.tolist() == [[0], [1]]
+
+
+def test_not_a_number_stays(device):
+    layer, images, pool = convolution(1, 2, 1, images=(1, 4, 4))
+    images[0, 0, 0, 1] = float("nan")
+    found = layers.apply(layer.to(device), images.to(device), pool=pool, relu=True)
+    assert found.isnan()[0, 0].tolist() == [[True, False], [False, False]]
+
+
+def test_channels_last_weights_give_the_same(device):
+    layer, images, pool = convolution(3, 5, 3)
+    layer, images = layer.to(device), images.to(device)
+    expected = layers.apply(layer, images, pool=pool)
+    layer.to(memory_format=torch.channels_last)
+    found = layers.apply(layer, images.contiguous(memory_format=torch.channels_last), pool=pool)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "pool"),
+    [
+        (nn.Conv2d(4, 4, 3), 1),
+        (nn.Conv2d(4, 4, 3), 3),
+        (nn.Conv2d(4, 4, 3, groups=2), 2),
+        (nn.Conv2d(4, 4, 3, dilation=2), 2),
+        (nn.Conv2d(4, 4, (3, 1)), 2),
+        (nn.Conv2d(4, 4, 3, padding="same"), 2),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), 2),
+        (nn.ConvTranspose2d(4, 4, 3), 2),
+    ],
+    ids=str,
+)
+def test_other_layers_are_pytorchs(device, layer, pool):
+    layer, images = deepcopy(layer).to(device), torch.randn(2, 4, 9, 9, device=device)
+    found = layers.apply(layer, images, pool=pool, relu=True)
+    assert type(found.grad_fn).__name__ == "ReluBackward0"
+    assert torch.equal(found, reference(layer, images, pool, True))
+
+
+def test_cpu_uses_pytorch():
+    layer, inputs, _ = linear(3, 2, 4)
+    assert type(layers.apply(layer, inputs).grad_fn).__name__ == "AddmmBackward0"
+
+
+@pytest.mark.parametrize("batch", [1, 50, 130])
+def test_cross_entropy_equals_pytorch(device, batch):
+    torch.manual_seed(0)
+    logits = (10 * torch.randn(batch, 12)).to(device).requires_grad_()
+    labels = torch.randint(0, 12, (batch,), device=device)
+    exact = logits.detach().double().requires_grad_()
+    loss, expected = layers.cross_entropy(logits, labels), functional.cross_entropy(exact, labels)
+    loss.backward()
+    expected.backward()
+    assert_near(loss, expected)
+    assert_near(logits.grad, exact.grad)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
+def test_cross_entropy_of_infinite_logits_is_not_a_number(device):
+    logits = torch.tensor([[0.0, float("inf")], [0.0, 1.0]], device=device)
+    assert layers.cross_entropy(logits, torch.tensor([0, 0], device=device)).isnan()
