@@ -3,8 +3,8 @@
 Launching the kernels of a small model's step takes the host several times as long as the GPU needs to run them. A
 graph is launched as a whole, and graphs of several lanes run side by side.
 
-The steps are not compiled first (`torch.compile`): fused operations give other bits, and need a compiler where a run
-starts.
+The steps are not compiled first (`torch.compile`): its operations give other bits than eager ones, and
+take long to compile.
 """
 
 from contextlib import suppress

@@ -24,6 +24,7 @@ ALLOWED = {
     "core.tensors": {"numpy", "torch"},
     "config": {"pydantic", "pydantic_core", "yaml"},
     "models": {"numpy", "torch", "torchvision"},
+    "models.kernels": {"torch", "triton"},
     "training": {"numpy", "torch"},
     "wire": {"flwr", "numpy"},
     "algorithms.classic": {"flwr", "numpy"},
