@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
 from fedmr_flwr.algorithms.contract import Combined, NoState, Plan, Reply, Round, S, Slot, StateArrays
 from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
@@ -24,7 +24,7 @@ from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.wire.checks import Judged, log_failures, without_outliers
+from fedmr_flwr.wire.checks import Judged, without_outliers
 from fedmr_flwr.wire.checks import judge as judge_replies
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
@@ -39,12 +39,13 @@ from fedmr_flwr.wire.messages import (
     vector_record,
     vectors,
 )  # fmt: skip
+from fedmr_flwr.wire.strategy import ServerStrategy
 
 # What a global model is encoded as: a record, or the classic API's parameters.
 E = TypeVar("E")
 
 
-class Algorithm(Strategy, Generic[S]):
+class Algorithm(ServerStrategy[Reply], Generic[S]):
     """A Flower strategy that sends one of its K models to each of M clients in every round.
 
     The i-th slot of a round is sent to the i-th drawn client, and clients are drawn in random order, so the pairing
@@ -77,7 +78,6 @@ class Algorithm(Strategy, Generic[S]):
     options: Section
     Rule: ClassVar[type[LocalRule]] = LocalRule
     averages_one_model: ClassVar[bool] = True
-    accepts_device_models: ClassVar[bool] = False
     # Shown by `help`: the constructor itself has only **options.
     __signature__: ClassVar[inspect.Signature]
 
@@ -110,7 +110,7 @@ class Algorithm(Strategy, Generic[S]):
         self.seed = seed
         self.guard = guard
         self.options = own_options.validate_arguments(type(self), options)
-        self.diagnostics: Mapping[str, Any] = {}
+        self.diagnostics = {}
         self._codec: Codec | None = None
         self._infers_layout = layout is None
         self._plan: Plan | None = None
@@ -290,26 +290,6 @@ class Algorithm(Strategy, Generic[S]):
         encoded = self.finish(plan, slots, self.codec.encode)
         numbers = {name: value for name, value in self.diagnostics.items() if isinstance(value, float)}
         return encoded, MetricRecord({**mean_metrics(judged.good.values()), **numbers})
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the replies, log the rejected ones, and combine the good ones."""
-        judged = self.judge(replies)
-        log_failures(judged.failures)
-        return self.aggregate(server_round, judged)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Send nothing: the server evaluates."""
-        return []
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        """Return nothing: the server evaluates."""
-
-    def summary(self) -> None:
-        """Log nothing: the run folder states the configuration."""
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run the strategy on a grid, as Flower's `Strategy.start`, with clients in a stable order."""

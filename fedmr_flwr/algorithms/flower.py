@@ -3,7 +3,7 @@
 Source: the classes of `flwr.serverapp.strategy`; see their documentation for papers and arguments.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
@@ -25,9 +25,10 @@ from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.population import update_length
 from fedmr_flwr.errors import BadRoundError, ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.wire.checks import Judged, judge, log_failures, without_outliers
+from fedmr_flwr.wire.checks import Judged, judge, without_outliers
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.messages import ARRAYS
+from fedmr_flwr.wire.strategy import ServerStrategy
 
 # Strategies that cannot work here, and the reason.
 _UNFIT = {
@@ -56,7 +57,7 @@ class FlowerOptions(Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class FlowerStrategy(Strategy):
+class FlowerStrategy(ServerStrategy[Message]):
     """One of Flower's strategies, with clients that are drawn from the run's seed.
 
     Args:
@@ -74,10 +75,8 @@ class FlowerStrategy(Strategy):
     options: FlowerOptions
     Rule: ClassVar[type[LocalRule]] = LocalRule
     Kind: ClassVar[type[Strategy]]
-    accepts_device_models: ClassVar[bool] = False
 
     inner: Any
-    diagnostics: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -89,10 +88,10 @@ class FlowerStrategy(Strategy):
         guard: float | None = None,
         **options: Any,
     ) -> None:
-        self.clients_per_round = self.slots = clients_per_round
+        self.clients_per_round = clients_per_round
         self.seed = seed
         self.guard = guard
-        self.codec = Codec(layout, wire=wire)
+        self._codec = Codec(layout, wire=wire)
         validated = own_options.validate_arguments(type(self), options)
         assert isinstance(validated, FlowerOptions)
         self.options = validated
@@ -104,6 +103,16 @@ class FlowerStrategy(Strategy):
         # All drawn clients take part; with its defaults the strategy would wait for more.
         self.inner.fraction_train, self.inner.min_train_nodes, self.inner.min_available_nodes = 1.0, 0, 0
         self._sent: dict[int, Message] = {}  # by client
+
+    @property
+    def slots(self) -> int:
+        """One for each client of a round."""
+        return self.clients_per_round
+
+    @property
+    def codec(self) -> Codec:
+        """The conversion of models to records."""
+        return self._codec
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -145,26 +154,6 @@ class FlowerStrategy(Strategy):
         if arrays is None:
             raise BadRoundError(f"{self.Kind.__name__} returned no model for {len(judged.good)} replies")
         return arrays, metrics
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the replies, log the rejected ones, and combine the good ones."""
-        judged = self.judge(replies)
-        log_failures(judged.failures)
-        return self.aggregate(server_round, judged)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Send nothing: the server evaluates."""
-        return []
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        """Return nothing: the server evaluates."""
-
-    def summary(self) -> None:
-        """Log nothing: the run folder states the configuration."""
 
     def save(self) -> StateArrays:
         """Return the strategy's state by name."""
