@@ -23,10 +23,13 @@ class FedCrossOptions(MultiModelOptions):
         alpha: weight of a slot's own model; the collaborator's is 1 - alpha.
         collaborator: the other model of each slot: that of "lowest" or "highest" cosine similarity, or a different
             one in every round, "in-order".
+        compare: the values whose similarity counts: the trainable "weights", or "all", buffers included, as in the
+            published code. With BatchNorm the running statistics are most of a model's length.
     """
 
     alpha: float = Field(0.99, gt=0, le=1)
     collaborator: Literal["lowest", "highest", "in-order"] = "lowest"
+    compare: Literal["weights", "all"] = "weights"
 
 
 class FedCross(MultiModel):
@@ -45,16 +48,17 @@ class FedCross(MultiModel):
             return models
         return [
             Packed(alpha * own.floats + (1 - alpha) * models[other].floats, own.ints)
-            for own, other in zip(models, self._collaborators(round.number, models), strict=True)
+            for own, other in zip(models, self._collaborators(round, models), strict=True)
         ]
 
-    def _collaborators(self, number: int, models: Sequence[Packed]) -> list[int]:
+    def _collaborators(self, round: Round, models: Sequence[Packed]) -> list[int]:
         """Choose another slot for every slot."""
         count = len(models)
         if self.options.collaborator == "in-order":
             # With the round's number, so that each slot meets every other one in turn.
-            return [(slot + 1 + number % (count - 1)) % count for slot in range(count)]
-        alike = cosines([model.floats for model in models])
+            return [(slot + 1 + round.number % (count - 1)) % count for slot in range(count)]
+        columns = round.layout.parameters if self.options.compare == "weights" else None
+        alike = cosines([model.floats for model in models], columns)
         if self.options.collaborator == "highest":
             alike = -alike
         # A model is most like itself, and must not be its own collaborator.

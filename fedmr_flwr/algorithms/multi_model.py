@@ -127,7 +127,7 @@ class MultiModel(Algorithm[Population]):
         mean = average(models, examples.tolist() if self.options.weighting == "examples" else None)
         rows = [model.floats for model in models]
         diagnostics = {
-            "similarity": similarity(rows),
+            "similarity": similarity(rows, round.layout.parameters),
             "spread": spread(rows, mean.floats, [unit.floats for unit in self.units]),
             "slots": [at for at, slot in enumerate(slots) if slot.client is not None],
         }

@@ -54,14 +54,15 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Floats:
     return out
 
 
-def similarity(rows: Rows) -> float:
-    """Return the mean cosine similarity over all pairs of models.
+def similarity(rows: Rows, columns: Columns | None = None) -> float:
+    """Return the mean cosine similarity over all pairs of models, in double precision.
 
     With unit vectors u_i, the sum of all K(K-1) ordered cosines is |u_1 + ... + u_K|^2 - K, so the pairs
     need not be computed one by one.
 
     Args:
         rows: K vectors [P], K >= 1; a zero vector counts as orthogonal to all others.
+        columns: to compare, such as `Layout.parameters`; None for all.
 
     Returns:
         The mean of the K(K-1)/2 cosines, in [-1, 1]; 1 for a single model.
@@ -69,16 +70,16 @@ def similarity(rows: Rows) -> float:
     if not _on_host(rows):
         from fedmr_flwr.core import tensors
 
-        return tensors.similarity(rows)
+        return tensors.similarity(rows, columns)
     count = len(rows)
     if count == 1:
         return 1.0
-    norms = np.array([_norm(row) for row in rows])
-    # float32 is enough for a diagnostic, and reads half the memory; only the total is in double precision.
-    scales = np.divide(1, norms, out=np.zeros(count), where=norms > 0).astype(np.float32)
-    sums, scaled = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    blocks = _blocks_of(rows, columns)
+    norms = np.array([_norm(row, blocks) for row in rows])
+    scales = np.divide(1, norms, out=np.zeros(count), where=norms > 0)
+    sums, scaled = np.empty(_BLOCK), np.empty(_BLOCK)
     of_sum = 0.0
-    for block in _blocks(len(rows[0])):
+    for block in blocks:
         total = sums[: block.stop - block.start]
         total[:] = 0
         for row, scale in zip(rows, scales, strict=True):
@@ -87,22 +88,22 @@ def similarity(rows: Rows) -> float:
     return float(np.clip((of_sum - np.count_nonzero(norms)) / (count * (count - 1)), -1, 1))
 
 
-def cosines(rows: Rows) -> NDArray[np.float64]:
-    """Return the cosine similarity of every pair of models.
+def cosines(rows: Rows, columns: Columns | None = None) -> NDArray[np.float64]:
+    """Return the cosine similarity of every pair of models, in double precision.
 
     Args:
         rows: K vectors [P]; a zero vector counts as orthogonal to all others.
+        columns: to compare, such as `Layout.parameters`; None for all.
 
     Returns:
         [K, K], symmetric.
     """
-    norms = np.array([_norm(row) for row in rows])
-    scales = np.divide(1, norms, out=np.zeros(len(rows)), where=norms > 0)
     products = np.zeros((len(rows), len(rows)))
-    for block in _blocks(len(rows[0])):
-        # In double precision, unlike `similarity`: FedCross compares these numbers, which differ in late digits only.
+    for block in _blocks_of(rows, columns):
         some = np.stack([row[block] for row in rows]).astype(np.float64)
         products += some @ some.T
+    norms = np.sqrt(np.diagonal(products))
+    scales = np.divide(1, norms, out=np.zeros(len(rows)), where=norms > 0)
     return np.asarray(scales[:, None] * products * scales)
 
 
@@ -170,10 +171,16 @@ def _on_host(rows: Rows) -> bool:
     return all(isinstance(row, np.ndarray) for row in rows)
 
 
-def _norm(row: NDArray[Any]) -> float:
-    """Return a vector's length; in double precision where the squares overflow float32."""
-    square = sum(float(np.vdot(row[part], row[part])) for part in _blocks(len(row)))
-    return float(np.sqrt(square)) if np.isfinite(square) else float(np.linalg.norm(row.astype(np.float64)))
+def _norm(row: NDArray[Any], blocks: Sequence[slice]) -> float:
+    """Return the length of a vector over some blocks, in double precision."""
+    parts = (row[block].astype(np.float64, copy=False) for block in blocks)
+    return math.sqrt(sum(float(np.vdot(part, part)) for part in parts))
+
+
+def _blocks_of(rows: Rows, columns: Columns | None) -> list[slice]:
+    """Divide columns of some rows into blocks."""
+    whole = (slice(0, len(rows[0])),) if columns is None else columns
+    return [block for part in whole for block in _blocks(part.stop, part.start)]
 
 
 def _blocks(stop: int, start: int = 0) -> Iterator[slice]:

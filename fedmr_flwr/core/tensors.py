@@ -44,12 +44,14 @@ def mean(rows: Rows, weights: Sequence[float] | None = None) -> Any:
     return (total / torch.tensor(shares.sum(), device=total.device)).to(vectors[0].dtype)
 
 
-def similarity(rows: Rows) -> float:
+def similarity(rows: Rows, columns: Columns | None = None) -> float:
     """Return the mean cosine similarity over all pairs of models, as `population.similarity`, up to rounding."""
     count = len(rows)
     if count == 1:
         return 1.0
     vectors = to_common_device(rows)
+    if columns is not None:
+        vectors = [torch.cat([row[part] for part in columns]) for row in vectors]
     norms = torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in vectors])
     scales = torch.where(norms > 0, 1 / norms, 0.0)
     total = torch.zeros_like(vectors[0], dtype=torch.float64)

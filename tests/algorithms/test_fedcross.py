@@ -60,3 +60,15 @@ def test_cosines_by_hand():
     rows = [np.array(row, np.float32) for row in [(3, 4), (4, 3), (-3, -4), (0, 0)]]
     expected = [[1, 0.96, -1, 0], [0.96, 1, -0.96, 0], [-1, -0.96, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_allclose(cosines(rows), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("compare", "chosen"), [("weights", [1, 0, 1]), ("all", [2, 2, 0])])
+def test_chooses_by_weights_or_by_all(compare, chosen):
+    # The weights of 0 and 1 point away from each other; the long running variances make 2 the odd one out.
+    layout = Layout.of({"w": np.zeros(2, np.float32), "bn.running_var": np.zeros(2, np.float32)})
+    models = [packed(floats, []) for floats in ([1, 0, 90, 0], [-1, 0.1, 90, 1], [1, 1, 0, 90])]
+    strategy = FedCross(clients_per_round=3, layout=layout, alpha=0.5, compare=compare)
+    for own, other, mixed in zip(
+        models, chosen, strategy.dispatch(round_of(strategy, 2, models[0]), models), strict=True
+    ):
+        np.testing.assert_allclose(mixed.floats, (own.floats + models[other].floats) / 2)

@@ -1,10 +1,11 @@
 """Means and similarities of a population."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmr_flwr.core.population import mean, similarity
+from fedmr_flwr.core.population import cosines, mean, similarity
 
 P = 12
 
@@ -45,3 +46,19 @@ def test_similarity_is_the_mean_over_pairs():
     np.testing.assert_allclose(similarity(np.repeat(rows[2:], 4, axis=0)), 1, rtol=1e-6)
     opposite = np.array([[1, 2], [-1, -2], [0, 0]], np.float32)
     np.testing.assert_allclose(similarity(opposite), -1 / 3, rtol=1e-6)  # nothing is like the zero vector
+
+
+def test_similarity_over_some_columns():
+    rows = np.array([[1, 0, 50], [0, 1, 50]], np.float32)
+    assert similarity(rows) == pytest.approx(2500 / 2501)
+    assert similarity(rows, (slice(0, 1), slice(1, 2))) == pytest.approx(0, abs=1e-12)
+    assert cosines(rows, (slice(0, 2),)).tolist() == [[1, 0], [0, 1]]
+
+
+def test_similarity_in_double_precision():
+    rows = np.random.default_rng(0).normal(size=(2, 3000)).astype(np.float32)
+    one, other = rows.astype(np.float64)
+    exact = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert similarity(rows) == pytest.approx(exact, abs=1e-14), "in float32 only seven digits are right"
+    far = np.array([[1e30, 0], [1e30, 1e30]], np.float32)
+    assert similarity(far) == pytest.approx(2**-0.5, rel=1e-12), "the squares overflow float32"
