@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
 
-import flwr_datasets.partitioner  # noqa: F401, imported before the memory is measured
 import numpy as np
 import typer
 from rich.console import Console

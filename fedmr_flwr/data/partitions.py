@@ -4,11 +4,9 @@ import hashlib
 import heapq
 import io
 import json
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +17,6 @@ from fedmr_flwr.data.base import Dataset
 from fedmr_flwr.errors import ConfigError, PartitionError
 from fedmr_flwr.files import write_aside
 
-if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
-
 Indices = NDArray[np.int64]
 
 # Not a division: every client is a node with its own examples.
@@ -29,9 +24,8 @@ NODES = "nodes"
 FILE = "file:"
 # The minimum per client in FedMR's published code.
 MIN_EXAMPLES = 10
-# The published code draws for ever; with many clients and a small alpha no draw gives everyone ten examples. In each
-# draw flwr-datasets makes eleven attempts.
-_DRAWS = 20
+# The published code draws for ever; with many clients and a small alpha no draw gives everyone ten examples.
+_DRAWS = 200
 
 
 def split(dataset: Dataset, clients: int, partition: Partition, seed: int) -> list[Indices]:
@@ -74,7 +68,6 @@ def split(dataset: Dataset, clients: int, partition: Partition, seed: int) -> li
 
 def _iid(labels: Indices, clients: int, _: Partition, seed: int) -> Sequence[Indices]:
     """Equal shares of the shuffled examples."""
-    # The sizes are those of flwr-datasets' IidPartitioner, which takes a millisecond for each client.
     return np.array_split(stream(seed, "partition").permutation(len(labels)), clients)
 
 
@@ -93,41 +86,44 @@ def _dirichlet(labels: Indices, clients: int, partition: Partition, seed: int, b
 
     Source: Hsu et al. 2019 for the Dirichlet split; FedMR's published code for balancing and minimum.
     """
-    # Imported here, because both take long to load and only these partitions need them.
-    from datasets import Dataset
-    from flwr_datasets.partitioner import DirichletPartitioner
-
     if clients * MIN_EXAMPLES > len(labels):
         raise PartitionError(
             f"{len(labels)} examples cannot give each of {clients} clients at least {MIN_EXAMPLES}; lower clients"
         )
-    table = Dataset.from_dict({"label": labels, "index": np.arange(len(labels))})
     for draw in range(_DRAWS):
-        partitioner = DirichletPartitioner(
-            num_partitions=clients,
-            partition_by="label",
-            alpha=partition.alpha,
-            min_partition_size=0 if partition.fill_up else MIN_EXAMPLES,
-            self_balancing=balanced,
-            shuffle=False,
-            seed=int(stream(seed, "partition", draw).integers(2**31)),
-        )
-        partitioner.dataset = table
-        try:
-            # A failed attempt logs a warning, and with a tiny alpha divides by zero before it fails.
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                parts = [_column(partitioner, client) for client in range(clients)]
-        except ValueError:
-            continue
-        # Draw again if an example is in no part: nobody would train on it.
-        if sum(map(len, parts)) == len(labels):
-            return _filled_up(parts, stream(seed, "fill-up")) if partition.fill_up else parts
+        parts = _draw_dirichlet(labels, clients, partition.alpha, stream(seed, "partition", draw), balanced)
+        if parts is not None and partition.fill_up:
+            return _filled_up(parts, stream(seed, "fill-up"))
+        if parts is not None and min(map(len, parts)) >= MIN_EXAMPLES:
+            return parts
     raise PartitionError(
         f"no Dirichlet split of {len(labels)} examples with alpha {partition.alpha:g} gave each of {clients} "
         f"clients at least {MIN_EXAMPLES} examples in {_DRAWS} draws; raise partition.alpha, lower clients, or set "
         "partition.fill-up=true"
     )
+
+
+def _draw_dirichlet(
+    labels: Indices, clients: int, alpha: float, rng: np.random.Generator, balanced: bool
+) -> list[Indices] | None:
+    """Draw one split; None if all shares of a class fell to clients that are full."""
+    held: list[list[Indices]] = [[] for _ in range(clients)]
+    sizes = np.zeros(clients, np.int64)
+    for label in np.unique(labels):
+        shares = rng.dirichlet(np.full(clients, alpha))
+        if balanced:
+            shares[sizes * clients >= len(labels)] = 0
+        if not shares.sum() > 0:
+            return None
+        # Shuffled, because a file may be sorted by writer or site, and runs of it would be a second heterogeneity.
+        examples = rng.permutation(np.flatnonzero(labels == label))
+        # In a random order of the clients, because rounding a class of few examples favours the later ones.
+        order = rng.permutation(clients)
+        edges = np.floor(np.cumsum(shares[order])[:-1] / shares.sum() * len(examples)).astype(np.int64)
+        for client, part in zip(order, np.split(examples, edges), strict=True):
+            held[client].append(part)
+            sizes[client] += len(part)
+    return [np.concatenate(parts) for parts in held]
 
 
 def _filled_up(parts: Sequence[Indices], rng: np.random.Generator) -> list[Indices]:
@@ -157,7 +153,6 @@ def _shards(labels: Indices, clients: int, partition: Partition, seed: int) -> S
         )
     order = rng.permutation(len(labels))
     shards = np.array_split(order[np.argsort(labels[order], kind="stable")], each * clients)
-    # Not flwr-datasets' ShardPartitioner: it drops what does not fill a shard, or hands out a shard too few.
     assigned = rng.permutation(len(shards)).reshape(clients, each)
     return [np.concatenate([shards[shard] for shard in mine]) for mine in assigned]
 
@@ -191,7 +186,6 @@ def _natural(dataset: Dataset, clients: int, seed: int) -> list[Indices]:
     authors = len(counts)
     if clients > authors:
         raise PartitionError(f"the data set has {authors} natural clients, not {clients}; set clients={authors}")
-    # Not flwr-datasets' NaturalIdPartitioner: it goes through the examples in Python.
     parts = np.split(np.argsort(owners, kind="stable"), np.cumsum(counts)[:-1])
     drawn = np.sort(stream(seed, "partition").choice(authors, clients, replace=False))
     return [parts[owner] for owner in drawn]
@@ -222,13 +216,6 @@ def _read_json(path: Path) -> Iterator[Indices]:
             f"cannot read the partition {path}: {type(error).__name__} {error}; it must contain "
             '{"train_data": {"0": [indices], ...}}'
         ) from None
-
-
-def _column(partitioner: "Partitioner", client: int) -> Indices:
-    """Return a client's indices."""
-    # Through Arrow: reading a column item by item takes a hundred times longer.
-    table = partitioner.load_partition(client).with_format("arrow")[:]
-    return np.asarray(table["index"].to_numpy(), np.int64)
 
 
 # Every partition that is a function of the labels; add one line to add one.

@@ -91,6 +91,60 @@ def test_saved_partition_reads_back(tmp_path):
     assert partitions.hash_partition(moved) != partitions.hash_partition(parts) == partitions.hash_partition(again)
 
 
+def test_dirichlet_takes_random_examples_of_a_class():
+    # A file that is sorted by writer within each class: no client may get a run of it.
+    labels = np.repeat(np.arange(4), 500)
+    parts = partitions.split(dataset(labels), 5, Partition(name="dirichlet", alpha=100.0), seed=0)
+    of_first = [part[part < 500] for part in parts]
+    assert all(len(part) > 50 and np.diff(part).max() > 1 for part in of_first)
+    assert all(abs(part.mean() - 249.5) < 60 for part in of_first)
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "dirichlet-plain"])
+def test_few_examples_of_a_class_favour_no_client(name):
+    few = dataset(np.arange(5000) % 1000)
+    sizes = np.array(
+        [
+            [len(part) for part in partitions.split(few, 20, Partition(name=name, alpha=1e6), seed)]
+            for seed in range(4)
+        ]
+    )
+    # Binomial: 250 each, with a standard deviation of at most 15.4.
+    assert np.abs(sizes - 250).max() < 65
+    assert np.abs(sizes.mean(0) - 250).max() < 35
+
+
+def published_split(labels, clients, alpha, rng):
+    """Divide as FedMR's published code does (`separate_data`)."""
+    smallest = 0
+    while smallest < 10:
+        parts = [[] for _ in range(clients)]
+        for label in np.unique(labels):
+            examples = rng.permutation(np.flatnonzero(labels == label))
+            shares = rng.dirichlet(np.repeat(alpha, clients))
+            shares *= [len(part) < len(labels) / clients for part in parts]
+            edges = (np.cumsum(shares / shares.sum()) * len(examples)).astype(int)[:-1]
+            parts = [part + more.tolist() for part, more in zip(parts, np.split(examples, edges), strict=True)]
+        smallest = min(map(len, parts))
+    return [np.array(part) for part in parts]
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+def test_dirichlet_is_distributed_as_published(alpha):
+    labels = np.repeat(np.arange(10), 300)
+
+    def figures(splits):
+        counts = np.stack([[np.bincount(labels[part], minlength=10) for part in parts] for parts in splits])
+        sizes = counts.sum(-1)
+        return sizes.std(-1).mean(), (counts.max(-1) / sizes).mean(), (counts > 0).sum(-1).mean()
+
+    partition, rng = Partition(name="dirichlet", alpha=alpha), np.random.default_rng(0)
+    ours = [partitions.split(dataset(labels), 12, partition, seed) for seed in range(100)]
+    theirs = [published_split(labels, 12, alpha, rng) for _ in range(100)]
+    # The mean deviation of the sizes has a standard error of 2 to 3 %.
+    np.testing.assert_allclose(figures(ours), figures(theirs), rtol=0.12)
+
+
 def test_plain_dirichlet_is_unbalanced():
     def largest(name):
         return max(map(len, partitions.split(DATA, 20, Partition(name=name, alpha=0.1), seed=3)))
