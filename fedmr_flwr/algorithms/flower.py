@@ -3,12 +3,12 @@
 Source: the classes of `flwr.serverapp.strategy`; see their documentation for papers and arguments.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
@@ -18,16 +18,18 @@ from pydantic import Field
 from fedmr_flwr.algorithms import wrappers
 from fedmr_flwr.algorithms.base import draw_clients, drawable_nodes
 from fedmr_flwr.algorithms.contract import StateArrays
+from fedmr_flwr.algorithms.metrics import plain_numbers
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import Section
-from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.core.population import update_length
+from fedmr_flwr.core.layout import Floats, Layout
+from fedmr_flwr.core.population import mean, update_length
 from fedmr_flwr.errors import BadRoundError, ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged, judge, without_outliers
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.messages import ARRAYS
+from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, FLOATS, METRICS
+from fedmr_flwr.wire.npy import view
 from fedmr_flwr.wire.strategy import ServerStrategy
 
 # Strategies that cannot work here, and the reason.
@@ -45,6 +47,8 @@ _WITHOUT_STATE = (
 _WITH_MOMENTS = (flower.FedAdam, flower.FedAdagrad, flower.FedYogi)
 _MOMENTS = ("m_t", "v_t")
 _MOMENTUM = "momentum_vector"
+# They go further than the mean of the trained models, or in another direction.
+_EXTRAPOLATING = (flower.FedAvgM, flower.FedAdam, flower.FedAdagrad, flower.FedYogi, flower.QFedAvg)
 
 
 class FlowerOptions(Section):
@@ -145,14 +149,22 @@ class FlowerStrategy(ServerStrategy[Message]):
         self._sent = {}
         if not judged.good:
             return None, None
+        replies = list(judged.good.values())
+        averaged = self._averaged_buffers(replies)  # before some strategies empty the replies
         try:
-            arrays, metrics = self.inner.aggregate_train(server_round, list(judged.good.values()))
+            arrays, metrics = self.inner.aggregate_train(server_round, replies)
         except Exception as error:  # some strategies need more replies than there are
             raise BadRoundError(
                 f"{self.Kind.__name__} could not combine {len(judged.good)} replies: {type(error).__name__}: {error}"
             ) from error
         if arrays is None:
             raise BadRoundError(f"{self.Kind.__name__} returned no model for {len(judged.good)} replies")
+        if averaged:
+            # A copy, because the strategy may keep its own.
+            floats = view(arrays[FLOATS]).copy()
+            for columns, values in averaged:
+                floats[columns] = values
+            arrays = ArrayRecord({**arrays, FLOATS: Array(floats)})
         return arrays, metrics
 
     def save(self) -> StateArrays:
@@ -166,6 +178,16 @@ class FlowerStrategy(ServerStrategy[Message]):
     def reset_clients(self) -> bool:
         """Return False: none of Flower's strategies depends on the state of clients."""
         return False
+
+    def _averaged_buffers(self, replies: Sequence[Message]) -> list[tuple[slice, Floats]]:
+        """Return the clients' mean of each buffer, if the strategy may go further: a variance may become negative."""
+        if not isinstance(self.inner, _EXTRAPOLATING):
+            return []
+        models = [self._codec.decode(reply.content.array_records[ARRAYS]).on_host().floats for reply in replies]
+        examples = [plain_numbers(reply.content.metric_records[METRICS])[EXAMPLES] for reply in replies]
+        return [
+            (columns, mean([model[columns] for model in models], examples)) for columns in self._codec.layout.buffers
+        ]
 
     def _update_length(self, client: int, reply: Message) -> float:
         before, after = (

@@ -127,6 +127,11 @@ class Layout:
         return tuple(entry.columns for entry in self.entries if not entry.buffer and not entry.integer)
 
     @cached_property
+    def buffers(self) -> Columns:
+        """The column range of each buffer in `Packed.floats`, such as BatchNorm's statistics."""
+        return tuple(entry.columns for entry in self.entries if entry.buffer and not entry.integer)
+
+    @cached_property
     def named(self) -> bool:
         """Whether the tensors have names; a model that was sent as a list of arrays has only their indices."""
         return not all(entry.name.isdigit() for entry in self.entries)

@@ -1,5 +1,6 @@
 """The rounds of a run: sending models, checking replies, combining them, and reporting metrics."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import BadRoundError, LostActorError, RunError
-from fedmr_flwr.wire.checks import Failure, log_failures
+from fedmr_flwr.wire.checks import Failure, is_finite, log_failures
 from fedmr_flwr.wire.codec import restore_dtypes
 from fedmr_flwr.wire.grids.roster import Exchange, RosterGrid
 from fedmr_flwr.wire.messages import CONFIG, LAST_ROUND
@@ -24,7 +25,7 @@ Row = dict[str, Any]
 _RESERVED = {
     "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
     "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
-    "slot-accuracies", "evaluation-seconds",
+    "slot-accuracies", "evaluation-seconds", "problem",
 }  # fmt: skip
 # Failures of clients that are disconnected, or were disconnected while they trained.
 _ABSENT = {"offline", "node-lost"}
@@ -91,15 +92,15 @@ def run(
         evaluate: scores a global model; returns numbers by name.
         report: called after each round with its row of metrics, the global model, and whether the run stops
             before its last round. A row with "bad" is that of a round with too few good replies, in which
-            neither the strategy nor the model changed.
+            neither the strategy nor the model changed; one with "problem" is that of a model that cannot be used.
         completed: the number of completed rounds.
 
     Returns:
         The final global model.
 
     Raises:
-        RunError: more than `settings.max_bad_rounds` consecutive rounds were bad, or a process of Flower's
-            simulation died.
+        RunError: more than `settings.max_bad_rounds` consecutive rounds were bad, a process of Flower's
+            simulation died, or training diverged.
     """
     bad_rounds = 0
     for number in range(completed + 1, settings.rounds + 1):
@@ -115,10 +116,20 @@ def run(
             problem, row = error, {"bad": True}
             bad_rounds += not problem.absent  # the next round waits for the disconnected clients
         row = {"round": number, "seconds": round(time.perf_counter() - start, 4), **row, **account}
-        if number % settings.evaluate_every == 0 or number == settings.rounds:
+        if not is_finite(strategy.codec.decode(arrays).floats):
+            row["problem"] = "the global model has NaN or infinite values"
+        elif number % settings.evaluate_every == 0 or number == settings.rounds:
             start = time.perf_counter()
             row |= evaluate(arrays)
             row["evaluation-seconds"] = round(time.perf_counter() - start, 4)
+            if not math.isfinite(row.get("test-loss", 0.0)):
+                row["problem"] = f"the loss of the global model on the test set is {row['test-loss']}"
+        if "problem" in row:
+            report(row, arrays, True)
+            raise RunError(
+                f"round {number}: {row['problem']}: training has diverged; lower training.lr, or the step of the "
+                "strategy on the server"
+            )
         stops = bad_rounds > settings.max_bad_rounds or bool(problem and problem.final)
         report(row, arrays, stops)
         if stops:

@@ -86,6 +86,10 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
 
     def report(row: rounds.Row, arrays: ArrayRecord, stops: bool) -> None:
         out.add_row(row)
+        if "problem" in row:  # not a model to continue from: the latest checkpoint is from before
+            out.flush_rows()
+            display.show(row)
+            return
         # The round in which a run stops is bad: it has changed nothing, and will be repeated.
         done = row["round"] - stops
         if stops or done % settings.checkpoint_every == 0 or done == settings.rounds:

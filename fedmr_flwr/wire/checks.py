@@ -162,7 +162,7 @@ def _find_model_problem(record: ArrayRecord, sent: ArrayRecord) -> tuple[str, st
         if (array.dtype, tuple(array.shape)) != (sent[name].dtype, tuple(sent[name].shape)):
             expected = f"{sent[name].dtype}{list(sent[name].shape)}"
             return "malformed", f"'{name}' is {array.dtype}{list(array.shape)}, expected {expected}"
-        if not _finite(values):
+        if not is_finite(values):
             return "not-finite", f"'{name}' has NaN or infinite values"
     return None
 
@@ -176,12 +176,12 @@ def _find_vector_problem(content: RecordDict, sent: RecordDict) -> tuple[str, st
         values = found[name]
         if values.dtype != np.float32 or values.shape != (length,):
             return "malformed", f"'{name}' is {values.dtype}{list(values.shape)}, expected float32[{length!r}]"
-        if not _finite(values):
+        if not is_finite(values):
             return "not-finite", f"'{name}' has NaN or infinite values"
     return None
 
 
-def _finite(values: Any) -> bool:
+def is_finite(values: Any) -> bool:
     """Return whether all values are finite."""
     if not isinstance(values, np.ndarray):
         return bool(values.isfinite().all())

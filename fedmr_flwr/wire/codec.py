@@ -30,7 +30,8 @@ def restore_dtypes(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
         out[name] = array
         if name in before and array.dtype != before[name].dtype:
             values, dtype = view(array), np.dtype(before[name].dtype)
-            out[name] = Array(np.asarray(np.rint(values) if dtype.kind in "iu" else values, dtype))
+            with np.errstate(over="ignore"):  # a model that overflows is reported as such
+                out[name] = Array(np.asarray(np.rint(values) if dtype.kind in "iu" else values, dtype))
     return out
 
 

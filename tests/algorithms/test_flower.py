@@ -9,13 +9,13 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from fedmr_flwr.algorithms.flower import flower_strategy
-from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import BadRoundError, ConfigError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.server.run import run as serve
-from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.codec import Codec, restore_dtypes
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 LAYOUT = Layout.of({"w": np.zeros(3, np.float32), "n": np.zeros(1, np.int64)})
@@ -101,6 +101,36 @@ def test_reply_order_does_not_matter(grid):
     # Clients 0, 1, 3, 4 with 1, 2, 4, 5 examples: (0 + 2 + 12 + 20) / 12.
     np.testing.assert_allclose(arrays["floats"].numpy(), np.array([1, 2, 3]) + 34 / 12, rtol=1e-6)
     assert metrics["loss"] == pytest.approx(34 / 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("FedAvgM", {"server_momentum": 0.9, "server_learning_rate": 3.0}),
+        ("FedAdam", {"eta": 0.5}),
+        ("FedAdagrad", {"eta": 0.5}),
+        ("FedYogi", {"eta": 0.5}),
+        ("QFedAvg", {"client_learning_rate": 0.1, "train_loss_key": "loss"}),
+        ("FedAvg", {}),
+    ],
+)
+def test_buffers_are_averaged(grid_of, answer, name, options):
+    layout = Layout.of({"w": np.zeros(2, np.float32), "bn.running_var": np.zeros(1, np.float32)})
+    codec = Codec(layout)
+
+    def reply(message, client):
+        old = codec.decode(message.content["arrays"])
+        trained = Packed(old.floats * np.array([1, 1, 0.01], np.float32) + client, old.ints)
+        return answer(codec.encode(trained), examples=client + 1, loss=1)
+
+    own = flower_strategy(f"flwr:{name}")(clients_per_round=3, seed=3, layout=layout, options=options)
+    arrays, grid = codec.encode(Packed(np.array([1, 2, 1], np.float32), np.empty(0, np.int64))), grid_of(reply, 3)
+    for number, expected in ((1, 0.01 + 8 / 6), (2, 0.01 * (0.01 + 8 / 6) + 8 / 6)):
+        sent = own.configure_train(number, arrays, ConfigRecord(), RosterGrid(grid, 3))
+        before = arrays
+        arrays = restore_dtypes(own.aggregate_train(number, grid.send_and_receive(sent))[0], before)
+        # Clients 0, 1, 2 with 1, 2, 3 examples: (0 + 2 + 6) / 6.
+        assert codec.decode(arrays).floats[2] == pytest.approx(expected, rel=1e-5)
 
 
 def test_error_in_aggregation_is_one_line(grid, monkeypatch):

@@ -21,9 +21,11 @@ from fedmr_flwr.launch import engines
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
+from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import experiment, resuming
 from fedmr_flwr.server import run as server_run
 from fedmr_flwr.server.run import run as serve
+from fedmr_flwr.training.evaluation import Score
 
 
 def run(settings):
@@ -279,6 +281,30 @@ def test_guard_stops_a_poisoned_client(toy, monkeypatch):
 def test_diverged_client_is_not_finite(toy):
     with pytest.raises(RunError, match=r"round 1: no client gave a good reply \(client \d: not-finite"):
         run(toy("training.lr=1e30", "rounds=1"))
+
+
+def test_infinite_global_model_ends_the_run(toy):
+    settings = toy("strategy.name=flwr:FedAdam", "strategy.options.eta=1e39", "rounds=3")
+    with pytest.raises(
+        RunError, match=r"round 1: the global model has NaN or infinite values: training has diverged"
+    ):
+        run(settings)
+    out = RunFolder(settings.run_dir)
+    assert out.status == "failed"
+    assert [row["problem"] for row in out.read_rows()] == ["the global model has NaN or infinite values"]
+    assert not out.model.exists()
+
+
+def test_nan_score_ends_the_run(toy, monkeypatch):
+    scores = iter([Score(1.0, 0.5, 9), Score(float("nan"), 0.1, 9)])
+    monkeypatch.setattr(experiment, "evaluate", lambda *_: next(scores))
+    settings = toy("rounds=6", "checkpoint-every=1", "evaluate-every=2")
+    with pytest.raises(RunError, match="round 4: the loss of the global model on the test set is nan"):
+        run(settings)
+    out = RunFolder(settings.run_dir)
+    assert [row["round"] for row in out.read_rows() if "problem" in row] == [4]
+    found, _ = checkpoint.latest(out.checkpoints)
+    assert found.round == 3, "a model that cannot be used is not a checkpoint"
 
 
 def test_no_replies_end_the_run(toy, monkeypatch):
