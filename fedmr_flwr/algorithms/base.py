@@ -19,12 +19,11 @@ from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
-from fedmr_flwr.core.population import update_length
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.wire.checks import Judged, without_outliers
+from fedmr_flwr.wire.checks import Judged
 from fedmr_flwr.wire.checks import judge as judge_replies
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
@@ -58,8 +57,8 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
         layout: of the models, if they are sent packed; None for records with one array per tensor, such as
             `ArrayRecord(model.state_dict())`, from which the layout is then derived.
         wire: the type in which packed floats are sent, see `Codec`.
-        guard: reject a trained model whose update is more than `guard` times as long as the round's median, over
-            trainable parameters; None accepts all.
+        guard: reject a trained model that moved more than `guard` times as far as the round's median, in its
+            trainable parameters or in its buffers, each by its own measure; None accepts all.
         **options: the algorithm's own options: the fields of the type of its attribute `options`.
 
     Attributes:
@@ -272,12 +271,7 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
         """Check the replies to the latest messages, and decode the good ones."""
         judged = judge_replies(self._sent, replies)
         good = {client: self._read(message.content) for client, message in judged.good.items()}
-        decoded = Judged(good, judged.failures, judged.lost_state)
-        if self.guard is None:
-            return decoded
-        # Measured against the model that this client was sent: with a population they differ.
-        lengths = [self._update_length(client, reply.model) for client, reply in good.items()]
-        return without_outliers(decoded, lengths, self.guard)
+        return self._screen(Judged(good, judged.failures, judged.lost_state), lambda reply: reply.model)
 
     def aggregate(self, server_round: int, judged: Judged[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the good replies to the latest messages; (None, None) if there is none."""
@@ -308,10 +302,6 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
         # A flag for the server, not a metric to average.
         metrics.pop(LOST_STATE, None)
         return Reply(model, metrics.pop(EXAMPLES), metrics, vectors(content, self.returns()))
-
-    def _update_length(self, client: int, model: Packed) -> float:
-        before = self.codec.decode(self._sent[client].content.array_records[ARRAYS]).on_host()
-        return update_length(model.on_host(), before, self.codec.layout)
 
 
 def draw_clients(round_: int, seed: int, num_clients: int, count: int) -> list[int]:

@@ -22,11 +22,11 @@ from fedmr_flwr.algorithms.metrics import plain_numbers
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import Section
-from fedmr_flwr.core.layout import Floats, Layout
-from fedmr_flwr.core.population import mean, update_length
+from fedmr_flwr.core.layout import Floats, Layout, Packed
+from fedmr_flwr.core.population import mean
 from fedmr_flwr.errors import BadRoundError, ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.wire.checks import Judged, judge, without_outliers
+from fedmr_flwr.wire.checks import Judged, judge
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, FLOATS, METRICS
 from fedmr_flwr.wire.npy import view
@@ -138,11 +138,7 @@ class FlowerStrategy(ServerStrategy[Message]):
 
     def judge(self, replies: Iterable[Message]) -> Judged[Message]:
         """Divide the replies to the latest messages into good and rejected ones."""
-        judged = judge(self._sent, replies)
-        if self.guard is None:
-            return judged
-        lengths = [self._update_length(client, message) for client, message in judged.good.items()]
-        return without_outliers(judged, lengths, self.guard)
+        return self._screen(judge(self._sent, replies), self._trained)
 
     def aggregate(self, server_round: int, judged: Judged[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Pass the good replies to the strategy, in the order of the messages; (None, None) if there is none."""
@@ -183,18 +179,14 @@ class FlowerStrategy(ServerStrategy[Message]):
         """Return the clients' mean of each buffer, if the strategy may go further: a variance may become negative."""
         if not isinstance(self.inner, _EXTRAPOLATING):
             return []
-        models = [self._codec.decode(reply.content.array_records[ARRAYS]).on_host().floats for reply in replies]
+        models = [self._trained(reply).floats for reply in replies]
         examples = [plain_numbers(reply.content.metric_records[METRICS])[EXAMPLES] for reply in replies]
         return [
             (columns, mean([model[columns] for model in models], examples)) for columns in self._codec.layout.buffers
         ]
 
-    def _update_length(self, client: int, reply: Message) -> float:
-        before, after = (
-            self.codec.decode(message.content.array_records[ARRAYS]).on_host()
-            for message in (self._sent[client], reply)
-        )
-        return update_length(after, before, self.codec.layout)
+    def _trained(self, reply: Message) -> Packed:
+        return self._codec.decode(reply.content.array_records[ARRAYS]).on_host()
 
 
 def state_of(strategy: Strategy) -> dict[str, NDArray[Any]]:

@@ -15,6 +15,10 @@ from fedmr_flwr.wire.npy import view
 def protect(trained: Packed, received: Packed, layout: Layout, how: LocalDp, message: Message) -> Packed:
     """Clip a client's update and add noise to every float, with Flower's LocalDpMod.
 
+    Trainable parameters and buffers are clipped and noised separately: BatchNorm's statistics move hundreds of times
+    as far as the weights, and would leave them nothing of a common bound. Each of the two spends half of epsilon and
+    delta, so that both together keep the stated budget. A model without buffers spends all of it on its parameters.
+
     The noise is not drawn from the seed of the run: the server knows the seed, and could compute and subtract the
     noise. So two runs of the same configuration differ.
 
@@ -30,21 +34,23 @@ def protect(trained: Packed, received: Packed, layout: Layout, how: LocalDp, mes
         that is negative after the noise becomes zero, which reveals nothing more.
 
     Source: Dwork and Roth, "The Algorithmic Foundations of Differential Privacy", 2014, theorem A.1 (the
-    Gaussian mechanism).
+    Gaussian mechanism) and theorem 3.16 (composition).
     """
-    # Flower's own code, because others have examined it. Called here and not as a mod of the app, because it expects
-    # a single record and would add noise to counters.
-    mod = LocalDpMod(how.clipping_norm, how.sensitivity, how.epsilon, how.delta)
-    request = copy(message)
-    request.content = _content(received.floats)
-    reply = Message(_content(_update(trained.floats, received.floats)), reply_to=message)
-    context = Context(0, 0, {}, RecordDict(), {})  # the mod does not use it
-    with np.errstate(over="ignore"):  # an update of infinite length is clipped to zero
-        record = mod(request, context, lambda *_: reply).content.array_records[ARRAYS]
-    floats = view(record[FLOATS]).copy()
-    for entry in layout.entries:
-        if entry.name.endswith("running_var"):
-            np.maximum(floats[entry.columns], 0, out=floats[entry.columns])
+    parts = [np.r_[columns] for columns in (layout.parameters, layout.buffers) if columns]
+    floats = trained.floats.copy()
+    for part in parts:
+        # Flower's own code, because others have examined it. Called here and not as a mod of the app, because it
+        # expects a single record and would add noise to counters.
+        mod = LocalDpMod(how.clipping_norm, how.sensitivity, how.epsilon / len(parts), how.delta / len(parts))
+        request = copy(message)
+        request.content = _content(received.floats[part])
+        reply = Message(_content(_update(trained.floats[part], received.floats[part])), reply_to=message)
+        context = Context(0, 0, {}, RecordDict(), {})  # the mod does not use it
+        with np.errstate(over="ignore"):  # an update of infinite length is clipped to zero
+            record = mod(request, context, lambda *_, reply=reply: reply).content.array_records[ARRAYS]
+        floats[part] = view(record[FLOATS])
+    for columns in layout.variances:
+        np.maximum(floats[columns], 0, out=floats[columns])
     return Packed(floats, trained.ints)
 
 

@@ -132,6 +132,11 @@ class Layout:
         return tuple(entry.columns for entry in self.entries if entry.buffer and not entry.integer)
 
     @cached_property
+    def variances(self) -> Columns:
+        """The column range of each variance in `Packed.floats`, which must not be negative."""
+        return tuple(entry.columns for entry in self.entries if entry.name.rpartition(".")[2] == "running_var")
+
+    @cached_property
     def named(self) -> bool:
         """Whether the tensors have names; a model that was sent as a list of arrays has only their indices."""
         return not all(entry.name.isdigit() for entry in self.entries)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmr_flwr.core.layout import Columns, Floats, Layout, Packed
+from fedmr_flwr.core.layout import Columns, Floats, Packed
 
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
 
@@ -113,9 +113,9 @@ def squared_distance(one: NDArray[Any], other: NDArray[Any], columns: Columns) -
     return sum(float(np.vdot(values, values)) for values in differences)
 
 
-def update_length(after: Packed, before: Packed, layout: Layout) -> float:
-    """Return how far training moved a model: |after - before| over its trainable parameters."""
-    return math.sqrt(squared_distance(after.floats, before.floats, layout.parameters))
+def distance(one: NDArray[Any], other: NDArray[Any], columns: Columns) -> float:
+    """Return |one - other| over some columns of two vectors [P], in double precision."""
+    return math.sqrt(squared_distance(one, other, columns))
 
 
 def spread(rows: Rows, center: NDArray[Any], units: Sequence[Columns]) -> list[float]:

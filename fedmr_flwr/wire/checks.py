@@ -195,25 +195,38 @@ def is_finite(values: Any) -> bool:
     return bool(np.isfinite([flat.min(), flat.max()]).all())
 
 
-def without_outliers(judged: Judged[T], lengths: Sequence[float], guard: float) -> Judged[T]:
+def without_outliers(
+    judged: Judged[T], lengths: Sequence[float], guard: float, what: str = "its update is"
+) -> Judged[T]:
     """Reject trained models with a much longer update than most.
 
     Args:
         judged: the replies of a round.
         lengths: of the update of each good reply.
         guard: the longest accepted update, in multiples of the median length.
+        what: begins the reason.
     """
     # The median, because fewer than half of the clients cannot shift it arbitrarily, unlike the mean.
     median = float(np.median(lengths)) if lengths else 0.0
     too_long = {
-        client: f"its update is {length / median:.1f} times as long as the median; guard is {guard:g}"
+        client: f"{what} {length / median:.1f} times as long as the median; guard is {guard:g}"
         for client, length in zip(judged.good, lengths, strict=True)
         if 0 < guard * median < length
     }
+    return rejecting(judged, too_long)
+
+
+def rejecting(judged: Judged[T], outliers: Mapping[int, str]) -> Judged[T]:
+    """Reject some of the good replies as outliers.
+
+    Args:
+        judged: the replies of a round.
+        outliers: the reason by client.
+    """
     return Judged(
-        {client: reply for client, reply in judged.good.items() if client not in too_long},
-        (*judged.failures, *(Failure(client, "outlier", reason) for client, reason in too_long.items())),
-        tuple(client for client in judged.lost_state if client not in too_long),
+        {client: reply for client, reply in judged.good.items() if client not in outliers},
+        (*judged.failures, *(Failure(client, "outlier", reason) for client, reason in outliers.items())),
+        tuple(client for client in judged.lost_state if client not in outliers),
     )
 
 

@@ -1,7 +1,7 @@
 """What the server's loop requires of a strategy, ours or an adapted one of Flower's."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -9,8 +9,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedmr_flwr.wire.checks import Judged, log_failures
+from fedmr_flwr.core.layout import Packed
+from fedmr_flwr.core.population import distance
+from fedmr_flwr.wire.checks import Judged, log_failures, rejecting, without_outliers
 from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.messages import ARRAYS
 
 T = TypeVar("T")
 
@@ -23,10 +26,14 @@ class ServerStrategy(Strategy, Generic[T]):
     Attributes:
         accepts_device_models: whether it accepts models on a GPU.
         diagnostics: numbers and lists for the metrics of the latest round.
+        guard: reject a trained model that moved more than `guard` times as far as the round's median, in its
+            trainable parameters or in its buffers, each by its own measure; None accepts all.
     """
 
     accepts_device_models: ClassVar[bool] = False
     diagnostics: Mapping[str, Any] = {}
+    guard: float | None = None
+    _sent: Mapping[int, Message]
 
     @property
     @abstractmethod
@@ -47,6 +54,37 @@ class ServerStrategy(Strategy, Generic[T]):
     @abstractmethod
     def judge(self, replies: Iterable[Message]) -> Judged[T]:
         """Divide the replies to the latest messages into good and rejected ones."""
+
+    def _screen(self, judged: Judged[T], trained: Callable[[T], Packed]) -> Judged[T]:
+        """Reject models that no honest training gives.
+
+        Args:
+            judged: the replies to the latest messages.
+            trained: returns the model of a good reply.
+        """
+        layout = self.codec.layout
+        if layout.variances:
+            negative = {
+                client: "a running variance is negative"
+                for client, reply in judged.good.items()
+                if min(float(trained(reply).on_host().floats[columns].min()) for columns in layout.variances) < 0
+            }
+            judged = rejecting(judged, negative)
+        # Buffers by themselves: BatchNorm's statistics are long beside the weights, which would be lost in the sum.
+        for what, columns in (("its update is", layout.parameters), ("the update of its buffers is", layout.buffers)):
+            if self.guard is None or not columns:
+                continue
+            # Measured against the model that this client was sent: with a population they differ.
+            lengths = [
+                distance(trained(reply).on_host().floats, self._sent_model(client).floats, columns)
+                for client, reply in judged.good.items()
+            ]
+            judged = without_outliers(judged, lengths, self.guard, what)
+        return judged
+
+    def _sent_model(self, client: int) -> Packed:
+        """Return the model that a client was sent."""
+        return self.codec.decode(self._sent[client].content.array_records[ARRAYS]).on_host()
 
     @abstractmethod
     def aggregate(self, server_round: int, judged: Judged[T]) -> tuple[ArrayRecord | None, MetricRecord | None]:

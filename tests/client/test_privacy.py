@@ -33,10 +33,10 @@ def run(settings):
         return serve(settings, engines.grid_of(settings), display)
 
 
-def protected(trained, received, **how):
+def protected(trained, received, layout=LAYOUT, **how):
     values = {"clipping_norm": 1e6, "sensitivity": 1e-9, "epsilon": 1.0, "delta": 1e-5} | how
     question = Message(RecordDict(), 1, "train")
-    return privacy.protect(trained, received, LAYOUT, LocalDp(**values), question)
+    return privacy.protect(trained, received, layout, LocalDp(**values), question)
 
 
 def model(seed, count=7):
@@ -46,18 +46,25 @@ def model(seed, count=7):
 
 def test_only_long_updates_are_clipped():
     received, trained = model(0), model(1)
-    update = trained.floats - received.floats
     short = protected(trained, received, clipping_norm=3.0).floats - received.floats
-    assert np.linalg.norm(short) == pytest.approx(3, rel=1e-3)
-    assert short @ update == pytest.approx(3 * np.linalg.norm(update), rel=1e-3)
+    for entry in LAYOUT.entries[:2]:  # the weights and the statistics, each by itself
+        update = trained.floats[entry.columns] - received.floats[entry.columns]
+        assert np.linalg.norm(short[entry.columns]) == pytest.approx(3, rel=1e-3)
+        assert short[entry.columns] @ update == pytest.approx(3 * np.linalg.norm(update), rel=1e-3)
     np.testing.assert_allclose(protected(trained, received).floats, trained.floats, atol=1e-6)
 
 
-def test_noise_has_the_stated_deviation():
-    received, trained = model(0), model(1, count=2**53 + 1)
-    deviation = 2 * np.sqrt(2 * np.log(1.25 / 1e-5)) / 4
-    weights = LAYOUT.entries[0].columns
-    first, second = (protected(trained, received, sensitivity=2, epsilon=4.0) for _ in range(2))
+WEIGHTS = Layout.of({"weight": np.zeros(200_000, np.float32), "count": np.zeros(1, np.int64)})
+
+
+@pytest.mark.parametrize(
+    ("layout", "parts"), [(LAYOUT, 2), (WEIGHTS, 1)], ids=["half the budget with buffers", "all of it without"]
+)
+def test_noise_has_the_stated_deviation(layout, parts):
+    received, trained = (Packed(own.floats[: layout.size], np.array([2**53 + 1])) for own in (model(0), model(1)))
+    deviation = 2 * np.sqrt(2 * np.log(1.25 * parts / 1e-5)) / (4 / parts)
+    weights = layout.entries[0].columns
+    first, second = (protected(trained, received, layout=layout, sensitivity=2, epsilon=4.0) for _ in range(2))
     for noisy in (first, second):
         noise = noisy.floats[weights] - trained.floats[weights]
         assert noise.std() == pytest.approx(deviation, rel=0.02)

@@ -120,8 +120,23 @@ def test_guard_refuses_far_longer_updates(judged, make, updates, guard, refused)
     assert found.good.keys() == set(range(len(updates))) - refused
 
 
-def test_guard_ignores_buffers(judged):
+def test_guard_measures_weights_by_themselves(judged):
     assert judged([1, 1, 1, 1, 9], statistic=1e6, guard=3).failures[0].client == 4
+
+
+@pytest.mark.parametrize("make", [FedMR, flower_strategy("flwr:FedMedian")], ids=lambda make: make.__name__)
+def test_guard_measures_buffers_by_themselves(judged, make):
+    found = judged([1e6] * 7, make, statistic=1.0, guard=1.5)  # the statistics move by 0 to 6
+    assert [failure.client for failure in found.failures] == [5, 6]
+    assert "the update of its buffers is 1.7 times as long as the median" in found.failures[0].reason
+
+
+@pytest.mark.parametrize("make", [FedMR, flower_strategy("flwr:FedMedian")], ids=lambda make: make.__name__)
+def test_negative_variance_is_refused(judged, make):
+    found = judged([1, 1, 1], make, statistic=-0.75)  # variances of 1, 0.25 and -0.5
+    assert [(failure.client, failure.kind, failure.reason) for failure in found.failures] == [
+        (2, "outlier", "a running variance is negative")
+    ]
 
 
 def test_guard_states_by_how_much(judged):
