@@ -58,7 +58,8 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
             `ArrayRecord(model.state_dict())`, from which the layout is then derived.
         wire: the type in which packed floats are sent, see `Codec`.
         guard: reject a trained model that moved more than `guard` times as far as the round's median, in its
-            trainable parameters or in its buffers, each by its own measure; None accepts all.
+            trainable parameters or in its buffers, each by its own measure, or that has a negative variance; None
+            accepts all.
         **options: the algorithm's own options: the fields of the type of its attribute `options`.
 
     Attributes:

@@ -78,6 +78,15 @@ class FedMR(MultiModel):
         # As parts, which are joined while they are serialised: no recombined model is ever copied before.
         return self.recombination.gather(models, round.global_model, drawn)
 
+    def counts(self, round: Round, slot: Slot) -> bool:
+        """Count only what was trained, if the first stage sent all slots one model.
+
+        That is FedAvg with uniform weights, whatever K is: the others still have that model, and would shorten the
+        step.
+        """
+        averaged = self.options.first_stage_rounds > 0 and self._sources(round) is None
+        return slot.reply is not None or not averaged
+
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Population]:
         """Put the trained models into the population; log the sources of their units, if configured."""
         first = self.state.models is None  # every slot was sent the initial model, whatever the round's number

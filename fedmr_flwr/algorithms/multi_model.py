@@ -112,6 +112,10 @@ class MultiModel(Algorithm[Population]):
             models: the population.
         """
 
+    def counts(self, round: Round, slot: Slot) -> bool:
+        """Return whether a slot's model counts in the mean: all do, also those that no client has trained."""
+        return True
+
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Population]:
         """Put the trained models into the population; its mean is the global model."""
         # A slot without a reply keeps the model that it was sent, not that from before the recombination: this would
@@ -124,7 +128,9 @@ class MultiModel(Algorithm[Population]):
                 for slot, before in zip(slots, self.state.examples, strict=True)
             ]
         )
-        mean = average(models, examples.tolist() if self.options.weighting == "examples" else None)
+        counted = [at for at, slot in enumerate(slots) if self.counts(round, slot)]
+        weights = examples[counted].tolist() if self.options.weighting == "examples" else None
+        mean = average([models[at] for at in counted], weights)
         rows = [model.floats for model in models]
         diagnostics = {
             "similarity": similarity(rows, round.layout.parameters),

@@ -27,7 +27,8 @@ class ServerStrategy(Strategy, Generic[T]):
         accepts_device_models: whether it accepts models on a GPU.
         diagnostics: numbers and lists for the metrics of the latest round.
         guard: reject a trained model that moved more than `guard` times as far as the round's median, in its
-            trainable parameters or in its buffers, each by its own measure; None accepts all.
+            trainable parameters or in its buffers, each by its own measure, or that has a negative variance; None
+            accepts all.
     """
 
     accepts_device_models: ClassVar[bool] = False
@@ -56,13 +57,15 @@ class ServerStrategy(Strategy, Generic[T]):
         """Divide the replies to the latest messages into good and rejected ones."""
 
     def _screen(self, judged: Judged[T], trained: Callable[[T], Packed]) -> Judged[T]:
-        """Reject models that no honest training gives.
+        """Reject models that no honest training gives, if there is a guard.
 
         Args:
             judged: the replies to the latest messages.
             trained: returns the model of a good reply.
         """
         layout = self.codec.layout
+        if self.guard is None:
+            return judged
         if layout.variances:
             negative = {
                 client: "a running variance is negative"
@@ -72,7 +75,7 @@ class ServerStrategy(Strategy, Generic[T]):
             judged = rejecting(judged, negative)
         # Buffers by themselves: BatchNorm's statistics are long beside the weights, which would be lost in the sum.
         for what, columns in (("its update is", layout.parameters), ("the update of its buffers is", layout.buffers)):
-            if self.guard is None or not columns:
+            if not columns:
                 continue
             # Measured against the model that this client was sent: with a population they differ.
             lengths = [

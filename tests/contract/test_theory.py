@@ -253,8 +253,9 @@ def distinct(k):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("unit", ["tensor", "layer", "fraction:1"])
-def test_an_endless_first_stage_is_fedavg(experiment_of, seed, unit):
-    a = experiment_of(FedMR, by_client, seed=seed, unit=unit, first_stage_rounds=7)
+@pytest.mark.parametrize("population", [None, 9], ids=["K = M", "K > M"])
+def test_an_endless_first_stage_is_fedavg(experiment_of, seed, unit, population):
+    a = experiment_of(FedMR, by_client, seed=seed, unit=unit, first_stage_rounds=7, population=population)
     b = experiment_of(FedAvg, by_client, seed=seed, weighting="uniform")
     for number in range(1, 9):
         assert a.round(number).bytes == b.round(number).bytes, number
