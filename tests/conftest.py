@@ -88,9 +88,14 @@ def toy(settings_of: Callable[..., Settings], no_pictures: None) -> Callable[...
 
 @pytest.fixture
 def grid_of() -> Callable[..., Grid]:
-    """Return a function that makes a Grid whose clients answer training messages with `reply(message, client)`."""
+    """Return a function that makes a Grid whose clients answer training messages with `reply(message, client)`.
 
-    def make(reply: Callable[[Message, int], RecordDict], clients: int = 5, numbered: bool = True) -> Grid:
+    If they state their number of examples, it is one more than their own number.
+    """
+
+    def make(
+        reply: Callable[[Message, int], RecordDict], clients: int = 5, numbered: bool = True, stated: bool = False
+    ) -> Grid:
         app = ClientApp()
 
         @app.train()
@@ -102,7 +107,7 @@ def grid_of() -> Callable[..., Grid]:
             @app.query()
             def query(message: Message, context) -> Message:
                 client = context.node_config["partition-id"]
-                known = MetricRecord({"client": client, "num-examples": client + 1})
+                known = MetricRecord({"client": client} | ({"num-examples": client + 1} if stated else {}))
                 return Message(RecordDict({"metrics": known}), reply_to=message)
 
         return InProcessGrid(app, clients)

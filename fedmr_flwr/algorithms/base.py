@@ -246,6 +246,7 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
             self.begin(self.codec.layout)
         nodes = drawable_nodes(grid, self.clients_per_round)
         examples = grid.examples if isinstance(grid, RosterGrid) else None
+        self._stated = grid.stated_examples if isinstance(grid, RosterGrid) else {}
         self._plan = plan = self.plan(
             Round(server_round, self.seed, self.codec.layout, len(nodes), examples, lambda: self._decode(arrays))
         )
@@ -270,7 +271,7 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
 
     def judge(self, replies: Iterable[Message]) -> Judged[Reply]:
         """Check the replies to the latest messages, and decode the good ones."""
-        judged = judge_replies(self._sent, replies)
+        judged = judge_replies(self._sent, replies, self._stated)
         good = {client: self._read(message.content) for client, message in judged.good.items()}
         return self._screen(Judged(good, judged.failures, judged.lost_state), lambda reply: reply.model)
 

@@ -111,6 +111,7 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
         patience=settings.deployment.join_timeout if remote else _SIMULATION_SECONDS,
         query=query,
         report=lambda line: out.note(waiting=line or None),
+        sizes=None if experiment.parts is None else [len(part) for part in experiment.parts],
     )
     try:
         arrays = rounds.run(

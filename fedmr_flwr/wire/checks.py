@@ -52,12 +52,16 @@ class Judged(Generic[T]):
     lost_state: tuple[int, ...] = ()
 
 
-def judge(sent: Mapping[int, Message], replies: Iterable[Message]) -> Judged[Message]:
+def judge(
+    sent: Mapping[int, Message], replies: Iterable[Message], stated: Mapping[int, int] | None = None
+) -> Judged[Message]:
     """Divide the replies to a round's messages into good and rejected ones.
 
     Args:
         sent: the message to each client, one for each node.
         replies: in any order.
+        stated: the number of examples that each client stated before the first round, as far as known; means are
+            weighted by it, so a client must not change it.
     """
     # By the message that it replies to: the late reply to an earlier round comes from the same node. Only messages
     # that a wrapper of the Grid replaced by its own were never given an identifier: they are matched by node.
@@ -74,7 +78,7 @@ def judge(sent: Mapping[int, Message], replies: Iterable[Message]) -> Judged[Mes
             found[client].append(reply)
     good, failures = {}, []
     for client, group in found.items():
-        if problem := _find_group_problem(group, sent[client]):
+        if problem := _find_group_problem(group, sent[client], (stated or {}).get(client)):
             failures.append(Failure(client, *problem))
         else:
             good[client] = group[0]
@@ -82,13 +86,13 @@ def judge(sent: Mapping[int, Message], replies: Iterable[Message]) -> Judged[Mes
     return Judged(good, (*failures, *unsolicited), lost)
 
 
-def _find_group_problem(group: Sequence[Message], sent: Message) -> tuple[str, str] | None:
+def _find_group_problem(group: Sequence[Message], sent: Message, stated: int | None) -> tuple[str, str] | None:
     if not group:
         return "no-reply", "no reply in time"
     if len(group) > 1:
         # Neither of two replies to one message can be trusted: the slot keeps its model.
         return "duplicate", f"{len(group)} replies to one message"
-    return find_problem(group[0], sent)
+    return find_problem(group[0], sent, stated)
 
 
 def _lost_state(reply: Message) -> bool:
@@ -111,12 +115,13 @@ NOT_A_NODES = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABL
 _KINDS = {1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error"}
 
 
-def find_problem(reply: Message, sent: Message) -> tuple[str, str] | None:
+def find_problem(reply: Message, sent: Message, stated: int | None = None) -> tuple[str, str] | None:
     """Check a reply.
 
     Args:
         reply: the reply.
         sent: its message; the model of the reply must have the same arrays.
+        stated: the number of examples that the client stated before the first round; None if it is unknown.
 
     Returns:
         The kind and the reason of a failure; None for a good reply.
@@ -135,6 +140,8 @@ def find_problem(reply: Message, sent: Message) -> tuple[str, str] | None:
             return "malformed", f"the reply has no valid number '{EXAMPLES}' in its '{METRICS}'"
         if examples < 1:
             return "no-examples", f"the client trained on {examples} examples"
+        if stated is not None and examples != stated:
+            return "malformed", f"the client states {examples} examples, and stated {stated} before the first round"
         if not isinstance(arrays, ArrayRecord):
             return "malformed", f"the reply has no '{ARRAYS}'"
         assert isinstance(expected, ArrayRecord)

@@ -35,6 +35,7 @@ class ServerStrategy(Strategy, Generic[T]):
     diagnostics: Mapping[str, Any] = {}
     guard: float | None = None
     _sent: Mapping[int, Message]
+    _stated: Mapping[int, int] = {}  # the number of examples of each client, as far as known
 
     @property
     @abstractmethod

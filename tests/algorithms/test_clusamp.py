@@ -68,7 +68,7 @@ def grid(grid_of, answer):
         step = np.random.default_rng([number, client]).normal(size=5).astype(np.float32)
         return answer(CODEC.encode(Parts([old + step], [])), examples=client + 1)
 
-    return RosterGrid(grid_of(reply, 8), 8)
+    return RosterGrid(grid_of(reply, 8, stated=True), 8)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_failed_training_sends_only_noise(value):
     noisy = protected(trained, received, clipping_norm=1.0, sensitivity=2, epsilon=4.0)
     assert np.isfinite(noisy.floats).all()
     far = noisy.floats[:100] - received.floats[:100]
-    assert abs(far.mean()) < 5 * (2 * np.sqrt(2 * np.log(1.25 / 1e-5)) / 4) / 10
+    assert abs(far.mean()) < 5 * (2 * np.sqrt(2 * np.log(2 * 1.25 / 1e-5)) / 2) / 10
 
 
 def test_variances_stay_nonnegative():

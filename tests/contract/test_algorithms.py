@@ -59,7 +59,7 @@ def run_rounds(grid_of, answer):
             content = answer(CODEC.encode(Packed(old.floats - step, old.ints + 1)), examples=client + 1, loss=0.5)
             return with_vectors(content, message, client)
 
-        inner = grid_of(reply, CLIENTS)
+        inner = grid_of(reply, CLIENTS, stated=True)
         if shuffle:
             honest = inner.send_and_receive
             inner.send_and_receive = lambda messages, timeout=None: honest(messages)[::-1]
@@ -116,7 +116,7 @@ def exchange(grid_of, answer, name):
         return with_vectors(answer(model, examples=client + 1, loss=client), message, client)
 
     def make():
-        grid = RosterGrid(grid_of(reply, CLIENTS), CLIENTS)
+        grid = RosterGrid(grid_of(reply, CLIENTS, stated=True), CLIENTS)
         strategy = new_strategy(name)
         return strategy, grid.send_and_receive(strategy.configure_train(1, start_model(), ConfigRecord(), grid))
 

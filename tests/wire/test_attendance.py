@@ -15,7 +15,7 @@ MODEL = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
 @pytest.fixture
 def away(grid_of, answer, monkeypatch):
     """A Grid of four clients of whom those in `away.gone` are not connected; sends nothing to them."""
-    grid = grid_of(lambda message, client: answer(MODEL), clients=4)
+    grid = grid_of(lambda message, client: answer(MODEL), clients=4, stated=True)
     numbers, everyone, send = grid._numbers, grid.get_node_ids(), grid.send_and_receive
     grid.gone = set()
 

@@ -142,3 +142,20 @@ def test_negative_variance_is_refused(judged, make):
 def test_guard_states_by_how_much(judged):
     (failure,) = judged([1, 2, 3, 10, 11], guard=3.5).failures
     assert failure.reason == "its update is 3.7 times as long as the median; guard is 3.5"
+
+
+@pytest.mark.parametrize("make", [FedAvg, flower_strategy("flwr:FedAvg")], ids=lambda make: make.__name__)
+def test_client_may_not_change_its_number_of_examples(grid_of, answer, make):
+    start = CODEC.encode(packed([0, 0, 0, 1]))
+
+    def reply(message, client):
+        return answer(start, examples=1e14 if client == 2 else client + 1)
+
+    grid = RosterGrid(grid_of(reply, 4, stated=True), 4)
+    strategy = make(clients_per_round=4, layout=LAYOUT)
+    found = strategy.judge(grid.send_and_receive(strategy.configure_train(1, start, ConfigRecord(), grid)))
+    (failure,) = found.failures
+    order = sorted(found.good)
+    assert len(order) == 3 and failure.client not in order
+    assert failure.kind == "malformed"
+    assert failure.reason == "the client states 100000000000000.0 examples, and stated 3 before the first round"

@@ -58,7 +58,7 @@ def test_bytes_are_counted_by_record(grid_of):
 
 
 def test_examples_need_every_client(grid_of, answer, monkeypatch):
-    inner = grid_of(lambda message, client: answer(MODEL), 4)
+    inner = grid_of(lambda message, client: answer(MODEL), 4, stated=True)
     assert RosterGrid(inner, 4).examples.tolist() == [1, 2, 3, 4]
     honest = inner.send_and_receive
     for wrong in (None, 0, -1, 1.5, 10**20):
@@ -146,3 +146,10 @@ def test_hands_on_the_timeout(grid_of, answer, monkeypatch):
     replies = grid.send_and_receive(train_messages(grid), timeout=7.5)
     assert waited == [7.5]
     assert len(replies) == 1
+
+
+def test_client_of_another_size_is_refused(grid_of, answer):
+    inner = grid_of(lambda message, client: answer(MODEL), clients=3, stated=True)
+    assert RosterGrid(inner, 3, sizes=[1, 2, 3]).stated_examples == {0: 1, 1: 2, 2: 3}
+    with pytest.raises(RunError, match="1 refused, the first one: client 2 states 3 examples, but has 600"):
+        RosterGrid(inner, 3, sizes=[1, 2, 600])

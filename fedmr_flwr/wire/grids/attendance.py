@@ -1,7 +1,8 @@
 """The assignment of clients to Flower's nodes, and which of them are connected."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeGuard
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -33,6 +34,7 @@ class Attendance:
         patience: seconds to wait for clients.
         query: sent with the queries, so that clients can check that they have everything the run needs.
         report: called with a line while clients are missing.
+        sizes: the number of examples of each client, if the server knows it; a client that states another is refused.
 
     Attributes:
         examples: the number of examples of each client, if all clients have stated theirs.
@@ -49,9 +51,11 @@ class Attendance:
         patience: float = 120.0,
         query: ConfigRecord | None = None,
         report: Callable[[str], None] = lambda _: None,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         self._grid = grid
         self._clients = clients
+        self._sizes = sizes
         self._patience = patience
         self._query = query or ConfigRecord()
         self._report = report
@@ -76,9 +80,13 @@ class Attendance:
     @property
     def examples(self) -> NDArray[np.int64] | None:
         """The number of examples of every client, in the order of their numbers, if all have stated theirs."""
-        counts = [self._counts.get(client) for client in range(self._clients)]
-        whole = [count for count in counts if isinstance(count, int) and 0 < count < MOST_EXAMPLES]
-        return np.array(whole, np.int64) if len(whole) == self._clients else None
+        stated = self.stated
+        return np.array([stated[client] for client in range(self._clients)]) if len(stated) == self._clients else None
+
+    @property
+    def stated(self) -> dict[int, int]:
+        """The number of examples of each client that has stated a valid one."""
+        return {client: count for client, count in self._counts.items() if _is_valid(count)}
 
     def connected(self) -> set[int]:
         """Return the nodes that are connected now."""
@@ -165,18 +173,27 @@ class Attendance:
                 self._refusals[node] = one_line(str(reply.error.reason))
             return
         metrics = reply.content.get(METRICS)
-        number = metrics.get(CLIENT) if isinstance(metrics, MetricRecord) else None
+        facts = metrics if isinstance(metrics, MetricRecord) else MetricRecord()
+        number, count = facts.get(CLIENT), facts.get(EXAMPLES)
         if not isinstance(number, int) or not (0 <= number < self._clients):
             self._refusals[node] = f"a node has client number {number}, expected 0 to {self._clients - 1}"
         # Only a connected one: a client that returns as another node takes its number over.
         elif self._nodes.get(number, node) in here - {node}:
             self._refusals[node] = f"two nodes have client number {number}"
+        elif self._sizes and count != self._sizes[number]:
+            self._refusals[node] = f"client {number} states {count} examples, but has {self._sizes[number]}"
         else:
             # The node that it replaces is queried again if it returns.
             self._known.discard(self._nodes.get(number, node))
             self._known.add(node)
             self._nodes[number] = node
-            self._counts[number] = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
+            # The number of the first time: a client must not gain weight by returning with another.
+            if not _is_valid(self._counts.get(number)):
+                self._counts[number] = count
+
+
+def _is_valid(count: object) -> TypeGuard[int]:
+    return isinstance(count, int) and 0 < count < MOST_EXAMPLES
 
 
 def wait_for_nodes(grid: Grid, count: int, patience: float) -> list[int]:

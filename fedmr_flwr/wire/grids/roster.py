@@ -1,7 +1,7 @@
 """`RosterGrid`: a Flower Grid with a stable order of clients and counts of the bytes that it sends and receives."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,12 +66,13 @@ class RosterGrid(WrappedGrid):
         patience: float = 120.0,
         query: ConfigRecord | None = None,
         report: Callable[[str], None] = lambda _: None,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(grid)
         self._at_least = at_least
         self._patience = patience
         self._attendance = (
-            None if clients is None else Attendance(grid, clients, min_clients, patience, query, report)
+            None if clients is None else Attendance(grid, clients, min_clients, patience, query, report, sizes)
         )
         self._clients: dict[int, int] = {}  # by node
         if self._attendance:
@@ -81,6 +82,11 @@ class RosterGrid(WrappedGrid):
     def examples(self) -> NDArray[np.int64] | None:
         """The number of examples of each client, in the order of their numbers, if all have stated theirs."""
         return self._attendance.examples if self._attendance else None
+
+    @property
+    def stated_examples(self) -> Mapping[int, int]:
+        """The number of examples of each client that has stated one before the first round."""
+        return self._attendance.stated if self._attendance else {}
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes in the order of their clients' numbers, including those that are not connected now.
