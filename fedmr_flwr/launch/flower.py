@@ -1,7 +1,9 @@
 """Submitting a run to Flower, following it, and checking how it ended."""
 
 import json
+import re
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -73,7 +75,7 @@ def submit(
         path.write_text(text, encoding="utf-8")
         # In a file, because `--run-config` on the command line cannot quote all paths.
         output = connection.command(
-            "run", str(app_folder()), connection.name, "--run-config", str(path),
+            "run", str(_copy_app(Path(folder, "app"))), connection.name, "--run-config", str(path),
             *(["--federation-config", " ".join(extra)] if extra else []),
         )  # fmt: skip
     return str(output["run-id"])
@@ -142,6 +144,20 @@ def app_folder() -> Path:
     """Return the folder of the Flower app: the repository, or the copy of its files in the installed package."""
     package = Path(__file__).parents[1]
     return package / "app" if (package / "app").exists() else package.parent
+
+
+def _copy_app(to: Path) -> Path:
+    """Copy the app's own files; whatever else lies beside them in a repository must not travel to the nodes."""
+    source = app_folder()
+    to.mkdir()
+    for path in (*source.glob("*.py"), source / "LICENSE"):
+        shutil.copy(path, to)
+    if source / "fedmr_flwr" in Path(__file__).parents:  # a repository; an installed package is on the nodes, too
+        shutil.copytree(source / "fedmr_flwr", to / "fedmr_flwr", ignore=shutil.ignore_patterns("__pycache__"))
+    # Its patterns are those of a repository, and Flower refuses one that matches nothing.
+    text = (source / "pyproject.toml").read_text(encoding="utf-8")
+    (to / "pyproject.toml").write_text(re.sub(r"^fab-include = .*\n", "", text, flags=re.MULTILINE), encoding="utf-8")
+    return to
 
 
 def _is_completed(connection: Connection, run_id: str, out: RunFolder) -> bool:
