@@ -3,9 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 LATEST := .venv-latest
 FAST := -m "not e2e and not slow"
+# Two at a time: tests of deployments wait for minutes until Flower notices that a node is dead.
 PYTEST := pytest -n 2 --dist worksteal
-# One more than the cores: tests of deployments wait for minutes until Flower notices that a node is dead.
-ALL := pytest -n 3 --dist worksteal
 
 .PHONY: run test lint check test-latest help clean
 
@@ -24,11 +23,11 @@ check: lint ## Check style and types, run unit and contract tests.
 	$(VENV)/bin/$(PYTEST) $(FAST)
 
 test: $(VENV)/.ready ## Run all tests; the end-to-end ones start Flower.
-	$(VENV)/bin/$(ALL)
+	$(VENV)/bin/$(PYTEST)
 
 test-latest: $(LATEST)/.ready ## Run all tests with the newest Flower.
 	$(LATEST)/bin/python -c "from importlib.metadata import version; print('flwr', version('flwr'))"
-	$(LATEST)/bin/$(ALL)
+	$(LATEST)/bin/$(PYTEST)
 
 clean: ## Remove environments and caches, but not your runs.
 	rm -rf $(VENV) $(LATEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ KDD 2024 (arXiv 2305.10730); where the paper and its published code differ or ar
 docs/fedmr.md.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,8 +19,10 @@ from fedmr_flwr.algorithms.contract import Combined, Round, Slot
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions, Population
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Buffers, Parts, Recombination, Sources, sources
-from fedmr_flwr.core.units import grouping
+from fedmr_flwr.core.units import format_unit, grouping
 from fedmr_flwr.errors import ConfigError, OptionError
+
+_log = logging.getLogger(__name__)
 
 
 class FedMROptions(MultiModelOptions):
@@ -68,6 +71,15 @@ class FedMR(MultiModel):
         except ConfigError as error:
             raise OptionError("unit", str(error)) from None
         self.units = self.recombination.units
+        self.notice = None
+        unit = format_unit(self.options.unit)
+        # Patterns and fractions may be meant so.
+        if len(self.units) == 1 < len(layout.entries) and unit.startswith(("layer", "block")):
+            self.notice = (
+                f"unit '{unit}' makes one unit of this model: whole models are permuted, and nothing is recombined; "
+                "choose another unit, such as 'tensor'"
+            )
+            _log.warning(self.notice)
         return population
 
     def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed | Parts]:

@@ -13,6 +13,8 @@ Spec = str | Sequence[str]
 # Tensors by the name of their unit.
 _Groups = dict[str, list[Entry]]
 
+_WRAPPERS = ("_orig_mod.", "module.")
+
 KINDS = ("tensor", "layer", "block", "block:DEPTH", "fraction:P", "[PATTERN, ...]")
 
 
@@ -99,15 +101,25 @@ def format_unit(spec: Spec) -> str:
 
 
 def module_of(key: str) -> str:
-    """Return the path of the module that owns a state_dict key; the model itself is named "model"."""
-    return key.rpartition(".")[0] or "model"
+    """Return the path of the module that owns a state_dict key; the model itself is named "(model)"."""
+    # Not "model", which may be the name of a module of its own.
+    return key.rpartition(".")[0] or "(model)"
 
 
 def _grouped(layout: Layout, name_of: Callable[[str], str]) -> _Groups:
+    prefix = _prefix_of_wrappers(layout)
     groups: _Groups = {}
     for entry in layout.entries:
-        groups.setdefault(name_of(entry.name), []).append(entry)
+        groups.setdefault(name_of(entry.name.removeprefix(prefix)), []).append(entry)
     return groups
+
+
+def _prefix_of_wrappers(layout: Layout) -> str:
+    """Return what `torch.compile` and `DataParallel` put before every key."""
+    prefix = ""
+    while found := [name for name in _WRAPPERS if all(e.name.startswith(prefix + name) for e in layout.entries)]:
+        prefix += found[0]
+    return prefix
 
 
 def _by_block(layout: Layout) -> _Groups:

@@ -26,6 +26,7 @@ class ServerStrategy(Strategy, Generic[T]):
     Attributes:
         accepts_device_models: whether it accepts models on a GPU.
         diagnostics: numbers and lists for the metrics of the latest round.
+        notice: a line for the user about what the strategy does with this model; None if there is nothing to say.
         guard: reject a trained model that moved more than `guard` times as far as the round's median, in its
             trainable parameters or in its buffers, each by its own measure, or that has a negative variance; None
             accepts all.
@@ -33,6 +34,7 @@ class ServerStrategy(Strategy, Generic[T]):
 
     accepts_device_models: ClassVar[bool] = False
     diagnostics: Mapping[str, Any] = {}
+    notice: str | None = None
     guard: float | None = None
     _sent: Mapping[int, Message]
     _stated: Mapping[int, int] = {}  # the number of examples of each client, as far as known

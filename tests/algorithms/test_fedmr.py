@@ -191,3 +191,13 @@ def test_takes_per_tensor_records(grid_of, answer):
     # Each client adds 1, 2 or 3 to the model of a slot, twice, so the mean is 2 * 2 whatever the permutations.
     np.testing.assert_allclose(result.arrays["conv.weight"].numpy(), 4)
     assert result.arrays["bn.count"].numpy().dtype == np.int64
+
+
+def test_single_unit_is_said(caplog):
+    layout = Layout.of({"net.weight": np.zeros(2, np.float32), "net.bias": np.zeros(1, np.float32)})
+    for unit, said in (("layer", True), ("tensor", False), ("fraction:1", False), ((".",), False)):
+        caplog.clear()
+        strategy = FedMR(layout=layout, unit=unit)
+        assert bool(strategy.notice) == bool(caplog.messages) == said, unit
+        if said:
+            assert strategy.notice.startswith("unit 'layer' makes one unit of this model: whole models are permuted")

@@ -35,18 +35,18 @@ def test_tensor_and_layer_units():
     layers = keys_of("layer")
     assert layers["stem.bn"] == ["stem.bn.weight", "stem.bn.count"]
     assert layers["stage.0.conv"] == ["stage.0.conv.weight", "stage.0.conv.bias"]
-    assert layers["model"] == ["scale"], "a key without a module belongs to the model itself"
+    assert layers["(model)"] == ["scale"], "a key without a module belongs to the model itself"
 
 
 def test_block_units_by_depth():
-    assert list(keys_of("block")) == list(keys_of("block:1")) == ["stem", "stage", "head", "model"]
-    assert list(keys_of("block:2")) == ["stem.conv", "stem.bn", "stage.0", "stage.1", "head", "model"]
+    assert list(keys_of("block")) == list(keys_of("block:1")) == ["stem", "stage", "head", "(model)"]
+    assert list(keys_of("block:2")) == ["stem.conv", "stem.bn", "stage.0", "stage.1", "head", "(model)"]
     assert keys_of("block:9") == keys_of("layer")
 
 
 def test_block_units_named_by_the_model():
     named = Layout.of(ARRAYS, blocks=("stage.0", "stage.1"))
-    assert list(keys_of("block", named)) == ["stem.conv", "stem.bn", "stage.0", "stage.1", "head", "model"]
+    assert list(keys_of("block", named)) == ["stem.conv", "stem.bn", "stage.0", "stage.1", "head", "(model)"]
     assert keys_of("block", named)["stage.1"] == ["stage.1.conv.weight", "stage.1.conv.bias"]
     nested = Layout.of(ARRAYS, blocks=("stage", "stage.1"))
     assert keys_of("block", nested)["stage"] == ["stage.0.conv.weight", "stage.0.conv.bias"], "the innermost counts"
@@ -138,6 +138,20 @@ def test_wrong_units_are_refused(spec, reason):
         units(LAYOUT, spec)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("spec", ["layer", "block", "block:2", ["^stem", "."]], ids=str)
+def test_wrappers_do_not_hide_units(prefix, spec):
+    wrapped = Layout.of({prefix + name: array for name, array in ARRAYS.items()})
+    expected = {name: [prefix + key for key in keys] for name, keys in keys_of(spec).items()}
+    assert keys_of(spec, wrapped) == expected
+    assert len(expected) > 1
+
+
+def test_module_named_model_is_not_the_model_itself():
+    layout = Layout.of({"scale": np.zeros(1, np.float32), "model.weight": np.zeros(2, np.float32)})
+    assert keys_of("layer", layout) == {"(model)": ["scale"], "model": ["model.weight"]}
+
+
 def test_module_of():
     assert module_of("a.b.weight") == "a.b"
-    assert module_of("weight") == "model"
+    assert module_of("weight") == "(model)"
