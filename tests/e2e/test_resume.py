@@ -20,7 +20,7 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
     whole.path.parent.mkdir()
     subprocess.run(
         [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *SETTINGS, "--engine", "in-process"],
-        cwd=whole.path.parent, env=env, check=True, capture_output=True, timeout=120,
+        cwd=whole.path.parent, env=env, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
 
     out = RunFolder(tmp_path / "run")
@@ -44,11 +44,11 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     next(process for process in family(env) if "ray::ClientAppActor" in " ".join(process.cmdline())).kill()
-    output, error = second.communicate(timeout=120)
+    output, error = second.communicate(timeout=300)
     assert busy.returncode == 1
     assert "run is in use by process " in busy.stderr
     assert "resuming after round " in output
@@ -63,14 +63,14 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
     wait_for_rounds(out, before + 2)
     (simulation,) = (p for p in family(env) if any(word.endswith("/flwr-simulation") for word in p.cmdline()))
     simulation.kill()
-    _, error = third.communicate(timeout=120)
+    _, error = third.communicate(timeout=300)
     assert (third.returncode, error.count("\n")) == (1, 1)
     assert error.startswith("fedmr: error: ")
     assert out.status == "failed"
     assert len(out.read_rows()) < 80
 
     last = in_the_background(env, tmp_path, "resume", "run", "--engine", "in-process")
-    _, error = last.communicate(timeout=120)
+    _, error = last.communicate(timeout=300)
     assert (last.returncode, error) == (0, "")
     assert [row["round"] for row in out.read_rows()] == list(range(1, 81))
     assert out.read_manifest()["model-sha256"] == whole.read_manifest()["model-sha256"]
@@ -85,7 +85,7 @@ def test_in_process_run_resumes_under_ray(tmp_path, env):
         folder.mkdir()
     subprocess.run(
         [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process"],
-        cwd=tmp_path / "whole", env=env, check=True, capture_output=True, timeout=120,
+        cwd=tmp_path / "whole", env=env, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
     first = in_the_background(env, part, "run", ROOT / "conf/quickstart.yaml", *settings, "--engine", "in-process")
     out = RunFolder(part / "run")
@@ -95,7 +95,7 @@ def test_in_process_run_resumes_under_ray(tmp_path, env):
     assert len(out.read_rows()) < 9
     done = subprocess.run(
         [BIN / "fedmr", "resume", "run", "--engine", "ray"],
-        cwd=part, env=env, capture_output=True, text=True, timeout=120, check=False,
+        cwd=part, env=env, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     whole = RunFolder(tmp_path / "whole" / "run").read_manifest()["model-sha256"]

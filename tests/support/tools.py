@@ -177,7 +177,7 @@ def in_the_background(env, folder, *arguments, within=()):
     )  # fmt: skip
 
 
-def wait_for_rounds(out, count, seconds=120):
+def wait_for_rounds(out, count, seconds=300):
     """Wait until a run has finished so many rounds; return the last one's metrics."""
     deadline = time.monotonic() + seconds
     while len(rows := out.read_rows()) < count:
