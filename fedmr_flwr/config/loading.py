@@ -1,5 +1,7 @@
 """Reading of configuration files with `key=value` overrides, and writing of complete ones."""
 
+import re
+import secrets
 import time
 import types
 from collections.abc import Iterable
@@ -67,11 +69,15 @@ def resolve_paths(settings: Settings) -> Settings:
     settings = settings.model_copy(update={"data_dir": settings.data_dir or default_data_dir()})
     if settings.run_dir is not None:
         return settings
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.data.name}-{settings.strategy.name}-seed{settings.seed}"
-    base = Path("runs").absolute()
-    # The name has the time to the second: a second run in it gets a number.
-    candidates = (base / (name if attempt == 1 else f"{name}-{attempt}") for attempt in range(1, 1000))
-    return settings.model_copy(update={"run_dir": next(path for path in candidates if not path.exists())})
+    what = f"{_file_name(settings.data.name)}-{_file_name(settings.strategy.name)}-seed{settings.seed}"
+    # Random at the end, because several runs may begin in one second.
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{what}-{secrets.token_hex(2)}"
+    return settings.model_copy(update={"run_dir": Path("runs").absolute() / name})
+
+
+def _file_name(name: str) -> str:
+    """Return a data set's or strategy's name as a part of a file's: of a path its end, without special characters."""
+    return re.sub(r"[^\w.-]+", "-", name.rpartition("/")[2])
 
 
 def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """From YAML and overrides to settings, and back."""
 
+import re
 import subprocess
 import sys
 
@@ -157,3 +158,27 @@ for values in {"rounds": "x", "strategy": {"name": "nothing"}}, {"clients": 1}:
 def test_mistakes_are_found_without_pytorch():
     done = subprocess.run([sys.executable, "-c", MISTAKES], capture_output=True, text=True, check=True)
     assert done.stdout == "\n\n"
+
+
+def test_runs_of_one_second_have_their_own_folders(tmp_path, monkeypatch, load):
+    monkeypatch.chdir(tmp_path)
+    settings = load("")
+    folders = {loading.resolve_paths(settings).run_dir for _ in range(20)}
+    assert len(folders) == 20
+    assert {folder.parent for folder in folders} == {tmp_path / "runs"}
+
+
+@pytest.mark.parametrize(
+    ("data", "strategy", "name"),
+    [
+        ("digits", "fedmr", "digits-fedmr-seed0"),
+        ("npz:/data/a b/mine.npz", "fedmr", "mine.npz-fedmr-seed0"),
+        ("npz:../../data/mine.npz", "flwr:FedAdam", "mine.npz-flwr-FedAdam-seed0"),
+        ("my_data:load", "fedmr", "my_data-load-fedmr-seed0"),
+    ],
+)
+def test_run_folder_is_named_plainly(tmp_path, monkeypatch, load, data, strategy, name):
+    monkeypatch.chdir(tmp_path)
+    folder = loading.resolve_paths(load("", f"data.name={data}", f"strategy.name={strategy}")).run_dir
+    assert folder.parent == tmp_path / "runs"
+    assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{re.escape(name)}-[0-9a-f]{{4}}", folder.name)
