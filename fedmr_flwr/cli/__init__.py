@@ -2,11 +2,13 @@
 
 import signal
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from fedmr_flwr.cli import deploy, runs, views
-from fedmr_flwr.cli.arguments import Command
+from fedmr_flwr.cli.arguments import Command, print_line
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.report.display import quiet
 
@@ -17,8 +19,24 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Federated learning by layer-wise model recombination (FedMR).",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print_line(f"fedmr_flwr {version('fedmr-flwr')}")
+        raise typer.Exit()
+
+
+@app.callback(no_args_is_help=True)
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Federated learning by layer-wise model recombination (FedMR)."""
+
+
 for command in (runs.run, runs.resume, runs.compare, views.plot, views.partition, views.units):
     app.command(cls=Command)(command)
 app.add_typer(deploy.app, name="deploy")

@@ -10,8 +10,6 @@ from fedmr_flwr.cli.arguments import Conf, Engine, Folder, Overrides, Superlink,
 from fedmr_flwr.config.loading import load, resolve_paths
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import FedmrError, RunError, RunFolderError
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.comparison import Metrics
 from fedmr_flwr.report.display import Display, format_partition
 from fedmr_flwr.report.tables import comparison_table, format_client_accuracy, table
 from fedmr_flwr.runs import folder
@@ -82,7 +80,8 @@ def compare(
     Train with each, then write tables and a plot. CONF is a configuration file, OVERRIDES are key=value for all runs.
     Runs that are complete are not repeated, and those that were stopped are resumed.
     """
-    # Imported here, because Matplotlib takes a second that other commands need not wait for.
+    # Imported here, because they take seconds to load, which nobody should wait for to read the help.
+    from fedmr_flwr.launch import engines
     from fedmr_flwr.report import comparison, plots
 
     out = (out or Path("runs") / f"compare-{conf.stem}").absolute()
@@ -95,7 +94,7 @@ def compare(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"cannot use {out}: {error.strerror}; choose another folder with --out") from None
-    found: dict[str, list[Metrics]] = {variant.label: [] for variant in compared}
+    found: dict[str, list[comparison.Metrics]] = {variant.label: [] for variant in compared}
     failed = 0
     for at, (variant, settings) in enumerate(planned, 1):
         settings = resolve_paths(settings)
@@ -123,6 +122,8 @@ def compare(
 
 def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
     """Run an experiment, or resume one, and show its results."""
+    from fedmr_flwr.launch import engines
+
     path = f"run folder: {settings.run_dir}"
     # Before and after: at the end the first line has scrolled away.
     print_line(path)

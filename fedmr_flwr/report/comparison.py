@@ -12,7 +12,6 @@ import numpy as np
 
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.data import datasets
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import write_aside
 from fedmr_flwr.runs import folder
@@ -167,6 +166,9 @@ def _check_same(settings: Settings) -> None:
     )
     # The files may have changed under the same name.
     if known := out.read_manifest().get("data-sha256"):
+        # Imported here, because it loads PyTorch, which the help of the command line need not wait for.
+        from fedmr_flwr.data import datasets
+
         before["data-sha256"], now["data-sha256"] = known, datasets.load(settings.data, settings.data_dir).digest()
     for name, value in now.items():
         if before[name] != value:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -219,3 +220,15 @@ def test_interrupted_run_exits_130(fedmr, tmp_path, monkeypatch):
     status, _, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out")
     assert (status, err) == (130, "fedmr: interrupted\n")
     assert '"status": "failed"' in (tmp_path / "out" / "manifest.json").read_text()
+
+
+def test_help_loads_neither_pytorch_nor_flower():
+    code = "import sys, fedmr_flwr.cli; print(*sorted({'torch', 'flwr', 'matplotlib', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_version(fedmr):
+    from importlib.metadata import version
+
+    assert fedmr("--version") == (0, f"fedmr_flwr {version('fedmr-flwr')}\n", "")
