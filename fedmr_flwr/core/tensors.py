@@ -50,13 +50,16 @@ def similarity(rows: Rows, columns: Columns | None = None) -> float:
     if count == 1:
         return 1.0
     vectors = to_common_device(rows)
-    if columns is not None:
-        vectors = [torch.cat([row[part] for part in columns]) for row in vectors]
-    norms = torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in vectors])
+
+    def chosen(row: torch.Tensor) -> torch.Tensor:
+        # One row at a time: all of them together would be another population in the GPU's memory.
+        return row if columns is None else torch.cat([row[part] for part in columns])
+
+    norms = torch.stack([torch.linalg.vector_norm(chosen(row), dtype=torch.float64) for row in vectors])
     scales = torch.where(norms > 0, 1 / norms, 0.0)
-    total = torch.zeros_like(vectors[0], dtype=torch.float64)
+    total = torch.zeros_like(chosen(vectors[0]), dtype=torch.float64)
     for row, scale in zip(vectors, scales, strict=True):
-        total += row * scale
+        total += chosen(row) * scale
     # One transfer for both numbers: each `.item()` would wait for the GPU.
     of_sum, some = torch.stack([torch.dot(total, total), (norms > 0).sum()]).tolist()
     return float(np.clip((of_sum - some) / (count * (count - 1)), -1, 1))

@@ -87,9 +87,9 @@ def grouping(spec: Spec) -> Callable[[Layout], _Groups]:
     if kind == "fraction" and colon:
         return _by_fraction(_share(spec, value))
     if kind == "block" and re.fullmatch(r"[1-9]\d?", value):
-        return lambda layout: _grouped(layout, lambda key: ".".join(module_of(key).split(".")[: int(value)]))
+        return lambda layout: _grouped(layout, lambda key: ".".join(module_of(key).split(".")[: int(value)]), True)
     if not colon and kind in ("tensor", "layer"):
-        return lambda layout: _grouped(layout, module_of if kind == "layer" else str)
+        return lambda layout: _grouped(layout, module_of if kind == "layer" else str, True)
     if spec == "block":
         return _by_block
     raise ConfigError(f"unknown unit '{spec}'; choose one of {', '.join(KINDS)}")
@@ -106,8 +106,8 @@ def module_of(key: str) -> str:
     return key.rpartition(".")[0] or "(model)"
 
 
-def _grouped(layout: Layout, name_of: Callable[[str], str]) -> _Groups:
-    prefix = _prefix_of_wrappers(layout)
+def _grouped(layout: Layout, name_of: Callable[[str], str], unwrap: bool = False) -> _Groups:
+    prefix = _prefix_of_wrappers(layout) if unwrap else ""
     groups: _Groups = {}
     for entry in layout.entries:
         groups.setdefault(name_of(entry.name.removeprefix(prefix)), []).append(entry)
@@ -117,7 +117,8 @@ def _grouped(layout: Layout, name_of: Callable[[str], str]) -> _Groups:
 def _prefix_of_wrappers(layout: Layout) -> str:
     """Return what `torch.compile` and `DataParallel` put before every key."""
     prefix = ""
-    while found := [name for name in _WRAPPERS if all(e.name.startswith(prefix + name) for e in layout.entries)]:
+    names = [entry.name for entry in layout.entries]
+    while found := [wrap for wrap in _WRAPPERS if names and all(name.startswith(prefix + wrap) for name in names)]:
         prefix += found[0]
     return prefix
 
@@ -126,12 +127,15 @@ def _by_block(layout: Layout) -> _Groups:
     if not layout.blocks:
         return grouping("block:1")(layout)
 
+    prefix = _prefix_of_wrappers(layout)
+    blocks = [block.removeprefix(prefix) for block in layout.blocks]
+
     def block_of(key: str) -> str:
         # Blocks may be nested: a key belongs to the innermost one.
-        above = [block for block in layout.blocks if key.startswith(f"{block}.")]
+        above = [block for block in blocks if key.startswith(f"{block}.")]
         return max(above, key=len, default=module_of(key))
 
-    return _grouped(layout, block_of)
+    return _grouped(layout, block_of, True)
 
 
 def _by_fraction(share: Fraction) -> Callable[[Layout], _Groups]:

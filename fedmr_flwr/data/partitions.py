@@ -118,12 +118,12 @@ def _draw_dirichlet(
         # Shuffled, because a file may be sorted by writer or site, and runs of it would be a second heterogeneity.
         examples = rng.permutation(np.flatnonzero(labels == label))
         # In a random order of the clients, because rounding a class of few examples favours the later ones.
-        order = rng.permutation(clients)
+        order = rng.permutation(np.flatnonzero(shares > 0))
         edges = np.floor(np.cumsum(shares[order])[:-1] / shares.sum() * len(examples)).astype(np.int64)
         for client, part in zip(order, np.split(examples, edges), strict=True):
             held[client].append(part)
             sizes[client] += len(part)
-    return [np.concatenate(parts) for parts in held]
+    return [np.concatenate([np.empty(0, np.int64), *parts]) for parts in held]
 
 
 def _filled_up(parts: Sequence[Indices], rng: np.random.Generator) -> list[Indices]:

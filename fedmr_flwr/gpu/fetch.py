@@ -27,7 +27,9 @@ def fetch(
     inputs = torch.empty_like(source[:size])
     labels = torch.empty_like(examples.labels[:size])
     width = source[0].numel()
-    _fetch[(size, triton.cdiv(width, _BLOCK))](order, cursor, source, examples.labels, inputs, labels, width, _BLOCK)
+    with torch.cuda.device_of(source):  # Triton launches on the current device, whatever the tensors'
+        grid = (size, triton.cdiv(width, _BLOCK))
+        _fetch[grid](order, cursor, source, examples.labels, inputs, labels, width, _BLOCK)
     return inputs, labels
 
 

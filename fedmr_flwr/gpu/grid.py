@@ -44,7 +44,7 @@ class GpuGrid(InProcessGrid):
     """A Grid whose clients train on one GPU.
 
     Models stay there from round to round: messages and replies contain tensors, which are serialised only if their
-    bytes are read. The training set is there as uint8. Messages that do not request training are handled one by one,
+    bytes are read. The training set is there, too. Messages that do not request training are handled one by one,
     as in the in-process engine.
 
     Args:

@@ -276,7 +276,10 @@ def _cross_entropy(
         total = tl.sum(powers, 1)[:, None]
         label = tl.load(labels + row, mask=row < count, other=-1)
         right = column == label
-        sums += tl.sum(tl.where(right, tl.log(total) - values, 0.0), 1)
+        losses = tl.sum(tl.where(right, tl.log(total) - values, 0.0), 1)[:, None]
+        # An unknown label must not pass as a loss of 0.
+        known = ((label >= 0) & (label < CLASSES)) | (row >= count)
+        sums += tl.sum(tl.where(known, losses, float("nan")), 1)
         tl.store(gradient + row * CLASSES + column, (powers / total - right) / count, mask=inside)
     tl.store(loss, tl.sum(sums, 0) / count)
 

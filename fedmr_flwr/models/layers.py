@@ -1,5 +1,6 @@
 """Layers with their activation: PyTorch's operations, or on a GPU kernels of our own, which are fewer."""
 
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,11 @@ from torch.nn import functional
 
 if TYPE_CHECKING:  # a machine without a GPU need not have Triton
     from fedmr_flwr.models.kernels import Shape
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Of a cross-entropy by one program; more would not fit into its registers.
+_MOST_CLASSES = 1024
 
 
 def apply(layer: nn.Module, inputs: torch.Tensor, *, pool: int = 1, relu: bool = False) -> torch.Tensor:
@@ -40,7 +46,8 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits: [B, classes].
         labels: [B] int64.
     """
-    if logits.dtype == torch.float32 and missing(logits.device) is None:
+    few = logits.ndim == 2 and logits.shape[1] <= _MOST_CLASSES
+    if few and logits.dtype == torch.float32 and missing(logits.device) is None:
         return _CrossEntropy.apply(logits, labels)  # type: ignore[no-any-return]
     return functional.cross_entropy(logits, labels)
 
@@ -55,7 +62,8 @@ def missing(device: torch.device) -> str | None:
     try:
         from fedmr_flwr.models import kernels
 
-        kernels.cross_entropy(torch.zeros(1, 2, device=device), torch.zeros(1, dtype=torch.long, device=device))
+        with torch.cuda.device(device):
+            kernels.cross_entropy(torch.zeros(1, 2, device=device), torch.zeros(1, dtype=torch.long, device=device))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton's own errors, those of the compiler that it calls, and of the system
@@ -66,23 +74,38 @@ def missing(device: torch.device) -> str | None:
 def _fused_shape(layer: nn.Module, inputs: torch.Tensor, pool: int) -> "Shape | None":
     """Return the sizes of a layer that kernels of our own compute; None for any other one.
 
-    These are linear layers, and convolutions with pooling.
+    These are linear layers, and convolutions with pooling, of PyTorch's own classes, without hooks. Inputs that do
+    not fit the layer are left to PyTorch, whose error names what is wrong.
     """
-    if inputs.dtype != torch.float32 or torch.is_autocast_enabled(inputs.device.type) or missing(inputs.device):
+    if type(layer) not in (nn.Linear, nn.Conv2d) or any(getattr(layer, name) for name in _HOOKS):
+        return None
+    if not inputs.dtype == layer.weight.dtype == torch.float32 or torch.is_autocast_enabled(inputs.device.type):
+        return None
+    if missing(inputs.device):
         return None
     from fedmr_flwr.models.kernels import Shape
 
-    if isinstance(layer, nn.Linear) and inputs.ndim == 2:
-        return Shape(layer.in_features, 1, 1, layer.out_features)
-    if not isinstance(layer, nn.Conv2d) or pool not in (2, 4) or inputs.ndim != 4:
-        return None
+    if isinstance(layer, nn.Linear):
+        fits = pool == 1 and inputs.ndim == 2 and inputs.shape[1] == layer.in_features
+        return Shape(layer.in_features, 1, 1, layer.out_features) if fits else None
+    assert isinstance(layer, nn.Conv2d)
     sides = layer.kernel_size, layer.stride, layer.padding
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    if not plain or any(isinstance(pair, str) or pair[0] != pair[1] for pair in sides):
+    if not plain or pool not in (2, 4) or any(isinstance(pair, str) or pair[0] != pair[1] for pair in sides):
         return None
-    _, channels, height, width = inputs.shape
+    if inputs.ndim != 4 or inputs.shape[1] != layer.in_channels:
+        return None
+    batch, channels, height, width = inputs.shape
     kernel, stride, padding = (int(pair[0]) for pair in sides)
-    return Shape(channels, height, width, layer.out_channels, kernel, stride, padding, pool)
+    shape = Shape(channels, height, width, layer.out_channels, kernel, stride, padding, pool)
+    largest = batch * shape.unpooled[0] * shape.unpooled[1] * max(shape.weights, shape.outputs)
+    # The kernels count in 32 bits; such patches would take 8 GB.
+    return shape if min(shape.out) > 0 and largest < 2**31 else None
+
+
+def _on(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    """Make a tensor's GPU the current one inside the block: Triton launches there, whatever the tensors'."""
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
 class _Fused(torch.autograd.Function):
@@ -101,7 +124,8 @@ class _Fused(torch.autograd.Function):
 
         # A model that trains in bf16 is scored in float32, and has its weights in another memory order.
         inputs, weight = inputs.contiguous(), weight.contiguous()
-        out, winners = kernels.forward(inputs, weight, bias, shape, relu, any(ctx.needs_input_grad))
+        with _on(inputs):
+            out, winners = kernels.forward(inputs, weight, bias, shape, relu, any(ctx.needs_input_grad))
         ctx.shape = shape
         ctx.save_for_backward(inputs, weight, winners)
         return out
@@ -114,10 +138,11 @@ class _Fused(torch.autograd.Function):
         inputs, weight, winners = ctx.saved_tensors
         of_inputs, _, of_bias = ctx.needs_input_grad[:3]
         given = given.contiguous()
-        if inputs.ndim == 2:
-            found = kernels.linear_gradients(inputs, given, winners, weight, of_inputs, of_bias)
-        else:
-            found = kernels.convolution_gradients(inputs, given, winners, weight, ctx.shape, of_inputs, of_bias)
+        with _on(inputs):
+            if inputs.ndim == 2:
+                found = kernels.linear_gradients(inputs, given, winners, weight, of_inputs, of_bias)
+            else:
+                found = kernels.convolution_gradients(inputs, given, winners, weight, ctx.shape, of_inputs, of_bias)
         return *found, None, None
 
 
@@ -128,7 +153,8 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         from fedmr_flwr.models import kernels
 
-        gradient, loss = kernels.cross_entropy(logits.contiguous(), labels)
+        with _on(logits):
+            gradient, loss = kernels.cross_entropy(logits.contiguous(), labels.contiguous())
         ctx.save_for_backward(gradient)
         return loss
 

@@ -139,12 +139,23 @@ def test_wrong_units_are_refused(spec, reason):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-@pytest.mark.parametrize("spec", ["layer", "block", "block:2", ["^stem", "."]], ids=str)
+@pytest.mark.parametrize("spec", ["tensor", "layer", "block", "block:2"])
 def test_wrappers_do_not_hide_units(prefix, spec):
     wrapped = Layout.of({prefix + name: array for name, array in ARRAYS.items()})
     expected = {name: [prefix + key for key in keys] for name, keys in keys_of(spec).items()}
     assert keys_of(spec, wrapped) == expected
     assert len(expected) > 1
+
+
+def test_declared_blocks_and_patterns_name_whole_paths():
+    names = ["module.fc.weight", "module.fc.bias", "module.out.weight"]
+    layout = Layout.of({name: np.zeros(1, np.float32) for name in names}, blocks=["module.fc"])
+    assert keys_of("block", layout) == {"fc": names[:2], "out": names[2:]}
+    assert keys_of([r"^module\.fc\.", "."], layout) == {r"^module\.fc\.": names[:2], ".": names[2:]}
+
+
+def test_model_without_tensors_has_no_units():
+    assert units(Layout.of({}), "tensor") == ()
 
 
 def test_module_named_model_is_not_the_model_itself():

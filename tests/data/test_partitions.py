@@ -114,6 +114,27 @@ def test_few_examples_of_a_class_favour_no_client(name):
     assert np.abs(sizes.mean(0) - 250).max() < 35
 
 
+def test_full_client_gets_no_more(monkeypatch):
+    # Each class to two clients; with the first two full, nothing of the third class may round into them.
+    draws = iter([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4]] * 200)
+
+    class Rng:
+        def __init__(self):
+            self._inner = np.random.default_rng(0)
+
+        def dirichlet(self, alphas):
+            return np.array(next(draws), float)
+
+        def permutation(self, values):
+            return self._inner.permutation(values)
+
+    for _ in range(50):
+        parts = partitions._draw_dirichlet(np.repeat([0, 1, 2], 40), 3 + 1, 1.0, Rng(), True)
+        assert sum(map(len, parts)) == 120
+        counts = [np.bincount(np.repeat([0, 1, 2], 40)[part], minlength=3)[1] for part in parts[:2]]
+        assert counts == [0, 0]
+
+
 def published_split(labels, clients, alpha, rng):
     """Divide as FedMR's published code does (`separate_data`)."""
     smallest = 0

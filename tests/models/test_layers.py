@@ -145,6 +145,52 @@ def test_other_layers_are_pytorchs(device, layer, pool):
     assert torch.equal(found, reference(layer, images, pool, True))
 
 
+class Doubling(nn.Linear):
+    """A layer of a user's own."""
+
+    def forward(self, inputs):
+        return 2 * super().forward(inputs)
+
+
+def test_subclass_keeps_its_own_forward(device):
+    layer, inputs = Doubling(3, 2).to(device), torch.randn(4, 3, device=device)
+    assert torch.equal(layers.apply(layer, inputs), layer(inputs))
+
+
+def test_hooks_are_called(device):
+    layer, inputs = nn.Linear(3, 2).to(device), torch.randn(4, 3, device=device)
+    layer.register_forward_hook(lambda module, given, found: found + 1)
+    assert torch.equal(layers.apply(layer, inputs), layer(inputs))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "pool"),
+    [
+        (nn.Linear(20, 4), (3, 16), 1),
+        (nn.Linear(16, 4), (3, 20), 1),
+        (nn.Conv2d(3, 4, 3), (2, 1, 8, 8), 2),
+        (nn.Conv2d(3, 4, 3).double(), (2, 3, 8, 8), 2),
+    ],
+    ids=str,
+)
+def test_unfit_inputs_are_pytorchs_error(device, layer, shape, pool):
+    with pytest.raises(RuntimeError):
+        layers.apply(deepcopy(layer).to(device), torch.randn(*shape, device=device), pool=pool)
+
+
+def test_many_classes_and_strided_labels(device):
+    logits = torch.randn(6, 20_000, device=device)
+    labels = torch.arange(12, device=device).reshape(6, 2)[:, 1]
+    for some in (logits, logits[:, :12].contiguous()):
+        found, expected = layers.cross_entropy(some, labels), functional.cross_entropy(some, labels)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_label_beyond_the_classes_is_not_a_number(device):
+    logits = torch.zeros(2, 3, device=device)
+    assert layers.cross_entropy(logits, torch.tensor([0, 3], device=device)).isnan()
+
+
 def test_cpu_uses_pytorch():
     layer, inputs, _ = linear(3, 2, 4)
     assert type(layers.apply(layer, inputs).grad_fn).__name__ == "AddmmBackward0"
