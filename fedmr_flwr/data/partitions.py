@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,14 +209,27 @@ def _from_file(path: Path, examples: int, clients: int) -> list[Indices]:
 def _read_json(path: Path) -> Iterator[Indices]:
     try:
         train = json.loads(path.read_text(encoding="utf-8"))["train_data"]
+        if isinstance(train, list):
+            train = {str(client): part for client, part in enumerate(train)}
         return iter(
-            [np.array([int(index) for index in train[str(client)]], np.int64) for client in range(len(train))]
+            [_whole_numbers(np.array(train[str(client)] or np.empty(0, int))) for client in range(len(train))]
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise PartitionError(
             f"cannot read the partition {path}: {type(error).__name__} {error}; it must contain "
             '{"train_data": {"0": [indices], ...}}'
         ) from None
+
+
+def _whole_numbers(values: NDArray[Any]) -> Indices:
+    """Return a vector of integers as int64.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if values.ndim != 1 or values.dtype.kind not in "iu" or (values.size and values.max() >= 2**63):
+        raise ValueError(f"expected a list of whole numbers, found {values.dtype} in {values.ndim} dimensions")
+    return values.astype(np.int64)
 
 
 # Every partition that is a function of the labels; add one line to add one.
@@ -292,6 +306,9 @@ def read(path: Path) -> list[Indices]:
     try:
         # Opened here, because NumPy does not close a damaged file.
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            return np.split(file["indices"], file["edges"][:-1])
+            indices, edges = (_whole_numbers(file[name]) for name in ("indices", "edges"))
+        if (np.diff(edges, prepend=0) < 0).any() or (edges[-1] if len(edges) else 0) != len(indices):
+            raise ValueError("'edges' does not divide 'indices'")
+        return np.split(indices, edges[:-1]) if len(edges) else []
     except (OSError, KeyError, ValueError, EOFError, TypeError, IndexError, zipfile.BadZipFile) as error:
         raise PartitionError(f"cannot read the partition {path}: {error}") from None

@@ -321,3 +321,54 @@ def test_impossible_natural_is_refused():
         partitions.split(DATA, 4, Partition(name="natural"), seed=0)
     with pytest.raises(PartitionError, match="has 2 natural clients, not 4; set clients=2"):
         partitions.split(dataset([0] * 3, [0, 1, 1]), 4, Partition(name="natural"), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "uint32", "uint64", ">i4"])
+def test_any_integers_of_a_file_are_read(tmp_path, kind):
+    np.savez(tmp_path / "p.npz", edges=np.array([2, 4], kind), indices=np.array([3, 0, 1, 2], kind))
+    parts = partitions.read(tmp_path / "p.npz")
+    assert [(part.tolist(), part.dtype) for part in parts] == [([3, 0], np.int64), ([1, 2], np.int64)]
+
+
+@pytest.mark.parametrize(
+    ("indices", "edges", "words"),
+    [
+        (np.arange(4.0), [2, 4], "expected a list of whole numbers, found float64 in 1 dimensions"),
+        (np.arange(4)[:, None], [2, 4], "found int64 in 2 dimensions"),
+        (np.array(["0", "1"]), [1, 2], "expected a list of whole numbers"),
+        (np.array([2**63, 1], np.uint64), [1, 2], "expected a list of whole numbers"),
+        (np.arange(4), [3, 1, 4], "'edges' does not divide 'indices'"),
+        (np.arange(4), [2, 3], "'edges' does not divide 'indices'"),
+        (np.arange(4), [-1, 4], "'edges' does not divide 'indices'"),
+        (np.arange(4), [[2, 4]], "found int64 in 2 dimensions"),
+    ],
+)
+def test_odd_partition_files_are_one_line(tmp_path, indices, edges, words):
+    np.savez(tmp_path / "p.npz", edges=np.array(edges), indices=indices)
+    with pytest.raises(PartitionError, match=words):
+        partitions.split(DATA, 2, Partition(name=f"file:{tmp_path / 'p.npz'}"), 0)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"0": [0, 1.5], "1": [2]}, "expected a list of whole numbers, found float64"),
+        ({"0": ["a"], "1": [2]}, "expected a list of whole numbers"),
+        ({"0": [[0, 1]], "1": [2]}, "in 2 dimensions"),
+        ({"0": [0, 1], "2": [2]}, "KeyError '1'"),
+        ({"0": [0, 1], "1": [1, 2]}, "each example has at most one client"),
+        ({"0": [0, 1], "1": [10**30]}, "cannot read|does not match"),
+        ({"0": [0, 1], "1": []}, "each client needs at least one"),
+        (7, "cannot read the partition"),
+    ],
+)
+def test_odd_json_partitions_are_one_line(tmp_path, train, words):
+    (tmp_path / "p.json").write_text(json.dumps({"train_data": train}))
+    with pytest.raises(PartitionError, match=words):
+        partitions.split(DATA, 2, Partition(name=f"file:{tmp_path / 'p.json'}"), 0)
+
+
+def test_json_list_of_clients_is_read(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps({"train_data": [[0, 2], [1]]}))
+    parts = partitions.split(DATA, 2, Partition(name=f"file:{tmp_path / 'p.json'}"), 0)
+    assert [part.tolist() for part in parts] == [[0, 2], [1]]
