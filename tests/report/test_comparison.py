@@ -8,6 +8,7 @@ import pytest
 
 from fedmr_flwr.cli import runs
 from fedmr_flwr.errors import ConfigError, RunError, RunFolderError
+from fedmr_flwr.launch import engines
 from fedmr_flwr.report import comparison, plots
 from fedmr_flwr.report.comparison import Variant, parse_strategies, summarise
 from fedmr_flwr.runs.folder import RunFolder
@@ -210,7 +211,7 @@ def test_trains_only_missing_runs(tmp_path, capsys, monkeypatch):
     assert float(table[1]["last_mean"]) == pytest.approx(np.mean(last))
 
     trained = []
-    monkeypatch.setattr(runs.engines, "run", lambda *_: trained.append(1))
+    monkeypatch.setattr(engines, "run", lambda *_: trained.append(1))
     compare(out, seeds="0,1")
     assert trained == []
 

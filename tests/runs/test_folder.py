@@ -14,7 +14,7 @@ def test_default_folder_is_new(toy, tmp_path, monkeypatch):
     settings = toy("run-dir=null")
     first = resolve_paths(settings)
     assert first.run_dir.parent == tmp_path / "runs"
-    assert first.run_dir.name.endswith("digits-fedmr-seed0")
+    assert "-digits-fedmr-seed0-" in first.run_dir.name
     create_folder(first)
     assert resolve_paths(settings).run_dir != first.run_dir
     assert resolve_paths(first) == first
