@@ -121,7 +121,7 @@ def steps_of(examples: int, settings: Settings) -> int:
 
 def card(settings: Settings, device: torch.device) -> Card:
     """Count the operations of a step, and measure the card's limits."""
-    dataset = datasets.load(settings.data, settings.data_dir)
+    dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
     model = models.build(settings.model.name, dataset.input_shape, dataset.classes)
     place(model, device, settings.precision)
     chosen = dataset.train.select(np.arange(settings.training.batch_size), device)

@@ -41,7 +41,7 @@ def engine_seconds(engine: str, rounds: int, data_dir: Path, run_dir: Path) -> l
 def bare_seconds(settings: Settings, parts: list[partitions.Indices], channels_last: bool) -> list[float]:
     """Train the same clients in a plain single-threaded PyTorch loop, as in a notebook."""
     torch.set_num_threads(1)
-    data = datasets.load(settings.data, settings.data_dir)
+    data = datasets.load(settings.data, settings.data_dir, settings.seed)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     images, labels = data.prepare(data.train.inputs).contiguous(memory_format=layout), data.train.labels
     seconds = []

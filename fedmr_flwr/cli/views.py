@@ -47,7 +47,7 @@ def partition(
     settings = load(conf, overrides or [])
     # Before the data are loaded, which may take minutes.
     folder.check_free(out, "--out FOLDER")
-    dataset = datasets.load(settings.data, settings.data_dir)
+    dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
     parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
     counts = partitions.class_counts(dataset, parts)
     with writing(out):

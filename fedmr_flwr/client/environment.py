@@ -123,12 +123,12 @@ class SimulatedEnvironment(ClientEnvironment):
 
     def examples(self) -> tuple[Dataset, Examples]:
         """Return the run's data set and this client's part of it."""
-        dataset = datasets.load(self.settings.data, self.settings.data_dir)
+        dataset = datasets.load(self.settings.data, self.settings.data_dir, self.settings.seed)
         return dataset, dataset.train.select(self.indices, self.device)
 
     def prepare(self, digest: str) -> int:
         """Compare the data with the server's, and read the partition from the run folder."""
-        _check_digest(digest, self.settings.data, self.settings.data_dir)
+        _check_digest(digest, self.settings.data, self.settings.data_dir, self.settings.seed)
         return len(self.indices)
 
     @property
@@ -204,7 +204,7 @@ class NodeEnvironment(ClientEnvironment):
 
     def _examples(self) -> tuple[Dataset, Examples]:
         if self._data.is_dir():
-            dataset = datasets.load(self._named, self._data)
+            dataset = datasets.load(self._named, self._data, self.settings.seed)
             return dataset, dataset.train.select(self._indices(dataset), self.device)
         own = self._own
         # A node has no test set, and only the server evaluates on one.
@@ -219,8 +219,8 @@ class NodeEnvironment(ClientEnvironment):
 
     def _prepare(self, digest: str) -> int:
         if self._data.is_dir():
-            _check_digest(digest, self._named, self._data)
-            return len(self._indices(datasets.load(self._named, self._data), replace=True))
+            _check_digest(digest, self._named, self._data, self.settings.seed)
+            return len(self._indices(datasets.load(self._named, self._data, self.settings.seed), replace=True))
         return len(self._own)
 
     @contextmanager
@@ -267,15 +267,15 @@ def number_of(node_config: Mapping[str, Any]) -> int:
     return int(node_config[NUMBER])
 
 
-def _check_digest(digest: str, data: Data, data_dir: Path | None) -> None:
-    if _digest(data, data_dir) != digest:
+def _check_digest(digest: str, data: Data, data_dir: Path | None, seed: int) -> None:
+    if _digest(data, data_dir, seed) != digest:
         raise DataError("this client's data differ from the server's; use the same files on all machines")
 
 
 @lru_cache(maxsize=2)
-def _digest(data: Data, data_dir: Path | None) -> str:
+def _digest(data: Data, data_dir: Path | None, seed: int) -> str:
     # Once for each process, not for each client.
-    return datasets.load(data, data_dir).digest()
+    return datasets.load(data, data_dir, seed).digest()
 
 
 @lru_cache(maxsize=2)

@@ -18,11 +18,14 @@ class Data(Section):
         name: an entry of `fedmr_flwr.data.datasets.DATASETS`, npz:PATH or module:function.
         normalisation: of images: as published with the data set, by the measured mean and deviation of each
             channel of the training images, or none, pixels from 0 to 1.
+        train_examples: use only so many training examples, as many of each class, drawn from the run's seed; all if
+            not given. The test set stays whole.
         download: whether missing files may be downloaded.
     """
 
     name: str = "digits"
     normalisation: Literal["published", "measured", "none"] = "published"
+    train_examples: int | None = Field(None, ge=1)
     download: bool = False
 
 
@@ -183,6 +186,11 @@ class Settings(Section):
             raise ValueError(
                 f"deployment.min-clients is {self.deployment.min_clients} but there are only {self.clients} clients; "
                 "lower deployment.min-clients"
+            )
+        if self.data.train_examples is not None and self.partition.name == "nodes":
+            raise ValueError(
+                "data.train-examples draws from the server's data set, but with partition.name=nodes each client has "
+                "its own examples; leave one of them out"
             )
         if self.privacy.local_dp and self.evaluate_clients:
             raise ValueError(

@@ -11,6 +11,7 @@ import torch
 
 from fedmr_flwr.config.paths import default_data_dir
 from fedmr_flwr.config.settings import Data
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import cache
 from fedmr_flwr.data.base import PARTS, Dataset, DatasetArrays, Examples, Normalisation, Source, validate_arrays
 from fedmr_flwr.data.cifar import Cifar
@@ -40,19 +41,21 @@ DATASETS: dict[str, Source] = {
 }
 
 
-def load(data: Data, data_dir: Path | None) -> Dataset:
+def load(data: Data, data_dir: Path | None, seed: int | None = None) -> Dataset:
     """Return a data set.
 
     Args:
         data: its name: an entry of `DATASETS`; "npz:PATH" for a user's own file; or "module:function" for a
-            user's own loader, which is called with the folder and returns a `Dataset`; and its normalisation.
+            user's own loader, which is called with the folder and returns a `Dataset`; its normalisation; and how
+            many of its training examples are used.
         data_dir: the folder of its files; None: `default_data_dir()`.
+        seed: of the run; needed only if a part of the training examples is drawn.
 
     Raises:
         ConfigError: the data set is unknown, or cannot be normalised as configured.
-        DataError: its files are missing or damaged.
+        DataError: its files are missing or damaged, or it has fewer training examples than are asked for.
     """
-    return _load(data, data_dir or default_data_dir())
+    return _load(data, data_dir or default_data_dir(), None if data.train_examples is None else seed)
 
 
 def shape_and_classes(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]:
@@ -68,13 +71,13 @@ def shape_and_classes(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...
     source = DATASETS.get(data.name)
     if source and source.input_shape and source.classes:
         return source.input_shape, source.classes
-    dataset = load(data, data_dir)
+    dataset = load(data.model_copy(update={"train_examples": None}), data_dir)
     return dataset.input_shape, dataset.classes
 
 
 # No more than two, because each may hold hundreds of megabytes.
 @lru_cache(maxsize=2)
-def _load(data: Data, data_dir: Path) -> Dataset:
+def _load(data: Data, data_dir: Path, seed: int | None) -> Dataset:
     kind, colon, rest = data.name.partition(":")
     measured = None
     if data.name in DATASETS:
@@ -88,7 +91,11 @@ def _load(data: Data, data_dir: Path) -> Dataset:
         raise ConfigError(
             f"data.name: unknown data set '{data.name}'; choose one of {known}, npz:PATH or module:function"
         )
-    return _normalised(dataset, data.normalisation, measured)
+    dataset = _normalised(dataset, data.normalisation, measured)
+    if data.train_examples is None:
+        return dataset
+    assert seed is not None, "a run's seed is needed to draw its training examples"
+    return _drawn(dataset, data.train_examples, seed)
 
 
 def _from_files(source: Source, name: str, data_dir: Path, download: bool) -> tuple[Dataset, Normalisation | None]:
@@ -159,6 +166,22 @@ def _own(name: str, data_dir: Path) -> Dataset:
     if normalisation is None and train.inputs.ndim == 4:
         normalisation = Normalisation.measure(train.inputs.numpy())
     return replace(found, train=train, test=test, normalisation=normalisation, owners=good.get("owners"))
+
+
+def _drawn(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """Return the data set with so many training examples, as many of each class, or all that a small class has."""
+    labels = dataset.train.labels.numpy()
+    if count > len(labels):
+        raise DataError(f"data.train-examples is {count}, but the data set has {len(labels)} training examples")
+    shuffled = stream(seed, "train-examples").permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    grouped = labels[by_class]
+    # The first of every class come before the second of any.
+    rank = np.arange(len(labels)) - np.searchsorted(grouped, grouped)
+    # In the order of the files, so that all examples are the same data set as no choice.
+    chosen = torch.from_numpy(np.sort(by_class[np.lexsort((grouped, rank))[:count]]))
+    train = Examples(dataset.train.inputs[chosen], dataset.train.labels[chosen])
+    return replace(dataset, train=train, owners=None if dataset.owners is None else dataset.owners[chosen])
 
 
 def _normalised(dataset: Dataset, choice: str, measured: Normalisation | None) -> Dataset:

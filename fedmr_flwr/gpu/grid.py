@@ -217,7 +217,7 @@ class GpuGrid(InProcessGrid):
 
     @cached_property
     def _dataset(self) -> Dataset:
-        return datasets.load(self._settings.data, self._settings.data_dir)
+        return datasets.load(self._settings.data, self._settings.data_dir, self._settings.seed)
 
     @cached_property
     def _untrained(self) -> Classifier:

@@ -37,9 +37,8 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     from fedmr_flwr.data import datasets
 
     settings = resolve_paths(settings)
-    datasets.load(
-        settings.data, settings.data_dir
-    )  # before the display: it may take minutes, and has its own progress bar
+    # Before the display: it may take minutes, and has its own progress bar.
+    datasets.load(settings.data, settings.data_dir, settings.seed)
     with display:
         if settings.engine == "ray":
             from fedmr_flwr.launch import ray

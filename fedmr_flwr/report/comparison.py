@@ -169,7 +169,8 @@ def _check_same(settings: Settings) -> None:
         # Imported here, because it loads PyTorch, which the help of the command line need not wait for.
         from fedmr_flwr.data import datasets
 
-        before["data-sha256"], now["data-sha256"] = known, datasets.load(settings.data, settings.data_dir).digest()
+        dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
+        before["data-sha256"], now["data-sha256"] = known, dataset.digest()
     for name, value in now.items():
         if before[name] != value:
             raise RunFolderError(

@@ -40,7 +40,7 @@ class Experiment:
         alone = settings.engine == "deployment" and self.device.type == "cpu"
         self.precision: Precision = "float32" if alone else settings.precision
         check_precision(self.precision, self.device)
-        self.dataset = datasets.load(settings.data, settings.data_dir)
+        self.dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
         if settings.training.augment and self.dataset.normalisation is None:
             raise ConfigError("training.augment: text cannot be shifted and flipped; leave it out")
         model = models.build(settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed)

@@ -310,6 +310,10 @@ def owned(folder):
     data = datasets.load(Data(), None)
     return dataclasses.replace(data, owners=data.train.labels[:30])
 
+def by_label(folder):
+    data = datasets.load(Data(), None)
+    return dataclasses.replace(data, owners=data.train.labels)
+
 def plain(folder):
     return dataclasses.replace(datasets.load(Data(), None), normalisation=None)
 """
@@ -406,3 +410,47 @@ def test_known_form_needs_no_files(tmp_path):
     assert known["shakespeare"] == ((80,), 80)
     np.savez(tmp_path / "mine.npz", **own_arrays())
     assert datasets.shape_and_classes(Data(name="npz:mine.npz"), tmp_path) == ((3, 8, 8), 5)
+
+
+def few(count, seed=0):
+    return datasets.load(Data(train_examples=count), None, seed)
+
+
+def test_a_part_of_the_training_examples_has_as_many_of_each_class():
+    assert few(200).train.labels.bincount().tolist() == [20] * 10
+
+
+def test_a_class_with_too_few_examples_gives_all_it_has():
+    counts = datasets.load(Data(), None).train.labels.bincount().tolist()
+    smallest = min(counts)
+    drawn = few(10 * (smallest + 1)).train.labels.bincount().tolist()
+    assert min(drawn) == smallest
+    assert sum(drawn) == 10 * (smallest + 1)
+
+
+def test_a_part_of_the_training_examples_leaves_the_test_set_whole():
+    assert torch.equal(few(200).test.inputs, datasets.load(Data(), None).test.inputs)
+
+
+def test_another_seed_draws_other_training_examples():
+    assert few(200, seed=0).digest() == few(200, seed=0).digest() != few(200, seed=1).digest()
+
+
+def test_all_training_examples_drawn_are_the_data_set():
+    whole = datasets.load(Data(), None)
+    assert few(len(whole.train)).digest() == whole.digest()
+
+
+def test_drawn_examples_keep_their_authors(my_data):
+    dataset = datasets.load(Data(name="my_data:by_label", train_examples=100), my_data, 3)
+    assert torch.equal(dataset.owners, dataset.train.labels)
+
+
+def test_more_training_examples_than_there_are_is_an_error():
+    with pytest.raises(DataError, match="is 10000, but the data set has 1438 training examples$"):
+        few(10_000)
+
+
+def test_drawing_from_the_servers_data_needs_clients_that_use_it():
+    with pytest.raises(ConfigError, match="data.train-examples draws from the server's data set"):
+        parse({"data": {"train-examples": 100}, "partition": {"name": "nodes"}}, "test")

@@ -119,7 +119,7 @@ def deploy(env, folder, conf, host, count):
     assert done.returncode == 0, done.stderr
     (folder / "conf.yaml").write_text(yaml.safe_dump(conf))
     settings = load(folder / "conf.yaml")
-    dataset = datasets.load(settings.data, None)
+    dataset = datasets.load(settings.data, None, settings.seed)
     for client, part in enumerate(partitions.split(dataset, count, settings.partition, settings.seed)):
         path = folder / f"own{client}.npz"
         np.savez(path, x_train=dataset.train.inputs[part].numpy(), y_train=dataset.train.labels[part].numpy())
