@@ -1,7 +1,7 @@
 """The schema of a run's configuration."""
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
@@ -105,6 +105,9 @@ class Deployment(Section):
     join_timeout: float = Field(600.0, gt=0)
 
 
+# "every N" rounds.
+EveryRounds = Annotated[str, Field(pattern=r"^every [1-9]\d*$")]
+
 # A placeholder for the strategy while the rest is checked.
 _LATER = Strategy.model_construct(options=Section(), rule_options=Section())
 
@@ -126,6 +129,8 @@ class Settings(Section):
         evaluate_every: rounds between evaluations of the global model; the last round is always evaluated.
         evaluate_clients: whether to score the final model on every client's own examples, too.
         checkpoint_every: rounds between checkpoints.
+        keep_models: the rounds whose global model stays in the run folder: a list, or "every N".
+        keep_models_slots: whether the model of each slot stays, too.
         round_timeout: seconds to wait for the replies of a round.
         min_good_replies: a round with fewer good replies is bad and changes nothing.
         max_bad_rounds: the number of consecutive bad rounds that are tolerated; one more ends the run.
@@ -147,6 +152,8 @@ class Settings(Section):
     evaluate_every: int = Field(1, ge=1)
     evaluate_clients: bool = False
     checkpoint_every: int = Field(10, ge=1)
+    keep_models: tuple[Annotated[int, Field(ge=1)], ...] | EveryRounds = ()
+    keep_models_slots: bool = False
     round_timeout: float = Field(3600.0, gt=0)
     min_good_replies: int = Field(1, ge=1)
     max_bad_rounds: int = Field(0, ge=0)
@@ -162,6 +169,12 @@ class Settings(Section):
     training: Training = Training()
     # A factory, because a plain default would import the algorithm together with this module.
     strategy: Strategy = Field(default_factory=lambda: Strategy.model_validate({}))
+
+    def keeps_models_of(self, number: int) -> bool:
+        """Return whether the models of a round stay in the run folder."""
+        if isinstance(self.keep_models, str):
+            return number % int(self.keep_models.removeprefix("every ")) == 0
+        return number in self.keep_models
 
     @field_validator("device")
     @classmethod
@@ -187,6 +200,8 @@ class Settings(Section):
                 f"deployment.min-clients is {self.deployment.min_clients} but there are only {self.clients} clients; "
                 "lower deployment.min-clients"
             )
+        if self.keep_models_slots and not self.keep_models:
+            raise ValueError("keep-models-slots needs keep-models, the rounds whose models stay")
         if self.data.train_examples is not None and self.partition.name == "nodes":
             raise ValueError(
                 "data.train-examples draws from the server's data set, but with partition.name=nodes each client has "

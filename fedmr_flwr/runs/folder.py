@@ -44,7 +44,7 @@ class RunFolder:
 
     Files: config.yaml (complete), manifest.json (versions, hashes, status), metrics.jsonl (an object per
     round), partition.npz, checkpoints/, client-state/ (the clients' state between rounds, if the algorithm has
-    any), model.safetensors (the global model), and pictures.
+    any), model.safetensors (the global model), models/ (those of rounds to be kept), and pictures.
 
     Args:
         path: an existing run folder.
@@ -55,6 +55,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.manifest = path / "manifest.json"
         self.model = path / "model.safetensors"
+        self.models = path / "models"
         self.partition = path / "partition.npz"
         self.checkpoints = path / "checkpoints"
         self.curves = path / "curves.png"
@@ -234,6 +235,23 @@ class RunFolder:
             The SHA-256 of the file.
         """
         return write_tensors(self.model, tensors)
+
+    def keep_model(self, tensors: Mapping[str, NDArray[Any]], number: int, slot: int | None = None) -> None:
+        """Write a model of some round, to stay beside the final one.
+
+        Args:
+            tensors: its state_dict.
+            number: the round after which it is the global model, or a slot's.
+            slot: of the model; None for the global model.
+        """
+        path = self.kept_model(number, slot)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+        write_tensors(path, tensors)
+
+    def kept_model(self, number: int, slot: int | None = None) -> Path:
+        """Return the path of a model that was kept."""
+        return self.models / (f"round-{number:06d}" + ("" if slot is None else f"-slot-{slot:03d}") + ".safetensors")
 
 
 def versions() -> dict[str, str]:

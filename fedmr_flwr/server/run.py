@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
+from fedmr_flwr.algorithms.multi_model import MultiModel
 from fedmr_flwr.client.app import DIGEST, train_config
 from fedmr_flwr.client.environment import DataSpec
 from fedmr_flwr.config.settings import Settings
@@ -94,6 +95,8 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
             return
         # The round in which a run stops is bad: it has changed nothing, and will be repeated.
         done = row["round"] - stops
+        if not stops and settings.keeps_models_of(done):
+            _keep_models(experiment, arrays, done, out)
         if stops or done % settings.checkpoint_every == 0 or done == settings.rounds:
             # The rows first: a checkpoint must not be newer than the metrics of its rounds.
             out.flush_rows()
@@ -132,3 +135,12 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
         )
         out.note(**{"client-accuracy": client_evaluation.summary(scores)})
     return arrays
+
+
+def _keep_models(experiment: Experiment, arrays: ArrayRecord, number: int, out: RunFolder) -> None:
+    """Write the global model of a round and, if configured, the model of each slot, to stay."""
+    layout, strategy = experiment.layout, experiment.strategy
+    out.keep_model(layout.unpack(experiment.codec.decode(arrays).on_host()), number)
+    if experiment.settings.keep_models_slots and isinstance(strategy, MultiModel):
+        for slot, model in enumerate(strategy.state.models or ()):
+            out.keep_model(layout.unpack(model.on_host()), number, slot)

@@ -27,6 +27,8 @@ from fedmr_flwr.server import run as server_run
 from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.training.evaluation import Score
 
+SLOTS = [f"-slot-00{slot}" for slot in range(3)]
+
 
 def run(settings):
     with Display(settings.rounds, Console(file=io.StringIO())) as display:
@@ -83,6 +85,28 @@ def test_saved_model_is_the_mean(toy):
     assert population.shape == (3, layout.size)
     assert len({row.tobytes() for row in population}) == 3, "K different models"
     np.testing.assert_allclose(saved.floats, population.astype(np.float64).mean(0), rtol=1e-6)
+
+
+def test_models_of_chosen_rounds_stay(toy):
+    out = run(toy("keep-models=[1,3]", "keep-models-slots=true"))
+    names = [f"round-00000{number}{slot}.safetensors" for number in (1, 3) for slot in ("", *SLOTS)]
+    assert sorted(path.name for path in out.models.iterdir()) == sorted(names)
+    final = load_file(out.model)
+    assert all(np.array_equal(value, final[name]) for name, value in load_file(out.kept_model(3)).items())
+    slots = [load_file(out.kept_model(1, slot)) for slot in range(3)]
+    for name, value in load_file(out.kept_model(1)).items():
+        mean = np.mean([slot[name] for slot in slots], axis=0, dtype=np.float64)
+        assert np.array_equal(value, mean.astype(value.dtype))
+
+
+def test_models_of_every_second_round_stay(toy):
+    out = run(toy("keep-models=every 2", "strategy.name=fedavg"))
+    assert [path.name for path in out.models.iterdir()] == ["round-000002.safetensors"]
+
+
+def test_slots_are_kept_only_of_chosen_rounds(toy):
+    with pytest.raises(ConfigError, match="keep-models-slots needs keep-models"):
+        toy("keep-models-slots=true")
 
 
 def test_seed_decides_the_model(toy):
