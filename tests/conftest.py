@@ -90,12 +90,16 @@ def toy(settings_of: Callable[..., Settings], no_pictures: None) -> Callable[...
 def grid_of() -> Callable[..., Grid]:
     """Return a function that makes a Grid whose clients answer training messages with `reply(message, client)`.
 
-    If they state their number of examples, it is one more than their own number.
+    If they state their number of examples, it is one more than their own number, or as `stated` returns.
     """
 
     def make(
-        reply: Callable[[Message, int], RecordDict], clients: int = 5, numbered: bool = True, stated: bool = False
+        reply: Callable[[Message, int], RecordDict],
+        clients: int = 5,
+        numbered: bool = True,
+        stated: bool | Callable[[int], int] = False,
     ) -> Grid:
+        examples_of = stated if callable(stated) else lambda client: client + 1
         app = ClientApp()
 
         @app.train()
@@ -107,7 +111,7 @@ def grid_of() -> Callable[..., Grid]:
             @app.query()
             def query(message: Message, context) -> Message:
                 client = context.node_config["partition-id"]
-                known = MetricRecord({"client": client} | ({"num-examples": client + 1} if stated else {}))
+                known = MetricRecord({"client": client} | ({"num-examples": examples_of(client)} if stated else {}))
                 return Message(RecordDict({"metrics": known}), reply_to=message)
 
         return InProcessGrid(app, clients)

@@ -15,9 +15,21 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
+from fedmr_flwr.algorithms.weighting import Weighting, client_weights
+from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import average
-from fedmr_flwr.errors import ConfigError
+
+
+class CluSampOptions(Section):
+    """Options of CluSamp.
+
+    Attributes:
+        weighting: of the clients in the draw: by their "examples", as in the paper, or "uniform". The drawn models
+            have equal weights in either case: weights by examples would count the examples twice.
+    """
+
+    weighting: Weighting = "examples"
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,10 @@ class CluSamp(Algorithm[CluSampState]):
 
     The updates take 4 bytes per parameter and client on the server.
 
-    For the arguments see `Algorithm`.
+    For the arguments see `CluSampOptions` and `Algorithm`.
     """
+
+    options: CluSampOptions
 
     def init(self, layout: Layout, slots: int) -> CluSampState:
         """Start without updates: no client has taken part."""
@@ -61,13 +75,9 @@ class CluSamp(Algorithm[CluSampState]):
 
     def clients(self, round: Round) -> list[int]:
         """Draw one client from each distribution."""
-        if round.examples is None:
-            raise ConfigError(
-                "clusamp draws clients by their numbers of examples, but not all clients have stated theirs; "
-                "let them reply to queries with 'client' and 'num-examples', or choose another strategy"
-            )
+        counts = client_weights(round, self.options.weighting)
         rng = round.stream("select")
-        shares = distributions(round.examples, self._all_distances(round.num_clients), self.clients_per_round)
+        shares = distributions(counts, self._all_distances(round.num_clients), self.clients_per_round)
         return [int(rng.choice(len(row), p=row / row.sum())) for row in shares]
 
     def models(self, round: Round) -> Sequence[Packed]:

@@ -88,6 +88,8 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
 class FedASAM(FedAvg):
     """Federated averaging with adaptive sharpness-aware local training.
 
+    Clients are weighted by examples, as in its published code.
+
     For the arguments see `FedAvgOptions` and `Algorithm`.
     """
 

@@ -5,22 +5,20 @@ AISTATS 2017, algorithm 1.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, NoState, Round, Slot
+from fedmr_flwr.algorithms.weighting import Weighting, weighted_mean
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Packed
-from fedmr_flwr.core.population import average
-
-Weighting = Literal["examples", "uniform"]
 
 
 class FedAvgOptions(Section):
     """Options of FedAvg.
 
     Attributes:
-        weighting: by the clients' numbers of "examples", as in the paper, or "uniform", like FedMR's mean.
+        weighting: of the clients' models: by their "examples", as in the paper, or "uniform", the control of FedMR,
+            whose mean is uniform.
     """
 
     weighting: Weighting = "examples"
@@ -42,10 +40,3 @@ class FedAvg(Algorithm[NoState]):
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[NoState]:
         """Average the trained models."""
         return Combined(weighted_mean(slots, self.options.weighting), self.state)
-
-
-def weighted_mean(slots: Sequence[Slot], weighting: Weighting) -> Packed:
-    """Average the trained models; integer buffers take the elementwise maximum."""
-    good = [slot.reply for slot in slots if slot.reply]
-    weights = [reply.examples for reply in good] if weighting == "examples" else None
-    return average([reply.model for reply in good], weights)

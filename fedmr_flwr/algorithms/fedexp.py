@@ -13,6 +13,7 @@ from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
+from fedmr_flwr.algorithms.weighting import Weighting, weights
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, mean, squared_distance
@@ -23,9 +24,12 @@ class FedExPOptions(Section):
 
     Attributes:
         epsilon: keeps the step finite when the updates cancel each other.
+        weighting: of the clients' updates, in their mean and in the step: "uniform", as in the paper's equation 4, or
+            by their "examples", as in its published code.
     """
 
     epsilon: float = Field(0.001, gt=0)
+    weighting: Weighting = "uniform"
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,10 @@ class FedExPState:
 class FedExP(Algorithm[FedExPState]):
     """Federated averaging with an extrapolated server step.
 
-    With updates D_i of K clients and their mean D, the server steps by eta D with
-    eta = max(1, sum |D_i|^2 / (2 K (|D|^2 + epsilon))). Norms and extrapolation are over trainable parameters;
-    buffers are averaged. Clients start from the latest iterate; the model that is evaluated and saved is the mean of
-    the last two iterates, or the only one after the first good round.
+    With updates D_i of the clients, weights p_i with the sum 1 and the mean D = sum p_i D_i, the server steps by
+    eta D with eta = max(1, sum p_i |D_i|^2 / (2 (|D|^2 + epsilon))). Norms and extrapolation are over trainable
+    parameters; buffers are averaged. Clients start from the latest iterate; the model that is evaluated and saved is
+    the mean of the last two iterates, or the only one after the first good round.
 
     For the arguments see `FedExPOptions` and `Algorithm`.
     """
@@ -73,12 +77,15 @@ class FedExP(Algorithm[FedExPState]):
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[FedExPState]:
         """Extrapolate the mean of the trained models; return the mean of the last two iterates."""
         before, columns = self._start(round).floats, round.layout.parameters
-        models = [slot.reply.model for slot in slots if slot.reply]
-        center = average(models)
+        good = [slot.reply for slot in slots if slot.reply]
+        models = [reply.model for reply in good]
+        shares = weights([reply.examples for reply in good], self.options.weighting)
+        center = average(models, shares)
         lengths = [squared_distance(model.floats, before, columns) for model in models]
         of_mean = squared_distance(center.floats, before, columns)
         # Never below 1, so that the server goes at least as far as FedAvg.
-        step = max(1.0, sum(lengths) / (2 * len(models) * (of_mean + self.options.epsilon)))
+        scattered = sum(share * length for share, length in zip(shares, lengths, strict=True))
+        step = max(1.0, scattered / (2 * sum(shares) * (of_mean + self.options.epsilon)))
         after = center.floats.copy()
         for part in columns:
             # Parameters only: an extrapolated variance could become negative. In float64, like the means.

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
-from fedmr_flwr.algorithms.fedavg import FedAvgOptions, weighted_mean
+from fedmr_flwr.algorithms.fedavg import FedAvgOptions
+from fedmr_flwr.algorithms.weighting import weighted_mean
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.randomness import stream
@@ -212,6 +213,8 @@ class FedGen(Algorithm[FedGenState]):
 
     Its labels are drawn uniformly from those of the round's clients. It is trained on the CPU with one
     thread, so that it is the same everywhere. The model's last layer must be a Linear named `classifier`.
+
+    Clients are weighted by examples, as in its published code and in FedMR's.
 
     For the arguments see `FedGenOptions` and `Algorithm`.
     """

@@ -14,9 +14,9 @@ from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
+from fedmr_flwr.algorithms.weighting import Weighting, weighted_mean
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
-from fedmr_flwr.core.population import average
 
 
 class FedMutOptions(Section):
@@ -27,11 +27,14 @@ class FedMutOptions(Section):
         acceleration: by how much mutations against the update are shorter at first, so that their mean points
             along the update; the difference decreases to zero.
         acceleration_rounds: the number of rounds in which it does.
+        weighting: of the clients' models: "uniform", as in both published codes, because the mutations cancel each
+            other only in a uniform mean; or by their "examples".
     """
 
     radius: float = Field(5.0, ge=0)
     acceleration: float = Field(0.3, ge=0, le=1)
     acceleration_rounds: int = Field(100, ge=1)
+    weighting: Weighting = "uniform"
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,6 @@ class FedMut(Algorithm[FedMutState]):
         return signs
 
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[FedMutState]:
-        """Average the trained models with equal weights."""
-        model = average([slot.reply.model for slot in slots if slot.reply])
+        """Average the trained models."""
+        model = weighted_mean(slots, self.options.weighting)
         return Combined(model, FedMutState(round.global_model.floats))

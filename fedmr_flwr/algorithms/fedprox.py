@@ -56,6 +56,9 @@ class Prox(LocalRule):
 class FedProx(FedAvg):
     """Federated averaging with a proximal term in local training.
 
+    Clients are drawn uniformly and weighted by examples, as in its published code; the paper's algorithm 2 draws them
+    by examples and weighs them equally, which has the same expectation.
+
     For the arguments see `FedAvgOptions` and `Algorithm`.
     """
 

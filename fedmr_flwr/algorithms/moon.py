@@ -106,6 +106,8 @@ def _frozen(model: nn.Module) -> Classifier:
 class Moon(FedAvg):
     """Federated averaging with a model-contrastive term in local training.
 
+    Clients are weighted by examples, as in the paper's algorithm 1 and its published code.
+
     For the arguments see `FedAvgOptions` and `Algorithm`.
     """
 

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
+from fedmr_flwr.algorithms.weighting import Weighting, weights
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, similarity, spread
@@ -24,13 +25,13 @@ class MultiModelOptions(Section):
 
     Attributes:
         population: K, the number of models, at least the number of clients in a round, which is the default.
-        weighting: of the population's mean, the global model: "uniform", as in FedMR's published code, or
-            by the "examples" that each slot was last trained on.
+        weighting: of the population's mean, the global model: "uniform", as in FedMR's published code, where every
+            model meets all clients in turn; or by the "examples" that each slot was last trained on.
         evaluate_slots: whether to score every slot's model, too, when the global model is evaluated.
     """
 
     population: int | None = Field(None, ge=1)
-    weighting: Literal["uniform", "examples"] = "uniform"
+    weighting: Weighting = "uniform"
     evaluate_slots: bool = False
 
 
@@ -129,8 +130,8 @@ class MultiModel(Algorithm[Population]):
             ]
         )
         counted = [at for at, slot in enumerate(slots) if self.counts(round, slot)]
-        weights = examples[counted].tolist() if self.options.weighting == "examples" else None
-        mean = average([models[at] for at in counted], weights)
+        shares = weights(examples[counted].tolist(), self.options.weighting)
+        mean = average([models[at] for at in counted], shares)
         rows = [model.floats for model in models]
         diagnostics = {
             "similarity": similarity(rows, round.layout.parameters),

@@ -16,9 +16,9 @@ from torch import nn
 
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
+from fedmr_flwr.algorithms.weighting import Weighting, client_weights, weighted_mean
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
-from fedmr_flwr.core.population import average
 from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
 CONTROL = "control"
@@ -85,9 +85,12 @@ class ScaffoldOptions(Section):
 
     Attributes:
         server_lr: the server's step towards the mean of the clients' models; 1 is the mean.
+        weighting: of the clients' models and of their variates: "uniform", as in the paper's algorithm 1, or by their
+            "examples".
     """
 
     server_lr: float = Field(1.0, gt=0)
+    weighting: Weighting = "uniform"
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,9 @@ class ScaffoldState:
 class Scaffold(Algorithm[ScaffoldState]):
     """Averaging with control variates.
 
-    From the good replies of a round the server computes x += server_lr mean(y - x) and c += sum(change of c_i) / N,
-    with N the number of all clients, so that c is the mean of all c_i. All clients have equal weights, as in the
-    paper. Buffers are averaged.
+    From the good replies of a round the server computes x += server_lr mean(y - x) and c += sum p_i (change of c_i),
+    with p_i = 1 / N for N clients in all, or by examples, so that c is the mean of all c_i with the weights of the
+    models; with others the corrections would not cancel at the optimum. Buffers are averaged.
 
     For the arguments see `ScaffoldOptions` and `Algorithm`.
     """
@@ -129,6 +132,7 @@ class Scaffold(Algorithm[ScaffoldState]):
 
     def models(self, round: Round) -> Sequence[Packed]:
         """Send the global model to everyone."""
+        client_weights(round, self.options.weighting)  # refused before the first round, not after its training
         return [round.global_model] * self.slots
 
     def sends(self) -> Mapping[str, Floats]:
@@ -141,16 +145,17 @@ class Scaffold(Algorithm[ScaffoldState]):
 
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[ScaffoldState]:
         """Step towards the mean of the trained models, and add the changes of the clients' variates."""
-        good = [slot.reply for slot in slots if slot.reply]
-        model = average([reply.model for reply in good])
+        good = {slot.client: slot.reply for slot in slots if slot.reply and slot.client is not None}
+        model = weighted_mean(slots, self.options.weighting)
         if self.options.server_lr != 1:
             for part in round.layout.parameters:
                 # Buffers remain averaged: with a step beyond the mean a variance could become negative.
                 before = round.global_model.floats[part].astype(np.float64)
                 model.floats[part] = before + self.options.server_lr * (model.floats[part] - before)
-        # Divided by all clients, not by those of the round: the others' variates have not changed.
-        changes = np.sum([reply.vectors[CONTROL] for reply in good], axis=0, dtype=np.float64)
-        return Combined(model, ScaffoldState(self.state.variate + changes / round.num_clients))
+        # Divided by the weights of all clients, not of those of the round: the others' variates have not changed.
+        shares = client_weights(round, self.options.weighting)
+        changes = np.sum([np.float64(shares[at]) * reply.vectors[CONTROL] for at, reply in good.items()], axis=0)
+        return Combined(model, ScaffoldState(self.state.variate + changes / shares.sum()))
 
     def reset(self) -> ScaffoldState:
         """Reset all variates to zero."""

@@ -463,7 +463,7 @@ def test_too_few_clients_are_refused(monkeypatch):
         ({"clients_per_round": 5, "population": 4}, "population: 4 is less than the 5 clients of a round"),
         ({"first_stage_rounds": -1}, "first.stage.rounds = -1"),
         ({"buffers": "drop"}, "buffers = 'drop'.*'move' or 'average'"),
-        ({"weighting": "loss"}, "weighting = 'loss'.*'uniform' or 'examples'"),
+        ({"weighting": "loss"}, "weighting = 'loss'.*'examples' or 'uniform'"),
         ({"alpha": 0.5}, "unknown argument .alpha"),
     ],
 )

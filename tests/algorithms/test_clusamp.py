@@ -113,6 +113,18 @@ def test_draws_follow_examples(grid, given):
     assert (examples.tolist(), int(draws)) == ([*range(1, 9)], 4)
 
 
+def test_uniform_draws_ignore_examples(grid, given):
+    strategy = CluSamp(clients_per_round=4, layout=LAYOUT, weighting="uniform")
+    strategy.configure_train(1, START, ConfigRecord(), grid)
+    assert given[0][0].tolist() == [1] * 8
+
+
+def test_uniform_draws_need_no_examples(grid_of, answer):
+    inner = grid_of(lambda message, client: None, 8, numbered=False)
+    strategy = CluSamp(clients_per_round=4, layout=LAYOUT, weighting="uniform")
+    assert len(strategy.configure_train(1, START, ConfigRecord(), RosterGrid(inner))) <= 4
+
+
 def test_client_drawn_twice_counts_twice(grid, monkeypatch):
     rows = np.zeros((4, 8), np.int64)
     rows[[0, 1, 2, 3], [5, 2, 5, 3]] = 36  # 5 twice; 3 does not reply
@@ -133,5 +145,5 @@ def test_client_drawn_twice_counts_twice(grid, monkeypatch):
 def test_needs_example_counts(grid_of, answer):
     inner = grid_of(lambda message, client: None, 8, numbered=False)
     for grid in (inner, RosterGrid(inner)):
-        with pytest.raises(ConfigError, match="clusamp draws clients by their numbers of examples, but not all"):
+        with pytest.raises(ConfigError, match="weighting 'examples' of this strategy needs the number of examples"):
             CluSamp(clients_per_round=4, layout=LAYOUT).configure_train(1, START, ConfigRecord(), grid)

@@ -55,6 +55,14 @@ def test_step_by_hand(rounds):
     np.testing.assert_allclose(evaluated[0], [10, 20 + 28 / 6, 30], rtol=1e-6)
 
 
+def test_weighted_step_by_hand(rounds):
+    # Clients with 1 and 2 examples and updates (6, -3) and (-3, 3), whose squares are 45 and 18: mean (0, 1), step
+    # (45 + 2 * 18) / (2 * 3 * (1 + 0.5)) = 9.
+    strategy, _, evaluated = rounds([[6, -3, 3], [-3, 3, 0]], epsilon=0.5, weighting="examples")
+    assert step_of(strategy) == pytest.approx(9)
+    np.testing.assert_allclose(evaluated[0], [10, 29, 31], rtol=1e-6)
+
+
 def test_equal_updates_are_averaged(rounds):
     strategy, _, evaluated = rounds([[2, 4, 6]] * 3)
     assert step_of(strategy) == 1.0

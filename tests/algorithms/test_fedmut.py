@@ -57,12 +57,13 @@ def test_half_the_slots_move_ahead(sent):
     assert sorted(model[3] for model in models[1]) == [CHANGE[3]] * 2 + [3 * CHANGE[3]] * 2
 
 
-def test_models_are_averaged_uniformly(sent):
-    strategy = FedMut(clients_per_round=2, layout=LAYOUT)
-    values = [np.zeros(6, np.float32), np.full(6, 8, np.float32)]
+@pytest.mark.parametrize(("options", "expected"), [({}, 5), ({"weighting": "examples"}, 9)])
+def test_models_are_averaged_uniformly_by_default(options, expected):
+    strategy = FedMut(clients_per_round=2, layout=LAYOUT, **options)
+    values = [np.zeros(6, np.float32), np.full(6, 10, np.float32)]
     replies = [reply_of(packed(own), 1 + 8 * at) for at, own in enumerate(values)]
     combined = strategy.combine(round_of(strategy, 1, packed([0] * 6)), slots_of(replies))
-    assert combined.model.floats.tolist() == [4] * 6
+    assert combined.model.floats.tolist() == [expected] * 6
 
 
 def test_signs_are_drawn_independently(sent):

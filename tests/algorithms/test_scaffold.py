@@ -11,6 +11,7 @@ from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.server import rounds as loop
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.training.sgd import fit
@@ -119,13 +120,15 @@ def train_rounds(grid_of, answer, strategy, rule, rounds, lost_in=None):
         done = fit(model, data, examples, training, rng, made, received, found)
         kept[client] = done.outcome.kept
         content = answer(
-            CODEC.encode(Parts([model.w.detach().numpy()], [])), examples=1, **({"lost-state": 1} if lost else {})
+            CODEC.encode(Parts([model.w.detach().numpy()], [])),
+            examples=client + 1,
+            **({"lost-state": 1} if lost else {}),
         )
         for name, values in done.outcome.returned.items():
             content[name] = vector_record(values)
         return content
 
-    grid = RosterGrid(grid_of(reply, 2), 2)
+    grid = RosterGrid(grid_of(reply, 2, stated=True), 2)
     arrays = CODEC.encode(Parts([np.array([10.0], np.float32)], []))
     settings = Settings(rounds=rounds, clients=2, clients_per_round=2)
     arrays = loop.run(settings, strategy, grid, loop.Ledger(2), arrays, ConfigRecord(), lambda _: {}, lambda *_: None)
@@ -139,9 +142,27 @@ def test_reaches_optimum_unlike_fedavg(grid_of, answer):
     biased = (reach * b).sum() / reach.sum()
     assert abs(optimum - biased) > 0.2
     options = {"clients_per_round": 2, "layout": LAYOUT}
-    plain = train_rounds(grid_of, answer, FedAvg(**options), LocalRule, 20)
+    plain = train_rounds(grid_of, answer, FedAvg(**options, weighting="uniform"), LocalRule, 20)
     assert plain == pytest.approx(biased, rel=1e-4)
     assert train_rounds(grid_of, answer, Scaffold(**options), Corrected, 60) == pytest.approx(optimum, rel=1e-4)
+
+
+def test_reaches_the_optimum_by_examples(grid_of, answer):
+    a, b = CURVES.T
+    shares = np.array([1, 2])  # the clients' numbers of examples
+    optimum = (shares * a * b).sum() / (shares * a).sum()
+    strategy = Scaffold(clients_per_round=2, layout=LAYOUT, weighting="examples")
+    assert train_rounds(grid_of, answer, strategy, Corrected, 60) == pytest.approx(optimum, rel=1e-4)
+    assert abs(optimum - (a * b).sum() / a.sum()) > 0.1, "not the one of equal clients"
+
+
+def test_unknown_examples_are_refused(grid_of, answer):
+    grid = RosterGrid(grid_of(lambda message, client: answer(message.content["arrays"]), 2), 2)
+    arrays = CODEC.encode(Parts([np.zeros(1, np.float32)], []))
+    with pytest.raises(ConfigError, match="needs the number of examples of every client.*or use weighting 'uniform'"):
+        strategy = Scaffold(clients_per_round=2, layout=LAYOUT, weighting="examples")
+        strategy.configure_train(1, arrays, ConfigRecord(), grid)
+    Scaffold(clients_per_round=2, layout=LAYOUT).configure_train(1, arrays, ConfigRecord(), grid)
 
 
 def test_reaches_optimum_after_lost_variate(grid_of, answer):

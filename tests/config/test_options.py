@@ -8,7 +8,6 @@ import pytest
 
 from fedmr_flwr import FedMR
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.clusamp import CluSamp
 from fedmr_flwr.algorithms.fedmr import FedMROptions
 from fedmr_flwr.algorithms.fedprox import FedProx, Prox, ProxOptions
 from fedmr_flwr.algorithms.flower import FlowerOptions, flower_strategy
@@ -24,7 +23,7 @@ def test_options_have_the_declared_type():
     assert options_type(FedMR) is FedMROptions
     assert options_type(flower_strategy("flwr:FedAvg")) is FlowerOptions
     assert options_type(Prox) is ProxOptions
-    assert options_type(CluSamp) is Section
+    assert options_type(type("Bare", (Algorithm,), {})) is Section
     assert FedMR(unit="tensor").options == FedMROptions(unit="tensor")
 
 

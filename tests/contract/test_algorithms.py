@@ -29,8 +29,8 @@ OPTIONS = {"fedgen": {"generator_steps": 3}}  # of the many that it takes by def
 pytestmark = pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
 
 
-def new_strategy(name):
-    return registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT, **OPTIONS.get(name, {}))
+def new_strategy(name, **options):
+    return registry.find(name)(clients_per_round=K, seed=3, layout=LAYOUT, **OPTIONS.get(name, {}), **options)
 
 
 def start_model():
@@ -182,3 +182,37 @@ def test_initial_state_can_be_restored(run_rounds, name):
     fresh = new_strategy(name)
     again, _, _ = run_rounds(name, state=fresh.save())
     assert [array.data for array in again.values()] == [array.data for array in whole.values()]
+
+
+@pytest.fixture
+def both_weightings(grid_of, answer, name):
+    """Two rounds with either weighting of clients that have different models; return both global models."""
+
+    def run(examples):
+        def reply(message, client):
+            old = CODEC.decode(message.content["arrays"])
+            step = np.random.default_rng(client).normal(size=LAYOUT.size).astype(np.float32)
+            content = answer(CODEC.encode(Packed(old.floats - step, old.ints)), examples=examples(client))
+            return with_vectors(content, message, client)
+
+        found = []
+        for weighting in ("examples", "uniform"):
+            grid = RosterGrid(grid_of(reply, CLIENTS, stated=examples), CLIENTS)
+            strategy, arrays = new_strategy(name, weighting=weighting), start_model()
+            for number in (1, 2):
+                messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+                arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+            found.append(CODEC.decode(arrays).floats)
+        return found
+
+    return run
+
+
+def test_weighting_counts_examples(both_weightings, name):
+    by_examples, uniform = both_weightings(lambda client: 1 + 3 * client)
+    assert np.abs(by_examples - uniform).max() > 0.01
+
+
+def test_weightings_agree_on_equal_clients(both_weightings, name):
+    by_examples, uniform = both_weightings(lambda client: 6)
+    np.testing.assert_allclose(by_examples, uniform, rtol=1e-4, atol=1e-6)
