@@ -19,10 +19,11 @@ from fedmr_flwr.algorithms.contract import Combined, Round, Slot
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions, Population
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Buffers, Parts, Recombination, Sources, sources
-from fedmr_flwr.core.units import format_unit, grouping
+from fedmr_flwr.core.units import format_unit, grouping, has_modules
 from fedmr_flwr.errors import ConfigError, OptionError
 
-_log = logging.getLogger(__name__)
+# Flower's, which shows lines at this level.
+_log = logging.getLogger("flwr")
 
 
 class FedMROptions(MultiModelOptions):
@@ -71,15 +72,21 @@ class FedMR(MultiModel):
         except ConfigError as error:
             raise OptionError("unit", str(error)) from None
         self.units = self.recombination.units
-        self.notice = None
-        unit = format_unit(self.options.unit)
-        # Patterns and fractions may be meant so.
-        if len(self.units) == 1 < len(layout.entries) and unit.startswith(("layer", "block")):
-            self.notice = (
-                f"unit '{unit}' makes one unit of this model: whole models are permuted, and nothing is recombined; "
-                "choose another unit, such as 'tensor'"
+        arrays = len(layout.entries)
+        if len(self.units) < 2:
+            unit, other = (
+                format_unit(self.options.unit),
+                "; choose another unit, such as 'tensor'" if arrays > 1 else "",
             )
-            _log.warning(self.notice)
+            self._warn(
+                f"unit '{unit}' makes one unit of this model: whole models are permuted, and nothing is recombined"
+                + other
+            )
+        elif self.options.unit == "layer" and not has_modules(layout):
+            _log.info(
+                "the %d arrays have no names of modules: each is a unit, a weight with the bias that follows it (%d "
+                "units)", arrays, len(self.units)
+            )  # fmt: skip
         return population
 
     def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed | Parts]:

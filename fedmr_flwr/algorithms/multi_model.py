@@ -1,5 +1,6 @@
 """The base of algorithms with a population: the server keeps K models and trains M of them in each round."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from fedmr_flwr.core.population import average, similarity, spread
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.core.units import Unit, units
 from fedmr_flwr.errors import OptionError
+
+_log = logging.getLogger(__name__)
 
 
 class MultiModelOptions(Section):
@@ -94,8 +97,16 @@ class MultiModel(Algorithm[Population]):
 
     def init(self, layout: Layout, slots: int) -> Population:
         """Start without models: every slot has the initial one."""
-        self.units = units(layout, "layer" if layout.named else "tensor")
+        self.units = units(layout, "layer")
+        self.notice = None
+        if slots == 1:
+            self._warn("the population has one model: there is none to mix it with; raise the clients of a round")
         return Population(None, np.zeros(slots))
+
+    def _warn(self, notice: str) -> None:
+        """Tell the user that this model or this number of clients leaves the algorithm nothing to do."""
+        self.notice = notice
+        _log.warning(notice)
 
     def models(self, round: Round) -> Sequence[Packed | Parts]:
         """Dispatch the population; before its first training, the global model."""

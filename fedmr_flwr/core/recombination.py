@@ -7,7 +7,7 @@ Source: Hu et al., "Is Aggregation the Only Choice? Federated Learning via Layer
 KDD 2024 (arXiv 2305.10730).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -135,7 +135,8 @@ class Recombination:
         self.units = units(layout, unit)
         moving: tuple[Unit, ...] = self.units
         if buffers == "average":
-            moving = tuple(_without_buffers(unit, layout) for unit in moving)
+            entries = {entry.name: entry for entry in layout.entries}
+            moving = tuple(_without_buffers(unit, entries) for unit in moving)
         floats, ints = [unit.floats for unit in moving], [unit.ints for unit in moving]
         if buffers == "average":
             # One more unit, which is never permuted, so that "average" draws the same permutations as "move".
@@ -170,9 +171,9 @@ def _recombined(
     return gather(pieces, [unit for _, unit in ranges], sources)
 
 
-def _without_buffers(unit: Unit, layout: Layout) -> Unit:
+def _without_buffers(unit: Unit, entries: Mapping[str, Entry]) -> Unit:
     def columns(entries: list[Entry], integer: bool) -> Columns:
         return tuple(entry.columns for entry in entries if entry.integer == integer)
 
-    own = [entry for entry in layout.entries if entry.name in unit.keys and not entry.buffer]
+    own = [entries[key] for key in unit.keys if not entries[key].buffer]
     return Unit(unit.name, unit.keys, columns(own, False), columns(own, True))

@@ -14,6 +14,8 @@ Spec = str | Sequence[str]
 _Groups = dict[str, list[Entry]]
 
 _WRAPPERS = ("_orig_mod.", "module.")
+# PyTorch separates the names of modules by points, Flax and Keras by slashes.
+_SEPARATOR = re.compile("[./]")
 
 KINDS = ("tensor", "layer", "block", "block:DEPTH", "fraction:P", "[PATTERN, ...]")
 
@@ -45,11 +47,12 @@ def units(layout: Layout, spec: Spec) -> tuple[Unit, ...]:
 
     Args:
         layout: of the model.
-        spec: "tensor": each key is a unit, as in FedMR's published code; "layer": all keys of one module;
-            "block": the blocks that the model declares, and each other layer; without declared blocks, all
-            keys below one top-level module; "block:2": all keys below one module path of two names;
-            "fraction:0.25": runs of about a quarter of the keys, in their order; "fraction:0": each key; a list of
-            regular expressions: a key belongs to the first one that matches it, and each is one unit.
+        spec: "tensor": each key is a unit, as in FedMR's published code; "layer": all keys of one module, or for
+            keys without modules each array, a weight with the bias that follows it; "block": the blocks that the
+            model declares, and each other layer; without declared blocks, all keys below one top-level module;
+            "block:2": all keys below one module path of two names; "fraction:0.25": runs of about a quarter of the
+            keys, in their order; "fraction:0": each key; a list of regular expressions: a key belongs to the first
+            one that matches it, and each is one unit.
 
     Returns:
         The units in the order of the state_dict; together they cover every column once.
@@ -58,10 +61,10 @@ def units(layout: Layout, spec: Spec) -> tuple[Unit, ...]:
         ConfigError: the specification is unknown, a key matches no pattern, a pattern matches no key, or names are
             needed and the model has none.
     """
-    if isinstance(spec, str) and spec.startswith(("layer", "block")) and not layout.named:
+    if isinstance(spec, str) and spec.startswith("block") and not layout.named:
         raise ConfigError(
             f"unit '{spec}' needs the names of the tensors, and this model has only their indices; send "
-            "ArrayRecord(model.state_dict()), pass keys=list(model.state_dict()), or choose unit='tensor'"
+            "ArrayRecord(model.state_dict()), pass keys=list(model.state_dict()), or choose unit='layer' or 'tensor'"
         )
     groups = grouping(spec)(layout)
     return tuple(
@@ -87,9 +90,11 @@ def grouping(spec: Spec) -> Callable[[Layout], _Groups]:
     if kind == "fraction" and colon:
         return _by_fraction(_share(spec, value))
     if kind == "block" and re.fullmatch(r"[1-9]\d?", value):
-        return lambda layout: _grouped(layout, lambda key: ".".join(module_of(key).split(".")[: int(value)]), True)
-    if not colon and kind in ("tensor", "layer"):
-        return lambda layout: _grouped(layout, module_of if kind == "layer" else str, True)
+        return lambda layout: _grouped(layout, lambda key: _above(key, int(value)), True)
+    if spec == "tensor":
+        return lambda layout: _grouped(layout, str, True)
+    if spec == "layer":
+        return lambda layout: _grouped(layout, module_of, True) if has_modules(layout) else _by_position(layout)
     if spec == "block":
         return _by_block
     raise ConfigError(f"unknown unit '{spec}'; choose one of {', '.join(KINDS)}")
@@ -103,7 +108,16 @@ def format_unit(spec: Spec) -> str:
 def module_of(key: str) -> str:
     """Return the path of the module that owns a state_dict key; the model itself is named "(model)"."""
     # Not "model", which may be the name of a module of its own.
-    return key.rpartition(".")[0] or "(model)"
+    return key[: -len(_SEPARATOR.split(key)[-1]) - 1] or "(model)"
+
+
+def _above(key: str, depth: int) -> str:
+    return ".".join(_SEPARATOR.split(module_of(key))[:depth])
+
+
+def has_modules(layout: Layout) -> bool:
+    """Return whether the keys contain paths of modules; those of a list of arrays, for instance, do not."""
+    return any(module_of(entry.name) != "(model)" for entry in layout.entries)
 
 
 def _grouped(layout: Layout, name_of: Callable[[str], str], unwrap: bool = False) -> _Groups:
@@ -138,6 +152,27 @@ def _by_block(layout: Layout) -> _Groups:
     return _grouped(layout, block_of, True)
 
 
+def _by_position(layout: Layout) -> _Groups:
+    """Make each array a unit, a weight together with the bias that follows it."""
+    runs: list[list[Entry]] = []
+    for entry in layout.entries:
+        if runs and len(runs[-1]) == 1 and _is_bias_of(entry, runs[-1][0]):
+            runs[-1].append(entry)
+        else:
+            runs.append([entry])
+    return _named(runs)
+
+
+def _is_bias_of(entry: Entry, weight: Entry) -> bool:
+    # The outputs are the first axis of PyTorch's weights, and the last of those of Keras and JAX.
+    outputs = {weight.shape[0], weight.shape[-1]} if len(weight.shape) > 1 else set()
+    return len(entry.shape) == 1 and entry.shape[0] in outputs and not (entry.integer or weight.integer)
+
+
+def _named(runs: Sequence[list[Entry]]) -> _Groups:
+    return {run[0].name if len(run) == 1 else f"{run[0].name} to {run[-1].name}": run for run in runs}
+
+
 def _by_fraction(share: Fraction) -> Callable[[Layout], _Groups]:
     def groups(layout: Layout) -> _Groups:
         runs: list[list[Entry]] = []
@@ -146,7 +181,7 @@ def _by_fraction(share: Fraction) -> Callable[[Layout], _Groups]:
             if at >= len(layout.entries) * share * len(runs):
                 runs.append([])
             runs[-1].append(entry)
-        return {run[0].name if len(run) == 1 else f"{run[0].name} to {run[-1].name}": run for run in runs}
+        return _named(runs)
 
     return groups
 

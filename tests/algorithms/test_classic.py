@@ -476,8 +476,10 @@ def test_options_are_checked_at_once(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"unit 'layer' needs the names .* pass keys=list\(model.state_dict\(\)\), or choose unit='tensor'"),
-        ({"unit": "block:2"}, "unit 'block:2' needs the names"),
+        (
+            {"unit": "block:2"},
+            r"unit 'block:2' needs the names .* pass keys=list\(model.state_dict\(\)\), or choose unit='layer'",
+        ),
         ({"unit": "tensor", "buffers": "average"}, "buffers: 'average' needs the names"),
     ],
 )
@@ -504,15 +506,15 @@ def test_the_first_model_is_checked(keys, initial, error, message):
         FedMR(clients_per_round=1, keys=keys, unit="tensor").configure_fit(1, initial, manager_of(1))
 
 
-@pytest.mark.parametrize("unit", ["tensor", "fraction:0.5", ["^[0-2]$", "."]])
+@pytest.mark.parametrize("unit", ["tensor", "layer", "fraction:0.5", ["^[0-2]$", "."]])
 def test_units_without_names_need_no_keys(unit):
     experiment = Experiment(keys=None, unit=unit)
     experiment.round(1)
     mixed = [values(parameters) for parameters in experiment.round(2)]
     orders = [tuple(row[name] for row in mixed) for name in KEYS]
     assert all(sorted(order) == sorted(orders[0]) for order in orders)
-    assert len(set(orders)) == (len(KEYS) if unit == "tensor" else 2)
-    assert orders[0] == orders[2] or unit == "tensor"
+    assert len(set(orders)) == {"tensor": len(KEYS), "layer": len(KEYS) - 1}.get(str(unit), 2)
+    assert orders[0] == orders[1] or unit == "tensor"
 
 
 def test_a_float64_model_stays_float64():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedmr_flwr import FedMR
+from fedmr_flwr import FedCross, FedMR, Indep
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.core.units import units
@@ -195,9 +195,26 @@ def test_takes_per_tensor_records(grid_of, answer):
 
 def test_single_unit_is_said(caplog):
     layout = Layout.of({"net.weight": np.zeros(2, np.float32), "net.bias": np.zeros(1, np.float32)})
-    for unit, said in (("layer", True), ("tensor", False), ("fraction:1", False), ((".",), False)):
+    for unit, said in (("layer", True), ("tensor", False), ("fraction:1", True), ((".",), True)):
         caplog.clear()
-        strategy = FedMR(layout=layout, unit=unit)
+        strategy = FedMR(clients_per_round=K, layout=layout, unit=unit)
         assert bool(strategy.notice) == bool(caplog.messages) == said, unit
         if said:
-            assert strategy.notice.startswith("unit 'layer' makes one unit of this model: whole models are permuted")
+            assert strategy.notice.endswith("nothing is recombined; choose another unit, such as 'tensor'")
+
+
+@pytest.mark.parametrize("kind", [FedMR, FedCross, Indep])
+def test_single_model_is_said(kind, caplog):
+    kind(clients_per_round=1, layout=LAYOUT)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the population has one model: there is none to mix it with" in caplog.text
+
+
+def test_units_of_unnamed_arrays_are_said(caplog):
+    caplog.set_level("INFO")
+    arrays = [np.zeros(shape, np.float32) for shape in ((5, 4), (4,), (4, 3), (3,))]
+    strategy = FedMR(clients_per_round=K, layout=Layout.of({str(at): array for at, array in enumerate(arrays)}))
+    assert [unit.keys for unit in strategy.units] == [("0", "1"), ("2", "3")]
+    assert caplog.messages == [
+        "the 4 arrays have no names of modules: each is a unit, a weight with the bias that follows it (2 units)"
+    ]

@@ -166,3 +166,46 @@ def test_module_named_model_is_not_the_model_itself():
 def test_module_of():
     assert module_of("a.b.weight") == "a.b"
     assert module_of("weight") == "(model)"
+    assert module_of("Dense_0/kernel") == "Dense_0"
+
+
+def layout_of(**shapes):
+    """A layout of float32 arrays by name and shape."""
+    return Layout.of({name.lstrip("_"): np.zeros(shape, np.float32) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        # PyTorch's, and Keras's with its kernels the other way round.
+        ([(5, 4), (5,), (3, 5), (3,)], ["0 1", "2 3"]),
+        ([(4, 5), (5,), (5, 3), (3,)], ["0 1", "2 3"]),
+        # Convolutions, and what follows them that is not their bias.
+        ([(8, 1, 3, 3), (8,), (8,), (8,), (2, 8)], ["0 1", "2", "3", "4"]),
+        ([(5, 4), (7,), ()], ["0", "1", "2"]),
+        ([(4,), (4, 4)], ["0", "1"]),
+        ([(1, 3), (1,)], ["0 1"]),
+        ([(0, 4), (0,), (3, 3)], ["0 1", "2"]),
+    ],
+)
+def test_unnamed_arrays_are_units_with_their_bias(shapes, expected):
+    found = units(layout_of(**{f"_{at}": shape for at, shape in enumerate(shapes)}), "layer")
+    assert [" ".join(unit.keys) for unit in found] == expected
+
+
+def test_integers_are_no_bias():
+    layout = Layout.of({"0": np.zeros((2, 3), np.float32), "1": np.zeros(3, np.int64)})
+    assert [unit.keys for unit in units(layout, "layer")] == [("0",), ("1",)]
+
+
+def test_names_without_modules_are_units_as_well():
+    assert keys_of("layer", layout_of(w1=(2, 3), b1=(3,), w2=(3, 1), b2=(1,))) == {
+        "w1 to b1": ["w1", "b1"],
+        "w2 to b2": ["w2", "b2"],
+    }
+
+
+def test_modules_may_be_separated_by_slashes():
+    layout = layout_of(**{"params/a/bias": (3,), "params/a/kernel": (2, 3), "params/b/kernel": (3, 3)})
+    assert [*keys_of("layer", layout)] == ["params/a", "params/b"]
+    assert [*keys_of("block:1", layout)] == ["params"]
