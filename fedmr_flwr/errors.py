@@ -80,3 +80,11 @@ class EngineError(FedmrError):
 
 class RecordError(FedmrError):
     """A received record is damaged or has unexpected contents."""
+
+
+class SystemRefusal(FedmrError):
+    """The operating system refused memory, a file or a process, in a place where no better error is raised."""
+
+
+class UnexpectedError(FedmrError):
+    """A fault of this project; its cause is the original exception."""

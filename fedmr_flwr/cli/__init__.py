@@ -9,8 +9,10 @@ import typer
 
 from fedmr_flwr.cli import deploy, runs, views
 from fedmr_flwr.cli.arguments import Command, print_line
+from fedmr_flwr.cli.output import lasting_output
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.report.display import quiet
+from fedmr_flwr.runs.bugs import in_one_line
 
 _INTERRUPTED = 130
 
@@ -43,13 +45,20 @@ app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> None:
-    """Run the command line; a user's error ends with one line and status 1."""
+    """Run the command line; any error ends with one line and status 1."""
     for name in (signal.SIGTERM, signal.SIGHUP):  # so that `kill` and a closed terminal stop Flower, too
         if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
             signal.signal(name, signal.default_int_handler)
     quiet()
+    with lasting_output():
+        _call()
+
+
+def _call() -> None:
+    """Call the command of the arguments, and report its error."""
     try:
-        app()
+        with in_one_line():
+            app()
     except FedmrError as error:
         print(f"fedmr: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

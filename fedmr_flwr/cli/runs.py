@@ -14,6 +14,7 @@ from fedmr_flwr.report.display import Display, format_partition
 from fedmr_flwr.report.tables import comparison_table, format_client_accuracy, table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.runs.versions import versions
 
 # Columns of a comparison's table, also in a narrow terminal: truncated numbers are worse than wrapped lines.
 _WIDE = 120
@@ -45,7 +46,7 @@ def resume(run_folder: Folder, engine: Engine = None, superlink: Superlink = Non
         print_line(f"{out.path} is complete: it has all {settings.rounds} rounds")
         return
     # Not an error: other versions give a valid result, only not bit for bit the same.
-    for name, now in folder.versions().items():
+    for name, now in versions().items():
         before = manifest.get("versions", {}).get(name, now)
         if before != now:
             print_line(f"{name} was {before} and is now {now}: the result may differ in its last digits")

@@ -6,8 +6,9 @@ simulation serves many clients.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from fedmr_flwr import models
 from fedmr_flwr.client import privacy
 from fedmr_flwr.client.environment import (
     DATA,
+    STATE,
     ClientEnvironment,
     DataSpec,
     NodeEnvironment,
@@ -31,6 +33,7 @@ from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import layout_of, pack, unpack
+from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.checkpoint import oldest
 from fedmr_flwr.training.devices import arithmetic, place, threads
 from fedmr_flwr.training.evaluation import evaluate as score
@@ -38,6 +41,7 @@ from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.training.sgd import fit
 from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.flower.logs import log_errors_in_one_line
 from fedmr_flwr.wire.messages import (
     ARRAYS,
     CLIENT,
@@ -53,7 +57,17 @@ from fedmr_flwr.wire.messages import (
 
 SETTINGS, LAYOUT, SPEC, RUN, DIGEST = "settings", "layout", "data-spec", "run", "data-sha256"
 
-app = ClientApp()
+
+def _in_one_line(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """Let a node of a deployment log its errors in one line, with the traceback of a bug in its folder."""
+    if DATA not in context.node_config:  # the server of a simulation reports its clients' errors itself
+        return call_next(message, context)
+    log_errors_in_one_line()
+    with in_one_line(Path(str(context.node_config[STATE]))):
+        return call_next(message, context)
+
+
+app = ClientApp(mods=[_in_one_line])
 
 
 def train_config(settings: Settings, layout: Layout, spec: DataSpec, run: str) -> ConfigRecord:

@@ -13,10 +13,12 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display, quiet
+from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.run import run
 from fedmr_flwr.wire.flower import serverapp
 from fedmr_flwr.wire.flower.environment import RAY_ADDRESS
+from fedmr_flwr.wire.flower.logs import log_errors_in_one_line
 from fedmr_flwr.wire.flower.simulation import is_simulation
 
 app = ServerApp()
@@ -25,7 +27,12 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run configuration: `conf`, a file, and `set`, its overrides."""
-    serverapp.log_errors_in_one_line()
+    log_errors_in_one_line()
+    with in_one_line():
+        _run(grid, context)
+
+
+def _run(grid: Grid, context: Context) -> None:
     conf = Path(str(context.run_config["conf"])).expanduser()
     if not conf.is_absolute():
         conf = Path(__file__).parents[2] / conf  # the files of conf/ are sent with the app

@@ -4,12 +4,10 @@ import fcntl
 import json
 import math
 import os
-import platform
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.errors import FedmrError, RunFolderError
 from fedmr_flwr.files import write_aside, write_new, write_tensors, writing
-
-_VERSIONS = ("fedmr-flwr", "flwr", "ray", "torch", "triton", "numpy")
+from fedmr_flwr.runs.bugs import in_one_line
+from fedmr_flwr.runs.versions import versions
 
 
 def check_free(path: Path, option: str = "run-dir=FOLDER") -> None:
@@ -143,7 +141,8 @@ class RunFolder:
             with self.locked():
                 self.note(status="starting", error=None, waiting=None)
             try:
-                yield
+                with in_one_line(self.path):
+                    yield
             except BaseException as error:
                 with suppress(RunFolderError), self.locked():  # a server that is still running has not failed
                     self.fail(error)
@@ -181,6 +180,8 @@ class RunFolder:
         """
         if self.status in ("starting", "running"):
             reason = str(error) if isinstance(error, FedmrError) else f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyboardInterrupt):
+                reason = "stopped by Ctrl-C, kill or a closed terminal"
             with suppress(RunFolderError):  # a full disk may be the reason
                 self.note(status="failed", error=reason.removesuffix(": "))
 
@@ -252,15 +253,6 @@ class RunFolder:
     def kept_model(self, number: int, slot: int | None = None) -> Path:
         """Return the path of a model that was kept."""
         return self.models / (f"round-{number:06d}" + ("" if slot is None else f"-slot-{slot:03d}") + ".safetensors")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the installed software that a run's result depends on."""
-    found = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        with suppress(PackageNotFoundError):  # a node of a deployment needs no Ray
-            found[name] = version(name)
-    return found
 
 
 def _whole_rows(content: bytes) -> Iterator[dict[str, Any]]:

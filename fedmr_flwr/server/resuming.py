@@ -7,8 +7,9 @@ from fedmr_flwr.data import partitions
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.report import plots
 from fedmr_flwr.report.display import Display
-from fedmr_flwr.runs import checkpoint, folder
+from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.runs.versions import versions
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.server.rounds import Ledger
 
@@ -74,7 +75,7 @@ def resume(experiment: Experiment, ledger: Ledger, out: RunFolder, display: Disp
     of_ledger = {name for name in found.state if name.startswith(LEDGER)}
     ledger.restore({name.removeprefix(LEDGER): found.state[name] for name in of_ledger})
     experiment.strategy.restore({name: array for name, array in found.state.items() if name not in of_ledger})
-    resumed = {"after-round": done, "problems": problems, "versions": folder.versions()}
+    resumed = {"after-round": done, "problems": problems, "versions": versions()}
     out.note(resumed=[*out.read_manifest().get("resumed", []), resumed])
     display.show_resumed(resumed)
     return done, experiment.codec.encode(found.model)

@@ -14,6 +14,7 @@ from fedmr_flwr.errors import DeviceError
 from fedmr_flwr.report import plots
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint, folder
+from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import client_evaluation, rounds
@@ -70,9 +71,10 @@ def _serving(out: RunFolder) -> Iterator[None]:
     """
     with out.locked():
         try:
-            out.note(status="starting", error=None)
-            yield
-        except (Exception, KeyboardInterrupt) as error:
+            with in_one_line(out.path):
+                out.note(status="starting", error=None)
+                yield
+        except BaseException as error:
             out.fail(error)
             raise
 

@@ -232,3 +232,24 @@ def test_version(fedmr):
     from importlib.metadata import version
 
     assert fedmr("--version") == (0, f"fedmr_flwr {version('fedmr-flwr')}\n", "")
+
+
+def test_bug_in_a_run_is_one_line(fedmr, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedmr_flwr.server.rounds.run", lambda *_: 1 // 0)
+    status, out, err = fedmr("run", "run.yaml", *TINY, "--engine", "in-process", "run-dir=out")
+    assert (status, "Traceback" in out) == (1, False)
+    assert err.startswith("fedmr: error: this is a bug in fedmr_flwr: ZeroDivisionError: ")
+    assert err.endswith(f"; the traceback is in {tmp_path}/out/traceback.txt; please report it\n")
+    assert "rounds.run" in (tmp_path / "out" / "traceback.txt").read_text()
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert manifest["error"].startswith("this is a bug in fedmr_flwr: ZeroDivisionError")
+
+
+def test_bug_without_a_run_is_one_line(fedmr, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("fedmr_flwr.data.datasets.shape_and_classes", lambda *_: None)
+    status, _, err = fedmr("units", "run.yaml")
+    (kept,) = tmp_path.glob("fedmr-*-traceback.txt")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"the traceback is in {kept}; please report it" in err

@@ -4,10 +4,12 @@ import io
 
 import pytest
 import torch
+from flwr.app import Context, Message, RecordDict
 from rich.console import Console
 from torch import nn
 
 from fedmr_flwr.client import app as client
+from fedmr_flwr.errors import UnexpectedError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models import MODELS
 from fedmr_flwr.models.base import Classifier
@@ -57,3 +59,17 @@ def test_resumed_dropout_ends_the_same(dropping, monkeypatch):
         run(settings)
     monkeypatch.setattr(client, "fit", fit)
     assert run(settings, RunFolder(settings.run_dir)) == whole
+
+
+@pytest.mark.parametrize("node", [True, False])
+def test_bug_on_a_node_is_in_its_folder(node, tmp_path, monkeypatch):
+    def faulty(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(client, "_number", faulty)
+    own = {"data": "x.npz", "state": str(tmp_path / "state")} if node else {"partition-id": 0}
+    context = Context(1, 1, own, RecordDict(), {})
+    message = Message(RecordDict(), 1, "query")
+    with pytest.raises(UnexpectedError if node else ZeroDivisionError):
+        client.app(message, context)
+    assert (tmp_path / "state" / "traceback.txt").exists() == node

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from flwr.superlink.grid import InMemoryGrid
 
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import ConfigError, UnexpectedError
 from fedmr_flwr.launch import server_app
 from fedmr_flwr.wire.grids.pool import PoolGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
@@ -64,3 +64,10 @@ def test_late_ray_address_is_refused(flwr_run, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match=r"export RAY_ADDRESS=10\.0\.0\.1:6379 before the SuperLink starts"):
         flwr_run(SIMULATED, "ray.address=10.0.0.1:6379")
     assert not (tmp_path / "run").exists()
+
+
+def test_bug_of_the_server_is_one_line(flwr_run, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(server_app.engines, "grid_of", lambda *_: 1 // 0)
+    with pytest.raises(UnexpectedError, match=r"a bug in fedmr_flwr: ZeroDivisionError.*traceback is in .*; please"):
+        flwr_run(SIMULATED)

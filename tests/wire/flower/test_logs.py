@@ -5,20 +5,20 @@ import logging
 from flwr.common.logger import log
 
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.wire.flower import serverapp
+from fedmr_flwr.wire.flower import logs
 
 
 def logged(error, caplog):
     """Log an error as Flower does when a ServerApp raises one."""
     logger = logging.getLogger("flwr")
-    serverapp.log_errors_in_one_line()
+    logs.log_errors_in_one_line()
     try:
         with caplog.at_level(logging.ERROR, logger="flwr"):
             logger.addHandler(caplog.handler)
             log(logging.ERROR, "%s raised an exception", "Simulation", exc_info=error)
     finally:
         logger.removeHandler(caplog.handler)
-        logger.removeFilter(serverapp._without_traceback)
+        logger.removeFilter(logs._without_traceback)
     return caplog.text
 
 
