@@ -6,8 +6,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fedmr_flwr.config.settings import Settings
+
+# Characters of the progress line: the shortest bar, and the time that is left.
+_BAR, _TIME = 5, 7
 
 
 class Display:
@@ -27,13 +31,15 @@ class Display:
         self._latest: dict[str, Any] = {}
         self._bar = Progress(
             TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
+            # What must be read whole; of the rest, the bar takes what the numbers leave.
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(rounds)) + 1)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=1)),
+            TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=_TIME)),
             console=console,
             # In a log file a progress bar would be thousands of lines.
             disable=not console.is_terminal,
+            expand=True,
         )
         self._task = self._bar.add_task("", total=rounds, numbers="starting")
 
@@ -53,13 +59,19 @@ class Display:
         # The bar keeps the latest accuracy in rounds that are not evaluated.
         self._latest |= row
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=row["round"], numbers=format_row(self._latest))
+            numbers = format_row(self._latest, self._room())
+            self._bar.update(self._task, completed=row["round"], numbers=numbers)
         else:
             self.print(f"round {row['round']}/{self._rounds}  {format_row(row)}")
         for client in row.get("lost-state", ()):
             self.print(f"  client {client}: its state from earlier rounds is lost; it restarted from zero")
         for failed in row.get("failed", ()):
             self.print(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
+
+    def _room(self) -> int:
+        """Return the characters of a line that are free for a round's numbers."""
+        # Beside "round 12/50", the bar, the time, and a space between each two of the five columns.
+        return self._console.width - (len("round") + 2 * len(str(self._rounds)) + 1 + _BAR + _TIME + 4)
 
     def show_resumed(self, resumed: Mapping[str, Any]) -> None:
         """Show after which round a run continues.
@@ -84,17 +96,26 @@ def quiet() -> None:
     logging.getLogger("fedmr_flwr").addHandler(logging.NullHandler())
 
 
-def format_row(row: Mapping[str, Any]) -> str:
-    """Return a round's metrics as one line."""
-    parts = [f"accuracy {row['test-accuracy']:.4f}  loss {row['test-loss']:.4f}"] if "test-loss" in row else []
+def format_row(row: Mapping[str, Any], room: int | None = None) -> str:
+    """Return a round's metrics as one line.
+
+    Args:
+        row: the metrics.
+        room: the most characters; what matters least is left out. None: no limit.
+    """
+    # What matters most has the lowest number.
+    parts = [(0, f"accuracy {row['test-accuracy']:.4f}"), (3, f"loss {row['test-loss']:.4f}")]
+    parts = parts if "test-loss" in row else []
     if "train-loss" in row:
-        parts.append(f"train loss {row['train-loss']:.4f}")
-    parts.append(f"{row['seconds']:.2f} s/round")
+        parts.append((4, f"train loss {row['train-loss']:.4f}"))
+    parts.append((2, f"{row['seconds']:.2f} s/round"))
     if row.get("bad"):
-        parts.append("too few good replies, nothing changed")
+        parts.append((1, "too few good replies, nothing changed"))
     if row["failures"]:
-        parts.append(f"{row['failures']} failed")
-    return "  ".join(parts)
+        parts.append((1, f"{row['failures']} failed"))
+    while room is not None and len(parts) > 1 and len("  ".join(text for _, text in parts)) > room:
+        parts.remove(max(parts))
+    return "  ".join(text for _, text in parts)
 
 
 def format_partition(settings: Settings) -> str:
