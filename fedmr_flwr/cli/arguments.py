@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 # Arguments are described in the text of each command: Typer up to 0.20, which Flower 1.39 needs, loses their help
 # with click 8.5.
-Conf = Annotated[Path, typer.Argument(hidden=True)]
+Conf = Annotated[str, typer.Argument(hidden=True)]
 Overrides = Annotated[list[str] | None, typer.Argument(hidden=True)]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
 

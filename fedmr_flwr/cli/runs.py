@@ -7,14 +7,15 @@ import typer
 from rich.console import Console
 
 from fedmr_flwr.cli.arguments import Conf, Engine, Folder, Overrides, Superlink, engine_overrides, print_line
-from fedmr_flwr.config.loading import load, resolve_paths
+from fedmr_flwr.config.identity import check_resumable
+from fedmr_flwr.config.loading import load, resolve_paths, to_yaml
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.errors import FedmrError, RunError, RunFolderError
+from fedmr_flwr.errors import ConfigError, FedmrError, RunError, RunFolderError
 from fedmr_flwr.report.display import Display, format_partition
 from fedmr_flwr.report.tables import comparison_table, format_client_accuracy, table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.runs.versions import versions
+from fedmr_flwr.runs.versions import changed_versions
 
 # Columns of a comparison's table, also in a narrow terminal: truncated numbers are worse than wrapped lines.
 _WIDE = 120
@@ -23,8 +24,8 @@ _WIDE = 120
 def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, superlink: Superlink = None) -> None:
     """Train a model and write its run folder.
 
-    CONF is a configuration file, such as conf/quickstart.yaml. OVERRIDES are key=value, nested keys with dots:
-    training.lr=0.1.
+    CONF is a configuration: a file, or the name of one that comes with the package, such as quickstart. OVERRIDES are
+    key=value, nested keys with dots: training.lr=0.1.
     """
     settings = resolve_paths(load(conf, [*(overrides or []), *engine_overrides(engine, superlink)]))
     assert settings.run_dir is not None
@@ -33,23 +34,31 @@ def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, superlin
     _run(settings)
 
 
-def resume(run_folder: Folder, engine: Engine = None, superlink: Superlink = None) -> None:
-    """Resume a run that was stopped.
+def resume(
+    run_folder: Folder, overrides: Overrides = None, engine: Engine = None, superlink: Superlink = None
+) -> None:
+    """Resume a run that was stopped, or continue a complete one.
 
-    RUN is its folder. The result is the same as without the interruption, with another engine, too.
+    RUN is its folder. The result is the same as without the interruption, with another engine, too. OVERRIDES are
+    key=value: rounds=N for more rounds; engine, device and patience may change, too, but nothing else.
     """
     out = RunFolder.open(run_folder.absolute())
-    settings = load(out.config, engine_overrides(engine, superlink)).model_copy(update={"run_dir": out.path})
-    manifest = out.read_manifest()
+    changes = [*(overrides or []), *engine_overrides(engine, superlink)]
+    check_resumable(changes)
+    settings = load(out.config, changes).model_copy(update={"run_dir": out.path})
+    done, manifest = len(out.read_rows()), out.read_manifest()
+    if settings.rounds < done:
+        raise ConfigError(f"rounds is {settings.rounds}, but {out.path} has already {done} rounds; raise it")
     # A completed run can be continued after its number of rounds was raised.
     if out.status == "completed" and manifest.get("rounds", 0) >= settings.rounds:
         print_line(f"{out.path} is complete: it has all {settings.rounds} rounds")
         return
     # Not an error: other versions give a valid result, only not bit for bit the same.
-    for name, now in versions().items():
-        before = manifest.get("versions", {}).get(name, now)
-        if before != now:
-            print_line(f"{name} was {before} and is now {now}: the result may differ in its last digits")
+    for line in changed_versions(manifest.get("versions", {})):
+        print_line(f"{line}: the result may differ in its last digits")
+    if overrides:
+        with out.locked():
+            out.configure(to_yaml(settings))
     _run(settings, out)
 
 
@@ -85,7 +94,7 @@ def compare(
     from fedmr_flwr.launch import engines
     from fedmr_flwr.report import comparison, plots
 
-    out = (out or Path("runs") / f"compare-{conf.stem}").absolute()
+    out = (out or Path("runs") / f"compare-{Path(conf).stem}").absolute()
     target = None if target is None else comparison.check_target(target)
     of_seeds = None if seeds is None else comparison.parse_seeds(seeds)
     compared = comparison.parse_strategies(strategies)

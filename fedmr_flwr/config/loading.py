@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fedmr_flwr.config.paths import default_data_dir
+from fedmr_flwr.config.paths import default_data_dir, find_configuration
 from fedmr_flwr.config.sections import validate_section
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.strategy import Strategy
@@ -16,19 +16,36 @@ from fedmr_flwr.config.yaml_text import read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
 
 
-def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:
+def load(conf: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Read a configuration file and apply overrides.
 
     Args:
-        conf: a YAML file.
+        conf: a YAML file, or the name of one that comes with the package.
         overrides: "key=value", nested keys with dots: "training.lr=0.1". A different strategy.name drops the
             strategy options of the file.
 
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
     """
+    values = read_values(conf)
+    texts = {}
+    for override in _names_first(overrides, values):
+        texts[_set(values, override)] = override
+    return validate_section(Settings, values, str(conf), texts)
+
+
+def read_values(conf: str | Path) -> dict[str, Any]:
+    """Return the values of a YAML file, without a check of its keys.
+
+    Args:
+        conf: the file, or the name of one that comes with the package.
+
+    Raises:
+        ConfigError: it cannot be read, or does not have keys.
+    """
+    path = find_configuration(conf)
     try:
-        values = read_yaml(conf.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {conf}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -38,11 +55,7 @@ def load(conf: Path, overrides: Iterable[str] = ()) -> Settings:
     # An empty file is None to YAML, and a valid configuration: all defaults.
     if not isinstance(values, dict | types.NoneType):
         raise ConfigError(f"{conf} must contain 'key: value' lines")
-    values = values or {}
-    texts = {}
-    for override in _names_first(overrides, values):
-        texts[_set(values, override)] = override
-    return validate_section(Settings, values, str(conf), texts)
+    return values or {}
 
 
 def parse(values: dict[str, Any], where: str) -> Settings:

@@ -1,4 +1,4 @@
-"""The default folder of data files."""
+"""Where things are looked up: data files, the app's files, and configurations by name."""
 
 import os
 from pathlib import Path
@@ -12,3 +12,36 @@ def default_data_dir() -> Path:
         return Path(os.environ.get("FEDMR_DATA_DIR") or "~/.cache/fedmr_flwr").expanduser().absolute()
     except RuntimeError as error:  # no home folder, or that of an unknown user
         raise ConfigError(f"cannot find the data folder: {error}; set data-dir=FOLDER") from None
+
+
+def app_folder() -> Path:
+    """Return the folder of the Flower app: the repository, or the copy of its files in the installed package."""
+    package = Path(__file__).parents[1]
+    return package / "app" if (package / "app").exists() else package.parent
+
+
+def bundled_names() -> list[str]:
+    """Return the names of the configurations that come with the package: "quickstart", "studies/main-table"."""
+    folder = app_folder() / "conf"
+    found = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(found, key=lambda name: (name.count("/"), name))
+
+
+def find_configuration(name: str | Path) -> Path:
+    """Return a configuration file.
+
+    Args:
+        name: its path, or the name of one that comes with the package, with or without "conf/" and ".yaml".
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    path = Path(name).expanduser()
+    # A user's own file first, perhaps a pipe; not a folder, which may have the name of a configuration.
+    if path.exists() and not path.is_dir():
+        return path
+    known = bundled_names()
+    plain = path.as_posix().removeprefix("conf/").removesuffix(".yaml")
+    if plain in known:
+        return app_folder() / "conf" / f"{plain}.yaml"
+    raise ConfigError(f"there is no configuration {name}: give the path of a file, or one of {', '.join(known)}")

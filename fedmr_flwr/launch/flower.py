@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedmr_flwr.config.paths import app_folder
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.report.display import Display
@@ -138,12 +139,6 @@ def status(connection: Connection, run_id: str) -> tuple[str, str]:
 def is_finished(connection: Connection, run_id: str) -> bool:
     """Return whether Flower reports that a run has ended, completed or not."""
     return status(connection, run_id)[0].startswith(_FINISHED)
-
-
-def app_folder() -> Path:
-    """Return the folder of the Flower app: the repository, or the copy of its files in the installed package."""
-    package = Path(__file__).parents[1]
-    return package / "app" if (package / "app").exists() else package.parent
 
 
 def _copy_app(to: Path) -> Path:

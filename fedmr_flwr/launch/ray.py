@@ -1,8 +1,9 @@
 """The Ray engine: Flower's simulation, started and followed with Flower's own commands."""
 
+from fedmr_flwr.config.paths import app_folder
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.launch import ray_cluster as cluster
-from fedmr_flwr.launch.flower import app_folder, follow, launching, submit
+from fedmr_flwr.launch.flower import follow, launching, submit
 from fedmr_flwr.launch.local_superlink import choose_ports, local_superlink
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder

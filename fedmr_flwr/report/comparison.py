@@ -94,7 +94,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def plan(
-    conf: Path, overrides: Iterable[str], compared: Iterable[Variant], of_seeds: Iterable[int] | None, out: Path
+    conf: str | Path, overrides: Iterable[str], compared: Iterable[Variant], of_seeds: Iterable[int] | None, out: Path
 ) -> list[tuple[Variant, Settings]]:
     """Return the runs of a comparison, strategy by strategy.
 

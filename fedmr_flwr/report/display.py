@@ -104,8 +104,9 @@ def format_row(row: Mapping[str, Any], room: int | None = None) -> str:
         room: the most characters; what matters least is left out. None: no limit.
     """
     # What matters most has the lowest number.
-    parts = [(0, f"accuracy {row['test-accuracy']:.4f}"), (3, f"loss {row['test-loss']:.4f}")]
-    parts = parts if "test-loss" in row else []
+    parts = []
+    if "test-loss" in row:
+        parts += [(0, f"accuracy {row['test-accuracy']:.4f}"), (3, f"loss {row['test-loss']:.4f}")]
     if "train-loss" in row:
         parts.append((4, f"train loss {row['train-loss']:.4f}"))
     parts.append((2, f"{row['seconds']:.2f} s/round"))

@@ -98,6 +98,10 @@ class RunFolder:
             raise RunFolderError(f"{path} is not a run folder: its config.yaml is missing or empty")
         return folder
 
+    def configure(self, configuration: str) -> None:
+        """Replace the run's configuration, as YAML."""
+        write_aside(self.config, configuration.encode())
+
     @contextmanager
     def locked(self, launching: bool = False) -> Iterator[None]:
         """Lock the folder against other servers inside the block.

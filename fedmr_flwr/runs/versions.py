@@ -1,6 +1,7 @@
 """The versions of the software that a run's result depends on."""
 
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
@@ -14,3 +15,17 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):  # a node of a deployment needs no Ray
             found[name] = version(name)
     return found
+
+
+def changed_versions(before: Mapping[str, str]) -> list[str]:
+    """Return a line for each package that has another version now.
+
+    Args:
+        before: what `versions` returned when a run was started.
+    """
+    now = versions()
+    return [
+        f"{name} was {before[name]} and is now {now[name]}"
+        for name in now
+        if before.get(name) not in (None, now[name])
+    ]

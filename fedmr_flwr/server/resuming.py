@@ -1,8 +1,11 @@
 """The description of a run in its folder, and continuing from a checkpoint."""
 
+from typing import Any
+
 from flwr.app import ArrayRecord
 
 from fedmr_flwr import models
+from fedmr_flwr.config.identity import LENGTH, differences, identity, own_code
 from fedmr_flwr.data import partitions
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.report import plots
@@ -24,36 +27,28 @@ def write_description(experiment: Experiment, out: RunFolder) -> None:
         RunFolderError: a resumed run has another configuration, other data or another partition.
     """
     settings = experiment.settings
-    # Everything that the result depends on; rounds, engine, device and timeouts may change when a run is resumed.
-    facts = {
-        "clients": settings.clients,
-        "clients-per-round": settings.clients_per_round,
-        "seed": settings.seed,
-        "model": {"name": settings.model.name, "parameters": models.parameter_count(experiment.model)},
-        "data": {"name": settings.data.name, "normalisation": settings.data.normalisation},
-        "training": settings.training.model_dump(by_alias=True),
-        "strategy": settings.strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
+    decisive = {key: value for key, value in identity(settings).items() if key not in LENGTH}
+    facts: dict[str, Any] = {
+        "own-code": own_code(settings),
         "data-sha256": experiment.digest,
-        "wire": settings.wire,
-        "guard": settings.guard,
-        "min-good-replies": settings.min_good_replies,
-        "precision": settings.precision,
-        "privacy": settings.privacy.model_dump(by_alias=True),
     }
     if experiment.parts is not None:
         facts["partition-sha256"] = partitions.hash_partition(experiment.parts)
     before = out.read_manifest()
-    for name, fact in facts.items():
-        if before.get(name, fact) != fact:
-            raise RunFolderError(
-                f"{out.path} was started with {name} = {before[name]}, but now it is {fact}; restore the earlier "
-                "value, or start a new run"
-            )
+    # Settings are named as in the configuration, without the "identity" before them.
+    for name, old, new in differences({**before, **before.get("identity", {})}, {**decisive, **facts}):
+        raise RunFolderError(
+            f"{out.path} was started with {name} = {old}, but now it is {new}; restore the earlier value, or start a "
+            "new run"
+        )
     out.note(
         title=experiment.title(),
         engine=settings.engine,
         device=str(experiment.device),
         units=[unit.name for unit in experiment.units],
+        strategy=settings.strategy.model_dump(mode="json", by_alias=True, exclude_none=True),
+        model={"name": settings.model.name, "parameters": models.parameter_count(experiment.model)},
+        identity=decisive,
         **facts,
     )
     if experiment.parts is not None:

@@ -183,7 +183,22 @@ def test_used_run_folder_is_refused(fedmr, tmp_path, no_pictures):
 def test_missing_configuration_is_named(fedmr):
     status, _, err = fedmr("run", "none.yaml")
     assert status == 1
-    assert err == "fedmr: error: cannot read the configuration none.yaml: No such file or directory\n"
+    assert err.startswith("fedmr: error: there is no configuration none.yaml: give the path of a file, or one of ")
+    assert err.count("\n") == 1
+    assert "fashion-mnist-cnn, " in err
+    assert "quickstart" in err
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml", "conf/quickstart.yaml"])
+def test_configurations_are_found_by_name(fedmr, name):
+    status, out, err = fedmr("units", name)
+    assert (status, err) == (0, "")
+    assert "13,706 values" in out
+
+
+def test_own_file_comes_before_a_name(fedmr, tmp_path):
+    (tmp_path / "quickstart").write_text("model: {name: mlp}\n")
+    assert "13,706 values" not in fedmr("units", "quickstart")[1]
 
 
 def test_occupied_port_is_named(fedmr, tmp_path, monkeypatch):

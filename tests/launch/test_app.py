@@ -59,3 +59,24 @@ def test_files_of_a_user_do_not_travel(tmp_path, monkeypatch, copied):
     names = set(zipfile.ZipFile(built).namelist())
     assert {"server_app.py", "client_app.py", "my_models.py", "fedmr_flwr/core/recombination.py"} <= names
     assert not [name for name in names if "Erika Mustermann" in zipfile.ZipFile(built).read(name).decode()]
+
+
+@pytest.mark.slow
+def test_wheel_holds_its_configurations(tmp_path):
+    """A run from the wheel alone, in an empty folder."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    offline = ["--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *offline, "--wheel-dir", tmp_path, ROOT], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    empty.mkdir()
+    code = "from fedmr_flwr.cli import main; main()"
+    short = ["rounds=1", "device=cpu", "run-dir=out", "--engine", "in-process"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "quickstart", *short],
+        cwd=empty, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (empty / "out/model.safetensors").exists()

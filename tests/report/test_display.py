@@ -1,9 +1,12 @@
 import io
+import re
 
+import pytest
 from rich.console import Console
+from rich.text import Text
 
 from fedmr_flwr.config.loading import parse
-from fedmr_flwr.report.display import Display, format_partition
+from fedmr_flwr.report.display import Display, format_partition, format_row
 from fedmr_flwr.report.tables import table
 
 ROWS = [
@@ -41,6 +44,27 @@ def test_terminal_shows_a_bar():
     text = shown(terminal=True)
     for part in ("2/2", "accuracy 0.5000", "loss 0.7000", "0.50 s/round", "━"):
         assert part in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("rounds", [50, 2000])
+def test_narrow_terminal_shows_whole_numbers(width, rounds):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    with Display(rounds, console) as display:
+        display.show(ROWS[1] | {"round": rounds - 1, "seconds": 13.25, "failed": []})
+    last = Text.from_ansi(console.file.getvalue()).plain.strip().splitlines()[-1].rstrip()
+    assert f"round {rounds - 1}/{rounds} ━" in last
+    assert "accuracy 0.5000" in last
+    assert re.search(r" -?:\d\d:\d\d$| \d:\d\d:\d\d$| -:--:--$", last), last
+    assert len(last) <= width
+
+
+def test_least_important_numbers_go_first():
+    whole = "accuracy 0.5000  loss 0.7000  train loss 1.0000  0.50 s/round  1 failed"
+    assert format_row(ROWS[1]) == format_row(ROWS[1], len(whole)) == whole
+    assert format_row(ROWS[1], len(whole) - 1) == "accuracy 0.5000  loss 0.7000  0.50 s/round  1 failed"
+    assert format_row(ROWS[1], 30) == "accuracy 0.5000  1 failed"
+    assert format_row(ROWS[1], 1) == "accuracy 0.5000"
 
 
 def test_table_has_the_last_round():

@@ -180,9 +180,11 @@ def test_foreign_folder_is_refused(tmp_path):
         ({"partition-sha256": "0" * 64}, "was started with partition-sha256 = 0000"),
         ("seed=9", "was started with seed = 0, but now it is 9"),
         ("clients-per-round=4", "was started with clients-per-round = 3, but now it is 4"),
-        ("training.lr=0.5", "was started with training = {'lr': 0.05"),
-        ("strategy.name=fedavg", "was started with strategy = {'name': 'fedmr'"),
-        ("strategy.unit=tensor", "was started with strategy = {'name': 'fedmr'"),
+        ("training.lr=0.5", "was started with training.lr = 0.05, but now it is 0.5"),
+        ("strategy.name=fedavg", "was started with strategy.name = fedmr, but now it is fedavg"),
+        ("strategy.unit=tensor", "was started with strategy.unit = layer, but now it is tensor"),
+        ("guard=5", "was started with guard = None, but now it is 5.0"),
+        ("evaluate-every=2", "was started with evaluate-every = 1, but now it is 2"),
     ],
     ids=str,
 )
@@ -204,9 +206,36 @@ def test_another_experiment_is_refused(toy, monkeypatch, change, words):
 def test_complete_run_can_be_extended(toy):
     whole = run(toy("rounds=5", run="whole"))
     out = run(toy("rounds=3", run="part"))
-    out.config.write_text(out.config.read_text().replace("rounds: 3", "rounds: 5", 1))
-    assert resume(out.path).exit_code == 0
+    assert resume(out.path, "rounds=5", "max-bad-rounds=2", "ray.client-gpus=0.5").exit_code == 0
     assert digest(out) == digest(whole)
+    assert load(out.config).rounds == 5, "the next `fedmr resume` knows it, too"
+    assert "is complete: it has all 5 rounds" in resume(out.path).stdout
+
+
+@pytest.mark.parametrize("override", ["seed=1", "run-dir=x", "training.lr=0.1", "strategy.unit=tensor", "guard=3"])
+def test_resumed_run_keeps_its_settings(toy, monkeypatch, override):
+    out = stopped(toy(), monkeypatch, fits=4)
+    before = out.config.read_bytes()
+    with pytest.raises(ConfigError, match=f"'{override}': a run that is resumed may change only .*rounds.*; start a"):
+        runs.resume(out.path, [override])
+    assert out.config.read_bytes() == before
+
+
+def test_fewer_rounds_than_done_are_refused(toy):
+    out = run(toy("rounds=3"))
+    with pytest.raises(ConfigError, match=r"rounds is 2, but .* has already 3 rounds; raise it"):
+        runs.resume(out.path, ["rounds=2"])
+    assert load(out.config).rounds == 3
+
+
+def test_changed_code_of_ones_own_is_refused(toy, monkeypatch, tmp_path):
+    module = tmp_path / "mine_of_resume.py"
+    module.write_text("from fedmr_flwr.models.mlp import *\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    out = stopped(toy("model.name=mine_of_resume:MLP", "checkpoint-every=1"), monkeypatch, fits=4)
+    module.write_text("from fedmr_flwr.models.mlp import *\nlr = 3\n")
+    with pytest.raises(RunFolderError, match="was started with own-code.mine_of_resume = "):
+        runs.resume(out.path)
 
 
 def test_unknown_engine_changes_nothing(toy, monkeypatch):

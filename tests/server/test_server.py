@@ -527,7 +527,7 @@ def test_normalisation_changes_the_model(toy):
         run(toy("rounds=1", f"data.normalisation={how}", run=how)) for how in ("published", "measured", "none")
     )
     assert len({out.read_manifest()["model-sha256"] for out in (a, b, c)}) == 3
-    assert c.read_manifest()["data"] == {"name": "digits", "normalisation": "none"}
+    assert c.read_manifest()["identity"]["data"]["normalisation"] == "none"
 
 
 @pytest.mark.slow

@@ -1,0 +1,88 @@
+"""What identifies a run: everything that changes its result."""
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedmr_flwr.config.registry import FLOWER
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.errors import ConfigError
+
+# Settings of where and how a run is computed, and of what is kept of it. All others identify it: a new setting counts
+# as one that changes the result until it is named here.
+HOW_COMPUTED = frozenset({
+    "engine", "device", "client-cpus", "ray", "deployment", "data-dir", "run-dir", "checkpoint-every",
+    "round-timeout", "evaluate-clients", "keep-models", "keep-models-slots",
+})  # fmt: skip
+# What may change besides when a run is resumed: more rounds, and more patience.
+LENGTH = frozenset({"rounds", "max-bad-rounds"})
+# "module:name", as users name code of their own; other names with a colon contain a path, a number or Flower's name.
+_OWN = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """Return the settings that change a run's result, as nested plain values by key."""
+    dump = settings.model_dump(mode="json", by_alias=True)
+    values = {key: value for key, value in dump.items() if key not in HOW_COMPUTED}
+    # Where the files come from; what is in them is compared by their hash.
+    del values["data"]["download"]
+    return values
+
+
+def check_resumable(overrides: Iterable[str]) -> None:
+    """Check that overrides change only what a run may change when it is resumed.
+
+    Raises:
+        ConfigError: one of them changes the result.
+    """
+    allowed = (HOW_COMPUTED | LENGTH) - {"run-dir"}
+    for override in overrides:
+        if re.split("[.=]", override, maxsplit=1)[0] not in allowed:
+            raise ConfigError(
+                f"'{override}': a run that is resumed may change only {', '.join(sorted(allowed))}; start a new run"
+            )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each dotted key that both have with different values, and these values.
+
+    Args:
+        before: the earlier facts, perhaps of an older version with fewer keys.
+        now: the present ones.
+    """
+    for key, new in now.items():
+        old = before.get(key, new)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from ((f"{key}.{inner}", *values) for inner, *values in differences(old, new))
+        elif old != new:
+            yield key, old, new
+
+
+def own_code(settings: Settings) -> dict[str, str]:
+    """Return the SHA-256 of the file of each module of the user's own that a configuration names, by module."""
+    found = {}
+    for text in _texts(identity(settings)):
+        match = _OWN.fullmatch(text)
+        if match and not text.startswith(FLOWER) and (path := _source(match[1])):
+            found[match[1]] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
+def _source(module: str) -> Path | None:
+    """Return the file of a module; None if there is none, as for "npz" in "npz:FILE"."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
