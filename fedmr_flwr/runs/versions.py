@@ -23,9 +23,5 @@ def changed_versions(before: Mapping[str, str]) -> list[str]:
     Args:
         before: what `versions` returned when a run was started.
     """
-    now = versions()
-    return [
-        f"{name} was {before[name]} and is now {now[name]}"
-        for name in now
-        if before.get(name) not in (None, now[name])
-    ]
+    pairs = ((name, before.get(name, now), now) for name, now in versions().items())
+    return [f"{name} was {old} and is now {now}" for name, old, now in pairs if old != now]
