@@ -23,7 +23,7 @@ from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.models.base import Classifier, materialise
+from fedmr_flwr.models.base import Classifier, drawing_from
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.training.devices import threads
 from fedmr_flwr.training.rules import LocalRule, Outcome, Task
@@ -265,7 +265,8 @@ class FedGen(Algorithm[FedGenState]):
 
 
 def _new_generator(classes: int, width: int, rng: np.random.Generator) -> Generator:
-    return materialise(lambda: Generator(classes, width), torch.Generator().manual_seed(int(rng.integers(2**63))))
+    with drawing_from(rng):
+        return Generator(classes, width)
 
 
 def _load(generator: Generator, weights: Floats) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import nn
 
 from fedmr_flwr import models
 from fedmr_flwr.client import privacy
@@ -31,7 +32,6 @@ from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.checkpoint import oldest
@@ -139,8 +139,8 @@ class _Request:
         self.environment = _environment(message, context)
         spec = _sent_spec(message)
         self._network, self.codec = _network(
-            self.settings.model.name, spec.input_shape, spec.classes, self.environment.device, self.settings.wire,
-            self.settings.precision,
+            self.settings.model.name, spec.input_shape, spec.classes, self.settings.seed, self.environment.device,
+            self.settings.wire, self.settings.precision,
         )  # fmt: skip
         # The vectors have no names: with another layout they would be loaded into the wrong tensors.
         if self.codec.layout.fingerprint != self.config[LAYOUT]:
@@ -151,7 +151,7 @@ class _Request:
         self.received = self.codec.decode(message.content.array_records[ARRAYS])
 
     @cached_property
-    def model(self) -> Classifier:
+    def model(self) -> nn.Module:
         """The network with the model of the message."""
         # Only when the network is needed: the one-GPU engine loads the vectors into its own lanes.
         unpack(self.received, self.codec.layout, self._network)
@@ -241,9 +241,16 @@ def _settings(text: str) -> Settings:
 # One network for each process, which serves many clients; a second model would double its memory.
 @lru_cache(maxsize=1)
 def _network(
-    name: str, input_shape: tuple[int, ...], classes: int, device: torch.device, wire: str, precision: Precision
-) -> tuple[Classifier, Codec]:
-    model = models.build(name, input_shape, classes)
+    name: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    device: torch.device,
+    wire: str,
+    precision: Precision,
+) -> tuple[nn.Module, Codec]:
+    # With the seed of the run, because a model may draw more than what a message brings.
+    model = models.build(name, input_shape, classes, seed)
     layout = layout_of(model)
     place(model, device, precision)
     return model, Codec(layout, wire=wire)

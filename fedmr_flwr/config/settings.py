@@ -48,9 +48,16 @@ class Partition(Section):
 
 
 class Model(Section):
-    """What is trained. `name`: an entry of `fedmr_flwr.models.MODELS`."""
+    """What is trained.
+
+    Attributes:
+        name: an entry of `fedmr_flwr.models.MODELS`, or module:Class, a user's own model.
+        initialise: whether its weights are drawn from the seed; if not, they are those that its constructor leaves,
+            such as trained ones. By default true for an entry of `MODELS` and false for a user's own model.
+    """
 
     name: str = "cnn"
+    initialise: bool | None = None
 
 
 class LocalDp(Section):

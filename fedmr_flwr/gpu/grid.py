@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from flwr.app import Context, Message, MessageType
+from torch import nn
 
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.client.app import TrainRequest, app
@@ -22,7 +23,6 @@ from fedmr_flwr.errors import DeviceError, EngineError
 from fedmr_flwr.gpu.graphs import STREAMS, GraphLane
 from fedmr_flwr.gpu.lanes import ResidentLane, sizes_of
 from fedmr_flwr.models import layers
-from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.training.devices import arithmetic, is_out_of_memory, pick_device, place, threads, to_input
 from fedmr_flwr.training.evaluation import evaluate
@@ -210,7 +210,7 @@ class GpuGrid(InProcessGrid):
         evaluate(self._model(), self._dataset, self._dataset.test.to(self._device), self._device)
         return torch.cuda.max_memory_reserved() - before
 
-    def _model(self) -> Classifier:
+    def _model(self) -> nn.Module:
         model = deepcopy(self._untrained)
         place(model, self._device, self._settings.precision)
         return model
@@ -220,8 +220,10 @@ class GpuGrid(InProcessGrid):
         return datasets.load(self._settings.data, self._settings.data_dir, self._settings.seed)
 
     @cached_property
-    def _untrained(self) -> Classifier:
-        return models.build(self._settings.model.name, self._dataset.input_shape, self._dataset.classes)
+    def _untrained(self) -> nn.Module:
+        return models.build(
+            self._settings.model.name, self._dataset.input_shape, self._dataset.classes, self._settings.seed
+        )
 
     @cached_property
     def _layout(self) -> Layout:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fedmr_flwr.client.app import TrainRequest
 from fedmr_flwr.client.environment import SimulatedEnvironment
@@ -10,8 +11,7 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.gpu import states
-from fedmr_flwr.models.base import Classifier
-from fedmr_flwr.models.packing import overwrite, pack_on_device
+from fedmr_flwr.models.packing import overwrite, pack_on_device, tensors_of
 from fedmr_flwr.training.lane import Lane
 from fedmr_flwr.training.rules import State
 from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes
@@ -39,7 +39,7 @@ class ResidentLane(Lane):
 
     def __init__(
         self,
-        model: Classifier,
+        model: nn.Module,
         layout: Layout,
         dataset: Dataset,
         examples: Examples,
@@ -48,7 +48,7 @@ class ResidentLane(Lane):
     ) -> None:
         super().__init__(model, dataset, examples, settings.training, settings.precision)
         self._layout = layout
-        self._tensors = list(model.state_dict().values())
+        self._tensors = list(tensors_of(model).values())
         self._states: dict[states.Kind, State] = {}
         self.sizes: set[int] = set()
         # The position is on the device, because a replay has to advance it.

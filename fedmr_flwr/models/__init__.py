@@ -1,4 +1,4 @@
-"""Models by name. Every model has `features(x)` and `head(z)`, and `forward` returns head(features(x))."""
+"""Models by name: the networks of this package, and any module of a user's own that maps a batch to logits."""
 
 import importlib
 from collections.abc import Callable
@@ -8,15 +8,16 @@ from torch import nn
 
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.models.base import Classifier, materialise
+from fedmr_flwr.models.base import Classifier, drawing_from, redraw
 from fedmr_flwr.models.charlstm import CharLSTM
+from fedmr_flwr.models.checks import check, only_torch_draws
 from fedmr_flwr.models.cnn import cnn
 from fedmr_flwr.models.mlp import MLP
 from fedmr_flwr.models.mobilenet import MobileNetV2
 from fedmr_flwr.models.resnet import FedMRResNet, resnet18, resnet18_groupnorm, resnet20
-from fedmr_flwr.models.vgg import VGG
+from fedmr_flwr.models.vgg import VGG, FedMRVGG
 
-Builder = Callable[[tuple[int, ...], int], Classifier]
+Builder = Callable[[tuple[int, ...], int], nn.Module]
 
 # Every model, called with the input shape and the number of classes; add one line to add one.
 MODELS: dict[str, Builder] = {
@@ -28,77 +29,101 @@ MODELS: dict[str, Builder] = {
     "resnet18-groupnorm": resnet18_groupnorm,
     "resnet20": resnet20,
     "resnet20-fedmr": FedMRResNet,
+    "vgg-fedmr": FedMRVGG,
     "vgg16": VGG,
 }
 
 
-def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0) -> Classifier:
-    """Build a model with PyTorch's default initial weights, drawn from the run's own random stream.
+def build(
+    name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0, initialise: bool | None = None
+) -> nn.Module:
+    """Build a model, whose constructor draws from the run's own random stream and not from the global generator.
 
     Args:
         name: an entry of `MODELS`, or "module:Class" for a user's own model: it is called with the input
-            shape and the number of classes, and must derive from `Classifier`.
+            shape and the number of classes, and maps a batch to logits.
         input_shape: of one example: [C, H, W] of a float32 image, [T] of a uint8 text.
         classes: number of labels.
         seed: equal seeds give equal weights.
+        initialise: whether the weights are drawn from the seed, which is the default for an entry of `MODELS`; if
+            not, which is the default for a user's own model, they are those that the constructor leaves.
 
     Returns:
-        The model, on the CPU.
+        The model, on the CPU, in training mode.
 
     Raises:
-        ConfigError: the model is unknown, or does not accept this input shape.
+        ConfigError: the model is unknown, does not accept this input shape, or could not be trained and saved as it
+            is.
     """
-    builder = _import(name) if ":" in name else MODELS.get(name)
+    own = ":" in name
+    if not own and initialise is False:
+        raise ConfigError(f"model.initialise: '{name}' has no weights of its own to keep; leave it out")
+    builder = _import(name) if own else MODELS.get(name)
     if builder is None:
         raise ConfigError(
             f"model.name: unknown model '{name}'; choose one of {', '.join(sorted(MODELS))}, or module:Class"
         )
-    unfit = f"model.name: '{name}' does not accept examples of shape {list(input_shape)}"
+    inputs = _examples(tuple(input_shape))
 
-    def make() -> Classifier:
-        model = builder(tuple(input_shape), classes)
-        if not isinstance(model, Classifier):
-            raise ConfigError(f"model.name: '{name}' must derive from fedmr_flwr.models.Classifier")
+    def make(*index: int) -> nn.Module:
+        with drawing_from(stream(seed, "model", *index)), torch.no_grad():
+            model = builder(tuple(input_shape), classes)
+            if not isinstance(model, nn.Module):
+                raise ConfigError(f"is a {type(model).__name__}, expected a torch.nn.Module")
+            # Run once, so that a model that does not fit the data ends in one line before the run begins, and layers
+            # that wait for their first input have their weights. In evaluation mode, so that BatchNorm's statistics
+            # stay as they are and no dropout is drawn.
+            logits = model.eval()(inputs)
+            if not isinstance(logits, torch.Tensor):
+                raise ConfigError(f"returns a {type(logits).__name__}, expected a tensor of logits, [2, {classes}]")
+            if logits.shape != (2, classes):
+                raise ConfigError(f"returns shape {list(logits.shape)} for two examples, expected [2, {classes}]")
+            if own and initialise:
+                redraw(model)
+            if isinstance(model, Classifier):
+                model.initialise(torch.default_generator)
         return model
 
-    generator = torch.Generator().manual_seed(int(stream(seed, "model").integers(2**63)))
     try:
-        model = materialise(make, generator)
-        # Run once, so that a model that does not fit the data ends in one line before the run begins.
-        found = _output_shape(model, input_shape)
-    # From `initialise`: the model has a module without known initial weights.
-    except TypeError as error:
-        raise ConfigError(f"model.name: '{name}': {_line(error)}") from None
-    except (ValueError, IndexError, RuntimeError) as error:
-        raise ConfigError(f"{unfit}: {_line(error)}") from None
-    if found != (2, classes):
+        if not own:
+            return make().train()
+        with only_torch_draws():
+            model = make()
+            check(model, make(1), inputs)
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith("model.") else f"model.name: '{name}' {text}") from None
+    # Whatever the code of a user, or PyTorch on its behalf, raises.
+    except Exception as error:
         raise ConfigError(
-            f"model.name: '{name}' returns shape {list(found)} for two examples, expected [2, {classes}]"
-        )
-    return model
+            f"model.name: '{name}' does not accept examples of shape {list(input_shape)}: {_line(error)}"
+        ) from None
+    return model.train()
 
 
-@torch.inference_mode()
-def _output_shape(model: Classifier, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of a model's output for two blank examples."""
-    blank = torch.zeros(2, *input_shape, dtype=torch.uint8 if len(input_shape) == 1 else torch.float32)
-    # In evaluation mode, so that BatchNorm's statistics stay as initialised and no dropout is drawn.
-    found = tuple(model.eval()(blank).shape)
-    model.train()
-    return found
+def _examples(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return two random examples; of a text, its first two characters."""
+    with drawing_from(stream(0, "examples")):
+        return torch.randint(2, (2, *shape), dtype=torch.uint8) if len(shape) == 1 else torch.rand(2, *shape)
 
 
 def _line(error: Exception) -> str:
     # PyTorch's messages can be pages long.
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _import(name: str) -> Builder:
     module, _, attribute = name.partition(":")
     try:
         builder: Builder = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"model.name: '{name}' cannot be imported: {error}; it must be on PYTHONPATH") from None
+    except Exception as error:  # whatever the code of a user's module raises
+        raise ConfigError(
+            f"model.name: '{name}' cannot be imported: {_line(error)}; it must be on PYTHONPATH"
+        ) from None
+    if isinstance(builder, nn.Module) or not callable(builder):
+        raise ConfigError(
+            f"model.name: '{name}' is a {type(builder).__name__}; name a class, or a function that returns a model"
+        )
     return builder
 
 

@@ -1,36 +1,46 @@
-"""The base of all models: the split into features and head, and initial weights from a given generator."""
+"""The base of our networks, and drawing initial weights from a stream of the run."""
 
-import math
-from abc import abstractmethod
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fedmr_flwr.models import layers
 
-M = TypeVar("M", bound=nn.Module)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Classifier(nn.Module):
     """A network in two parts, so that algorithms can use or replace the representation between them.
 
     Attributes:
+        features: maps [B, C, H, W] images to [B, D] representations, the input of the last layer; a method or a
+            module of the model.
+        head: maps [B, D] representations to [B, classes] logits; a method or a module; if a model has none, it is
+            `classifier`.
         classifier: the last layer.
         blocks: paths of the modules that the unit `block` moves as one piece, such as residual blocks.
     """
 
+    # Declared here and not defined: an attribute of the class would hide a module that a model assigns to its name.
+    features: Callable[[torch.Tensor], torch.Tensor]
+    head: Callable[[torch.Tensor], torch.Tensor]
     classifier: nn.Linear
-    blocks: tuple[str, ...] = ()
+    blocks: tuple[str, ...]
 
-    @abstractmethod
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Map [B, C, H, W] images to [B, D] representations, the input of the last layer."""
+    def __getattr__(self, name: str) -> Any:
+        if name == "head" and "head" not in self._modules:
+            return partial(layers.apply, self.classifier)
+        if name == "blocks" and "blocks" not in self._modules:
+            return ()
+        return super().__getattr__(name)
 
-    def head(self, representations: torch.Tensor) -> torch.Tensor:
-        """Map [B, D] representations to [B, classes] logits."""
-        return layers.apply(self.classifier, representations)
+    def initialise(self, generator: torch.Generator) -> None:
+        """Set initial weights besides those of the constructor, which draws from PyTorch's default generator."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, classes] logits."""
@@ -61,58 +71,30 @@ class Dropout(nn.Module):
         return values * kept / (1 - self.p)
 
 
-def materialise(make: Callable[[], M], generator: torch.Generator) -> M:
-    """Create a network on the CPU with initial weights drawn from `generator`.
-
-    Args:
-        make: its constructor.
-        generator: the only source of randomness.
-
-    Raises:
-        TypeError: as `initialise`.
-    """
-    # The constructors of PyTorch's layers draw weights from the global generator; on the meta device they draw
-    # nothing.
-    with torch.device("meta"):
-        model = make()
-    # Like `to_empty`, which imports a library for symbolic mathematics and so takes a third of a second.
-    model._apply(  # type: ignore[no-untyped-call]
-        lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    )
-    initialise(model, generator)
-    return model
+@contextmanager
+def drawing_from(rng: np.random.Generator) -> Iterator[None]:
+    """Let PyTorch's default generator of the CPU draw from a stream inside the block, and restore it afterwards."""
+    # No other device: constructors draw on the CPU.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        yield
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Set PyTorch's default initial weights, drawn from `generator` instead of the global generator.
-
-    Args:
-        model: its values are overwritten. Convolutions, linear layers, normalisations, embeddings and LSTMs
-            are supported; any other module with values of its own needs a method `initialise(generator)`.
-        generator: the only source of randomness.
+def redraw(model: nn.Module) -> None:
+    """Draw all weights anew from PyTorch's default generator, as the layers' own `reset_parameters` does.
 
     Raises:
-        TypeError: a module with values of its own is not supported.
+        ValueError: a parameter is not set by it.
     """
-    for module in model.modules():
-        if callable(own := getattr(module, "initialise", None)):
-            own(generator)
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            # Written out, because `reset_parameters` of PyTorch's layers accepts no generator.
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, generator=generator)
-        elif isinstance(module, nn.LSTM):
-            bound = 1 / math.sqrt(module.hidden_size)
-            for parameter in module.parameters():
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
-            module.reset_parameters()  # ones and zeros: nothing is drawn
-        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            raise TypeError(
-                f"{type(module).__name__} has no initial weights; add a method initialise(generator) to it"
-            )
+    parameters = list(model.named_parameters())
+    for _, parameter in parameters:
+        parameter.fill_(torch.nan)
+    # Inner modules first, because an outer one may set their values, too. MultiheadAttention and Transformer have
+    # only the second of the names.
+    for module in reversed(list(model.modules())):
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if reset is not None:
+            reset()
+    if kept := [name for name, parameter in parameters if parameter.isnan().any()]:
+        raise ValueError(f"no reset_parameters() of the model's modules sets '{kept[0]}'")

@@ -27,6 +27,10 @@ class MobileNetV2(Classifier):
         # Not torchvision's head: algorithms need a last layer that is a Linear named `classifier`.
         self.dropout = Dropout(0.2)
         self.classifier = nn.Linear(1280, classes)
+        # As torchvision initialises these layers.
+        nn.init.kaiming_normal_(self.convolutions[0][0].weight, mode="fan_out")
+        nn.init.normal_(self.classifier.weight, 0, 0.01)
+        nn.init.zeros_(self.classifier.bias)
         self.blocks = tuple(f"convolutions.{block}" for block in range(len(self.convolutions)))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:

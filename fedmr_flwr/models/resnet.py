@@ -121,7 +121,8 @@ class FedMRResNet(Classifier):
     """The ResNet-20 of FedMR's published code: bottlenecks [2, 2, 2] of 16, 32 and 64 channels.
 
     Unlike the ResNet-20 of He et al. it has bottlenecks. Its last normalisation is not used, as in the published
-    code, but is part of the model: 219,482 parameters with 10 classes.
+    code, but is part of the model: 219,482 parameters with 10 classes. Images of 28x28 are pooled after the first
+    convolution. Convolutions start from a normal distribution, the weights of normalisations from 0.5.
 
     Args:
         input_shape: [C, H, W].
@@ -131,6 +132,7 @@ class FedMRResNet(Classifier):
     def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False)
+        self.pool = nn.MaxPool2d(3, 1, padding=1) if input_shape[1:] == (28, 28) else nn.Identity()
         stages, inputs = [], 16
         for width in (16, 32, 64):
             stride = 1 if width == 16 else 2
@@ -143,10 +145,15 @@ class FedMRResNet(Classifier):
         self.bn = nn.BatchNorm2d(inputs)
         self.classifier = nn.Linear(inputs, classes)
         self.blocks = tuple(f"stages.{stage}.{block}" for stage in range(3) for block in range(2))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")  # N(0, 2 / (k^2 channels out))
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.weight, 0.5)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, 256] representations."""
-        return self.stages(self.conv(images)).mean((2, 3))  # type: ignore[no-any-return]
+        return self.stages(self.pool(self.conv(images))).mean((2, 3))  # type: ignore[no-any-return]
 
 
 def resnet20(input_shape: tuple[int, ...], classes: int) -> ResNet:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Classifier, Dropout
 
 _VGG16 = (64, 64, "pool", 128, 128, "pool", *(256,) * 3, "pool", *(512,) * 3, "pool", *(512,) * 3, "pool")
@@ -43,4 +44,38 @@ class VGG(Classifier):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, C, H, W] images to [B, hidden] representations."""
+        return self.hidden(self.convolutions(images).flatten(1))  # type: ignore[no-any-return]
+
+
+class FedMRVGG(Classifier):
+    """The VGG of FedMR's published code for 28x28 images: five convolutions without BatchNorm, two linear layers.
+
+    8,024,958 parameters with 62 classes. Its first two pools move by one pixel, and nothing is between its linear
+    layers, as in the published code.
+
+    Args:
+        input_shape: [C, 28, 28].
+        classes: number of labels.
+
+    Raises:
+        ConfigError: the images have another size.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        if input_shape[1:] != (28, 28):
+            raise ConfigError(f"model.name: 'vgg-fedmr' is not defined for images of shape {list(input_shape)}")
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(input_shape[0], 64, 1, padding=1), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 1),
+            nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 1),
+            nn.Conv2d(128, 256, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(256, 512, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.AvgPool2d(2),  # to 7x7
+        )  # fmt: skip
+        self.hidden = nn.Linear(512 * 7 * 7, 256)
+        self.classifier = nn.Linear(256, classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Map [B, C, 28, 28] images to [B, 256] representations."""
         return self.hidden(self.convolutions(images).flatten(1))  # type: ignore[no-any-return]

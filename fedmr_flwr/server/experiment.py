@@ -3,7 +3,9 @@
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord
+from numpy.typing import NDArray
 
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.algorithms.multi_model import MultiModel
@@ -43,7 +45,10 @@ class Experiment:
         self.dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
         if settings.training.augment and self.dataset.normalisation is None:
             raise ConfigError("training.augment: text cannot be shifted and flipped; leave it out")
-        model = models.build(settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed)
+        model = models.build(
+            settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed,
+            settings.model.initialise,
+        )  # fmt: skip
         self.layout = layout_of(model)
         self.codec = Codec(self.layout, wire=settings.wire)
         initial = pack(model, self.layout)
@@ -70,6 +75,13 @@ class Experiment:
         if isinstance(strategy, MultiModel) and strategy.options.evaluate_slots and strategy.state.models:
             numbers["slot-accuracies"] = [self._score(model).accuracy for model in strategy.state.models]
         return numbers
+
+    def state_dict(self, model: Packed) -> dict[str, NDArray[Any]]:
+        """Return a model's state_dict, as its own class loads it: a tied tensor has all of its names."""
+        unpack(model.on_host(), self.layout, self.model)
+        return {
+            name: np.ascontiguousarray(tensor.numpy(force=True)) for name, tensor in self.model.state_dict().items()
+        }
 
     def _score(self, model: Packed) -> Score:
         place(self.model, self.device, self.precision)

@@ -55,7 +55,7 @@ def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | 
             out = create_folder(settings)
             stack.enter_context(_serving(out))
         arrays = _run_rounds(experiment, grid, out, display)
-        sha256 = out.save_model(experiment.layout.unpack(experiment.codec.decode(arrays).on_host()))
+        sha256 = out.save_model(experiment.state_dict(experiment.codec.decode(arrays)))
         plots.draw(out)
         # Last, so that a run without all of its results is never called complete.
         out.note(status="completed", rounds=len(out.read_rows()), **{"model-sha256": sha256})
@@ -141,8 +141,8 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
 
 def _keep_models(experiment: Experiment, arrays: ArrayRecord, number: int, out: RunFolder) -> None:
     """Write the global model of a round and, if configured, the model of each slot, to stay."""
-    layout, strategy = experiment.layout, experiment.strategy
-    out.keep_model(layout.unpack(experiment.codec.decode(arrays).on_host()), number)
+    strategy = experiment.strategy
+    out.keep_model(experiment.state_dict(experiment.codec.decode(arrays)), number)
     if experiment.settings.keep_models_slots and isinstance(strategy, MultiModel):
         for slot, model in enumerate(strategy.state.models or ()):
-            out.keep_model(layout.unpack(model.on_host()), number, slot)
+            out.keep_model(experiment.state_dict(model), number, slot)

@@ -31,7 +31,7 @@ from fedmr_flwr.training.rules import LocalRule, Task
 from fedmr_flwr.training.sgd import fit
 from tests.support.rounds import round_of, slots_of
 
-SHAPES = {"cnn": (1, 28, 28), "charlstm": (80,)}
+SHAPES = {"cnn": (1, 28, 28), "vgg-fedmr": (1, 28, 28), "charlstm": (80,)}
 
 
 class Net(Classifier):

@@ -61,7 +61,8 @@ PAPER = {
     "cifar100-resnet20": ("cifar100-coarse", "resnet20-fedmr", 222_052),
     "cifar100-vgg16": ("cifar100-coarse", "vgg16", 33_687_636),
     "femnist-cnn": ("femnist", "cnn", 160_510),
-    "femnist-resnet20": ("femnist", "resnet20-fedmr", None),
+    "femnist-resnet20": ("femnist", "resnet20-fedmr", 232_558),
+    "femnist-vgg-fedmr": ("femnist", "vgg-fedmr", 8_024_958),
     "femnist-vgg16": ("femnist", "vgg16", None),
 }
 
@@ -76,7 +77,7 @@ def test_papers_files_have_published_settings(name):
     assert load(path).rounds == 2000
     assert settings.clients == 10 * settings.clients_per_round
     assert settings.partition.name == ("natural" if data == "femnist" else "dirichlet")
-    first_stage = 100 if model == "vgg16" else 0
+    first_stage = 100 if model.startswith("vgg") else 0
     assert settings.strategy.options == FedMROptions(unit="tensor", first_stage_rounds=first_stage)
     built = models.build(model, *datasets.shape_and_classes(settings.data, None))
     count = models.parameter_count(built)

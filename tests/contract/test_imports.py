@@ -153,7 +153,9 @@ def test_algorithms_see_no_records(module):
 
 def test_nothing_draws_from_a_global_generator():
     banned = ("torch.manual_seed(", "np.random.seed(", "np.random.rand", "import random", "from random")
-    for path in PACKAGE.rglob("*.py"):
+    # Looks whether a model of a user's own does.
+    looking = PACKAGE / "models" / "checks.py"
+    for path in set(PACKAGE.rglob("*.py")) - {looking}:
         text = path.read_text()
         assert not [word for word in banned if word in text], path
 

@@ -8,7 +8,7 @@ from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.units import units
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.models.base import Dropout, initialise
+from fedmr_flwr.models.base import Dropout
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.models.resnet import BasicBlock, Bottleneck
 from fedmr_flwr.training.devices import default_generator
@@ -26,11 +26,13 @@ SIZES = {
     ("resnet20", COLOUR, 10): (269_722, 116),
     ("resnet20-fedmr", COLOUR, 10): (219_482, 119),
     ("resnet20-fedmr", COLOUR, 20): (222_052, 119),
+    ("resnet20-fedmr", GREY, 62): (232_558, 119),
     ("resnet18", COLOUR, 10): (11_173_962, 122),
     ("resnet18-groupnorm", COLOUR, 10): (11_173_962, 62),
     ("mobilenet-v2", COLOUR, 10): (2_236_682, 314),
     ("vgg16", COLOUR, 10): (33_646_666, 97),
     ("vgg16", COLOUR, 20): (33_687_636, 97),
+    ("vgg-fedmr", GREY, 62): (8_024_958, 14),
     ("charlstm", TEXT, 80): (819_920, 11),
 }
 CASES = sorted({(name, shape) for name, shape, _ in SIZES})
@@ -109,16 +111,34 @@ def test_weights_are_pytorchs_default():
         assert float(layer.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
-def test_unknown_module_is_refused():
-    with pytest.raises(TypeError, match="Bilinear"):
-        initialise(torch.nn.Bilinear(2, 2, 2), torch.Generator())
+def test_published_resnet_starts_as_published():
+    model = models.build("resnet20-fedmr", COLOUR, 10)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) == 19 and all((norm.weight == 0.5).all() and not norm.bias.any() for norm in norms)
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    scaled = [c.weight.detach() / (2 / (c.kernel_size[0] ** 2 * c.out_channels)) ** 0.5 for c in convolutions]
+    values = torch.cat([weights.flatten() for weights in scaled])
+    assert len(convolutions) == 22
+    assert float(values.mean()) == pytest.approx(0, abs=0.01)
+    assert float(values.std()) == pytest.approx(1, abs=0.01)
+    assert float(values.abs().max()) > 4, "normal, not uniform"
+    assert float(model.classifier.weight.detach().abs().max()) <= 1 / 16
 
 
-def test_unknown_buffer_is_refused():
-    module = torch.nn.Module()
-    module.register_buffer("scale", torch.ones(1))
-    with pytest.raises(TypeError, match="Module"):
-        initialise(module, torch.Generator())
+def test_published_resnet_pools_grey_images(built):
+    images = inputs(GREY)
+    model = built("resnet20-fedmr", GREY).eval()
+    maps = torch.nn.functional.max_pool2d(model.conv(images), 3, 1, 1)
+    assert torch.equal(model.features(images), model.stages(maps).mean((2, 3)))
+    assert isinstance(built("resnet20-fedmr", COLOUR).pool, torch.nn.Identity)
+
+
+def test_published_vgg_averages_to_49_pixels():
+    model = models.build("vgg-fedmr", GREY, 62)
+    before = model.convolutions[:-1](inputs(GREY))
+    assert before.shape[1:] == (512, 14, 14)
+    published = torch.nn.AdaptiveAvgPool2d((7, 7))(before)
+    torch.testing.assert_close(model.convolutions[-1](before), published)
 
 
 def test_unknown_model_is_refused():
@@ -133,7 +153,7 @@ def test_unfit_image_shape_is_refused():
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_unfit_examples_are_refused(name):
-    shape = COLOUR if name == "charlstm" else TEXT
+    shape = COLOUR if name in ("charlstm", "vgg-fedmr") else TEXT
     with pytest.raises(
         ConfigError, match=rf"'{name}' (does not accept examples|is not defined for images)"
     ) as caught:
@@ -141,7 +161,9 @@ def test_unfit_examples_are_refused(name):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet20-fedmr", "resnet20", "vgg16", "resnet18", "mobilenet-v2", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["cnn", "resnet20-fedmr", "resnet20", "vgg16", "vgg-fedmr", "resnet18", "mobilenet-v2", "mlp"]
+)
 def test_image_models_take_grey_images(name):
     assert models.build(name, GREY, 62).training
 
@@ -217,62 +239,3 @@ def test_charlstm_has_default_weights():
     for weights in model.lstm.parameters():
         assert float(weights.detach().abs().max()) <= 1 / 16
         assert float(weights.detach().std()) == pytest.approx(1 / 16 / 3**0.5, rel=0.1)
-
-
-OWN = """
-import torch
-from fedmr_flwr.models import Classifier
-
-class Tiny(Classifier):
-    def __init__(self, input_shape, classes):
-        super().__init__()
-        self.layer = torch.nn.Linear(input_shape[-1], classes)
-    def features(self, images):
-        return images.flatten(1)
-    def head(self, representations):
-        return self.layer(representations)
-
-class Odd(Tiny):
-    def __init__(self, input_shape, classes):
-        super().__init__(input_shape, classes)
-        self.scale = torch.nn.Parameter(torch.ones(1))
-
-class Mended(Odd):
-    def initialise(self, generator):
-        torch.nn.init.constant_(self.scale, 3)
-
-def Few(input_shape, classes):
-    return Tiny(input_shape, classes - 1)
-
-def Wide(input_shape, classes):
-    return Tiny((9,), classes)
-
-def plain(input_shape, classes):
-    return torch.nn.Linear(2, 2)
-"""
-
-
-@pytest.fixture
-def my_models(tmp_path, monkeypatch):
-    (tmp_path / "my_models.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-def test_own_model(my_models):
-    model = models.build("my_models:Tiny", (1, 1, 5), 3)
-    assert model(torch.ones(2, 5)).shape == (2, 3)
-    assert models.build("my_models:Mended", (1, 1, 5), 3).scale.item() == 3
-
-
-def test_wrong_own_models_are_refused(my_models):
-    for name, words in {
-        "my_models:Odd": "Odd has no initial weights; add a method",
-        "my_models:plain": "must derive from fedmr_flwr.models.Classifier",
-        "my_models:Few": r"returns shape \[2, 2\] for two examples, expected \[2, 3\]",
-        "my_models:Wide": r"does not accept examples of shape \[1, 1, 5\]: mat1 and mat2 shapes cannot be multiplied",
-        "my_models:Nothing": "cannot be imported: module 'my_models' has no attribute",
-        "nowhere:Model": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
-        ":Model": "cannot be imported",
-    }.items():
-        with pytest.raises(ConfigError, match=words):
-            models.build(name, (1, 1, 5), 3)
