@@ -73,6 +73,11 @@ class CluSamp(Algorithm[CluSampState]):
         self._distances = np.zeros((0, 0))
         return CluSampState({})
 
+    def state_bytes(self, clients: int) -> int:
+        """Return the bytes of the updates."""
+        layout = self.codec.layout
+        return clients * layout.trainable * layout.dtype.itemsize
+
     def clients(self, round: Round) -> list[int]:
         """Draw one client from each distribution."""
         counts = client_weights(round, self.options.weighting)

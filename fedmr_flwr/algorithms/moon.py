@@ -4,9 +4,11 @@ Source: Li et al., "Model-Contrastive Federated Learning", CVPR 2021, equations 
 the code published with FedMR.
 """
 
+import math
 from copy import deepcopy
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
@@ -14,6 +16,7 @@ from torch.nn import functional
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
@@ -71,6 +74,11 @@ class Contrastive(LocalRule):
             received, previous = state.received.features(inputs), state.previous.features(inputs)
         contrast = contrastive(own, received, previous, self.options.temperature)
         return model.head(own), self.options.mu * contrast
+
+    def kept_bytes(self, layout: Layout) -> int:
+        """Return the bytes of a model, unless mu is 0."""
+        sizes = (math.prod(entry.shape) * np.dtype(entry.dtype).itemsize for entry in layout.entries)
+        return sum(sizes) if self.options.mu else 0
 
     def end(self, model: nn.Module, state: ContrastiveState | None, task: Task, steps: int) -> Outcome:
         """Keep the trained model, unless mu is 0."""

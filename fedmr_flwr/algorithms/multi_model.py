@@ -108,6 +108,10 @@ class MultiModel(Algorithm[Population]):
         self.notice = notice
         _log.warning(notice)
 
+    def state_bytes(self, clients: int) -> int:
+        """Return the bytes of the population and its numbers of examples."""
+        return self.slots * (self.codec.layout.nbytes + np.dtype(np.float64).itemsize)
+
     def models(self, round: Round) -> Sequence[Packed | Parts]:
         """Dispatch the population; before its first training, the global model."""
         if self.state.models is None:

@@ -65,6 +65,10 @@ class Corrected(LocalRule):
             if parameter.grad is not None:
                 parameter.grad.add_(correction)
 
+    def kept_bytes(self, layout: Layout) -> int:
+        """Return the bytes of a variate."""
+        return layout.trainable * layout.dtype.itemsize
+
     def end(self, model: nn.Module, state: CorrectedState, task: Task, steps: int) -> Outcome:
         """Keep the new variate and return its change."""
         m = task.training.momentum
@@ -128,7 +132,7 @@ class Scaffold(Algorithm[ScaffoldState]):
 
     def init(self, layout: Layout, slots: int) -> ScaffoldState:
         """Start with a variate of zeros."""
-        return ScaffoldState(np.zeros(sum(part.stop - part.start for part in layout.parameters)))
+        return ScaffoldState(np.zeros(layout.trainable))
 
     def models(self, round: Round) -> Sequence[Packed]:
         """Send the global model to everyone."""

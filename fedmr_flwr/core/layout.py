@@ -122,6 +122,16 @@ class Layout:
         return np.result_type(np.float32, *(entry.dtype for entry in self.entries if not entry.integer))
 
     @cached_property
+    def nbytes(self) -> int:
+        """The bytes of a model as two flat vectors."""
+        return self.size * self.dtype.itemsize + self.counters * np.dtype(np.int64).itemsize
+
+    @cached_property
+    def trainable(self) -> int:
+        """The number of trainable values."""
+        return sum(part.stop - part.start for part in self.parameters)
+
+    @cached_property
     def parameters(self) -> Columns:
         """The column range of each trainable tensor in `Packed.floats`."""
         return tuple(entry.columns for entry in self.entries if not entry.buffer and not entry.integer)

@@ -28,11 +28,12 @@ _FAILED = "Simulation failed with exception: "
 
 
 @contextmanager
-def launching(settings: Settings, prepared: RunFolder | None) -> Iterator[RunFolder]:
+def launching(settings: Settings, display: Display, prepared: RunFolder | None) -> Iterator[RunFolder]:
     """Check a run and create its folder, which is locked against other launchers inside the block.
 
     Args:
         settings: of the run, with its folder.
+        display: shows what the check says.
         prepared: the run's folder, if it exists.
 
     Raises:
@@ -42,7 +43,8 @@ def launching(settings: Settings, prepared: RunFolder | None) -> Iterator[RunFol
         if prepared is not None:
             stack.enter_context(prepared.launching())
         # Also for a prepared folder, because the data may have changed since.
-        check(settings)  # before anything is written
+        for line in check(settings):  # before anything is written
+            display.print(line)
         if prepared is None:
             prepared = create_folder(settings)
             stack.enter_context(prepared.launching())

@@ -38,7 +38,7 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
             f"the SuperLink '{name}' does not reply ({error}); check that `fedmr deploy server` is running "
             f"and that {HOME} has the value that it prints"
         ) from None
-    with launching(settings, prepared) as out:
+    with launching(settings, display, prepared) as out:
         run_id = submit(connection, settings, out)
         try:
             follow(connection, run_id, out, display, lambda: _server_died(connection, run_id, out), _CHECK_SECONDS)

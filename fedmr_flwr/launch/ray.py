@@ -36,7 +36,7 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
         "client-resources-num-gpus": float(settings.ray.client_gpus),
     }
     with (
-        launching(settings, prepared) as out,
+        launching(settings, display, prepared) as out,
         local_superlink(app_folder(), out.path / "flower.log", ray_address, ports) as superlink,
     ):
         run_id = submit(superlink.connection, settings, out, resources)

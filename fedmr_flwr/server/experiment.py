@@ -20,6 +20,7 @@ from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server import resources
 from fedmr_flwr.training.devices import arithmetic, check_precision, pick_device, place
 from fedmr_flwr.training.evaluation import Score, evaluate
 from fedmr_flwr.wire.codec import Codec
@@ -30,6 +31,9 @@ class Experiment:
 
     Args:
         settings: of the run.
+
+    Attributes:
+        notices: lines for the user, before the run begins.
 
     Raises:
         FedmrError: something in the configuration or the data is wrong.
@@ -61,6 +65,8 @@ class Experiment:
         self.parts: list[partitions.Indices] | None = None
         if settings.engine != "deployment" or settings.partition.name != partitions.NODES:
             self.parts = partitions.split(self.dataset, settings.clients, settings.partition, settings.seed)
+        notice = self.strategy.notice
+        self.notices = [*([notice] if notice else []), *resources.check(settings, self.strategy, self.layout)]
 
     @cached_property
     def digest(self) -> str:
@@ -119,13 +125,13 @@ def create_folder(settings: Settings) -> RunFolder:
     return RunFolder.create(settings.run_dir, to_yaml(settings), engine=settings.engine, seed=settings.seed)
 
 
-def check(settings: Settings) -> None:
-    """Check a run's configuration and data.
+def check(settings: Settings) -> list[str]:
+    """Check a run's configuration and data; return lines for the user.
 
     Raises:
         FedmrError: something in the configuration or the data is wrong.
     """
-    Experiment(settings)
+    return Experiment(settings).notices
 
 
 def _plain(value: Any) -> str:

@@ -86,8 +86,8 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
     ledger = rounds.Ledger(settings.clients)
     completed, arrays = resume(experiment, ledger, out, display)
     out.note(status="running")
-    if strategy.notice:
-        display.print(strategy.notice)
+    for line in experiment.notices:
+        display.print(line)
 
     def report(row: rounds.Row, arrays: ArrayRecord, stops: bool) -> None:
         out.add_row(row)

@@ -14,7 +14,7 @@ from fedmr_flwr.config.options import options_type
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.training import Training
-from fedmr_flwr.core.layout import Floats
+from fedmr_flwr.core.layout import Floats, Layout
 
 # A rule's state for one client: tensors, networks, generators and None, in tuples, named or not. Not dataclasses: the
 # one-GPU engine goes through states by walking tuples.
@@ -120,6 +120,14 @@ class LocalRule:
 
     def adjust(self, model: nn.Module, state: Any) -> None:
         """Change the gradients before the optimiser uses them; called without recording of gradients."""
+
+    def kept_bytes(self, layout: Layout) -> int:
+        """Return the bytes of what a client keeps for its next participation.
+
+        Args:
+            layout: of the model.
+        """
+        return 0
 
     def end(self, model: nn.Module, state: Any, task: Task, steps: int) -> Outcome:
         """Return the vectors for the server and the arrays that the client keeps.

@@ -104,6 +104,14 @@ class ServerStrategy(Strategy, Generic[T]):
     def save(self) -> Mapping[str, NDArray[Any]]:
         """Return the state by name, without the global model."""
 
+    def state_bytes(self, clients: int) -> int:
+        """Return the bytes of the part of the state that grows with the number of clients or of models.
+
+        Args:
+            clients: that have taken part so far.
+        """
+        return 0
+
     @abstractmethod
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Continue from the result of an earlier `save`."""

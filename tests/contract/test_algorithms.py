@@ -9,7 +9,12 @@ from flwr.app import ConfigRecord
 
 from fedmr_flwr.algorithms.multi_model import MultiModel
 from fedmr_flwr.config import registry
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.data.base import Dataset, Examples, Normalisation
+from fedmr_flwr.models.mlp import MLP
+from fedmr_flwr.models.packing import layout_of
+from fedmr_flwr.training.sgd import fit
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.messages import vector_record
@@ -177,6 +182,35 @@ def test_restored_state_continues_exactly(run_rounds, name):
     assert [array.data for array in rest.values()] == [array.data for array in whole.values()]
 
 
+@pytest.fixture
+def grown(grid_of, answer, name):
+    """Let all clients of a federation take part; return the bytes of the state, and what was said of it."""
+
+    def run(clients, slots):
+        def reply(message, client):
+            return with_vectors(answer(message.content["arrays"], examples=client + 1), message, client)
+
+        grid = RosterGrid(grid_of(reply, clients, stated=True), clients)
+        options = {**OPTIONS.get(name, {}), "clients_per_round": slots, "layout": LAYOUT}
+        strategy, arrays, seen = registry.find(name)(**options), start_model(), set()
+        for number in range(1, 100):
+            messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+            arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+            seen |= {message.metadata.dst_node_id for message in messages}
+            if len(seen) == clients:
+                break
+        return sum(array.nbytes for array in strategy.save().values()), strategy.state_bytes(clients)
+
+    return run
+
+
+def test_growth_of_the_state_is_stated(grown, name):
+    small, of_small = grown(clients=5, slots=3)
+    for clients, slots in ((9, 3), (9, 6)):
+        large, of_large = grown(clients, slots)
+        assert large - small == of_large - of_small, (clients, slots)
+
+
 def test_initial_state_can_be_restored(run_rounds, name):
     whole, _, _ = run_rounds(name)
     fresh = new_strategy(name)
@@ -216,3 +250,12 @@ def test_weighting_counts_examples(both_weightings, name):
 def test_weightings_agree_on_equal_clients(both_weightings, name):
     by_examples, uniform = both_weightings(lambda client: 6)
     np.testing.assert_allclose(by_examples, uniform, rtol=1e-4, atol=1e-6)
+
+
+def test_bytes_that_clients_keep_are_stated(name):
+    rule, model = registry.find(name).Rule(), MLP((1, 2, 2), 3)
+    examples = Examples(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
+    data, rng = Dataset(examples, examples, 3, Normalisation((0.5,), (0.5,))), np.random.default_rng(0)
+    kept = fit(model, data, examples, Training(local_epochs=1), rng, rule).outcome.kept
+    assert sum(array.nbytes for array in kept.values()) == rule.kept_bytes(layout_of(model))
+    assert bool(kept) == rule.keeps

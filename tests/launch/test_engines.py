@@ -44,25 +44,25 @@ def test_data_load_before_the_display(toy, display, monkeypatch):
     assert started
 
 
-def test_wrong_run_makes_no_folder(toy):
+def test_wrong_run_makes_no_folder(toy, display):
     settings = toy("model.name=nonsense")
-    with pytest.raises(ConfigError, match="nonsense"), launching(settings, None):
+    with pytest.raises(ConfigError, match="nonsense"), launching(settings, display, None):
         pass
     assert not settings.run_dir.exists()
 
 
-def test_failed_start_is_in_the_manifest(toy):
+def test_failed_start_is_in_the_manifest(toy, display):
     settings = toy()
-    with pytest.raises(ConfigError), launching(settings, None) as out:
+    with pytest.raises(ConfigError), launching(settings, display, None) as out:
         assert out.status == "starting"
         raise ConfigError("it is tired")
     assert (out.status, out.read_manifest()["error"]) == ("failed", "it is tired")
 
 
-def test_folder_is_locked_while_launching(toy):
+def test_folder_is_locked_while_launching(toy, display):
     settings = toy()
-    with launching(settings, None) as out:
-        with pytest.raises(RunFolderError, match="is in use by process"), launching(settings, out):
+    with launching(settings, display, None) as out:
+        with pytest.raises(RunFolderError, match="is in use by process"), launching(settings, display, out):
             pass
         assert out.status == "starting", "the one that was there first has not failed"
 
