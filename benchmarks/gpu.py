@@ -34,6 +34,7 @@ from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.training.devices import arithmetic, place
 from fedmr_flwr.training.lane import Lane
 from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.training.schedule import step_count
 
 CONF = Path(__file__).parent.parent / "conf"
 ENGINES = {
@@ -116,7 +117,7 @@ def measure(options: list[str], conf: Path, overrides: list[str], warm: int) -> 
 
 def steps_of(examples: int, settings: Settings) -> int:
     """Return the number of a client's steps in a round."""
-    return -(-examples // settings.training.batch_size) * settings.training.local_epochs
+    return step_count(examples, settings.training)
 
 
 def card(settings: Settings, device: torch.device) -> Card:

@@ -35,6 +35,7 @@ from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.devices import arithmetic, place
 from fedmr_flwr.training.lane import Lane
 from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.training.schedule import step_count
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -117,7 +118,7 @@ def main(
                 timed(len(lanes))
             together = statistics.median(timed(len(lanes)) for _ in range(times))
             trained = digest(lanes, layout)
-            longest = -(-len(indices[0]) // settings.training.batch_size) * settings.training.local_epochs
+            longest = step_count(len(indices[0]), settings.training)
             alone = statistics.median(timed(1) for _ in range(5)) / longest
             begin()
             step = kernels_of(lambda: lanes[0].replay_step(settings.training.batch_size))

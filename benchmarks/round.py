@@ -52,7 +52,7 @@ def bare_seconds(settings: Settings, parts: list[partitions.Indices], channels_l
             x, y = images[parts[client]], labels[parts[client]]
             model = models.build(settings.model.name, data.input_shape, data.classes).to(memory_format=layout)
             optimizer = torch.optim.SGD(model.parameters(), settings.training.lr, settings.training.momentum)
-            for _ in range(settings.training.local_epochs):
+            for _ in range(int(settings.training.local_epochs or 0)):
                 order = torch.randperm(len(y))
                 for batch in order.split(settings.training.batch_size):
                     optimizer.zero_grad()

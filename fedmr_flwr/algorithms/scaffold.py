@@ -18,6 +18,7 @@ from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.algorithms.weighting import Weighting, client_weights, weighted_mean
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
@@ -40,11 +41,24 @@ class Corrected(LocalRule):
     number of steps. With momentum m a step also contributes to later ones: after t steps a is
     (1 - m^1) / (1 - m) + ... + (1 - m^t) / (1 - m), as in FedNova (Wang et al., NeurIPS 2020, section 3), so that
     c_i remains a weighted mean of the client's gradients; division by the number of steps would make it up
-    to 1 / (1 - m) times too long. Without momentum a is that number.
+    to 1 / (1 - m) times too long. Without momentum a is that number; with Nesterov's each power is one higher.
+
+    The learning rate is the round's own, and the number of steps the client's own, so that schedules and clients
+    that do less work fit. Weight decay counts as a part of the gradient. Adam's steps and clipped gradients are not
+    sums of gradients, and are refused.
     """
 
     exchanges = (CONTROL,)
     keeps = True
+
+    @classmethod
+    def misfit(cls, training: Training) -> str | None:
+        """Refuse everything that makes a step something else than a sum of earlier gradients."""
+        if training.optimizer != "sgd":
+            return f"training.optimizer={training.optimizer}: its variates are sums of SGD's steps; use sgd"
+        if training.clip_norm:
+            return "training.clip-norm: its variates would be means of clipped gradients; leave it out"
+        return None
 
     def begin(self, model: nn.Module, task: Task) -> CorrectedState:
         """Read both variates and copy the parameters of the received model."""
@@ -72,8 +86,9 @@ class Corrected(LocalRule):
     def end(self, model: nn.Module, state: CorrectedState, task: Task, steps: int) -> Outcome:
         """Keep the new variate and return its change."""
         m = task.training.momentum
+        ahead = int(task.training.nesterov)
         # Without momentum each summand is 1, and the sum is the number of steps, as in the paper.
-        weight = sum((1 - m**step) / (1 - m) for step in range(1, steps + 1))
+        weight = sum((1 - m ** (step + ahead)) / (1 - m) for step in range(1, steps + 1))
         change = (state.start - _flat(model)) / (task.training.lr * weight) - state.server
         own = (state.own + change).numpy(force=True)
         return Outcome(returned={CONTROL: change.numpy(force=True)}, kept={CONTROL: own})

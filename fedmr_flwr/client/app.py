@@ -40,6 +40,7 @@ from fedmr_flwr.training.evaluation import evaluate as score
 from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.training.sgd import fit
+from fedmr_flwr.training.work import work_of
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.flower.logs import log_errors_in_one_line
 from fedmr_flwr.wire.messages import (
@@ -95,7 +96,7 @@ def train(message: Message, context: Context) -> Message:
         dataset, examples = request.environment.examples()
         with arithmetic(settings.precision, request.environment.device):
             result = fit(
-                request.model, dataset, examples, settings.training, request.rng, request.rule, request.vectors,
+                request.model, dataset, examples, request.training, request.rng, request.rule, request.vectors,
                 request.kept, settings.precision,
             )  # fmt: skip
         return request.reply(pack(request.model, request.codec.layout), result)
@@ -170,6 +171,7 @@ class TrainRequest(_Request):
         vectors: from the server for the rule, by name.
         kept: arrays that the client kept when it last took part, by name; empty if it never did, or if they are lost.
         rng: the client's stream for this round.
+        training: of the client in this round.
     """
 
     def __init__(self, message: Message, context: Context) -> None:
@@ -183,6 +185,7 @@ class TrainRequest(_Request):
         self.kept = found or {}
         # Of the round and the client, so that the process in which it trains makes no difference.
         self.rng = stream(self.settings.seed, "train", self._round, self.environment.number)
+        self.training = work_of(self.settings, self._round, self.environment.number)
 
     def reply(self, trained: Packed, result: TrainResult) -> Message:
         """Save the client's state, and return the reply.

@@ -15,6 +15,14 @@ from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.yaml_text import read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
 
+# Keys of a file that an override of another key replaces, as a choice replaces what belongs to another one.
+_REPLACED = {
+    "training.local-steps": ("training.local-epochs",),
+    "training.local-epochs": ("training.local-steps",),
+    "training.optimizer": ("training.nesterov", "training.betas"),
+    "training.schedule": ("training.decay", "training.decay-rounds", "training.final-lr"),
+}
+
 
 def load(conf: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Read a configuration file and apply overrides.
@@ -22,12 +30,17 @@ def load(conf: str | Path, overrides: Iterable[str] = ()) -> Settings:
     Args:
         conf: a YAML file, or the name of one that comes with the package.
         overrides: "key=value", nested keys with dots: "training.lr=0.1". A different strategy.name drops the
-            strategy options of the file.
+            strategy options of the file; a training.schedule, training.optimizer, or number of epochs or steps drops
+            what the file says about another one.
 
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
     """
     values = read_values(conf)
+    overrides = list(overrides)
+    for key in {override.partition("=")[0] for override in overrides} & _REPLACED.keys():
+        for replaced in _REPLACED[key]:
+            _drop(values, replaced)
     texts = {}
     for override in _names_first(overrides, values):
         texts[_set(values, override)] = override
@@ -119,6 +132,14 @@ def _set(values: dict[str, Any], override: str) -> str:
         values = inner
     values[last] = _read(text)
     return key
+
+
+def _drop(values: dict[str, Any], key: str) -> None:
+    """Remove a key "a.b" from nested mappings, if it is there."""
+    section, _, last = key.rpartition(".")
+    inner = values.get(section)
+    if isinstance(inner, dict):
+        inner.pop(last, None)
 
 
 def _read(text: str) -> Any:

@@ -3,7 +3,7 @@
 Algorithms import the configuration, so no module of the configuration imports one: their names are text, like the
 name of a user's own algorithm. A class is imported when a strategy's options are checked, after everything else,
 because it imports PyTorch and Flower. The configuration uses only the types that the class and its `Rule` declare for
-their `options`, and the names of the vectors that they exchange.
+their `options`, the names of the vectors that they exchange, and which training the rule refuses.
 """
 
 import importlib

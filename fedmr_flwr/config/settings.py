@@ -219,6 +219,13 @@ class Settings(Section):
                 "evaluate-clients would send each client's accuracy without the noise of privacy.local-dp; leave one "
                 "of them out"
             )
+        training = self.training
+        length = training.warmup_rounds + (training.decay_rounds or self.rounds)
+        if training.schedule == "cosine" and not training.final_lr and self.rounds > length:
+            raise ValueError(
+                f"the learning rate of training.schedule=cosine is 0 after round {length}, but rounds is "
+                f"{self.rounds}; raise training.decay-rounds or training.final-lr"
+            )
         if self.engine == "ray" and self.device.startswith("cuda") and self.ray.client_gpus == 0:
             raise ValueError(
                 f"device is {self.device} but ray.client-gpus is 0, so Ray hides the GPU from the clients; "
@@ -246,5 +253,7 @@ class Settings(Section):
                 f"privacy.local-dp: clients of '{name}' also send vectors without noise ({', '.join(exchanges)}); "
                 "choose another strategy"
             )
+        if problem := self.strategy.misfit(self.training):
+            raise ValueError(problem)
         if name.startswith(FLOWER) and self.wire != "float32":
             raise ValueError(f"wire={self.wire}: Flower's own strategies would compute in it; leave wire out")

@@ -14,6 +14,7 @@ from pydantic import (
 from fedmr_flwr.config import registry
 from fedmr_flwr.config.options import option_keys, options_type
 from fedmr_flwr.config.sections import Section, unknown_key, wrong_value
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.errors import ConfigError
 
 
@@ -82,6 +83,12 @@ class Strategy(Section):
     def exchanges(self) -> tuple[str, ...]:
         """The names of the vectors that its server and clients exchange besides models."""
         return tuple(registry.find(self.name).Rule.exchanges)
+
+    def misfit(self, training: Training) -> str | None:
+        """Return why the local rule does not work with a training; None if it does."""
+        name = self.local_rule or self.name
+        problem = registry.find(name).Rule.misfit(training)
+        return problem and f"clients of '{name}' do not work with {problem}"
 
 
 def _find(key: str, name: str) -> type[Any]:

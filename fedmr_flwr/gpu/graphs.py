@@ -18,6 +18,7 @@ from fedmr_flwr.errors import EngineError
 from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.lanes import ResidentLane
 from fedmr_flwr.models import layers
+from fedmr_flwr.training import optimizers
 from fedmr_flwr.training.devices import default_generator, is_out_of_memory
 from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.schedule import Batch
@@ -127,7 +128,7 @@ class GraphLane(ResidentLane):
         length = max(_SHORTEST_PIECE, sum(map(len, weights)) // _PIECES)
         self._pieces = [torch.split(vector, length) for vector in weights]
         every = [piece for pieces in self._pieces for piece in pieces]
-        return torch.optim.SGD(every, self._training.lr, self._training.momentum, fused=True)
+        return optimizers.create(every, self._training, self._device, resident=True)
 
     def _update(self) -> None:
         """Change the weights by their gradients."""

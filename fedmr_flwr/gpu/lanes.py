@@ -12,9 +12,10 @@ from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.gpu import states
 from fedmr_flwr.models.packing import overwrite, pack_on_device, tensors_of
+from fedmr_flwr.training import optimizers
 from fedmr_flwr.training.lane import Lane
 from fedmr_flwr.training.rules import State
-from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes
+from fedmr_flwr.training.schedule import Batch, BatchSchedule, epoch_sizes, longest_order
 
 # The most kinds of state in a lane; MOON, for instance, has two: with an earlier model and without.
 _KINDS = 8
@@ -55,7 +56,7 @@ class ResidentLane(Lane):
         self._first = torch.arange(settings.training.batch_size, device=self._device)
         self._cursor = self._first.clone()
         # Long enough for every client: a longer tensor later would have another address, and no graph would know it.
-        length = largest * settings.training.local_epochs
+        length = longest_order(largest, settings.training)
         self._order = torch.zeros(length, dtype=torch.long, device=self._device)
         self._changes = None
         if settings.training.augment:
@@ -65,7 +66,7 @@ class ResidentLane(Lane):
         """Assign a client, with the model that it received."""
         overwrite(self._tensors, client.received, self._layout)
         indices = torch.from_numpy(_indices(client))
-        self.begin(client.rng, client.rule, client.vectors, client.kept, indices)
+        self.begin(client.rng, client.rule, client.vectors, client.kept, indices, client.training)
         self.sizes |= sizes_of(client, self._training.batch_size)
 
     def packed(self) -> Packed:
@@ -94,6 +95,9 @@ class ResidentLane(Lane):
         self._states.clear()
         self.sizes.clear()
 
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        return optimizers.create(self.model.parameters(), self._training, self._device, resident=True)
+
     def _load(self, schedule: BatchSchedule) -> None:
         count = len(schedule.order)
         # Into the same tensor, from which a captured step reads its order.
@@ -115,7 +119,7 @@ class ResidentLane(Lane):
 
 def sizes_of(client: TrainRequest, batch_size: int) -> set[int]:
     """Return the batch sizes of a client."""
-    return set(batch_sizes(len(_indices(client)), 1, batch_size))
+    return set(epoch_sizes(len(_indices(client)), batch_size))
 
 
 def _indices(client: TrainRequest) -> NDArray[np.int64]:

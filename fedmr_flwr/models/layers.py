@@ -39,17 +39,18 @@ def apply(layer: nn.Module, inputs: torch.Tensor, *, pool: int = 1, relu: bool =
     return torch.relu(outputs) if relu else outputs
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Return the mean cross-entropy of a batch, whose own gradient must be 1: it may be added to, but not scaled.
 
     Args:
         logits: [B, classes].
         labels: [B] int64.
+        smoothing: the share of each label that is spread over all classes.
     """
-    few = logits.ndim == 2 and logits.shape[1] <= _MOST_CLASSES
+    few = not smoothing and logits.ndim == 2 and logits.shape[1] <= _MOST_CLASSES
     if few and logits.dtype == torch.float32 and missing(logits.device) is None:
         return _CrossEntropy.apply(logits, labels)  # type: ignore[no-any-return]
-    return functional.cross_entropy(logits, labels)
+    return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 @cache

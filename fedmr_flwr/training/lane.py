@@ -16,6 +16,7 @@ from fedmr_flwr.data import augmentation
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.models import layers
 from fedmr_flwr.models.base import Dropout
+from fedmr_flwr.training import optimizers
 from fedmr_flwr.training.devices import default_generator, to_input
 from fedmr_flwr.training.rules import LocalRule, Outcome, State, Task
 from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes
@@ -27,7 +28,7 @@ class TrainResult:
 
     Attributes:
         examples: examples of the client.
-        loss: mean cross-entropy over all examples of all epochs, measured during training.
+        loss: mean cross-entropy over all examples of all steps, measured during training.
         outcome: the result of the local rule.
     """
 
@@ -37,7 +38,7 @@ class TrainResult:
 
 
 class Lane:
-    """A model and its optimiser that train one client after another: fresh SGD, shuffled batches, cross-entropy.
+    """A model and its optimiser that train one client after another: a fresh start, shuffled batches, cross-entropy.
 
     While a client trains, PyTorch's default generator is the client's own, so that a module such as `nn.Dropout`
     draws the same numbers whether lanes take turns or not.
@@ -46,7 +47,8 @@ class Lane:
         model: on the device of the examples; it is trained in place.
         dataset: defines how inputs are prepared.
         examples: those of the client, or those of many clients together.
-        training: learning rate, momentum, epochs, batch size and augmentation.
+        training: of all clients; what differs between them, the learning rate and the epochs or steps, may be given
+            with each.
         precision: of the arithmetic, see `arithmetic`.
     """
 
@@ -74,6 +76,7 @@ class Lane:
         received: Mapping[str, Floats] | None = None,
         kept: Mapping[str, NDArray[Any]] | None = None,
         indices: torch.Tensor | None = None,
+        training: Training | None = None,
     ) -> None:
         """Prepare a client's training; the lane's model must be the one that the client received.
 
@@ -83,10 +86,10 @@ class Lane:
             received: vectors from the server besides the model, by name.
             kept: arrays that the client kept when it last took part, by name.
             indices: [N] int64, on the host, the client's examples; None for all.
+            training: of this client in this round, see `work_of`; None: the lane's own.
         """
-        # The optimiser is kept: a captured step knows its tensors by their addresses.
-        if self._training.momentum and (states := self._optimizer.state.values()):
-            torch._foreach_zero_([state["momentum_buffer"] for state in states])
+        training = training or self._training
+        optimizers.restart(self._optimizer, training, self._device)
         self._total.zero_()
         # Streams of their own, so that a rule's draws do not change the order of the examples.
         for_rule, for_modules = rng.spawn(2)  # does not draw from the stream itself
@@ -95,14 +98,14 @@ class Lane:
             for_modules = rng
         self._generator.manual_seed(int(for_modules.integers(2**63)))
         labels = self._examples.labels if indices is None else self._examples.labels[indices.to(self._device)]
-        self._rule, self._task = rule, Task(labels, self._training, for_rule, received or {}, kept or {})
+        self._rule, self._task = rule, Task(labels, training, for_rule, received or {}, kept or {})
         with default_generator(self._generator):
             self._state = self._hold(rule.begin(self.model, self._task))
-        schedule = BatchSchedule.draw(len(labels), self._examples.inputs.shape[2:], self._training, rng)
+        schedule = BatchSchedule.draw(len(labels), self._examples.inputs.shape[2:], training, rng)
         order = schedule.order if indices is None else indices[schedule.order]
         self._load(BatchSchedule(order, schedule.changes))
-        self._left = batch_sizes(len(labels), self._training.local_epochs, self._training.batch_size)
-        self._steps = 0
+        self._left = batch_sizes(len(labels), training)
+        self._steps = self._seen = 0
 
     def step(self) -> bool:
         """Train on the next batch, without waiting for the device; return whether one was left."""
@@ -120,15 +123,15 @@ class Lane:
         """Return the result of the training, after its last step."""
         with default_generator(self._generator):
             outcome = self._rule.end(self.model, self._state, self._task, self._steps)
-        count = len(self._task.labels)
         # The only read from the device in a training.
-        return TrainResult(count, self._total.item() / (count * self._training.local_epochs), outcome)
+        return TrainResult(len(self._task.labels), self._total.item() / self._seen, outcome)
 
     def _step(self) -> bool:
         size = next(self._left, 0)
         if size:
             self._run(size)
             self._steps += 1
+            self._seen += size
         return size > 0
 
     def _train_batch(self, size: int) -> None:
@@ -145,6 +148,8 @@ class Lane:
             loss = self._rule.gradients(self.model, self._state, backward)
             with torch.no_grad():
                 self._rule.adjust(self.model, self._state)
+            if self._training.clip_norm:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self._training.clip_norm)
             self._update()
         self._total.add_(loss, alpha=size)  # on the device: reading it would wait for every step
 
@@ -153,7 +158,7 @@ class Lane:
         # None instead of zeros saves a kernel for each parameter, and lets rules skip parameters without a gradient.
         self.model.zero_grad(set_to_none=True)
         logits, extra = self._rule.forward(self.model, self._state, inputs, labels)
-        loss = layers.cross_entropy(logits, labels)
+        loss = layers.cross_entropy(logits, labels, self._training.label_smoothing)
         (loss if extra is None else loss + extra).backward(self._one)  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -175,7 +180,7 @@ class Lane:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """Create the optimiser."""
-        return torch.optim.SGD(self.model.parameters(), self._training.lr, self._training.momentum, fused=True)
+        return optimizers.create(self.model.parameters(), self._training, self._device)
 
     def _update(self) -> None:
         """Change the weights by their gradients."""

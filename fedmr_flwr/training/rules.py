@@ -27,7 +27,7 @@ class Task:
 
     Attributes:
         labels: [N] int64 of the client's examples, on the device of the model.
-        training: the settings of the training.
+        training: of this client in this round: the learning rate is the one that its steps have.
         rng: for the rule's own draws, which change no other draw.
         received: vectors from the server besides the model, [.] float32 by name.
         kept: arrays that the client kept when it last took part, by name; empty if it never did, or if they are lost.
@@ -80,6 +80,11 @@ class LocalRule:
 
     def __init__(self, options: Section | None = None) -> None:
         self.options = options or options_type(type(self))()
+
+    @classmethod
+    def misfit(cls, training: Training) -> str | None:
+        """Return why the rule's mathematics do not hold under a training, for the user; None if they do."""
+        return None
 
     # Any, because each subclass declares the type of its own state in these methods; a type parameter would be needed
     # wherever a rule is only passed on.

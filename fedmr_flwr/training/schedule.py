@@ -1,7 +1,9 @@
 """The batches of a client's training: which examples, in which order, and how they are augmented."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ class BatchSchedule:
     """The order of a client's examples, drawn before its first step.
 
     Attributes:
-        order: [E * N] int64, the N examples in the order of each of E epochs.
+        order: [E * N] int64, the N examples in the order of each of E epochs, the last of which may end early.
         changes: [E * N, 3] int64, their augmentation, in the same order; None without augmentation.
     """
 
@@ -32,28 +34,54 @@ class BatchSchedule:
         Args:
             examples: N.
             size: of an image, [H, W]; ignored for text.
-            training: epochs and augmentation.
+            training: epochs or steps, batch size and augmentation.
             rng: of this client in this round.
         """
         orders, changes = [], []
-        for _ in range(training.local_epochs):
+        each = len(list(epoch_sizes(examples, training.batch_size)))
+        for _ in range(-(-step_count(examples, training) // each)):
             orders.append(torch.from_numpy(rng.permutation(examples)))
             if training.augment:
                 changes.append(augmentation.draw(examples, size, rng)[orders[-1]])
         return cls(torch.cat(orders), torch.cat(changes) if changes else None)
 
 
-def batch_sizes(examples: int, epochs: int, batch_size: int) -> Iterator[int]:
-    """Yield the sizes of all batches of a client's training; the last one of an epoch may be smaller.
+def batch_sizes(examples: int, training: Training) -> Iterator[int]:
+    """Yield the sizes of all batches of a client's training.
 
     Args:
         examples: of the client.
-        epochs: passes over them.
+        training: epochs or steps, and batch size.
+    """
+    whole = list(epoch_sizes(examples, training.batch_size))
+    return islice(cycle(whole), step_count(examples, training))
+
+
+def epoch_sizes(examples: int, batch_size: int) -> Iterator[int]:
+    """Yield the sizes of the batches of one epoch; the last one may be smaller.
+
+    Args:
+        examples: of the client.
         batch_size: of all but the last.
     """
-    for _ in range(epochs):
-        for start in range(0, examples, batch_size):
-            yield min(batch_size, examples - start)
+    for start in range(0, examples, batch_size):
+        yield min(batch_size, examples - start)
+
+
+def step_count(examples: int, training: Training) -> int:
+    """Return the number of a client's steps: a fraction of an epoch is rounded to whole ones, at least one."""
+    if training.local_steps:
+        return training.local_steps
+    assert training.local_epochs is not None
+    return max(1, round(training.local_epochs * len(list(epoch_sizes(examples, training.batch_size)))))
+
+
+def longest_order(largest: int, training: Training) -> int:
+    """Return the most entries of a schedule's order among clients of up to `largest` examples."""
+    if training.local_steps:
+        return training.local_steps * training.batch_size + largest
+    assert training.local_epochs is not None
+    return largest * math.ceil(training.local_epochs)
 
 
 class Batch(NamedTuple):

@@ -1,4 +1,4 @@
-"""Local training: the one SGD loop of every client."""
+"""Local training: the one loop of every client."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,13 +25,13 @@ def fit(
     kept: Mapping[str, NDArray[Any]] | None = None,
     precision: Precision = "float32",
 ) -> TrainResult:
-    """Train a model in place: fresh SGD, shuffled batches, cross-entropy, and the changes of a local rule.
+    """Train a model in place: a fresh optimiser, shuffled batches, cross-entropy, and the changes of a local rule.
 
     Args:
         model: in any mode, on the device of the examples; its state_dict is changed.
         dataset: defines how inputs are prepared.
         examples: at least one.
-        training: learning rate, momentum, epochs, batch size and augmentation.
+        training: optimiser, learning rate, epochs or steps, batch size and augmentation; of one round, see `work_of`.
         rng: for the order of the examples, their augmentation, and the draws of modules and of the rule.
         rule: the algorithm's local rule; None changes nothing.
         received: vectors from the server for the rule, by name.

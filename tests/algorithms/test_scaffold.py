@@ -77,11 +77,14 @@ class Slope(Corrected):
         return torch.zeros(len(labels), 2), (model.weight * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum()
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("momentum", ["0", "0.5", "0.9", "0.9, Nesterov's"])
 @pytest.mark.parametrize(("epochs", "batch_size"), [(1, 3), (3, 2), (4, 1)])
 def test_variate_ignores_momentum(momentum, epochs, batch_size):
     """The last batch of an epoch may be smaller, and is a step all the same."""
-    training = Training(lr=0.01, momentum=momentum, local_epochs=epochs, batch_size=batch_size)
+    value, _, nesterov = momentum.partition(",")
+    training = Training(
+        lr=0.01, momentum=float(value), nesterov=bool(nesterov), local_epochs=epochs, batch_size=batch_size
+    )
     _, outcome = train(Slope(), training, *variates())
     np.testing.assert_allclose(outcome.kept[CONTROL], [1, 2, 3, 4], rtol=1e-4)
 
@@ -244,3 +247,22 @@ def test_round_equals_plain_numpy(grid_of, answer):
     np.testing.assert_allclose(codec.decode(arrays).floats.reshape(2, 2), x, rtol=1e-5)
     np.testing.assert_allclose(strategy.sends()[CONTROL].reshape(2, 2), c, rtol=1e-4)
     np.testing.assert_allclose(c, np.mean(own, axis=0), err_msg="the server's variate is the mean of all clients'")
+
+
+def test_variate_includes_weight_decay():
+    """The decay's gradient is that of a regularised loss, at the first step's weights."""
+    training = Training(lr=0.1, momentum=0, local_steps=1, batch_size=3, weight_decay=0.5)
+    _, outcome = train(Corrected(), training, *variates())
+    np.testing.assert_allclose(outcome.kept[CONTROL], (gradient(START) + 0.5 * START).reshape(-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("optimizer=adam", "training.optimizer=adam: its variates are sums of SGD's steps; use sgd"),
+        ("clip-norm=1", "training.clip-norm: its variates would be means of clipped gradients; leave it out"),
+    ],
+)
+def test_refuses_what_is_not_sgd(toy, wrong, words):
+    with pytest.raises(ConfigError, match=f"clients of 'scaffold' do not work with {words}"):
+        toy("strategy.name=scaffold", f"training.{wrong}")

@@ -12,6 +12,7 @@ from fedmr_flwr.algorithms.fedavg import FedAvgOptions
 from fedmr_flwr.algorithms.fedmr import FedMROptions
 from fedmr_flwr.algorithms.flower import FlowerOptions
 from fedmr_flwr.config import loading
+from fedmr_flwr.config.training import Training
 from fedmr_flwr.config.yaml_text import read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
 
@@ -39,6 +40,19 @@ def test_another_strategy_drops_options(load, order):
     text = "strategy: {name: fedmr, unit: tensor}"
     overrides = ["strategy.name=fedavg", "strategy.weighting=uniform"][::order]
     assert load(text, *overrides).strategy.options == FedAvgOptions(weighting="uniform")
+
+
+def test_overrides_replace_another_choice(load):
+    text = (
+        "training: {optimizer: adam, betas: [0.5, 0.9], schedule: step, decay: 0.1, decay-rounds: 5, local-epochs: 2}"
+    )
+    replaced = load(text, "training.local-steps=7", "training.optimizer=sgd", "training.schedule=constant").training
+    assert (replaced.local_steps, replaced.local_epochs) == (7, None)
+    assert replaced == Training(local_steps=7)
+    kept = load(text, "training.lr=0.1").training
+    assert (kept.betas, kept.decay, kept.local_epochs) == ((0.5, 0.9), 0.1, 2)
+    with pytest.raises(ConfigError, match=r"training.decay=0.5.*=constant does not use it"):
+        load(text, "training.schedule=constant", "training.decay=0.5")
 
 
 def test_same_strategy_keeps_options(load):

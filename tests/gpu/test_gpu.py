@@ -106,6 +106,29 @@ def test_strategies_equal_in_process(toy, strategy):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
 
 
+# What differs between rounds and clients is in tensors, so that replays are as good as steps.
+RECIPES = [
+    "optimizer=adam schedule=exponential decay=0.5 work=stragglers:0.5 local-epochs=3",
+    "momentum=0.9 nesterov=true schedule=cosine warmup-rounds=1 weight-decay=0.01 clip-norm=1 label-smoothing=0.1",
+    "optimizer=adamw weight-decay=0.1 schedule=inverse local-epochs=null local-steps=9",
+    "schedule=step decay=0.5 decay-rounds=1 local-epochs=1.5",
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_equal_in_process(toy, recipe):
+    options = ["training.batch-size=20", *(f"training.{option}" for option in recipe.split())]
+    settings = [toy(*options, "rounds=4", run=name) for name in ("a", "b", "c")]
+    expected = run(settings[0], engines.grid_of(settings[0]))
+    eager = run(settings[1], GpuGrid(settings[1], device=CPU, lane=ResidentLane))
+    replayed = RecordedLane.replays
+    recorded = run(settings[2], GpuGrid(settings[2], device=CPU, lane=RecordedLane))
+    assert digest(eager) == digest(recorded) == digest(expected)
+    assert RecordedLane.replays > replayed + 5
+    losses = [[row["train-loss"] for row in out.read_rows()] for out in (recorded, expected)]
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("model", ["mlp", "charlstm"])
 def test_networks_equal_in_process(toy, small, model):
     settings = [toy(*small(model), run=name) for name in ("a", "b")]
@@ -127,11 +150,13 @@ def stop_in_round_4(monkeypatch):
     monkeypatch.setattr(RosterGrid, "exchange", stop)
 
 
-@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon"])
+COSINE = " training.schedule=cosine training.warmup-rounds=1 training.work=stragglers:0.5 training.local-epochs=2"
+
+
+@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon", "fedmr training.optimizer=adam" + COSINE])
 def test_resumed_run_ends_the_same(toy, monkeypatch, strategy):
-    settings = [
-        toy(f"strategy.name={strategy}", "rounds=5", "checkpoint-every=2", run=name) for name in ("whole", "cut")
-    ]
+    options = [*f"strategy.name={strategy}".split(), "rounds=5", "checkpoint-every=2"]
+    settings = [toy(*options, run=name) for name in ("whole", "cut")]
     whole = run(settings[0], engines.grid_of(settings[0]))
     stop_in_round_4(monkeypatch)
     with pytest.raises(KeyboardInterrupt):

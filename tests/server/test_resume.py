@@ -89,6 +89,7 @@ def stopped(settings, monkeypatch, fits):
 STRATEGIES = [
     ("strategy.name=fedavg",),
     ("strategy.unit=tensor", "strategy.first-stage-rounds=1"),
+    ("training.optimizer=adam", "training.schedule=cosine", "training.warmup-rounds=1"),
     ("strategy.population=5", "strategy.weighting=examples", "strategy.evaluate-slots=true"),
     ("strategy.name=indep",),
     ("strategy.name=scaffold",),
@@ -210,6 +211,16 @@ def test_complete_run_can_be_extended(toy):
     assert digest(out) == digest(whole)
     assert load(out.config).rounds == 5, "the next `fedmr resume` knows it, too"
     assert "is complete: it has all 5 rounds" in resume(out.path).stdout
+
+
+def test_cosine_of_all_rounds_is_not_extended(toy):
+    """The rounds that are done would have had other rates."""
+    cosine = ("training.schedule=cosine", "training.final-lr=0.001")
+    out = run(toy("rounds=3", *cosine, run="whole"))
+    with pytest.raises(RunFolderError, match=r"started with training\.decay-rounds = 3, but now it is 5"):
+        run(toy("rounds=5", *cosine, run="whole"), out)
+    out = run(toy("rounds=3", *cosine, "training.decay-rounds=3", run="part"))
+    assert resume(out.path, "rounds=5").exit_code == 0
 
 
 @pytest.mark.parametrize("override", ["seed=1", "run-dir=x", "training.lr=0.1", "strategy.unit=tensor", "guard=3"])

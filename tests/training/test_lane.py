@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from fedmr_flwr.config.training import Training
@@ -10,7 +12,7 @@ from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.models.base import Dropout
 from fedmr_flwr.training.lane import Lane
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.training.schedule import batch_sizes
+from fedmr_flwr.training.schedule import BatchSchedule, batch_sizes, longest_order
 from fedmr_flwr.training.sgd import fit
 
 DRAWS = torch.Generator().manual_seed(0)
@@ -112,6 +114,21 @@ def test_step_returns_false_at_the_end():
 
 
 def test_last_batch_may_be_smaller():
-    assert list(batch_sizes(7, 2, 3)) == [3, 3, 1, 3, 3, 1]
-    assert list(batch_sizes(6, 1, 3)) == [3, 3]
-    assert list(batch_sizes(2, 3, 50)) == [2, 2, 2]
+    assert list(batch_sizes(7, Training(local_epochs=2, batch_size=3))) == [3, 3, 1, 3, 3, 1]
+    assert list(batch_sizes(6, Training(local_epochs=1, batch_size=3))) == [3, 3]
+    assert list(batch_sizes(2, Training(local_epochs=3, batch_size=50))) == [2, 2, 2]
+
+
+def test_fractions_are_whole_steps():
+    assert list(batch_sizes(7, Training(local_epochs=1.5, batch_size=3))) == [3, 3, 1, 3]
+    assert list(batch_sizes(7, Training(local_epochs=0.1, batch_size=3))) == [3], "at least one"
+    assert list(batch_sizes(7, Training(local_steps=5, batch_size=3))) == [3, 3, 1, 3, 3]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.floats(0.05, 4), st.booleans())
+def test_order_has_room_for_every_client(largest, examples, batch_size, amount, steps):
+    length = {"local_steps": int(amount) + 1} if steps else {"local_epochs": amount}
+    training = Training(batch_size=batch_size, **length)
+    schedule = BatchSchedule.draw(min(examples, largest), (), training, np.random.default_rng(0))
+    assert sum(batch_sizes(min(examples, largest), training)) <= len(schedule.order)
+    assert len(schedule.order) <= longest_order(largest, training)
