@@ -3,16 +3,15 @@
 import re
 import secrets
 import time
-import types
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fedmr_flwr.config.paths import default_data_dir, find_configuration
-from fedmr_flwr.config.sections import validate_section
+from fedmr_flwr.config.sections import shorten, validate_section
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.strategy import Strategy
-from fedmr_flwr.config.yaml_text import read_yaml, write_yaml
+from fedmr_flwr.config.yaml_text import read_settings, read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
 
 # Keys of a file that an override of another key replaces, as a choice replaces what belongs to another one.
@@ -56,19 +55,7 @@ def read_values(conf: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or does not have keys.
     """
-    path = find_configuration(conf)
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {conf}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{conf} is not UTF-8 text: {error}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{conf} is {error}") from None
-    # An empty file is None to YAML, and a valid configuration: all defaults.
-    if not isinstance(values, dict | types.NoneType):
-        raise ConfigError(f"{conf} must contain 'key: value' lines")
-    return values or {}
+    return read_settings(find_configuration(conf))
 
 
 def parse(values: dict[str, Any], where: str) -> Settings:
@@ -123,12 +110,12 @@ def _set(values: dict[str, Any], override: str) -> str:
     """Apply an override "a.b=value" to nested mappings; return its key."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"'{override}' is not an override; write key=value, for instance rounds=20")
+        raise ConfigError(f"'{shorten(override)}' is not an override; write key=value, for instance rounds=20")
     *path, last = key.split(".")
     for part in path:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"'{override}': '{part}' is a single value and has no keys")
+            raise ConfigError(f"'{shorten(override)}': '{shorten(part)}' is a single value and has no keys")
         values = inner
     values[last] = _read(text)
     return key

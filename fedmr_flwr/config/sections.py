@@ -23,11 +23,18 @@ def _absolute(path: Any) -> Any:
 S = TypeVar("S", bound="Section")
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 
+# The errors of one file that are shown, and the characters of a key or value.
+_MOST_PROBLEMS, _MOST_SHOWN = 5, 200
 _UNKNOWN, _NAMED = "extra_forbidden", "named"
 # Messages quote values, which may be YAML of any size.
 _short = reprlib.Repr()
 _short.maxlevel = 2
-_short.maxstring = _short.maxother = 200
+_short.maxstring = _short.maxother = _short.maxlong = _MOST_SHOWN
+
+
+def shorten(text: str) -> str:
+    """Return text of a user's for a message, cut if it is very long."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 class Section(BaseModel):
@@ -76,14 +83,18 @@ def validate_section(
     except ValidationError as error:
         known = list(_dotted_keys(kind))
         texts = []
-        for details in error.errors():
+        errors = error.errors()
+        for details in errors[:_MOST_PROBLEMS]:
             key = ".".join(map(str, details["loc"]))
-            problem = explain(details, key, known)
+            problem = explain(details, shorten(key), known)
             override = _override_of(key, overrides)
             if override is None:
                 texts.append(f"{where}: {problem}")
             else:
-                texts.append(f"'{overrides[override]}': {problem.message if override == key else problem}")
+                shown = shorten(overrides[override])
+                texts.append(f"'{shown}': {problem.message if override == key else problem}")
+        if len(errors) > _MOST_PROBLEMS:
+            texts.append(f"and {len(errors) - _MOST_PROBLEMS} more errors")
         raise ConfigError("; ".join(texts)) from None
 
 

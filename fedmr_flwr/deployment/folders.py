@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from pydantic import Field
 
 from fedmr_flwr.config.sections import Section, validate_section
+from fedmr_flwr.config.yaml_text import read_settings, write_yaml
 from fedmr_flwr.deployment.certificates import Authority, node_keys, write_private
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import write_aside, writing
@@ -139,19 +139,13 @@ def read_node(folder: Path) -> NodeSettings:
 
 def _write(path: Path, settings: Section) -> None:
     # In the order of the fields, because people read and edit these files.
-    write_aside(path, yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False).encode())
+    write_aside(path, write_yaml(settings.model_dump(mode="json", by_alias=True)).encode())
 
 
 def _read(path: Path, kind: type[S]) -> S:
     what = "server" if kind is ServerSettings else "node"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.is_file():
         raise ConfigError(
             f"{path.parent} is not a {what}'s folder: it has no {path.name}; create one with `fedmr deploy init`"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must contain 'key: value' lines")
-    return validate_section(kind, values, str(path))
+        )
+    return validate_section(kind, read_settings(path), str(path))

@@ -93,10 +93,14 @@ def test_same_strategy_keeps_options(load):
         ("rounds: 1", ["rounds.x=1"], r"'rounds.x=1': 'rounds' is a single value"),
         ("- a list", [], r"must contain 'key: value' lines"),
         ("a: [", [], r"is not valid YAML"),
-        ("rounds: " + "9" * 5000, [], r"is not valid YAML: .*digits"),
-        ("rounds: " + "[" * 2000, [], r"is not valid YAML: it is nested too deeply"),
+        (
+            "rounds: " + "9" * 5000,
+            [],
+            r"is not valid YAML: line 1: the number 9{21}... exceeds 64 bits$",
+        ),
+        ("rounds: " + "[" * 2000, [], r"is not valid YAML: line 1: it is nested too deeply"),
         ("rounds: !!bool x", [], r"is not valid YAML"),
-        ("rounds: !!timestamp x", [], r"is not valid YAML: line 1: could not determine a constructor"),
+        ("rounds: !!timestamp x", [], r"is not valid YAML: line 1: the tag .* is not supported"),
     ],
 )
 def test_mistakes_name_their_source(load, text, overrides, message):
@@ -129,8 +133,11 @@ def test_yaml_12_tells_numbers_from_text(text, value):
     assert (found, type(found)) == (value, type(value))
 
 
+NUMBERS = st.integers(-(2**64) + 1, 2**64 - 1)
+
+
 @settings(max_examples=40)
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
+@given(st.recursive(st.none() | st.booleans() | NUMBERS | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_values_survive_yaml(value):
     assert read_yaml(write_yaml({"key": value})) == {"key": value}
 
