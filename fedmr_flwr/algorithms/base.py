@@ -246,7 +246,7 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
             self.begin(self.codec.layout)
         nodes = drawable_nodes(grid, self.clients_per_round)
         examples = grid.examples if isinstance(grid, RosterGrid) else None
-        self._stated = grid.stated_examples if isinstance(grid, RosterGrid) else {}
+        self._note_examples(grid)
         self._plan = plan = self.plan(
             Round(server_round, self.seed, self.codec.layout, len(nodes), examples, lambda: self._decode(arrays))
         )
@@ -272,7 +272,7 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
     def judge(self, replies: Iterable[Message]) -> Judged[Reply]:
         """Check the replies to the latest messages, and decode the good ones."""
         judged = judge_replies(self._sent, replies, self._stated)
-        good = {client: self._read(message.content) for client, message in judged.good.items()}
+        good = {client: self._read(client, message.content) for client, message in judged.good.items()}
         return self._screen(Judged(good, judged.failures, judged.lost_state), lambda reply: reply.model)
 
     def aggregate(self, server_round: int, judged: Judged[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -298,12 +298,13 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
         model = self.codec.decode(record)
         return model if self.accepts_device_models else model.on_host()
 
-    def _read(self, content: RecordDict) -> Reply:
+    def _read(self, client: int, content: RecordDict) -> Reply:
         metrics = plain_numbers(content.metric_records[METRICS])
         model = self._decode(content.array_records[ARRAYS])
         # A flag for the server, not a metric to average.
         metrics.pop(LOST_STATE, None)
-        return Reply(model, metrics.pop(EXAMPLES), metrics, vectors(content, self.returns()))
+        stated = metrics.pop(EXAMPLES)
+        return Reply(model, self._counted.get(client, stated), metrics, vectors(content, self.returns()))
 
 
 def draw_clients(round_: int, seed: int, num_clients: int, count: int) -> list[int]:

@@ -24,8 +24,8 @@ from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, RecordError, RunError
-from fedmr_flwr.wire.checks import MOST_EXAMPLES
 from fedmr_flwr.wire.npy import read
+from fedmr_flwr.wire.numbers import LARGEST, find_metric_problem
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 120.0
@@ -240,12 +240,15 @@ def _read(layout: Layout, result: FitRes) -> Reply:
     if result.status.code != Code.OK:
         raise RecordError(f"{result.status.code.name}: {result.status.message}")
     examples = result.num_examples
-    if not isinstance(examples, int | float) or not 0 < examples < MOST_EXAMPLES:
+    if not isinstance(examples, int | float) or not 0 < examples < LARGEST:
         raise RecordError(f"the client trained on {examples} examples")
     model = _decode(layout, result.parameters)
     if not np.isfinite(model.floats).all():
         raise RecordError("the model has NaN or infinite values")
-    return Reply(model, examples, plain_numbers(result.metrics))
+    metrics = plain_numbers(result.metrics)
+    if problem := find_metric_problem(metrics):
+        raise RecordError(problem[1])
+    return Reply(model, examples, metrics)
 
 
 def _wait_for(count: int, client_manager: ClientManager) -> list[ClientProxy]:

@@ -28,7 +28,6 @@ from fedmr_flwr.errors import BadRoundError, ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged, judge
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, FLOATS, METRICS
 from fedmr_flwr.wire.npy import view
 from fedmr_flwr.wire.strategy import ServerStrategy
@@ -124,7 +123,7 @@ class FlowerStrategy(ServerStrategy[Message]):
     ) -> list[Message]:
         """Build the strategy's messages, a new one for each drawn client."""
         nodes = drawable_nodes(grid, self.clients_per_round)
-        self._stated = grid.stated_examples if isinstance(grid, RosterGrid) else {}
+        self._note_examples(grid)
         clients = draw_clients(server_round, self.seed, len(nodes), self.clients_per_round)
         drawn = [nodes[client] for client in clients]
         # It would sample from the global generator, so it sees only the drawn nodes.
@@ -140,7 +139,11 @@ class FlowerStrategy(ServerStrategy[Message]):
 
     def judge(self, replies: Iterable[Message]) -> Judged[Message]:
         """Divide the replies to the latest messages into good and rejected ones."""
-        return self._screen(judge(self._sent, replies, self._stated), self._trained)
+        judged = judge(self._sent, replies, self._stated)
+        for client, reply in judged.good.items():
+            if client in self._counted:
+                reply.content.metric_records[METRICS][EXAMPLES] = self._counted[client]
+        return self._screen(judged, self._trained)
 
     def aggregate(self, server_round: int, judged: Judged[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Pass the good replies to the strategy, in the order of the messages; (None, None) if there is none."""

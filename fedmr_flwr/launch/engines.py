@@ -10,6 +10,7 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.wire.grids.bounded import BoundedGrid
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 from fedmr_flwr.wire.grids.pool import PoolGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
@@ -80,4 +81,6 @@ def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[st
         return GpuGrid(settings, report)
     if flower is None:
         raise ConfigError(f"engine '{settings.engine}' needs Flower; use `fedmr run` or `flwr run`")
-    return SuperLinkGrid(flower) if settings.engine == "deployment" else PoolGrid(flower, settings.clients)
+    if settings.engine == "deployment":
+        return SuperLinkGrid(BoundedGrid(flower))
+    return PoolGrid(flower, settings.clients)

@@ -16,7 +16,6 @@ from fedmr_flwr.report.display import Display, quiet
 from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.run import run
-from fedmr_flwr.wire.flower import serverapp
 from fedmr_flwr.wire.flower.environment import RAY_ADDRESS
 from fedmr_flwr.wire.flower.logs import log_errors_in_one_line
 from fedmr_flwr.wire.flower.simulation import is_simulation
@@ -41,7 +40,6 @@ def _run(grid: Grid, context: Context) -> None:
     # Flower writes this output to a log, where Rich would assume 80 columns.
     display = Display(settings.rounds, Console(width=120))
     if not is_simulation(grid):
-        serverapp.apply()
         settings = _deployed(settings, display)
     _check_ray_address(settings)
     assert settings.run_dir is not None

@@ -29,6 +29,7 @@ class Display:
         self._rounds = rounds
         self._console = console
         self._latest: dict[str, Any] = {}
+        self._said: set[str] = set()
         self._bar = Progress(
             TextColumn("round"),
             # What must be read whole; of the rest, the bar takes what the numbers leave.
@@ -65,6 +66,10 @@ class Display:
             self.print(f"round {row['round']}/{self._rounds}  {format_row(row)}")
         for client in row.get("lost-state", ()):
             self.print(f"  client {client}: its state from earlier rounds is lost; it restarted from zero")
+        for client, (stated, counted) in row.get("limited-examples", {}).items():
+            self._print_once(
+                f"  client {client}: it states {stated} examples; {counted} count, ten times as many as usual"
+            )
         for failed in row.get("failed", ()):
             self.print(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
 
@@ -83,6 +88,11 @@ class Display:
             self.print(f"{problem}; using the checkpoint before it")
         self.print(f"resuming after round {resumed['after-round']}")
         self._bar.update(self._task, completed=resumed["after-round"])
+
+    def _print_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.print(line)
 
     def print(self, line: str) -> None:
         """Print a line above the progress bar."""

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 _RESERVED = {
     "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
     "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
-    "slot-accuracies", "evaluation-seconds", "problem",
+    "slot-accuracies", "evaluation-seconds", "problem", "limited-examples",
 }  # fmt: skip
 # Failures of clients that are disconnected, or were disconnected while they trained.
 _ABSENT = {"offline", "node-lost"}
@@ -165,6 +165,10 @@ def _train_round(
     failures = [_offline_or(failure, exchange) for failure in judged.failures]
     log_failures(failures)
     account |= _account(exchange, len(judged.good), failures)
+    if limited := {
+        client: grid.limited_examples[client] for client in judged.good if client in grid.limited_examples
+    }:
+        account["limited-examples"] = limited
     # Flower keeps a dead actor in its pool: the clients of one fail at once, so it gets ever more of them.
     if died := sum(failure.kind == "actor-died" for failure in failures):
         raise LostActorError(

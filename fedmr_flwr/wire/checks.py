@@ -10,9 +10,10 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedmr_flwr.errors import RecordError
-from fedmr_flwr.wire.flower.messages import ErrorCode
+from fedmr_flwr.wire.flower.messages import REFUSED, ErrorCode
 from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, LOST_STATE, METRICS, RETURNS, vectors
 from fedmr_flwr.wire.npy import DeviceArray, view
+from fedmr_flwr.wire.numbers import LARGEST, find_metric_problem, implausible_losses
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -83,7 +84,10 @@ def judge(
         else:
             good[client] = group[0]
     lost = tuple(client for client, reply in good.items() if _lost_state(reply))
-    return Judged(good, (*failures, *unsolicited), lost)
+    implausible = implausible_losses(
+        {client: reply.content.metric_records[METRICS] for client, reply in good.items()}
+    )
+    return rejecting(Judged(good, (*failures, *unsolicited), lost), implausible)
 
 
 def _find_group_problem(group: Sequence[Message], sent: Message, stated: int | None) -> tuple[str, str] | None:
@@ -100,9 +104,6 @@ def _lost_state(reply: Message) -> bool:
     return isinstance(metrics, MetricRecord) and bool(metrics.get(LOST_STATE))
 
 
-# No client has so many examples; the bound also rejects NaN, infinity and integers too large for a float.
-MOST_EXAMPLES = 1e15
-
 # The longest reason, in characters: some contain a whole log, with a terminal's colours.
 _LINE = 300
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -112,7 +113,10 @@ _RAYS_OWN = re.compile(r"<class 'ray\.exceptions\.(?!RayTaskError)\w+")
 # Errors of the SuperLink itself, not of a node.
 NOT_A_NODES = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
 # Flower's error codes by the kinds of `Failure`.
-_KINDS = {1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error"}
+_KINDS = {
+    1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error",
+    REFUSED: "malformed",
+}  # fmt: skip
 
 
 def find_problem(reply: Message, sent: Message, stated: int | None = None) -> tuple[str, str] | None:
@@ -135,13 +139,19 @@ def find_problem(reply: Message, sent: Message, stated: int | None = None) -> tu
         return kind, one_line(reason)
     try:
         metrics, arrays, expected = reply.content.get(METRICS), reply.content.get(ARRAYS), sent.content[ARRAYS]
+        asked = {ARRAYS, METRICS, *sent.content.config_records.get(RETURNS, {})}
+        if beyond := sorted(set(reply.content) - asked):
+            return "malformed", one_line(f"the reply has records that nobody asked for: {', '.join(beyond)}")
         examples = metrics.get(EXAMPLES) if isinstance(metrics, MetricRecord) else None
-        if not isinstance(examples, int | float) or not abs(examples) < MOST_EXAMPLES:
+        if not isinstance(examples, int | float) or not abs(examples) < LARGEST:
             return "malformed", f"the reply has no valid number '{EXAMPLES}' in its '{METRICS}'"
         if examples < 1:
             return "no-examples", f"the client trained on {examples} examples"
         if stated is not None and examples != stated:
             return "malformed", f"the client states {examples} examples, and stated {stated} before the first round"
+        assert isinstance(metrics, MetricRecord)
+        if problem := find_metric_problem(metrics):
+            return problem
         if not isinstance(arrays, ArrayRecord):
             return "malformed", f"the reply has no '{ARRAYS}'"
         assert isinstance(expected, ArrayRecord)
@@ -176,6 +186,9 @@ def _find_model_problem(record: ArrayRecord, sent: ArrayRecord) -> tuple[str, st
 
 def _find_vector_problem(content: RecordDict, sent: RecordDict) -> tuple[str, str] | None:
     wanted: Mapping[str, Any] = sent.config_records.get(RETURNS, {})
+    for name in wanted:
+        if len(content.array_records.get(name, {})) > 1:
+            return "malformed", f"the record '{name}' has more than the vector that was asked for"
     found = vectors(content, wanted)
     for name, length in wanted.items():
         if name not in found:

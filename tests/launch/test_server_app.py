@@ -8,6 +8,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fedmr_flwr.errors import ConfigError, UnexpectedError
 from fedmr_flwr.launch import server_app
+from fedmr_flwr.wire.grids.bounded import BoundedGrid
 from fedmr_flwr.wire.grids.pool import PoolGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
@@ -20,7 +21,6 @@ def flwr_run(monkeypatch, tmp_path):
     """Return a function that calls the ServerApp as `flwr run` does: settings and Grid of the run that it starts."""
     found = []
     monkeypatch.setattr(server_app, "run", lambda *arguments: found.append(arguments))
-    monkeypatch.setattr(server_app.serverapp, "apply", lambda: found.append("apply"))
 
     def call(grid, *overrides, conf=QUICKSTART):
         words = " ".join([f"run-dir={tmp_path / 'run'}", *overrides])
@@ -37,8 +37,8 @@ def test_simulation_has_a_node_for_each_client(flwr_run):
 
 
 def test_real_clients_change_the_engine(flwr_run, grid_of, capsys):
-    applied, (settings, grid, *_) = flwr_run(grid_of(lambda *_: None))
-    assert (applied, settings.engine, type(grid)) == ("apply", "deployment", SuperLinkGrid)
+    ((settings, grid, *_),) = flwr_run(grid_of(lambda *_: None))
+    assert (settings.engine, type(grid), type(grid._grid)) == ("deployment", SuperLinkGrid, BoundedGrid)
     assert "engine: deployment, not ray: the clients of this SuperLink are not simulated" in capsys.readouterr().out
 
 

@@ -104,7 +104,7 @@ def test_client_may_return_as_another_node(away, monkeypatch):
 
 def test_replaced_node_may_return(away):
     register, reply = Attendance(away, 4, least=1), Message(RecordDict(), 1, "query")
-    reply = Message(RecordDict({"metrics": MetricRecord({"client": 0})}), reply_to=reply)
+    reply = Message(RecordDict({"metrics": MetricRecord({"client": 0, "num-examples": 1})}), reply_to=reply)
     for node, here in [(91, {91}), (92, {92}), (91, {91}), (91, {91})]:
         register._register(node, reply, here)
         assert register.nodes[0] == node
@@ -164,3 +164,27 @@ def test_impossible_number_is_refused(away, number, why):
     away._numbers[node] = number
     with pytest.raises(AbsentClientsError, match=f"3 of the 4 clients .*1 refused, the first one: {why}"):
         Attendance(away, 4, least=4, patience=0.1)
+
+
+@pytest.mark.parametrize("count", [None, 0, -5, 1.5, 10**15])
+def test_node_that_states_no_number_of_examples_is_refused(away, count):
+    register = Attendance(away, 4, least=4)
+    facts = {"client": 2} | ({} if count is None else {"num-examples": count})
+    query = Message(RecordDict(), 1, "query")
+    register._register(91, Message(RecordDict({"metrics": MetricRecord(facts)}), reply_to=query), {91})
+    assert register._refusals[91] == f"client 2 states {count} examples; expected a number from 1"
+
+
+def test_examples_count_ten_times_the_median_at_most(away):
+    register = Attendance(away, 4, least=4)
+    assert register.counted == register.stated == {0: 1, 1: 2, 2: 3, 3: 4}
+    register._counts[3] = 10**14
+    assert register.stated[3] == 10**14
+    assert register.examples.tolist() == [1, 2, 3, 20]
+
+
+def test_known_sizes_are_not_limited(away):
+    sizes = [1, 2, 3, 4]
+    register = Attendance(away, 4, least=4, sizes=sizes)
+    register._counts = dict(enumerate([1, 2, 3, 4000]))
+    assert register.examples.tolist() == [1, 2, 3, 4000]

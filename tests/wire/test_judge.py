@@ -159,3 +159,51 @@ def test_client_may_not_change_its_number_of_examples(grid_of, answer, make):
     assert len(order) == 3 and failure.client not in order
     assert failure.kind == "malformed"
     assert failure.reason == "the client states 100000000000000.0 examples, and stated 3 before the first round"
+
+
+def test_records_that_nobody_asked_for_are_refused(sent):
+    replies = {client: good(message) for client, message in sent.items()}
+    replies[1].content["more"] = MODEL
+    replies[2].content["../../x"] = ConfigRecord({"y": "z"})
+    replies[3].content["arrays"]["more"] = MODEL["floats"]
+    judged = judge(sent, replies.values())
+    assert [*judged.good] == [0, 4, 5]
+    assert [(failure.client, failure.kind) for failure in judged.failures] == [(at, "malformed") for at in (1, 2, 3)]
+    assert judged.failures[0].reason == "the reply has records that nobody asked for: more"
+
+
+def test_vector_beside_the_one_asked_for_is_refused(sent):
+    asked = {0: sent[0]}
+    sent[0].content["returns"] = ConfigRecord({"control": 3})
+    reply = good(sent[0])
+    reply.content["control"] = ArrayRecord({"floats": Array(np.zeros(3, np.float32))})
+    assert judge(asked, [reply]).good
+    reply.content["control"]["more"] = Array(np.zeros(3, np.float32))
+    (failure,) = judge(asked, [reply]).failures
+    assert failure.reason == "the record 'control' has more than the vector that was asked for"
+
+
+def test_implausible_loss_is_an_outlier(sent):
+    losses = [0.5, 0.6, 1e14, 0.4, 0.5, 0.5]
+    replies = [good(message, **{"train-loss": losses[client]}) for client, message in sent.items()]
+    (failure,) = judge(sent, replies).failures
+    assert (failure.client, failure.kind) == (2, "outlier")
+    assert failure.reason == "its 'train-loss' is 1e+14; the round's median is 0.5"
+
+
+@pytest.mark.parametrize("make", [FedAvg, flower_strategy("flwr:FedAvg")], ids=lambda make: make.__name__)
+def test_examples_weigh_ten_times_the_median_at_most(grid_of, answer, make):
+    start = CODEC.encode(packed([0, 0, 0, 1]))
+    counts = [10, 10, 10**14]
+
+    def reply(message, client):
+        return answer(CODEC.encode(packed([0, 0, 12.0 * (client == 2), 1])), examples=counts[client])
+
+    inner = grid_of(reply, 3, stated=True)
+    grid = RosterGrid(inner, 3, min_clients=3)
+    grid._attendance._counts = dict(enumerate(counts))
+    strategy = make(clients_per_round=3, layout=LAYOUT)
+    replies = grid.send_and_receive(strategy.configure_train(1, start, ConfigRecord(), grid))
+    arrays, _ = strategy.aggregate(1, strategy.judge(replies))
+    assert CODEC.decode(arrays).floats == pytest.approx([0, 0, 10, 1])  # 12 · 100 / 120
+    assert grid.limited_examples == {2: (10**14, 100)}

@@ -5,7 +5,10 @@ from uuid import uuid4
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-__all__ = ["ErrorCode", "assign_id", "set_reply_to"]
+__all__ = ["REFUSED", "ErrorCode", "assign_id", "set_reply_to"]
+
+# A code of our own, for a reply that is refused before it is decoded.
+REFUSED = 1000
 
 
 def assign_id(message: Message) -> Message:

@@ -10,8 +10,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedmr_flwr.errors import AbsentClientsError, RunError
-from fedmr_flwr.wire.checks import MOST_EXAMPLES, NOT_A_NODES, one_line
+from fedmr_flwr.wire.checks import NOT_A_NODES, one_line
 from fedmr_flwr.wire.messages import CLIENT, CONFIG, EXAMPLES, METRICS
+from fedmr_flwr.wire.numbers import LARGEST, counted_examples
 
 _QUERY_SECONDS = 600.0
 # Seconds between polls for nodes: in a simulation, and in a deployment.
@@ -35,9 +36,6 @@ class Attendance:
         query: sent with the queries, so that clients can check that they have everything the run needs.
         report: called with a line while clients are missing.
         sizes: the number of examples of each client, if the server knows it; a client that states another is refused.
-
-    Attributes:
-        examples: the number of examples of each client, if all clients have stated theirs.
 
     Raises:
         RunError: the clients do not connect in time, or do not have the numbers 0..clients-1.
@@ -79,14 +77,21 @@ class Attendance:
 
     @property
     def examples(self) -> NDArray[np.int64] | None:
-        """The number of examples of every client, in the order of their numbers, if all have stated theirs."""
-        stated = self.stated
-        return np.array([stated[client] for client in range(self._clients)]) if len(stated) == self._clients else None
+        """The number of examples that count of every client, in their order, if all have stated theirs."""
+        counted = self.counted
+        return (
+            np.array([counted[client] for client in range(self._clients)]) if len(counted) == self._clients else None
+        )
 
     @property
     def stated(self) -> dict[int, int]:
         """The number of examples of each client that has stated a valid one."""
         return {client: count for client, count in self._counts.items() if _is_valid(count)}
+
+    @property
+    def counted(self) -> dict[int, int]:
+        """The number of examples that count of each client: limited where nobody can verify what a node states."""
+        return self.stated if self._stay or self._sizes else counted_examples(self.stated)
 
     def connected(self) -> set[int]:
         """Return the nodes that are connected now."""
@@ -182,6 +187,9 @@ class Attendance:
             self._refusals[node] = f"two nodes have client number {number}"
         elif self._sizes and count != self._sizes[number]:
             self._refusals[node] = f"client {number} states {count} examples, but has {self._sizes[number]}"
+        # Of a node that states none no reply could be compared with it.
+        elif not self._stay and not _is_valid(count):
+            self._refusals[node] = f"client {number} states {count} examples; expected a number from 1"
         else:
             # The node that it replaces is queried again if it returns.
             self._known.discard(self._nodes.get(number, node))
@@ -193,7 +201,7 @@ class Attendance:
 
 
 def _is_valid(count: object) -> TypeGuard[int]:
-    return isinstance(count, int) and 0 < count < MOST_EXAMPLES
+    return isinstance(count, int) and 0 < count < LARGEST
 
 
 def wait_for_nodes(grid: Grid, count: int, patience: float) -> list[int]:

@@ -80,13 +80,24 @@ class RosterGrid(WrappedGrid):
 
     @property
     def examples(self) -> NDArray[np.int64] | None:
-        """The number of examples of each client, in the order of their numbers, if all have stated theirs."""
+        """The number of examples that count of each client, in their order, if all have stated theirs."""
         return self._attendance.examples if self._attendance else None
 
     @property
     def stated_examples(self) -> Mapping[int, int]:
         """The number of examples of each client that has stated one before the first round."""
         return self._attendance.stated if self._attendance else {}
+
+    @property
+    def counted_examples(self) -> Mapping[int, int]:
+        """The number of examples of each client by which means are weighted; see `numbers.counted_examples`."""
+        return self._attendance.counted if self._attendance else {}
+
+    @property
+    def limited_examples(self) -> dict[int, tuple[int, int]]:
+        """The number of examples that a client stated, and how many of them count, where these differ."""
+        stated, counted = self.stated_examples, self.counted_examples
+        return {client: (stated[client], count) for client, count in counted.items() if count != stated[client]}
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes in the order of their clients' numbers, including those that are not connected now.

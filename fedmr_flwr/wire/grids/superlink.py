@@ -32,10 +32,8 @@ class SuperLinkGrid(WrappedGrid):
       a reply stays incomplete. A node handles one message after another, so a reply to a probe while the reply to
       the message is missing shows that it is idle. Then the message is sent again.
 
-    `fedmr_flwr.wire.flower.serverapp.apply` shortens the waits for a reply that is still being uploaded.
-
     Args:
-        grid: Flower's.
+        grid: Flower's, or a `BoundedGrid` around it.
     """
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError, pull_objects
-from flwr.superlink.grid import http_grid
 
-from fedmr_flwr.wire.flower import parts, serverapp
+from fedmr_flwr.wire.flower import parts
 
 
 @pytest.fixture
@@ -42,10 +41,3 @@ def test_gives_up_after_a_minute(slow):
 def test_parts_are_polled_soon():
     assert parts.pull_soon.keywords == {"initial_backoff": 0.1}
     assert parts.pull_soon(["a"], lambda part: b"whole") == {"a": b"whole"}
-
-
-def test_server_uses_our_wait(monkeypatch):
-    monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)  # put back at the end
-    serverapp.apply()
-    assert http_grid.pull_objects is parts.pull_or_give_up
-    assert "pull_objects" in http_grid.HttpGrid.pull_messages.__code__.co_names, "and Flower uses it"
