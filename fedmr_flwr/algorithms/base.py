@@ -26,7 +26,7 @@ from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged
 from fedmr_flwr.wire.checks import judge as judge_replies
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.grids.roster import RosterGrid
+from fedmr_flwr.wire.grids.roster import RosterGrid, known_examples
 from fedmr_flwr.wire.messages import (
     ARRAYS,
     CONFIG,
@@ -246,7 +246,7 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
             self.begin(self.codec.layout)
         nodes = drawable_nodes(grid, self.clients_per_round)
         examples = grid.examples if isinstance(grid, RosterGrid) else None
-        self._note_examples(grid)
+        self._stated, self._counted = known_examples(grid)
         self._plan = plan = self.plan(
             Round(server_round, self.seed, self.codec.layout, len(nodes), examples, lambda: self._decode(arrays))
         )

@@ -28,6 +28,7 @@ from fedmr_flwr.errors import BadRoundError, ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged, judge
 from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.grids.roster import known_examples
 from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, FLOATS, METRICS
 from fedmr_flwr.wire.npy import view
 from fedmr_flwr.wire.strategy import ServerStrategy
@@ -123,7 +124,7 @@ class FlowerStrategy(ServerStrategy[Message]):
     ) -> list[Message]:
         """Build the strategy's messages, a new one for each drawn client."""
         nodes = drawable_nodes(grid, self.clients_per_round)
-        self._note_examples(grid)
+        self._stated, self._counted = known_examples(grid)
         clients = draw_clients(server_round, self.seed, len(nodes), self.clients_per_round)
         drawn = [nodes[client] for client in clients]
         # It would sample from the global generator, so it sees only the drawn nodes.

@@ -13,7 +13,6 @@ from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.population import distance
 from fedmr_flwr.wire.checks import Judged, log_failures, rejecting, without_outliers
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.messages import ARRAYS
 
 T = TypeVar("T")
@@ -61,11 +60,6 @@ class ServerStrategy(Strategy, Generic[T]):
     @abstractmethod
     def judge(self, replies: Iterable[Message]) -> Judged[T]:
         """Divide the replies to the latest messages into good and rejected ones."""
-
-    def _note_examples(self, grid: Grid) -> None:
-        """Take the numbers of examples from a Grid that knows them."""
-        self._stated = grid.stated_examples if isinstance(grid, RosterGrid) else {}
-        self._counted = grid.counted_examples if isinstance(grid, RosterGrid) else {}
 
     def _screen(self, judged: Judged[T], trained: Callable[[T], Packed]) -> Judged[T]:
         """Reject models that no honest training gives, if there is a guard.

@@ -171,6 +171,11 @@ class RosterGrid(WrappedGrid):
         return nodes
 
 
+def known_examples(grid: Grid) -> tuple[Mapping[int, int], Mapping[int, int]]:
+    """Return the number of examples that each client stated first, and how many of them count, if a Grid knows them."""
+    return (grid.stated_examples, grid.counted_examples) if isinstance(grid, RosterGrid) else ({}, {})
+
+
 def _array_bytes(messages: Iterable[Message]) -> dict[str, int]:
     """Add up the bytes of all arrays, by the name of their record."""
     totals: Counter[str] = Counter()
