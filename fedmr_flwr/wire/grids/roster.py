@@ -172,7 +172,7 @@ class RosterGrid(WrappedGrid):
 
 
 def known_examples(grid: Grid) -> tuple[Mapping[int, int], Mapping[int, int]]:
-    """Return the number of examples that each client stated first, and how many of them count, if a Grid knows them."""
+    """Return how many examples each client stated first, and how many of them count, if a Grid knows them."""
     return (grid.stated_examples, grid.counted_examples) if isinstance(grid, RosterGrid) else ({}, {})
 
 
