@@ -215,3 +215,24 @@ def write_femnist() -> Callable[..., None]:
             (folder / part / "all_data_0.json").write_text(json.dumps(content))
 
     return write
+
+
+@pytest.fixture(scope="session")
+def write_shakespeare() -> Callable[..., None]:
+    """Return a function that writes a small Shakespeare as LEAF does: write(folder, roles=3)."""
+
+    def write(folder: Path, roles: int, count: int = 12) -> None:
+        text = "To be, or not to be: that is the question. " * 4
+        for part in ("train", "test"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            users = {
+                f"ROLE{role}": {
+                    "x": [text[at : at + 80] for at in range(role, role + count)],
+                    "y": [text[at + 80] for at in range(role, role + count)],
+                }
+                for role in range(roles)
+            }
+            content = {"users": [*users], "num_samples": [count] * roles, "user_data": users}
+            (folder / part / "all_data_0.json").write_text(json.dumps(content))
+
+    return write

@@ -22,12 +22,13 @@ FILES = sorted(CONF.glob("*.yaml"))
 
 
 @pytest.fixture
-def data_dir(tmp_path, write_fashion_mnist, write_cifar, write_femnist):
+def data_dir(tmp_path, write_fashion_mnist, write_cifar, write_femnist, write_shakespeare):
     """A folder with small data sets in their true formats, in the place and of the shape of the real ones."""
     write_fashion_mnist(tmp_path / "data", packed=True, train=200)
     for name, count in (("CIFAR10", 20), ("CIFAR100", 60)):  # in each file, of which CIFAR-10 has five for training
         write_cifar(tmp_path / "data", name, count=count)
     write_femnist(tmp_path / "data" / "femnist", writers=5)
+    write_shakespeare(tmp_path / "data" / "shakespeare", roles=5)
     return tmp_path / "data"
 
 
@@ -83,6 +84,31 @@ def test_papers_files_have_published_settings(name):
     count = models.parameter_count(built)
     assert f"{count:,} parameters" in path.read_text().splitlines()[0], "what the file says of itself is true"
     assert parameters in (count, None)
+
+
+# As read in the sources that the files name: rounds, clients in a round, and the training.
+SOURCES = {
+    "femnist-leaf": (2000, 3, Training(lr=0.004, momentum=0, local_epochs=1, batch_size=10)),
+    "shakespeare-leaf": (80, 10, Training(lr=0.8, momentum=0, local_epochs=1, batch_size=10)),
+    "femnist-fedopt": (1500, 10, Training(lr=0.0316, momentum=0, local_epochs=1, batch_size=20)),
+    "shakespeare-fedopt": (1200, 10, Training(lr=1, momentum=0, local_epochs=1, batch_size=4)),
+    "cifar10-resnet18": (
+        1000,
+        10,
+        Training(lr=0.1, momentum=0, weight_decay=1e-3, schedule="exponential", decay=0.998, local_epochs=5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_recipes_are_as_in_their_sources(name):
+    settings = load(CONF / f"{name}.yaml")
+    assert (settings.rounds, settings.clients_per_round, settings.training) == SOURCES[name]
+
+
+def test_resnet_takes_a_cosine():
+    training = load(CONF / "cifar10-resnet18.yaml", ["training.schedule=cosine"]).training
+    assert (training.schedule, training.decay, training.weight_decay) == ("cosine", None, 1e-3)
 
 
 def test_readme_names_existing_files():
