@@ -4,8 +4,7 @@ Source: Caldarola et al., "Improving Generalization in Federated Learning by See
 the local step is that of Kwon et al., "ASAM", ICML 2021, equation 6 and algorithm 1.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from pydantic import Field
@@ -13,6 +12,7 @@ from torch import nn
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.training.norms import statistics_kept
 from fedmr_flwr.training.rules import LocalRule
 
 
@@ -44,7 +44,8 @@ class ASAM(LocalRule):
             return loss
         # The weights are copied back, not subtracted: in floating point a step there and back is not exact.
         before = self._climb(model)
-        with _statistics_kept(model):
+        # Otherwise each batch would count twice in BatchNorm's statistics, and from weights that are never used.
+        with statistics_kept(model):
             backward()
         # Before the optimiser steps, so that the gradient from nearby is applied at the weights themselves.
         with torch.no_grad():
@@ -68,21 +69,6 @@ class ASAM(LocalRule):
         for own, scale, values in zip(trained, scales, scaled, strict=True):
             own.add_(scale * values * (self.options.rho / length))
         return before
-
-
-@contextmanager
-def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch without updating its statistics."""
-    # Otherwise each batch would count twice in the statistics, and from weights that are never used.
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    tracked = [norm.track_running_stats for norm in norms]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm, before in zip(norms, tracked, strict=True):
-            norm.track_running_stats = before
 
 
 class FedASAM(FedAvg):

@@ -7,7 +7,7 @@ weighted by its client's share of a label, where equation 4 has one loss of the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self, cast
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,13 +23,14 @@ from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.models.base import Classifier, drawing_from
+from fedmr_flwr.models import layers
+from fedmr_flwr.models.base import drawing_from
 from fedmr_flwr.models.packing import layout_of, pack, unpack
+from fedmr_flwr.models.parts import ends_with, last_layer
 from fedmr_flwr.training.devices import threads
 from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
 GENERATOR, COUNTS = "generator", "label-counts"
-_HEAD = ("classifier.weight", "classifier.bias")
 _NOISE, _HIDDEN = 100, 512
 _BATCH, _WEIGHT_DECAY = 128, 0.01
 
@@ -140,8 +141,8 @@ class Guided(LocalRule):
         if weights is None or not (self.options.alpha or self.options.beta):
             return None
         # The sizes are those of the last layer, so that the generator fits any model without further options.
-        classifier, device = cast(Classifier, model).classifier, task.labels.device
-        generator = _new_generator(classifier.out_features, classifier.in_features, task.rng)
+        layer, device = _last(model), task.labels.device
+        generator = _new_generator(layer.out_features, layer.in_features, task.rng)
         _load(generator, weights)
         generator.to(device).eval().requires_grad_(False)
         return GuidedState(generator, torch.Generator(device).manual_seed(int(task.rng.integers(2**63))))
@@ -150,22 +151,28 @@ class Guided(LocalRule):
         self, model: nn.Module, state: GuidedState | None, inputs: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the logits and the sum of both terms."""
-        logits = model(inputs)
+        layer = _last(model)
+        logits = ends_with(model, layer, inputs)
         if state is None:
             return logits, None
-        head, classes = cast(Classifier, model).head, state.generator.classes
-        others = torch.randint(classes, labels.shape, generator=state.draws, device=labels.device)
-        taught = functional.cross_entropy(head(_generate(state, others)), others)
+        others = torch.randint(layer.out_features, labels.shape, generator=state.draws, device=labels.device)
+        taught = functional.cross_entropy(layers.apply(layer, _generate(state, others)), others)
         with torch.no_grad():
             # Held fixed: the head must not lower this term by changing its target.
-            wanted = head(_generate(state, labels)).softmax(1)
+            wanted = layers.apply(layer, _generate(state, labels)).softmax(1)
         pulled = functional.kl_div(logits.log_softmax(1), wanted, reduction="batchmean")
         return logits, self.options.alpha * taught + self.options.beta * pulled
 
     def end(self, model: nn.Module, state: GuidedState | None, task: Task, steps: int) -> Outcome:
         """Return the label counts."""
-        counts = torch.bincount(task.labels, minlength=cast(Classifier, model).classifier.out_features)
+        counts = torch.bincount(task.labels, minlength=_last(model).out_features)
         return Outcome(returned={COUNTS: counts.numpy(force=True).astype(np.float32)})
+
+
+def _last(model: nn.Module) -> nn.Linear:
+    layer = model.get_submodule(last_layer(model))
+    assert isinstance(layer, nn.Linear)  # the server has refused other models
+    return layer
 
 
 def _generate(state: GuidedState, labels: torch.Tensor) -> torch.Tensor:
@@ -212,7 +219,7 @@ class FedGen(Algorithm[FedGenState]):
     """Federated averaging with a generator that is trained on the server.
 
     Its labels are drawn uniformly from those of the round's clients. It is trained on the CPU with one
-    thread, so that it is the same everywhere. The model's last layer must be a Linear named `classifier`.
+    thread, so that it is the same everywhere. The model's last layer must be a Linear with a bias.
 
     Clients are weighted by examples, as in its published code and in FedMR's.
 
@@ -225,9 +232,10 @@ class FedGen(Algorithm[FedGenState]):
     def init(self, layout: Layout, slots: int) -> FedGenState:
         """Find the last layer, [C, D] weights and [C] biases; start without a generator."""
         found = {entry.name: entry for entry in layout.entries}
-        if not all(name in found for name in _HEAD):
-            raise ConfigError("fedgen needs a model whose last layer is a Linear with bias, named 'classifier'")
-        self._head = found[_HEAD[0]], found[_HEAD[1]]
+        names = [f"{layout.head}.{tensor}" for tensor in ("weight", "bias")]
+        if not all(name in found for name in names):
+            raise ConfigError("fedgen needs a model whose last layer is a Linear with bias and weights of its own")
+        self._head = found[names[0]], found[names[1]]
         return FedGenState(None)
 
     def models(self, round: Round) -> Sequence[Packed]:

@@ -6,7 +6,7 @@ the code published with FedMR.
 
 import math
 from copy import deepcopy
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from torch.nn import functional
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Classifier
+from fedmr_flwr.models.parts import last_layer, represent
 from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
 
@@ -36,8 +38,8 @@ class ContrastiveOptions(Section):
 class ContrastiveState(NamedTuple):
     """Two models in evaluation mode: the received one, and the client's earlier one."""
 
-    received: Classifier
-    previous: Classifier
+    received: nn.Module
+    previous: nn.Module
 
 
 class Contrastive(LocalRule):
@@ -45,8 +47,9 @@ class Contrastive(LocalRule):
 
     s is the cosine similarity of an example's representations by the trained model and by the received model; p is
     that of its representations by the trained model and by the client's earlier model, from when it last took part.
-    A representation is the input of the last layer. Both other models are in evaluation mode and do not change. A
-    client that takes part for the first time has no earlier model and trains on the cross-entropy alone.
+    A representation is the input of the last layer, or the output of the module that `model.features` names. Both
+    other models are in evaluation mode and do not change. A client that takes part for the first time has no earlier
+    model and trains on the cross-entropy alone.
     """
 
     options: ContrastiveOptions
@@ -54,6 +57,8 @@ class Contrastive(LocalRule):
 
     def begin(self, model: nn.Module, task: Task) -> ContrastiveState | None:
         """Freeze the received and the client's earlier model; None if there is no earlier one, or if mu is 0."""
+        if not (self.features or isinstance(model, Classifier) or last_layer(model)):
+            raise ConfigError("moon needs a model with a linear layer, or the path of a module in model.features")
         # Not the received model in place of the earlier one: the term would be the constant log 2, at the cost of two
         # passes.
         if not (task.kept and self.options.mu):
@@ -68,12 +73,11 @@ class Contrastive(LocalRule):
         """Return the logits and the weighted contrastive loss, mean over the batch."""
         if state is None:
             return model(inputs), None
-        model = cast(Classifier, model)
-        own = model.features(inputs)
+        logits, own = represent(model, inputs, self.features)
         with torch.no_grad():
-            received, previous = state.received.features(inputs), state.previous.features(inputs)
+            received, previous = (represent(other, inputs, self.features)[1] for other in state)
         contrast = contrastive(own, received, previous, self.options.temperature)
-        return model.head(own), self.options.mu * contrast
+        return logits, self.options.mu * contrast
 
     def kept_bytes(self, layout: Layout) -> int:
         """Return the bytes of a model, unless mu is 0."""
@@ -105,10 +109,10 @@ def contrastive(
     return functional.softplus(far - near).mean()
 
 
-def _frozen(model: nn.Module) -> Classifier:
+def _frozen(model: nn.Module) -> nn.Module:
     """Return a copy of a model in evaluation mode, without gradients."""
     # A copy, because training changes the model itself.
-    return cast(Classifier, deepcopy(model).eval().requires_grad_(False))
+    return deepcopy(model).eval().requires_grad_(False)
 
 
 class Moon(FedAvg):

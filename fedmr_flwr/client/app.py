@@ -178,7 +178,7 @@ class TrainRequest(_Request):
         super().__init__(message, context)
         self._message = message
         self._round, self._last_round = (cast(int, self.config.get(key, 0)) for key in (ROUND, LAST_ROUND))
-        self.rule = local_rule(self.settings.strategy)
+        self.rule = local_rule(self.settings.strategy, self.settings.model.features)
         self.vectors = vectors(message.content, self.rule.exchanges)
         found = self.environment.state.recall(self._last_round) if self.rule.keeps else {}
         self._lost_state = found is None

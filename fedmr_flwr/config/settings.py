@@ -54,10 +54,13 @@ class Model(Section):
         name: an entry of `fedmr_flwr.models.MODELS`, or module:Class, a user's own model.
         initialise: whether its weights are drawn from the seed; if not, they are those that its constructor leaves,
             such as trained ones. By default true for an entry of `MODELS` and false for a user's own model.
+        features: the path of the module whose output is a representation, for `moon`; if not given, representations
+            are the inputs of the last layer.
     """
 
     name: str = "cnn"
     initialise: bool | None = None
+    features: str | None = None
 
 
 class LocalDp(Section):

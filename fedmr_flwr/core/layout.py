@@ -67,10 +67,12 @@ class Layout:
     Attributes:
         entries: one per tensor, in the order of the state_dict.
         blocks: the paths of the modules that the model declares as its blocks.
+        head: the path of its last linear layer.
     """
 
     entries: tuple[Entry, ...]
     blocks: tuple[str, ...] = ()
+    head: str = "classifier"
 
     @classmethod
     def of(
@@ -78,6 +80,7 @@ class Layout:
         arrays: Mapping[str, NDArray[np.generic]],
         buffers: Collection[str] | None = None,
         blocks: Collection[str] = (),
+        head: str = "classifier",
     ) -> "Layout":
         """Return the layout of a model.
 
@@ -85,6 +88,7 @@ class Layout:
             arrays: its state_dict as NumPy arrays.
             buffers: the keys of its buffers; None: those named like PyTorch's normalisation statistics.
             blocks: the paths of the modules that it declares as its blocks.
+            head: the path of its last linear layer.
 
         Raises:
             TypeError: a tensor's type cannot be converted to float64 or int64 without loss.
@@ -103,7 +107,7 @@ class Layout:
                 )
             buffer = name.rpartition(".")[2] in _STATISTICS if buffers is None else name in buffers
             entries.append(Entry(name, tuple(array.shape), array.dtype.name, columns, buffer))
-        return cls(tuple(entries), tuple(blocks))
+        return cls(tuple(entries), tuple(blocks), head)
 
     @cached_property
     def size(self) -> int:

@@ -14,6 +14,7 @@ from fedmr_flwr.models.checks import check, only_torch_draws
 from fedmr_flwr.models.cnn import cnn
 from fedmr_flwr.models.mlp import MLP
 from fedmr_flwr.models.mobilenet import MobileNetV2
+from fedmr_flwr.models.parts import represent
 from fedmr_flwr.models.resnet import FedMRResNet, resnet18, resnet18_groupnorm, resnet20
 from fedmr_flwr.models.vgg import VGG, FedMRVGG
 
@@ -35,7 +36,12 @@ MODELS: dict[str, Builder] = {
 
 
 def build(
-    name: str, input_shape: tuple[int, ...], classes: int, seed: int = 0, initialise: bool | None = None
+    name: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    seed: int = 0,
+    initialise: bool | None = None,
+    features: str | None = None,
 ) -> nn.Module:
     """Build a model, whose constructor draws from the run's own random stream and not from the global generator.
 
@@ -47,6 +53,7 @@ def build(
         seed: equal seeds give equal weights.
         initialise: whether the weights are drawn from the seed, which is the default for an entry of `MODELS`; if
             not, which is the default for a user's own model, they are those that the constructor leaves.
+        features: the path of the module that makes representations, to be checked.
 
     Returns:
         The model, on the CPU, in training mode.
@@ -74,6 +81,8 @@ def build(
             # that wait for their first input have their weights. In evaluation mode, so that BatchNorm's statistics
             # stay as they are and no dropout is drawn.
             logits = model.eval()(inputs)
+            if features is not None:
+                represent(model, inputs, features)
             if not isinstance(logits, torch.Tensor):
                 raise ConfigError(f"returns a {type(logits).__name__}, expected a tensor of logits, [2, {classes}]")
             if logits.shape != (2, classes):

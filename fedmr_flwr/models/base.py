@@ -11,8 +11,6 @@ from torch import nn
 
 from fedmr_flwr.models import layers
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
 
 class Classifier(nn.Module):
     """A network in two parts, so that algorithms can use or replace the representation between them.

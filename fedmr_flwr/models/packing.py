@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.models.parts import last_layer
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -38,7 +39,7 @@ def layout_of(model: nn.Module) -> Layout:
     # A module of another project may have no `blocks`, or blocks of its own.
     blocks = getattr(model, "blocks", ())
     declared = isinstance(blocks, tuple) and all(isinstance(block, str) for block in blocks)
-    return Layout.of(_on_host(model), buffers, blocks if declared else ())
+    return Layout.of(_on_host(model), buffers, blocks if declared else (), last_layer(model))
 
 
 def pack(model: nn.Module, layout: Layout) -> Packed:

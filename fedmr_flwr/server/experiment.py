@@ -51,7 +51,7 @@ class Experiment:
             raise ConfigError("training.augment: text cannot be shifted and flipped; leave it out")
         model = models.build(
             settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed,
-            settings.model.initialise,
+            settings.model.initialise, settings.model.features,
         )  # fmt: skip
         self.layout = layout_of(model)
         self.codec = Codec(self.layout, wire=settings.wire)

@@ -1,6 +1,7 @@
 """A lane: one client's local training, step by step."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from fedmr_flwr.models import layers
 from fedmr_flwr.models.base import Dropout
 from fedmr_flwr.training import optimizers
 from fedmr_flwr.training.devices import default_generator, to_input
+from fedmr_flwr.training.norms import single_values_allowed
 from fedmr_flwr.training.rules import LocalRule, Outcome, State, Task
 from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes
 
@@ -129,7 +131,8 @@ class Lane:
     def _step(self) -> bool:
         size = next(self._left, 0)
         if size:
-            self._run(size)
+            with single_values_allowed(self.model) if size == 1 else nullcontext():
+                self._run(size)
             self._steps += 1
             self._seen += size
         return size > 0

@@ -65,6 +65,7 @@ class LocalRule:
 
     Args:
         options: of the type that the class declares, `options: ProxOptions`; None: all defaults.
+        features: the path of the module whose output is a model's representation, see `models.parts.represent`.
 
     Attributes:
         exchanges: names of the vectors that are sent to and from the server besides the model; a rule that has
@@ -78,8 +79,9 @@ class LocalRule:
     keeps: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
 
-    def __init__(self, options: Section | None = None) -> None:
+    def __init__(self, options: Section | None = None, features: str | None = None) -> None:
         self.options = options or options_type(type(self))()
+        self.features = features
 
     @classmethod
     def misfit(cls, training: Training) -> str | None:
@@ -146,7 +148,7 @@ class LocalRule:
         return Outcome()
 
 
-def local_rule(strategy: Strategy) -> LocalRule:
-    """Create the local rule of a configured strategy."""
+def local_rule(strategy: Strategy, features: str | None = None) -> LocalRule:
+    """Create the local rule of a configured strategy, for models whose representation is a module's output."""
     rule: type[LocalRule] = registry.find(strategy.local_rule or strategy.name).Rule
-    return rule(strategy.rule_options)
+    return rule(strategy.rule_options, features)

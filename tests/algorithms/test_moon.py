@@ -8,6 +8,7 @@ from fedmr_flwr import models
 from fedmr_flwr.algorithms.moon import Contrastive, ContrastiveOptions, contrastive
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.training.rules import LocalRule, Task
 from fedmr_flwr.training.sgd import fit
@@ -128,6 +129,46 @@ def test_reported_loss_omits_contrast():
         for made in (rule(), LocalRule())
     ]
     assert losses[0] == losses[1]
+
+
+class Plain(nn.Module):
+    """A model without `features` and `head`."""
+
+    def __init__(self):
+        super().__init__()
+        net = Net()
+        self.layer, self.norm, self.last = net.layer, net.norm, net.classifier
+
+    def forward(self, images):
+        return self.last(torch.tanh(self.norm(self.layer(images))))
+
+
+def train_plain(model, features=None):
+    made = Contrastive(features=features)
+    kept = {name: np.asarray(tensor.numpy() + 1) for name, tensor in model.state_dict().items()}
+    fit(model, DATA, EXAMPLES, TRAINING, np.random.default_rng(0), made, kept=kept)
+    return list(model.parameters())
+
+
+def test_any_model_has_representations():
+    expected, _ = trained(
+        rule(), {name: np.asarray(tensor.numpy() + 1) for name, tensor in Net().state_dict().items()}
+    )
+    assert all(torch.equal(a, b) for a, b in zip(train_plain(Plain()), expected.parameters(), strict=True))
+
+
+def test_path_names_representations():
+    by_norm, by_default = train_plain(Plain(), "norm"), train_plain(Plain())
+    assert not torch.equal(by_norm[0], by_default[0])
+    of_classifier = train_plain(Net(), "norm")
+    assert all(torch.equal(a, b) for a, b in zip(by_norm, of_classifier, strict=True))
+
+
+def test_model_without_linear_layer_is_refused():
+    model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Flatten())
+    with pytest.raises(ConfigError, match=r"moon needs a model with a linear layer, or .* in model.features"):
+        state_of(rule(), model, {})
+    assert state_of(Contrastive(features="0"), model, {}) is None
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from fedmr_flwr.client import app as client
+from fedmr_flwr.config import registry
 from fedmr_flwr.errors import UnexpectedError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models import MODELS
@@ -73,3 +74,21 @@ def test_bug_on_a_node_is_in_its_folder(node, tmp_path, monkeypatch):
     with pytest.raises(UnexpectedError if node else ZeroDivisionError):
         client.app(message, context)
     assert (tmp_path / "state" / "traceback.txt").exists() == node
+
+
+class Plain(nn.Sequential):
+    """A model without parts, some of whose modules draw random numbers and one of which is used twice."""
+
+    def __init__(self, shape, classes):
+        hidden = nn.Linear(32, 32)
+        super().__init__(
+            nn.Flatten(), nn.Linear(64, 32), nn.RReLU(), hidden, nn.BatchNorm1d(32), hidden, nn.Linear(32, classes)
+        )
+
+
+@pytest.mark.parametrize("strategy", sorted(registry.ALGORITHMS))
+def test_every_strategy_takes_any_model(toy, monkeypatch, strategy):
+    monkeypatch.setitem(MODELS, "plain", Plain)
+    settings = [toy("model.name=plain", f"strategy.name={strategy}", "rounds=3", run=name) for name in "ab"]
+    assert run(settings[0]) == run(settings[1])
+    assert [row["failures"] for row in RunFolder(settings[0].run_dir).read_rows()] == [0, 0, 0]
