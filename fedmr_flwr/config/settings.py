@@ -39,12 +39,14 @@ class Partition(Section):
         fill_up: for Dirichlet partitions: whether clients with fewer than ten examples get others from
             the largest clients; otherwise the draw is repeated, which fails if there are many clients.
         shards_per_client: for `shards`: the number of shards that a client gets.
+        test: where the authors of examples are known: test on examples of the participants, or of all authors.
     """
 
     name: str = "iid"
     alpha: float = Field(0.5, gt=0)
     fill_up: bool = False
     shards_per_client: int = Field(2, ge=1)
+    test: Literal["participants", "all"] = "participants"
 
 
 class Model(Section):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.errors import DataError
 
-# By name: x_train, y_train, x_test, y_test and optionally owners, as in a user's own npz file.
+# By name: x_train, y_train, x_test, y_test and optionally owners and owners_test, as in a user's own npz file.
 DatasetArrays = dict[str, NDArray[np.generic]]
 
 PARTS = ("train", "test")
@@ -106,6 +106,7 @@ class Dataset:
         normalisation: of images; None for text.
         owners: [N] int64, the index of the author of each training example, for the natural partition; None if
             unknown.
+        test_owners: the same for the test examples, with the same indices.
     """
 
     train: Examples
@@ -113,6 +114,7 @@ class Dataset:
     classes: int
     normalisation: Normalisation | None
     owners: torch.Tensor | None = None
+    test_owners: torch.Tensor | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -168,7 +170,7 @@ class Source(ABC):
 
         Returns:
             x_train and x_test: [N, C, H, W], [N, H, W] or [N, T] uint8; y_train and y_test: [N] integers;
-            owners, where known: [N] integers, the author of each training example.
+            owners and owners_test, where known: [N] integers, the author of each training and test example.
 
         Raises:
             DataError: a file is damaged or has unexpected contents; the message names it.
@@ -216,8 +218,9 @@ def validate_arrays(
     if found["x_train"].shape[1:] != found["x_test"].shape[1:]:
         shapes = " and ".join(_format_array(found[f"x_{part}"]) for part in PARTS)
         raise DataError(f"x_train and x_test of {where} have different shapes, {shapes}")
-    if "owners" in arrays:
-        found["owners"] = _numbers(arrays["owners"], len(found["x_train"]), f"owners of {where}")
+    for part, owners in zip(PARTS, ("owners", "owners_test"), strict=True):
+        if owners in arrays:
+            found[owners] = _numbers(arrays[owners], len(found[f"x_{part}"]), f"{owners} of {where}")
     return found
 
 

@@ -22,7 +22,7 @@ from fedmr_flwr.data.base import DatasetArrays
 
 _log = logging.getLogger(__name__)
 # To be raised whenever the same files would give a different copy.
-_FORMAT = 1
+_FORMAT = 2
 # Errors that prevent reading or writing a copy, such as a full disk, or a path that is not valid Unicode.
 _UNUSABLE = (OSError, SafetensorError, UnicodeError)
 # Seconds after which a temporary file must be from a writer that was killed.

@@ -129,6 +129,7 @@ def _from_files(source: Source, name: str, data_dir: Path, download: bool) -> tu
         classes=source.classes or _count_classes(found),
         normalisation=source.published or measured,
         owners=found.get("owners"),
+        test_owners=found.get("owners_test"),
     )
     return dataset, measured
 
@@ -156,6 +157,7 @@ def _own(name: str, data_dir: Path) -> Dataset:
         arrays = {f"x_{part}": getattr(found, part).inputs.numpy() for part in PARTS}
         arrays |= {f"y_{part}": getattr(found, part).labels.numpy() for part in PARTS}
         arrays |= {} if found.owners is None else {"owners": found.owners.numpy()}
+        arrays |= {} if found.test_owners is None else {"owners_test": found.test_owners.numpy()}
     except (AttributeError, TypeError) as error:
         raise DataError(f"data.name: '{name}' must return tensors on the CPU: {error}") from None
     good = {
@@ -165,7 +167,8 @@ def _own(name: str, data_dir: Path) -> Dataset:
     normalisation = found.normalisation
     if normalisation is None and train.inputs.ndim == 4:
         normalisation = Normalisation.measure(train.inputs.numpy())
-    return replace(found, train=train, test=test, normalisation=normalisation, owners=good.get("owners"))
+    owners = {"owners": good.get("owners"), "test_owners": good.get("owners_test")}
+    return replace(found, train=train, test=test, normalisation=normalisation, **owners)
 
 
 def _drawn(dataset: Dataset, count: int, seed: int) -> Dataset:

@@ -24,7 +24,7 @@ CHARACTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijk
 class Leaf(Source):
     """A data set of LEAF: any number of files in train/ and in test/, each with any number of users.
 
-    The test examples of all users together are the global test set.
+    The test examples of all users together are the test set, of which a run uses those of its participants.
 
     Args:
         name: of the data set in LEAF.
@@ -49,7 +49,7 @@ class Leaf(Source):
         """Read the users of all files; the examples of a user in several files are joined."""
         inputs: dict[str, list[NDArray[np.uint8]]] = {part: [] for part in PARTS}
         labels: dict[str, list[NDArray[np.int64]]] = {part: [] for part in PARTS}
-        owners: list[NDArray[np.int64]] = []
+        owners: dict[str, list[NDArray[np.int64]]] = {part: [] for part in PARTS}
         numbers: dict[str, int] = {}
         console = Console(stderr=True)
         bar = track(files, f"reading {self._name}", console=console, transient=True, disable=not console.is_terminal)
@@ -58,12 +58,12 @@ class Leaf(Source):
             for user, x, y in self._users(file):
                 inputs[part].append(x)
                 labels[part].append(y)
-                if part == "train":
-                    # Numbers in the order of first appearance, because the natural partition needs integers.
-                    owners.append(np.full(len(y), numbers.setdefault(user, len(numbers))))
+                # Numbers in the order of first appearance, because the natural partition needs integers.
+                owners[part].append(np.full(len(y), numbers.setdefault(user, len(numbers))))
         if empty := [part for part in PARTS if not inputs[part]]:
             raise DataError(f"{files[0].parent.parent}/{empty[0]} has no examples; create its files again with LEAF")
-        arrays: DatasetArrays = {"owners": np.concatenate(owners)}
+        train, test = (np.concatenate(owners[part]) for part in PARTS)
+        arrays: DatasetArrays = {"owners": train, "owners_test": test}
         for part in PARTS:
             arrays |= {f"x_{part}": np.concatenate(inputs[part]), f"y_{part}": np.concatenate(labels[part])}
         return arrays

@@ -33,7 +33,7 @@ class Npz(Source):
     def read(self, files: list[Path]) -> DatasetArrays:
         """Read the arrays."""
         (path,) = files
-        return _arrays(path, (*_TRAIN, *_TEST), ("owners",))
+        return _arrays(path, (*_TRAIN, *_TEST), ("owners", "owners_test"))
 
 
 def read_examples(path: Path, input_shape: tuple[int, ...], classes: int) -> Examples:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.config.settings import Partition
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.data.base import Dataset
+from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import ConfigError, PartitionError
 from fedmr_flwr.files import write_aside
 
@@ -173,6 +173,31 @@ def _quantity(labels: Indices, clients: int, partition: Partition, seed: int) ->
     shares = np.cumsum(rng.dirichlet(np.full(clients, partition.alpha)))[:-1]
     edges = np.floor(shares * spare).astype(np.int64) + MIN_EXAMPLES * np.arange(1, clients)
     return np.split(rng.permutation(len(labels)), edges)
+
+
+def test_examples(dataset: Dataset, parts: Sequence[Indices], partition: Partition) -> Examples:
+    """Return the test examples of a run, without those of authors whose training examples no client has.
+
+    Authors who have no training examples at all stay: a data set that is divided by author tests on new ones.
+
+    Args:
+        dataset: whose test set.
+        parts: the division of its training examples.
+        partition: whether to leave any out.
+
+    Raises:
+        PartitionError: no example is left.
+    """
+    if partition.test == "all" or dataset.owners is None or dataset.test_owners is None:
+        return dataset.test
+    owners = dataset.owners.numpy()
+    absent = np.setdiff1d(owners, owners[np.concatenate(parts)])
+    kept = np.flatnonzero(~np.isin(dataset.test_owners.numpy(), absent))
+    if not len(kept):
+        raise PartitionError("none of the clients' authors has a test example; set partition.test=all")
+    if len(kept) == len(dataset.test):
+        return dataset.test  # mapped from the shared copy, not read into memory
+    return Examples(dataset.test.inputs[kept], dataset.test.labels[kept])
 
 
 def _natural(dataset: Dataset, clients: int, seed: int) -> list[Indices]:

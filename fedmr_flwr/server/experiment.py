@@ -33,6 +33,7 @@ class Experiment:
         settings: of the run.
 
     Attributes:
+        test: the examples on which models are scored.
         notices: lines for the user, before the run begins.
 
     Raises:
@@ -61,10 +62,12 @@ class Experiment:
         self.model = model
         self.strategy = algorithms.create(settings, self.layout)
         self.units = self.strategy.units if isinstance(self.strategy, MultiModel) else ()
+        self.test = self.dataset.test
         # None if every client has its own examples, which the server does not know.
         self.parts: list[partitions.Indices] | None = None
         if settings.engine != "deployment" or settings.partition.name != partitions.NODES:
             self.parts = partitions.split(self.dataset, settings.clients, settings.partition, settings.seed)
+            self.test = partitions.test_examples(self.dataset, self.parts, settings.partition)
         notice = self.strategy.notice
         self.notices = [*([notice] if notice else []), *resources.check(settings, self.strategy, self.layout)]
 
@@ -98,7 +101,7 @@ class Experiment:
     @cached_property
     def _test(self) -> Examples:
         """The test set on the device."""
-        return self.dataset.test.to(self.device)
+        return self.test.to(self.device)
 
     def title(self) -> str:
         """Return a title of the run in one line."""

@@ -242,6 +242,7 @@ def test_grey_images_need_no_channel_axis(tmp_path):
         ({"x_test": np.zeros(9, np.uint8)}, r"x_test of .* is uint8\[9\]; it must be uint8: images"),
         ({"x_test": np.zeros((9, 8), np.uint8)}, r"different shapes, uint8\[30, 3, 8, 8\] and uint8\[9, 8\]"),
         ({"owners": np.zeros(29, np.int64)}, r"owners of .* is int64\[29\]; expected 30 non-negative integers"),
+        ({"owners_test": np.zeros(8, np.int64)}, r"owners_test of .* is int64\[8\]; expected 9 non-negative"),
         ({"y_train": np.zeros(29, np.int64)}, r"y_train of .* is int64\[29\]; expected 30 non-negative integers"),
         ({"y_test": np.zeros(9)}, r"y_test of .* is float64\[9\]"),
         ({"x_train": np.zeros((30, 3, 0, 8), "u1")}, "it must be uint8: images"),
@@ -354,9 +355,11 @@ def test_npz_may_hold_owners_and_texts(tmp_path):
     rng = np.random.default_rng(0)
     texts = {"x_train": rng.integers(0, 7, (30, 5), dtype=np.uint8), "x_test": rng.integers(0, 9, (9, 5), dtype="u1")}
     texts["x_test"][0, 0] = 8
-    np.savez(tmp_path / "mine.npz", **own_arrays(**texts), owners=np.arange(30) // 10)
+    owners = {"owners": np.arange(30) // 10, "owners_test": np.arange(9) // 3}
+    np.savez(tmp_path / "mine.npz", **own_arrays(**texts), **owners)
     data = load("npz:mine.npz", tmp_path)
     assert data.owners.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    assert data.test_owners.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert (data.input_shape, data.classes) == ((5,), 9), "a character that is never a label counts, too"
     assert data.prepare(data.train.inputs) is data.train.inputs
     with pytest.raises(ConfigError, match="data.normalisation is none, but text has no pixels"):

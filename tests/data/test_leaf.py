@@ -39,7 +39,16 @@ def test_femnist_reads_several_files(tmp_path, inner):
     assert data.train.labels.tolist() == [3, 61, 0, 5, 5, 7]
     assert data.owners.tolist() == [0, 0, 1, 2, 2, 0], "the writer who is in two files is one writer"
     np.testing.assert_array_equal(data.test.inputs[:, 0].numpy(), two_x)
+    assert data.test_owners.tolist() == [1], "by the same number as in the training set"
     assert (data.classes, data.input_shape) == (62, (1, 28, 28))
+
+
+def test_writers_of_the_test_set_may_be_new(tmp_path):
+    (one, _), (two, _) = images(1), images(2)
+    write(tmp_path / "train" / "a.json", {"u": one})
+    write(tmp_path / "test" / "a.json", {"new": two, "u": one})
+    data = load("femnist", tmp_path)
+    assert (data.owners.tolist(), data.test_owners.tolist()) == ([0], [1, 0])
 
 
 def test_pixels_are_rounded(tmp_path):

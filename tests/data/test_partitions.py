@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -301,6 +302,42 @@ def test_natural_equals_flwr_datasets(capfd):
         partitions.split(dataset([0] * 200, made_by), 9, Partition(name="natural"), seed=3)
     ):
         assert part.tolist() == sorted(partitioner.load_partition(client)["index"])
+
+
+@pytest.mark.parametrize(("test", "clients"), [("participants", 2), ("participants", 3), ("all", 2)])
+def test_writers_left_out_are_not_tested_on(test, clients):
+    data = dataset(np.arange(12) % 3, owners=np.repeat([4, 7, 9], 4))
+    # Writer 1 has no training examples: a set that is divided by writer tests on new ones.
+    data = replace(data, test_owners=torch.tensor([4, 7, 9, 9, 1, 4, 7, 9, 4, 7, 9, 1]))
+    partition = Partition(name="natural", test=test)
+    parts = partitions.split(data, clients, partition, 0)
+    taking_part = {int(data.owners[part[0]]) for part in parts}
+    found = partitions.test_examples(data, parts, partition)
+    wanted = {1, 4, 7, 9} if test == "all" else {1, *taking_part}
+    expected = [at for at, owner in enumerate(data.test_owners.tolist()) if owner in wanted]
+    assert found.labels.tolist() == data.test.labels[expected].tolist()
+    assert torch.equal(found.inputs, data.test.inputs[expected])
+    assert len(taking_part) == clients
+    assert (len(found) == 12) == (test == "all" or clients == 3)
+
+
+def test_partitions_of_all_examples_test_on_all():
+    data = replace(dataset(np.arange(40) % 2, owners=np.arange(40) // 4), test_owners=torch.arange(40) // 4)
+    for name in ("iid", "dirichlet"):
+        partition = Partition(name=name, alpha=10.0)
+        assert partitions.test_examples(data, partitions.split(data, 2, partition, 0), partition) is data.test
+    unknown = replace(data, test_owners=None)
+    partition = Partition(name="natural")
+    assert partitions.test_examples(unknown, partitions.split(unknown, 2, partition, 0), partition) is unknown.test
+
+
+def test_no_test_example_left_is_refused():
+    data = replace(dataset(np.arange(8) % 2, owners=np.arange(8) // 4), test_owners=torch.ones(8, dtype=torch.long))
+    partition = Partition(name="natural")
+    with pytest.raises(
+        PartitionError, match="none of the clients' authors has a test example; set partition.test=all"
+    ):
+        partitions.test_examples(data, [np.arange(4)], partition)
 
 
 def test_natural_draws_whole_owners():

@@ -560,3 +560,16 @@ def test_other_errors_keep_the_traceback(toy, monkeypatch):
     monkeypatch.setattr(experiment, "evaluate", broken)
     with pytest.raises(RuntimeError, match="a mistake"):
         run(toy())
+
+
+@pytest.mark.parametrize(("choice", "tested"), [("participants", 4), ("all", 6)])
+def test_natural_runs_test_on_participants(toy, tmp_path, choice, tested):
+    images = np.random.default_rng(0).integers(0, 256, (36, 8, 8), dtype=np.uint8)
+    train = {"x_train": images[:30], "y_train": np.arange(30) % 10, "owners": np.arange(30) // 10}
+    test = {"x_test": images[30:], "y_test": np.arange(6), "owners_test": np.arange(6) // 2}
+    np.savez(tmp_path / "written.npz", **train, **test)
+    data = f"data.name=npz:{tmp_path / 'written.npz'}"
+    settings = toy(data, "partition.name=natural", f"partition.test={choice}", "clients=2", "clients-per-round=2")
+    assert len(experiment.Experiment(settings).test) == tested
+    row = run(settings).read_rows()[-1]
+    assert row["test-accuracy"] * tested == pytest.approx(round(row["test-accuracy"] * tested))
