@@ -5,6 +5,7 @@
     from fedmr_flwr import RosterGrid                 # a Grid whose clients keep their numbers
     from fedmr_flwr import Algorithm, LocalRule       # bases of your own algorithms, with what they need
     from fedmr_flwr import Classifier, Dataset        # of your own models and data sets
+    from fedmr_flwr import load_run, run              # runs of experiments, and their results
 
 The command line is `fedmr`; see README.md.
 """
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from fedmr_flwr.algorithms.moon import Moon
     from fedmr_flwr.algorithms.multi_model import MultiModel
     from fedmr_flwr.algorithms.scaffold import Scaffold
+    from fedmr_flwr.analysis.results import load_run
     from fedmr_flwr.config.sections import Section
     from fedmr_flwr.core.layout import Layout, Packed
     from fedmr_flwr.core.population import average
     from fedmr_flwr.core.recombination import Parts
     from fedmr_flwr.data.base import Dataset
+    from fedmr_flwr.launch.python import run
     from fedmr_flwr.models.base import Classifier
     from fedmr_flwr.training.rules import LocalRule, Outcome, Task
     from fedmr_flwr.wire.grids.roster import RosterGrid
@@ -43,7 +46,7 @@ __all__ = [
     "Algorithm", "Classifier", "CluSamp", "Combined", "Dataset", "FedASAM", "FedAvg", "FedCross", "FedExP",
     "FedGen", "FedMR", "FedMut", "FedProx", "Indep", "Layout", "LocalRule", "Moon", "MultiModel", "NoState",
     "Outcome", "Packed", "Parts", "Reply", "RosterGrid", "Round", "Scaffold", "Section", "Slot", "Task", "average",
-    "classic", "models",
+    "classic", "load_run", "models", "run",
 ]  # fmt: skip
 
 # Where the other public names live, so that no user's import depends on the layout.
@@ -67,6 +70,8 @@ _HOMES = {
     "Slot": "fedmr_flwr.algorithms.contract",
     "Task": "fedmr_flwr.training.rules",
     "average": "fedmr_flwr.core.population",
+    "load_run": "fedmr_flwr.analysis.results",
+    "run": "fedmr_flwr.launch.python",
 }
 
 

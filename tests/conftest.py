@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import struct
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedmr_flwr import cli
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
@@ -84,6 +86,28 @@ def no_pictures() -> Iterator[None]:
 def toy(settings_of: Callable[..., Settings], no_pictures: None) -> Callable[..., Settings]:
     """Return `settings_of` for runs without pictures."""
     return settings_of
+
+
+@pytest.fixture
+def fedmr(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command `fedmr` in a folder of its own; return exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    conf = tmp_path / "run.yaml"
+    conf.write_text("data: {name: digits}\n")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedmr", *arguments])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The plots of a run."""
 
-import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,15 +18,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fedmr_flwr.config.loading import load
-from fedmr_flwr.files import write_aside
+from fedmr_flwr.report import figures
+from fedmr_flwr.report.figures import COLOURS
 from fedmr_flwr.report.lineage import STRATEGIES, History, RunSpec, history, trace
 from fedmr_flwr.runs.folder import RunFolder
 
-# Ten colours that colour-blind readers tell apart: Petroff 2021, arXiv 2107.02270.
-_COLOURS = (
-    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
-    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadb"),
-)
 # With more entries a legend would be larger than the plot, and a colour bar replaces it.
 _MOST_NAMED_LINES = 12
 _MOST_NAMED_CLASSES = 20
@@ -105,7 +99,7 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
     right.set_ylabel("cross-entropy")
     right.legend(frameon=False)
     _over_rounds(left, right)
-    _save(figure, title, path)
+    figures.save(figure, title, path)
 
 
 def comparison(runs: Mapping[str, Sequence[Metrics]], title: str, path: Path) -> None:
@@ -128,14 +122,16 @@ def comparison(runs: Mapping[str, Sequence[Metrics]], title: str, path: Path) ->
         if not rounds:
             continue
         accuracy = 100 * np.array([[scores[number] for number in rounds] for scores in by_seed])
-        colour, style = _COLOURS[at % len(_COLOURS)], ("-", "--", ":")[at // len(_COLOURS) % 3]
-        axes.plot(rounds, accuracy.mean(0), color=colour, linestyle=style, **_marks(rounds), label=_plain(label))
+        colour, style = COLOURS[at % len(COLOURS)], ("-", "--", ":")[at // len(COLOURS) % 3]
+        axes.plot(
+            rounds, accuracy.mean(0), color=colour, linestyle=style, **_marks(rounds), label=figures.plain(label)
+        )
         if len(by_seed) > 1:
             _band(axes, rounds, np.stack([accuracy.min(0), accuracy.max(0)], axis=1), color=colour)
     axes.set_ylabel("test accuracy (%)")
     _over_rounds(axes)
     figure.legend(title="strategy", loc="outside right center", frameon=False)
-    _save(figure, title, path)
+    figures.save(figure, title, path)
 
 
 def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
@@ -169,13 +165,13 @@ def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=25, integer=True))
     axes.set_xlabel("client")
     axes.set_ylabel("training examples")
-    axes.set_title(_plain(title), fontsize=11)
+    axes.set_title(figures.plain(title), fontsize=11)
     if classes <= _MOST_NAMED_CLASSES:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], title="class", loc="outside right center", frameon=False)
     else:
         _gradient(figure, axes, colours, "class")
-    _write(figure, path)
+    figures.write(figure, path)
 
 
 def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> None:
@@ -198,7 +194,7 @@ def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> No
     # The bright end of the colour map would be invisible on white.
     colours = _colours(len(units)) if named else colormaps["viridis"](np.linspace(0, 0.93, len(units)))
     for unit, (name, colour) in enumerate(zip(units, colours, strict=True)):
-        style = "-" if unit < len(_COLOURS) or not named else "--"
+        style = "-" if unit < len(COLOURS) or not named else "--"
         width = 1.5 if named else 0.9
         right.plot(rounds, spreads[:, unit], style, color=colour, linewidth=width, label=_short(name), **_marks(good))
     right.set_ylabel("spread: standard deviation across models")
@@ -209,7 +205,7 @@ def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> No
         bar, at = _gradient(figure, right, colours, "unit, in the order of the network")
         bar.set_ticks(list(at), labels=[_short(units[unit]) for unit in at])
     _over_rounds(left, right)
-    _save(figure, title, path)
+    figures.save(figure, title, path)
 
 
 def lineage(past: History, units: Sequence[str], title: str, path: Path, most_units: int = 10) -> None:
@@ -229,8 +225,8 @@ def lineage(past: History, units: Sequence[str], title: str, path: Path, most_un
     heading = "unit" if len(chosen) == len(units) else f"unit ({len(chosen)} of {len(units)})"
     _legend_below(figure, left, heading, "outside lower left", 4)
     for counts, name, colour, width, style in (
-        (past.by_unit, "one unit of a slot's model", _COLOURS[0], 3, "-"),
-        (past.by_model, "any unit of a slot's model", _COLOURS[2], 1.5, "--"),
+        (past.by_unit, "one unit of a slot's model", COLOURS[0], 3, "-"),
+        (past.by_model, "any unit of a slot's model", COLOURS[2], 1.5, "--"),
     ):
         _band(right, past.rounds, counts[:, [0, 2]], color=colour)
         line = {"color": colour, "linewidth": width, "linestyle": style}
@@ -240,7 +236,7 @@ def lineage(past: History, units: Sequence[str], title: str, path: Path, most_un
     right.set_ylim(0, 1.05 * min(past.run.clients, 1.5 * past.by_model[:, 2].max()))
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
     _over_rounds(left, right)
-    _save(figure, title, path)
+    figures.save(figure, title, path)
 
 
 def _trace(axes: Axes, past: History, chosen: NDArray[np.int64], names: Sequence[str]) -> None:
@@ -314,19 +310,14 @@ def _marks(points: Sequence[Any] | NDArray[Any]) -> dict[str, Any]:
 
 
 def _colours(number: int) -> list[str]:
-    return [_COLOURS[at % len(_COLOURS)] for at in range(number)]
+    return [COLOURS[at % len(COLOURS)] for at in range(number)]
 
 
 def _short(name: str, length: int = 28) -> str:
     """Return a unit's name, a path or a pattern, in a form for a legend."""
     cut = name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
     # Matplotlib leaves labels that start with "_" out of a legend.
-    return _plain(f" {cut}" if cut.startswith("_") else cut)
-
-
-def _plain(text: str) -> str:
-    """Escape dollar signs, between which Matplotlib expects a formula."""
-    return text.replace("$", r"\$")
+    return figures.plain(f" {cut}" if cut.startswith("_") else cut)
 
 
 def _scale(axes: Axes, values: NDArray[np.float64]) -> None:
@@ -347,15 +338,3 @@ def _over_rounds(*panels: Axes) -> None:
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-
-
-def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(_plain(textwrap.fill(title, int(12 * figure.get_figwidth()))), fontsize=11)
-    _write(figure, path)
-
-
-def _write(figure: Figure, path: Path) -> None:
-    # Into memory first, so that the file is written atomically.
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120, format="png")
-    write_aside(path, content.getvalue())

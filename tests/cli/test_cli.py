@@ -8,8 +8,6 @@ import sys
 import pytest
 import yaml
 
-from fedmr_flwr import cli
-
 TINY = [
     "rounds=2",
     "clients=6",
@@ -18,26 +16,6 @@ TINY = [
     "partition.name=iid",
     "device=cpu",
 ]
-
-
-@pytest.fixture
-def fedmr(monkeypatch, capfd, tmp_path):
-    """Run the command in a folder of its own; return exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    conf = tmp_path / "run.yaml"
-    conf.write_text("data: {name: digits}\n")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fedmr", *arguments])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return call
 
 
 def test_run_prints_folder_and_table(fedmr, tmp_path, no_pictures):

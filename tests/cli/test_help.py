@@ -8,8 +8,8 @@ import pytest
 from fedmr_flwr import cli
 
 COMMANDS = [
-    "", "run", "resume", "compare", "plot", "partition", "units", "deploy", "deploy init", "deploy server",
-    "deploy node",
+    "", "run", "resume", "compare", "plot", "partition", "units", "flatness", "deploy", "deploy init",
+    "deploy server", "deploy node",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "fedmr_flwr"
 # From the ground up. A room may import from those before it.
 ROOMS = [
     "errors", "files", "core", "config", "data", "models", "training", "wire", "algorithms", "runs", "client", "gpu",
-    "report", "server", "deployment", "launch", "cli",
+    "report", "analysis", "server", "deployment", "launch", "cli",
 ]  # fmt: skip
 # What a room may import from outside the standard library and this project, where the design limits it.
 ALLOWED = {

@@ -7,6 +7,7 @@ from matplotlib.image import imread
 
 from fedmr_flwr.config.loading import parse
 from fedmr_flwr.errors import RunFolderError
+from fedmr_flwr.report import figures as report_figures
 from fedmr_flwr.report import lineage, plots
 from fedmr_flwr.server.experiment import create_folder
 
@@ -15,7 +16,7 @@ from fedmr_flwr.server.experiment import create_folder
 def figures(monkeypatch):
     """Return the figures that were to be saved, by file name; to write them takes longest."""
     found = {}
-    monkeypatch.setattr(plots, "_write", lambda figure, path: found.update({path.name: figure}))
+    monkeypatch.setattr(report_figures, "write", lambda figure, path: found.update({path.name: figure}))
     return found
 
 
@@ -23,13 +24,13 @@ def figures(monkeypatch):
 def drawn(monkeypatch):
     """Return the figures that were saved, by file name."""
     figures = {}
-    write = plots._write
+    write = report_figures.write
 
     def look(figure, path):
         write(figure, path)
         figures[path.name] = figure
 
-    monkeypatch.setattr(plots, "_write", look)
+    monkeypatch.setattr(report_figures, "write", look)
     return figures
 
 

@@ -1,0 +1,46 @@
+"""Runs from Python."""
+
+from pathlib import Path
+
+import pytest
+
+import fedmr_flwr
+from fedmr_flwr.errors import ConfigError, RunFolderError
+
+SMALL = {"clients": 6, "clients_per_round": 3, "engine": "in-process", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch, no_pictures):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_returns_its_results(tmp_path):
+    results = fedmr_flwr.run("quickstart", "strategy.name=fedavg", rounds=2, run_dir=Path("mine"), **SMALL)
+    assert results.folder.path == tmp_path / "mine"
+    assert results.config.strategy.name == "fedavg"
+    assert list(results.metrics.index) == [1, 2]
+
+
+def test_a_run_is_that_of_the_command(fedmr):
+    results = fedmr_flwr.run("quickstart", rounds=1, **SMALL)
+    texts = [f"{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    assert fedmr("run", "quickstart", "rounds=1", "run-dir=other", *texts)[0] == 0
+    other = fedmr_flwr.load_run("other")
+    assert results.folder.read_manifest()["model-sha256"] == other.folder.read_manifest()["model-sha256"]
+
+
+def test_a_used_folder_is_refused():
+    fedmr_flwr.run("quickstart", rounds=1, run_dir="mine", **SMALL)
+    with pytest.raises(RunFolderError, match="already contains a run"):
+        fedmr_flwr.run("quickstart", rounds=1, run_dir="mine", **SMALL)
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(ConfigError, match="unknown key 'roundz'; did you mean 'rounds'"):
+        fedmr_flwr.run("quickstart", roundz=1)
+
+
+def test_a_section_is_set_by_overrides():
+    with pytest.raises(ConfigError, match=r"training is a section; set its keys by overrides, such as 'training.KEY"):
+        fedmr_flwr.run("quickstart", training={"lr": 0.1})
