@@ -1,5 +1,6 @@
 """Files that are complete or absent: written under another name, flushed to the disk, then renamed."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from fedmr_flwr.errors import RunFolderError
+from fedmr_flwr.errors import FedmrError, RunFolderError
+
+# The longest reason of a reader, in characters.
+_LONGEST = 300
+# What a file system answers that cannot flush a folder.
+_UNKNOWN = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 
 
 @contextmanager
@@ -28,6 +34,31 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}; free some space or choose another folder; "
             "`fedmr resume` continues an interrupted run"
         ) from None
+
+
+@contextmanager
+def reading(path: Path, kind: type[FedmrError], remedy: str = "") -> Iterator[None]:
+    """Report whatever goes wrong inside the block, in which a file is read that may be damaged, as one line.
+
+    Args:
+        path: the file.
+        kind: of the error.
+        remedy: what to do with a damaged file.
+
+    Raises:
+        FedmrError: of this kind; one that is raised inside the block stays as it is.
+    """
+    after = f"; {remedy}" if remedy else ""
+    try:
+        yield
+    except FedmrError:
+        raise
+    except Exception as error:  # NumPy, zipfile, json and others raise many kinds of errors for damaged files
+        if isinstance(error, OSError) and error.strerror:
+            raise kind(f"cannot read {path}: {error.strerror}{after}") from None
+        named = "" if isinstance(error, ValueError) else type(error).__name__
+        reason = " ".join(f"{named} {error}".split())[:_LONGEST]
+        raise kind(f"{path} is damaged: {reason}{after}") from None
 
 
 def write_aside(path: Path, content: bytes) -> None:
@@ -60,14 +91,27 @@ def write_new(path: Path, content: bytes) -> None:
         FileExistsError: it already exists.
         RunFolderError: it cannot be written.
     """
-    # A name of this process: two processes must not write the same temporary file.
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    write_aside(aside, content)
+    # Empty at first: of two processes only one can make it. Not with a hard link, which some file systems lack.
+    path.open("xb").close()
     try:
-        os.link(aside, path)  # unlike a rename it fails if the name is taken: of two processes one wins
-    finally:
-        aside.unlink()
-    _flush_folder(path.parent)
+        write_aside(path, content)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def write_over(path: Path, content: bytes) -> None:
+    """Write a file in its own place, for a disk that is too full for a second copy.
+
+    Raises:
+        OSError: there is no room for it; its old content is kept.
+    """
+    with path.open("r+b") as file:
+        # Before the first byte is changed: half of the new content would be worse than the old one.
+        os.posix_fallocate(file.fileno(), 0, len(content))
+        file.write(content)
+        file.truncate(len(content))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> str:
@@ -104,5 +148,8 @@ def _flush_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
     finally:
         os.close(descriptor)

@@ -1,17 +1,19 @@
 """The state of a client between rounds, such as SCAFFOLD's variates: a file for each round on its own disk."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from fedmr_flwr.files import hash_tensors, write_tensors, writing
 
 StateArrays = Mapping[str, NDArray[Any]]
 
 _SHA256 = "sha256"
+_NAME = re.compile(r"round-(\d{6,18})\.safetensors")
 
 
 class ClientState:
@@ -35,7 +37,7 @@ class ClientState:
             with safe_open(self._path(last_round), "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a mapping
                 expected = (file.metadata() or {}).get(_SHA256)
-        except (OSError, SafetensorError):
+        except Exception:  # a damaged file raises many kinds of errors
             return None
         # A damaged file counts as lost: training with it would silently give another model.
         return arrays if hash_tensors(arrays) == expected else None
@@ -57,7 +59,8 @@ class ClientState:
         write_tensors(self._path(server_round), arrays, {_SHA256: hash_tensors(arrays)})
         # Replies between the last good one and this round were rejected. Of the others, a server that is resumed
         # after round `resumable` needs the newest of that time, also if it has reset all clients since.
-        rounds = sorted(int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors"))
+        names = [_NAME.fullmatch(path.name) for path in self._folder.iterdir()]
+        rounds = sorted(int(name[1]) for name in names if name)
         counted = [kept for kept in rounds if kept <= min(last_round, resumable)]
         with writing(self._folder):
             for kept in rounds:

@@ -2,21 +2,24 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load as read_tensors
 
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.errors import RunFolderError
-from fedmr_flwr.files import write_aside, write_tensors, writing
+from fedmr_flwr.files import reading, write_aside, write_tensors, writing
 
 # The number of checkpoints of a run that are kept: if the latest is damaged, the run resumes from the one before.
 KEPT = 2
+_ROUND = "round"
+_NOTE, _OURS = re.compile(r"round-\d{6,18}\.json"), re.compile(r"round-\d{6,18}\.(json|safetensors)(\.tmp)?")
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    # With leading zeros, so that sorting by name is sorting by round.
-    note = folder / f"round-{checkpoint.round:06d}.json"
+    note = folder / f"{_name(checkpoint.round)}.json"
     tensors: dict[str, NDArray[Any]] = {f"state.{name}": array for name, array in checkpoint.state.items()}
     tensors |= {"model.floats": checkpoint.model.floats, "model.ints": checkpoint.model.ints}
+    # Among the tensors, too, so that the hash in the note covers it.
+    tensors[_ROUND] = np.array(checkpoint.round)
     sha256 = write_tensors(_tensors(note), tensors)
     write_aside(note, json.dumps({"round": checkpoint.round, "sha256": sha256}).encode())
     _keep(folder, _notes(folder)[-KEPT:])
@@ -80,24 +84,24 @@ def load(note: Path) -> Checkpoint:
     Raises:
         RunFolderError: it is missing or damaged.
     """
-    try:
+    with reading(note.with_suffix(""), RunFolderError):
         facts = json.loads(note.read_text(encoding="utf-8"))
         # Read once, so that the bytes that are checked are those that are loaded.
         content = _tensors(note).read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise ValueError("wrong checksum")
         tensors = read_tensors(content)
+        completed = int(tensors.pop(_ROUND))
+        if facts["round"] != completed or note.stem != _name(completed):
+            raise ValueError(f"its tensors are of round {completed}")
         model = Packed(tensors.pop("model.floats"), tensors.pop("model.ints"))
-        completed = int(facts["round"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"the checkpoint {note.with_suffix('')} is damaged: {error}") from None
     return Checkpoint(completed, model, {name.removeprefix("state."): value for name, value in tensors.items()})
 
 
 def forget_after(folder: Path, completed: int) -> None:
     """Remove checkpoints of later rounds, which are damaged, and remains of unfinished ones."""
     if folder.exists():
-        _keep(folder, [note for note in _notes(folder) if note.stem <= f"round-{completed:06d}"])
+        _keep(folder, [note for note in _notes(folder) if _round_of(note) <= completed])
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -125,17 +129,27 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _keep(folder: Path, notes: Sequence[Path]) -> None:
-    """Remove all files except these notes and their tensors."""
+    """Remove all checkpoints except these notes and their tensors; files of other names are the user's."""
     kept = {*notes, *map(_tensors, notes)}
     with writing(folder):
         # The notes first: if this is interrupted, tensors without a note are ignored.
         for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".json"):
-            if path not in kept:
+            if path not in kept and _OURS.fullmatch(path.name):
                 path.unlink()
 
 
 def _notes(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*.json"))
+    found = folder.iterdir() if folder.exists() else ()
+    return sorted((path for path in found if _NOTE.fullmatch(path.name)), key=_round_of)
+
+
+def _name(completed: int) -> str:
+    # With leading zeros, so that people see them in the order of the rounds.
+    return f"round-{completed:06d}"
+
+
+def _round_of(note: Path) -> int:
+    return int(note.stem.removeprefix("round-"))
 
 
 def _tensors(note: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 import os
 import secrets
 import socket
@@ -14,8 +13,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedmr_flwr.errors import FedmrError, RunFolderError
-from fedmr_flwr.files import write_aside, write_new, write_tensors, writing
+from fedmr_flwr.files import reading, write_aside, write_new, write_over, write_tensors, writing
 from fedmr_flwr.runs.bugs import in_one_line
+from fedmr_flwr.runs.rows import to_line, whole_rows, with_nan
 from fedmr_flwr.runs.versions import versions
 
 
@@ -128,10 +128,10 @@ class RunFolder:
                     raise RunFolderError(
                         f"{self.path} is in use by {holder}; wait for it to end, or stop it"
                     ) from None
-                # Written only with the lock, so that it names its present holder.
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
+                with suppress(OSError):  # a full disk: the lock holds without a name
+                    # Written only with the lock, so that it names its present holder.
+                    file.truncate(0)
+                    os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
 
     @contextmanager
@@ -155,16 +155,17 @@ class RunFolder:
     def note(self, **facts: Any) -> None:
         """Add facts to the manifest; None removes one."""
         manifest = {name: fact for name, fact in (self.read_manifest() | facts).items() if fact is not None}
-        write_aside(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
+        write_aside(self.manifest, _manifest(manifest))
 
     def read_manifest(self) -> dict[str, Any]:
         """Return the manifest's facts; empty if it does not exist."""
-        try:
-            return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        if not self.manifest.exists():
             return {}
-        except ValueError as error:
-            raise RunFolderError(f"{self.manifest} is damaged ({error}); delete it to continue without it") from None
+        with reading(self.manifest, RunFolderError, "delete it to continue without it"):
+            facts = json.loads(self.manifest.read_text(encoding="utf-8"))
+            if not isinstance(facts, dict):
+                raise ValueError("it is not an object")
+            return facts
 
     def identifier(self) -> str:
         """Return the run's unique identifier, also valid after it is resumed: 16 hexadecimal digits."""
@@ -186,14 +187,17 @@ class RunFolder:
             reason = str(error) if isinstance(error, FedmrError) else f"{type(error).__name__}: {error}"
             if isinstance(error, KeyboardInterrupt):
                 reason = "stopped by Ctrl-C, kill or a closed terminal"
-            with suppress(RunFolderError):  # a full disk may be the reason
-                self.note(status="failed", error=reason.removesuffix(": "))
+            facts = {"status": "failed", "error": reason.removesuffix(": ")}
+            try:
+                self.note(**facts)
+            except RunFolderError:  # a full disk may be the reason
+                with suppress(OSError):
+                    write_over(self.manifest, _manifest({**self.read_manifest(), **facts}))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Append one round to the metrics; numbers that are not finite become null, because JSON has none."""
-        line = json.dumps(_without_nan(row), allow_nan=False) + "\n"
         with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(to_line(row))
 
     def flush_rows(self) -> None:
         """Flush the metrics to the disk."""
@@ -206,11 +210,11 @@ class RunFolder:
         """Remove the metrics of rounds that will be repeated, and an incomplete last line."""
         rows = [row for row in self._read_lines() if row["round"] <= completed]
         if self.metrics.exists():
-            write_aside(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            write_aside(self.metrics, "".join(map(to_line, rows)).encode())
 
     def read_rows(self) -> list[dict[str, Any]]:
         """Return the metrics of all rounds written so far."""
-        return [_with_nan(row) for row in self._read_lines()]
+        return [with_nan(row) for row in self._read_lines()]
 
     def read_new_rows(self, seen: int) -> tuple[list[dict[str, Any]], int]:
         """Return the rows that were written since a call, and the number of bytes read so far.
@@ -223,12 +227,12 @@ class RunFolder:
         with self.metrics.open("rb") as file:
             file.seek(seen)
             content = file.read()
-        return [_with_nan(row) for row in _whole_rows(content)], seen + content.rfind(b"\n") + 1
+        return [with_nan(row) for row in whole_rows(content, self.metrics)], seen + content.rfind(b"\n") + 1
 
     def _read_lines(self) -> list[dict[str, Any]]:
         if not self.metrics.exists():
             return []
-        return list(_whole_rows(self.metrics.read_bytes()))
+        return list(whole_rows(self.metrics.read_bytes(), self.metrics))
 
     def save_model(self, tensors: Mapping[str, NDArray[Any]]) -> str:
         """Write the global model.
@@ -259,34 +263,10 @@ class RunFolder:
         return self.models / (f"round-{number:06d}" + ("" if slot is None else f"-slot-{slot:03d}") + ".safetensors")
 
 
-def _whole_rows(content: bytes) -> Iterator[dict[str, Any]]:
-    """Yield rows up to the first incomplete one: the server may be writing it, or a power cut has truncated it."""
-    for line in content.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return
-        if not line.endswith(b"\n") or not isinstance(row, dict):
-            return
-        yield row
+def _manifest(facts: Mapping[str, Any]) -> bytes:
+    return (json.dumps(facts, indent=2) + "\n").encode()
 
 
 def _taken(path: Path, option: str) -> RunFolderError:
     what = "already contains a run" if (path / "config.yaml").exists() else "is not empty"
     return RunFolderError(f"{path} {what}; choose another folder with {option}")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {name: _without_nan(inner) for name, inner in value.items()}
-    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _with_nan(value: Any) -> Any:
-    if value is None:
-        return math.nan
-    if isinstance(value, dict):
-        return {name: _with_nan(inner) for name, inner in value.items()}
-    return [_with_nan(inner) for inner in value] if isinstance(value, list) else value

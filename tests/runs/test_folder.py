@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedmr_flwr import files
 from fedmr_flwr.config.loading import resolve_paths
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.server.experiment import create_folder
@@ -92,3 +93,60 @@ def test_model_is_saved_with_its_hash(toy):
         np.testing.assert_array_equal(back[name], tensor, strict=True)
     assert digest == hashlib.sha256(out.model.read_bytes()).hexdigest()
     assert not list(out.path.glob("*.tmp"))
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_full_disk_does_not_hide_a_failure(toy, monkeypatch):
+    out = create_folder(toy())
+    out.note(status="running")
+    monkeypatch.setattr(files.os, "fsync", full)
+    out.fail(RunFolderError("cannot write x: No space left on device"))
+    assert (out.status, out.read_manifest()["error"]) == ("failed", "cannot write x: No space left on device")
+
+
+def test_manifest_without_room_stays_whole(toy, monkeypatch):
+    out = create_folder(toy())
+    before = out.manifest.read_bytes()
+    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(files.os, "posix_fallocate", full)
+    out.fail(RuntimeError("no luck"))
+    assert out.manifest.read_bytes() == before
+
+
+def test_folder_needs_no_hard_links(toy, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    assert create_folder(toy()).status == "starting"
+
+
+def test_folder_needs_no_flush_of_folders(toy, monkeypatch):
+    flush = files.os.fsync
+
+    def refuse(descriptor):
+        if files.os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(22, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    assert create_folder(toy()).status == "starting"
+
+
+def test_failed_start_leaves_no_configuration(toy, monkeypatch):
+    settings = toy()
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(RunFolderError, match="No space left"):
+        create_folder(settings)
+    assert not (settings.run_dir / "config.yaml").exists(), "the same command may be given again"
+
+
+@pytest.mark.parametrize("text", ["5", "[]", "nothing", "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_damaged_manifest_is_one_line(toy, text):
+    out = create_folder(toy())
+    out.manifest.write_text(text)
+    with pytest.raises(RunFolderError, match=r"manifest\.json is damaged: .*; delete it"):
+        out.read_manifest()

@@ -283,7 +283,7 @@ def test_torn_metrics_do_not_stop_resume(toy, monkeypatch, torn):
 def test_damaged_folder_is_one_line(toy, monkeypatch):
     out = stopped(toy(), monkeypatch, fits=4)
     out.manifest.write_text("")
-    with pytest.raises(RunFolderError, match=r"manifest.json is damaged \(.*\); delete it"):
+    with pytest.raises(RunFolderError, match=r"manifest.json is damaged: .*; delete it"):
         runs.resume(out.path)
     out.config.write_text("")
     with pytest.raises(RunFolderError, match=r"is not a run folder: its config.yaml is missing or empty"):
