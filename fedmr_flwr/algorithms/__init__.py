@@ -28,7 +28,7 @@ def create(settings: Settings, layout: Layout) -> ServerStrategy[Any]:
             seed=settings.seed,
             layout=layout,
             wire=settings.wire,
-            guard=settings.guard,
+            guard=settings.guard_factor,
             **dict(strategy.options),
         )
     except OptionError as error:

@@ -37,16 +37,30 @@ class DataSpec:
         input_shape: of an example.
         classes: number of labels.
         normalisation: of images; None for text.
+        largest: the largest value of an input.
     """
 
     input_shape: tuple[int, ...]
     classes: int
     normalisation: Normalisation | None
+    largest: int
 
     @classmethod
     def of(cls, dataset: Dataset) -> "DataSpec":
         """Return the specification of a data set."""
-        return cls(dataset.input_shape, dataset.classes, dataset.normalisation)
+        largest = max(int(part.inputs.max()) for part in (dataset.train, dataset.test))
+        return cls(dataset.input_shape, dataset.classes, dataset.normalisation, largest)
+
+    @property
+    def ceiling(self) -> int:
+        """The largest value that a node's own inputs may have; beyond it they are on another scale, or no text.
+
+        There is no lower bound: a node's images may all be dark.
+        """
+        if self.normalisation is None:
+            return max(self.largest, self.classes - 1)
+        # 255 is what uint8 can hold, and says nothing about files of a user's own: twice what the server's have.
+        return int(self.normalisation.white) if self.normalisation.white < 255 else min(255, 2 * self.largest)
 
     def to_json(self) -> str:
         """Serialise the specification."""
@@ -61,7 +75,7 @@ class DataSpec:
         if own:
             # JSON has turned the tuples into lists, and the class must remain hashable.
             own = Normalisation(tuple(own["mean"]), tuple(own["std"]), own["white"], own["background"])
-        return cls(tuple(facts["input_shape"]), facts["classes"], own)
+        return cls(tuple(facts["input_shape"]), facts["classes"], own, facts["largest"])
 
 
 class ClientEnvironment(ABC):
@@ -221,7 +235,14 @@ class NodeEnvironment(ClientEnvironment):
         if self._data.is_dir():
             _check_digest(digest, self._named, self._data, self.settings.seed)
             return len(self._indices(datasets.load(self._named, self._data, self.settings.seed), replace=True))
-        return len(self._own)
+        own, most = self._own, self._spec.ceiling
+        if (largest := int(own.inputs.max())) > most:
+            what = "characters" if self._spec.normalisation is None else "pixels"
+            raise DataError(
+                f"x_train of {self._data} has {what} up to {largest}, but the run's data end at {self._spec.largest} "
+                f"(at most {most} is accepted); convert it to the same scale"
+            )
+        return len(own)
 
     @contextmanager
     def _private_errors(self) -> Iterator[None]:

@@ -120,6 +120,9 @@ class Deployment(Section):
 # "every N" rounds.
 EveryRounds = Annotated[str, Field(pattern=r"^every [1-9]\d*$")]
 
+# In a deployment, whose clients are other people's. Loose, so that no honest client is above it, whatever its number
+# of examples; what destroys a model in one round is hundreds of times as long as the median.
+_DEPLOYED_GUARD = 10.0
 # A placeholder for the strategy while the rest is checked.
 _LATER = Strategy.model_construct(options=Section(), rule_options=Section())
 
@@ -146,7 +149,7 @@ class Settings(Section):
         round_timeout: seconds to wait for the replies of a round.
         min_good_replies: a round with fewer good replies is bad and changes nothing.
         max_bad_rounds: the number of consecutive bad rounds that are tolerated; one more ends the run.
-        guard: reject replies whose update is more than this many times as long as the round's median.
+        guard: reject replies whose update is more than this many times as long as the round's median; 0: none.
         wire: the type in which models are sent; float16 halves the bytes and keeps eleven bits of each value.
     """
 
@@ -169,8 +172,7 @@ class Settings(Section):
     round_timeout: float = Field(3600.0, gt=0)
     min_good_replies: int = Field(1, ge=1)
     max_bad_rounds: int = Field(0, ge=0)
-    # Above 1, so that the median itself always passes.
-    guard: float | None = Field(None, gt=1)
+    guard: float | None = None
     wire: Literal["float32", "float16"] = "float32"
     ray: Ray = Ray()
     deployment: Deployment = Deployment()
@@ -187,6 +189,26 @@ class Settings(Section):
         if isinstance(self.keep_models, str):
             return number % int(self.keep_models.removeprefix("every ")) == 0
         return number in self.keep_models
+
+    @property
+    def guard_factor(self) -> float | None:
+        """The guard in effect; None if there is none. If it is not set: 10 in a deployment, none in a simulation."""
+        # Here and not in the default, because `flwr run` decides about the engine after the configuration is read.
+        if self.guard is None:
+            return _DEPLOYED_GUARD if self.engine == "deployment" else None
+        return self.guard or None
+
+    @field_validator("guard", mode="before")
+    @classmethod
+    def _may_be_off(cls, guard: object) -> object:
+        return 0.0 if guard == "off" else guard
+
+    @field_validator("guard")
+    @classmethod
+    def _passes_the_median(cls, guard: float | None) -> float | None:
+        if guard and not guard > 1:
+            raise ValueError("it must be greater than 1, or off")
+        return guard
 
     @field_validator("device")
     @classmethod

@@ -70,6 +70,8 @@ class Display:
             self._print_once(
                 f"  client {client}: it states {stated} examples; {counted} count, ten times as many as usual"
             )
+        if collapse := row.get("collapse"):
+            self.print(f"  round {row['round']}: {collapse}")
         for failed in row.get("failed", ()):
             self.print(f"  client {failed['client']}: {failed['kind']}: {failed['reason']}")
 

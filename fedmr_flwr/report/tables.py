@@ -30,7 +30,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     out = Table(caption="no round was evaluated")
     if scored:
         best = max(scored, key=lambda row: row["test-accuracy"])
+        collapses = [str(row["round"]) for row in scored if "collapse" in row]
         out.caption = f"best test accuracy {best['test-accuracy']:.4f} in round {best['round']}"
+        if collapses:
+            out.caption += f"; the global model collapsed in round {', '.join(collapses)}"
     for name in ("round", "test accuracy", "test loss", "train loss", "s/round", "failures"):
         out.add_column(name, justify="right")
     # Counted from the end, so that the last evaluated round is always included.

@@ -76,6 +76,12 @@ class Experiment:
         """The SHA-256 of the data set."""
         return self.dataset.digest()
 
+    @property
+    def chance(self) -> float:
+        """The accuracy on the test set of a model that always gives its most frequent label."""
+        labels = self.dataset.test.labels
+        return float(labels.bincount().max()) / len(labels)
+
     def evaluate(self, arrays: ArrayRecord) -> dict[str, Any]:
         """Score a global model and, if configured, the model of every slot on the test set."""
         score = self._score(self.codec.decode(arrays))

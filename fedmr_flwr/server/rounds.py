@@ -25,7 +25,7 @@ Row = dict[str, Any]
 _RESERVED = {
     "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
     "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
-    "slot-accuracies", "evaluation-seconds", "problem", "limited-examples",
+    "slot-accuracies", "evaluation-seconds", "problem", "limited-examples", "collapse",
 }  # fmt: skip
 # Failures of clients that are disconnected, or were disconnected while they trained.
 _ABSENT = {"offline", "node-lost"}

@@ -18,6 +18,7 @@ from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import client_evaluation, rounds
+from fedmr_flwr.server.collapse import Watch
 from fedmr_flwr.server.experiment import Experiment, create_folder
 from fedmr_flwr.server.resuming import LEDGER, resume, write_description
 from fedmr_flwr.training.devices import is_out_of_memory
@@ -89,7 +90,11 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
     for line in experiment.notices:
         display.print(line)
 
+    watch = Watch(experiment.chance, out.read_rows())
+
     def report(row: rounds.Row, arrays: ArrayRecord, stops: bool) -> None:
+        if "problem" not in row and (collapse := watch.look(row, strategy.lengths)):
+            row["collapse"] = collapse
         out.add_row(row)
         if "problem" in row:  # not a model to continue from: the latest checkpoint is from before
             out.flush_rows()

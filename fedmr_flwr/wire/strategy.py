@@ -4,12 +4,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedmr_flwr.core.layout import Packed
+from fedmr_flwr.core.layout import Columns, Packed
 from fedmr_flwr.core.population import distance
 from fedmr_flwr.wire.checks import Judged, log_failures, rejecting, without_outliers
 from fedmr_flwr.wire.codec import Codec
@@ -30,12 +31,15 @@ class ServerStrategy(Strategy, Generic[T]):
         guard: reject a trained model that moved more than `guard` times as far as the round's median, in its
             trainable parameters or in its buffers, each by its own measure, or that has a negative variance; None
             accepts all.
+        lengths: how far each client's model moved in the latest round, over trainable parameters, if its reply was
+            good; empty where only a guard measures it: for models on a GPU.
     """
 
     accepts_device_models: ClassVar[bool] = False
     diagnostics: Mapping[str, Any] = {}
     notice: str | None = None
     guard: float | None = None
+    lengths: Mapping[int, float] = {}
     _sent: Mapping[int, Message]
     # The number of examples of each client, as far as known: what it stated first, and how much of that counts.
     _stated: Mapping[int, int] = {}
@@ -69,7 +73,11 @@ class ServerStrategy(Strategy, Generic[T]):
             trained: returns the model of a good reply.
         """
         layout = self.codec.layout
+        self.lengths = {}
         if self.guard is None:
+            # Not on a GPU: copying each model to the host takes as long as a round there.
+            if all(isinstance(trained(reply).floats, np.ndarray) for reply in judged.good.values()):
+                self.lengths = self._measure(judged, trained, layout.parameters)
             return judged
         if layout.variances:
             negative = {
@@ -82,13 +90,20 @@ class ServerStrategy(Strategy, Generic[T]):
         for what, columns in (("its update is", layout.parameters), ("the update of its buffers is", layout.buffers)):
             if not columns:
                 continue
-            # Measured against the model that this client was sent: with a population they differ.
-            lengths = [
-                distance(trained(reply).on_host().floats, self._sent_model(client).floats, columns)
-                for client, reply in judged.good.items()
-            ]
-            judged = without_outliers(judged, lengths, self.guard, what)
+            lengths = self._measure(judged, trained, columns)
+            if columns is layout.parameters:
+                self.lengths = lengths
+            judged = without_outliers(judged, [*lengths.values()], self.guard, what)
+        self.lengths = {client: length for client, length in self.lengths.items() if client in judged.good}
         return judged
+
+    def _measure(self, judged: Judged[T], trained: Callable[[T], Packed], columns: Columns) -> dict[int, float]:
+        """Return how far each client's model has moved in some columns."""
+        # From the model that this client was sent: with a population they differ.
+        return {
+            client: distance(trained(reply).on_host().floats, self._sent_model(client).floats, columns)
+            for client, reply in judged.good.items()
+        }
 
     def _sent_model(self, client: int) -> Packed:
         """Return the model that a client was sent."""

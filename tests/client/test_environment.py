@@ -11,7 +11,7 @@ from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Normalisation
 from fedmr_flwr.errors import ConfigError, DataError
 
-SPEC = DataSpec((1, 8, 8), 10, Normalisation((0.5,), (0.25,), 16.0, 3))
+SPEC = DataSpec((1, 8, 8), 10, Normalisation((0.5,), (0.25,), 16.0, 3), 16)
 RUN = "0123456789abcdef"
 
 
@@ -35,7 +35,7 @@ def of_its_own(toy, node_config, spec=SPEC, run=RUN):
 
 def test_data_spec_survives_json():
     assert DataSpec.from_json(SPEC.to_json()) == SPEC
-    text = DataSpec((80,), 90, None)
+    text = DataSpec((80,), 90, None, 89)
     assert DataSpec.from_json(text.to_json()) == text
 
 
@@ -56,6 +56,9 @@ def test_node_prepares_its_own_file(toy, own):
     [
         ({"y_train": np.arange(12)}, "has the label 11; expected 0 to 9"),
         ({"x_train": np.zeros((12, 9, 9), np.uint8)}, r"expected examples of shape \[1, 8, 8\]"),
+        ({"x_train": np.zeros((12, 3, 8, 8), np.uint8)}, r"expected examples of shape \[1, 8, 8\]"),
+        ({"x_train": np.full((12, 8, 8), 17, np.uint8)}, "has pixels up to 17, but the run's data end at 16"),
+        ({"x_train": np.full((12, 8, 8), 240, np.uint8)}, "has pixels up to 240, but the run's data end at 16"),
         ({"x_train": np.zeros((12, 8, 8))}, "it must be uint8"),
         ({"y_train": np.arange(11)}, "expected 12 non-negative integers"),
     ],
@@ -123,3 +126,35 @@ def test_data_must_match_the_partition(toy, own, tmp_path):
         of_its_own(toy, own() | {"data": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"set partition\.name=nodes if each client has its own examples"):
         NodeEnvironment(toy(), own(), SPEC, RUN)
+
+
+@pytest.mark.parametrize("value", [0, 1, 16])
+def test_dark_images_are_on_the_same_scale(toy, own, value):
+    assert of_its_own(toy, own(x_train=np.full((12, 8, 8), value, np.uint8))).prepare("") == 12
+
+
+@pytest.mark.parametrize(
+    ("spec", "ceiling"),
+    [
+        (SPEC, 16),  # its white is published
+        (DataSpec((1, 8, 8), 10, Normalisation((0.5,), (0.25,)), 255), 255),
+        (DataSpec((1, 8, 8), 10, Normalisation((0.5,), (0.25,)), 250), 255),
+        (DataSpec((1, 8, 8), 10, Normalisation((0.5,), (0.25,)), 16), 32),  # a file of one's own
+        (DataSpec((80,), 90, None, 61), 89),  # the model knows 90 characters
+        (DataSpec((80,), 2, None, 61), 61),  # a model of one's own, whose labels are no characters
+    ],
+)
+def test_ceiling_of_a_nodes_values(spec, ceiling):
+    assert spec.ceiling == ceiling
+
+
+def test_unknown_characters_are_refused(toy, own):
+    spec = DataSpec((80,), 90, None, 89)
+    texts = np.full((12, 80), 89, np.uint8)
+    assert of_its_own(toy, own(x_train=texts), spec).prepare("") == 12
+    with pytest.raises(DataError, match="has characters up to 90, but the run's data end at 89"):
+        of_its_own(toy, own(x_train=texts + 1), spec).prepare("")
+
+
+def test_server_states_what_its_data_end_at(toy):
+    assert DataSpec.of(datasets.load(toy().data, None)).largest == 16

@@ -203,3 +203,24 @@ def test_run_folder_is_named_plainly(tmp_path, monkeypatch, load, data, strategy
     folder = loading.resolve_paths(load("", f"data.name={data}", f"strategy.name={strategy}")).run_dir
     assert folder.parent == tmp_path / "runs"
     assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{re.escape(name)}-[0-9a-f]{{4}}", folder.name)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "guard"),
+    [
+        ([], None),
+        (["engine=deployment"], 10.0),
+        (["engine=deployment", "guard=3"], 3.0),
+        (["engine=deployment", "guard=0"], None),
+        (["engine=deployment", "guard=off"], None),
+        (["guard=5"], 5.0),
+    ],
+)
+def test_guard_is_on_in_a_deployment(load, overrides, guard):
+    assert load("rounds: 2", *overrides).guard_factor == guard
+
+
+@pytest.mark.parametrize("value", ["1", "0.5", "-3"])
+def test_guard_below_the_median_is_refused(load, value):
+    with pytest.raises(ConfigError, match="guard = .*: it must be greater than 1, or off"):
+        load(f"guard: {value}")

@@ -76,6 +76,23 @@ def test_table_has_the_last_round():
     assert made.caption == "best test accuracy 0.9700 in round 97"
 
 
+def test_collapse_is_shown_and_stands_beside_the_best():
+    row = ROWS[1] | {"round": 7, "collapse": "the global model has collapsed: loss 23"}
+    console = Console(file=io.StringIO(), width=100)
+    Display(9, console).show(row)
+    assert "  round 7: the global model has collapsed: loss 23\n" in console.file.getvalue()
+    made = table([ROWS[1] | {"round": 6, "test-accuracy": 0.95}, row])
+    assert made.caption == "best test accuracy 0.9500 in round 6; the global model collapsed in round 7"
+
+
+def test_limited_examples_are_said_once():
+    console = Console(file=io.StringIO(), width=100)
+    display = Display(9, console)
+    for number in (1, 2):
+        display.show(ROWS[1] | {"round": number, "limited-examples": {3: (10**14, 120)}})
+    assert console.file.getvalue().count("client 3: it states 100000000000000 examples; 120 count") == 1
+
+
 def test_table_without_evaluation():
     console = Console(file=io.StringIO(), width=100)
     console.print(table([{"round": 1, "seconds": 0.1, "failures": 0}]))

@@ -302,6 +302,37 @@ def test_guard_stops_a_poisoned_client(toy, monkeypatch):
     assert {failed["client"] for row in guarded for failed in row["failed"]} == {3}
 
 
+def ones_from(monkeypatch, number, first):
+    """Let one client return a model of ones from some round on."""
+
+    def ones(self, trained, result):
+        if self.environment.number == number and self._round >= first:
+            trained = trained._replace(floats=np.ones_like(trained.floats))
+        return honest(self, trained, result)
+
+    honest = client.TrainRequest.reply
+    monkeypatch.setattr(client.TrainRequest, "reply", ones)
+
+
+LIAR = ["rounds=8", "clients=4", "clients-per-round=4", "training.local-epochs=2", "training.batch-size=20"]
+
+
+@pytest.mark.parametrize("strategy", ["fedmr", "fedavg"])
+def test_collapse_names_the_client_that_caused_it(toy, monkeypatch, strategy):
+    ones_from(monkeypatch, number=2, first=8)
+    *before, last = run(toy(*LIAR, f"strategy.name={strategy}", "partition.name=iid")).read_rows()
+    assert not [row for row in before if "collapse" in row]
+    assert "largest updates in this round, in multiples of the median: client 2 (" in last["collapse"]
+    assert last["failures"] == 0
+
+
+def test_guard_of_a_deployment_stops_a_model_of_ones(toy, monkeypatch):
+    ones_from(monkeypatch, number=2, first=8)
+    *_, last = run(toy(*LIAR, "partition.name=iid", "guard=10")).read_rows()
+    assert [(failed["client"], failed["kind"]) for failed in last["failed"]] == [(2, "outlier")]
+    assert "collapse" not in last
+
+
 def test_diverged_client_is_not_finite(toy):
     with pytest.raises(RunError, match=r"round 1: no client gave a good reply \(client \d: not-finite"):
         run(toy("training.lr=1e30", "rounds=1"))
