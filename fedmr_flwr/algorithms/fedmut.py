@@ -1,7 +1,8 @@
 """FedMut: FedAvg whose clients start from different mutations of the global model, along its last update.
 
 Source: Hu et al., "FedMut: Generalized Federated Learning via Stochastic Mutation", AAAI 2024; defaults and the
-acceleration of the first rounds as in the code published with FedMR.
+acceleration of the first rounds as in the code published with FedMR, which differ from those of its own code (see
+docs/configuration.md).
 """
 
 from collections.abc import Sequence

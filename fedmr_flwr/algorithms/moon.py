@@ -1,7 +1,7 @@
 """MOON: FedAvg whose clients draw representations towards the received model's and away from their earlier one's.
 
-Source: Li et al., "Model-Contrastive Federated Learning", CVPR 2021, equations 2 and 3; the default of mu as in
-the code published with FedMR.
+Source: Li et al., "Model-Contrastive Federated Learning", CVPR 2021, equations 2 and 3; the default of mu is that of
+its published code's example on CIFAR-10.
 """
 
 import math

@@ -167,8 +167,8 @@ def _own(name: str, data_dir: Path) -> Dataset:
     normalisation = found.normalisation
     if normalisation is None and train.inputs.ndim == 4:
         normalisation = Normalisation.measure(train.inputs.numpy())
-    owners = {"owners": good.get("owners"), "test_owners": good.get("owners_test")}
-    return replace(found, train=train, test=test, normalisation=normalisation, **owners)
+    owners, test_owners = good.get("owners"), good.get("owners_test")
+    return replace(found, train=train, test=test, normalisation=normalisation, owners=owners, test_owners=test_owners)
 
 
 def _drawn(dataset: Dataset, count: int, seed: int) -> Dataset:

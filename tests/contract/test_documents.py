@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmr_flwr.report import comparison
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
@@ -13,6 +15,21 @@ BLOCKS = [
     for page in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 ]
+
+
+# Strategies of a comparison that the page names with values for their options.
+PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+VALUES = sorted(set(re.findall(r"`(\w+(?:/[\w.-]+=[\w.]+)+)`", PAGE)))
+
+
+@pytest.mark.parametrize("text", VALUES)
+def test_published_values_are_accepted(text, tmp_path):
+    (run,) = comparison.plan(ROOT / "conf" / "quickstart.yaml", [], comparison.parse_strategies(text), None, tmp_path)
+    assert run[1].strategy.name == text.partition("/")[0]
+
+
+def test_page_has_published_values():
+    assert len(VALUES) > 5
 
 
 @pytest.mark.parametrize("block", BLOCKS)
