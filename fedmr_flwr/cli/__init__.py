@@ -9,6 +9,7 @@ import typer
 
 from fedmr_flwr.cli import deploy, runs, views
 from fedmr_flwr.cli.arguments import Command, print_line
+from fedmr_flwr.cli.compare import compare
 from fedmr_flwr.cli.flatness import flatness
 from fedmr_flwr.cli.output import lasting_output
 from fedmr_flwr.errors import FedmrError
@@ -40,7 +41,7 @@ def _options(
     """Federated learning by layer-wise model recombination (FedMR)."""
 
 
-for command in (runs.run, runs.resume, runs.compare, views.plot, views.partition, views.units, flatness):
+for command in (runs.run, runs.resume, compare, views.plot, views.partition, views.units, flatness):
     app.command(cls=Command)(command)
 app.add_typer(deploy.app, name="deploy")
 

@@ -78,16 +78,16 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
     # Not by pyplot, which keeps every figure alive and chooses a backend that may need a display.
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(rounds, [100 * row["test-accuracy"] for row in scored], **_marks(scored), label="global model")
+    left.plot(rounds, [100 * row["test-accuracy"] for row in scored], **figures.marks(scored), label="global model")
     by_slot = {row["round"]: 100 * np.array(row["slot-accuracies"]) for row in rows if "slot-accuracies" in row}
     if by_slot:
         ends = np.array([[of.min(), of.max()] for of in by_slot.values()])
-        _band(left, list(by_slot), ends, color="C0", label="slots, lowest to highest")
+        figures.band(left, list(by_slot), ends, color="C0", label="slots, lowest to highest")
         left.legend(frameon=False)
     if not scored:
         left.text(0.5, 0.5, "not evaluated yet", ha="center", transform=left.transAxes)
     left.set_ylabel("test accuracy (%)")
-    right.plot(rounds, [row["test-loss"] for row in scored], **_marks(scored), label="test")
+    right.plot(rounds, [row["test-loss"] for row in scored], **figures.marks(scored), label="test")
     trained = [row for row in rows if "train-loss" in row]
     right.plot(
         [row["round"] for row in trained],
@@ -98,39 +98,7 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
     )
     right.set_ylabel("cross-entropy")
     right.legend(frameon=False)
-    _over_rounds(left, right)
-    figures.save(figure, title, path)
-
-
-def comparison(runs: Mapping[str, Sequence[Metrics]], title: str, path: Path) -> None:
-    """Plot the test accuracy of several strategies over the rounds.
-
-    Args:
-        runs: the metrics of each strategy's runs, one for each seed; for several, the mean is drawn, and a band from
-            the lowest to the highest.
-        title: of the plot.
-        path: the file to write.
-    """
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    axes = figure.subplots()
-    for at, (label, of_seeds) in enumerate(runs.items()):
-        by_seed = [
-            {row["round"]: row["test-accuracy"] for row in rows if "test-accuracy" in row} for rows in of_seeds
-        ]
-        # Only rounds that all seeds have: a mean over some of them would jump.
-        rounds = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
-        if not rounds:
-            continue
-        accuracy = 100 * np.array([[scores[number] for number in rounds] for scores in by_seed])
-        colour, style = COLOURS[at % len(COLOURS)], ("-", "--", ":")[at // len(COLOURS) % 3]
-        axes.plot(
-            rounds, accuracy.mean(0), color=colour, linestyle=style, **_marks(rounds), label=figures.plain(label)
-        )
-        if len(by_seed) > 1:
-            _band(axes, rounds, np.stack([accuracy.min(0), accuracy.max(0)], axis=1), color=colour)
-    axes.set_ylabel("test accuracy (%)")
-    _over_rounds(axes)
-    figure.legend(title="strategy", loc="outside right center", frameon=False)
+    figures.over_rounds(left, right)
     figures.save(figure, title, path)
 
 
@@ -188,7 +156,7 @@ def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> No
     spreads = np.array([row["spread"] for row in good], np.float64)
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(rounds, [row["similarity"] for row in good], **_marks(good))
+    left.plot(rounds, [row["similarity"] for row in good], **figures.marks(good))
     left.set_ylabel("cosine similarity, mean over pairs of models")
     named = len(units) <= _MOST_NAMED_LINES
     # The bright end of the colour map would be invisible on white.
@@ -196,7 +164,9 @@ def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> No
     for unit, (name, colour) in enumerate(zip(units, colours, strict=True)):
         style = "-" if unit < len(COLOURS) or not named else "--"
         width = 1.5 if named else 0.9
-        right.plot(rounds, spreads[:, unit], style, color=colour, linewidth=width, label=_short(name), **_marks(good))
+        right.plot(
+            rounds, spreads[:, unit], style, color=colour, linewidth=width, label=_short(name), **figures.marks(good)
+        )
     right.set_ylabel("spread: standard deviation across models")
     _scale(right, spreads)
     if named:
@@ -204,7 +174,7 @@ def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> No
     else:
         bar, at = _gradient(figure, right, colours, "unit, in the order of the network")
         bar.set_ticks(list(at), labels=[_short(units[unit]) for unit in at])
-    _over_rounds(left, right)
+    figures.over_rounds(left, right)
     figures.save(figure, title, path)
 
 
@@ -228,14 +198,14 @@ def lineage(past: History, units: Sequence[str], title: str, path: Path, most_un
         (past.by_unit, "one unit of a slot's model", COLOURS[0], 3, "-"),
         (past.by_model, "any unit of a slot's model", COLOURS[2], 1.5, "--"),
     ):
-        _band(right, past.rounds, counts[:, [0, 2]], color=colour)
+        figures.band(right, past.rounds, counts[:, [0, 2]], color=colour)
         line = {"color": colour, "linewidth": width, "linestyle": style}
-        right.plot(past.rounds, counts[:, 1], **line, **_marks(past.rounds), label=name)
+        right.plot(past.rounds, counts[:, 1], **line, **figures.marks(past.rounds), label=name)
     _legend_below(figure, right, "clients that have trained (mean, fewest to most)", "outside lower right", 1)
     right.set_ylabel(f"distinct clients, of {past.run.clients}")
     right.set_ylim(0, 1.05 * min(past.run.clients, 1.5 * past.by_model[:, 2].max()))
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _over_rounds(left, right)
+    figures.over_rounds(left, right)
     figures.save(figure, title, path)
 
 
@@ -289,12 +259,6 @@ def _legend_below(
     figure.legend(handles, labels, loc=place, title=title, ncols=columns, frameon=False, fontsize="small")
 
 
-def _band(axes: Axes, rounds: Sequence[int] | NDArray[np.int64], ends: NDArray[np.float64], **style: Any) -> None:
-    """Fill the band from lowest to highest, [R, 2]."""
-    # With an edge, because the fill of a single round has no width.
-    axes.fill_between(rounds, ends[:, 0], ends[:, 1], alpha=0.2, linewidth=1, **style)
-
-
 def _gradient(figure: Figure, axes: Axes, colours: Any, label: str) -> tuple[Colorbar, NDArray[np.int64]]:
     """Add a colour bar with five labelled indices; return it with these indices."""
     last = len(colours) - 1
@@ -304,13 +268,8 @@ def _gradient(figure: Figure, axes: Axes, colours: Any, label: str) -> tuple[Col
     return bar, at
 
 
-def _marks(points: Sequence[Any] | NDArray[Any]) -> dict[str, Any]:
-    # With more points the markers would cover the line.
-    return {"marker": "o", "markersize": 4} if len(points) <= 30 else {}
-
-
 def _colours(number: int) -> list[str]:
-    return [COLOURS[at % len(COLOURS)] for at in range(number)]
+    return [figures.line_colour(at) for at in range(number)]
 
 
 def _short(name: str, length: int = 28) -> str:
@@ -331,10 +290,3 @@ def _scale(axes: Axes, values: NDArray[np.float64]) -> None:
         axes.set_ylim(bottom=-0.2 * positive.min())
     else:
         axes.set_yscale("log")
-
-
-def _over_rounds(*panels: Axes) -> None:
-    for axes in panels:
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.3)

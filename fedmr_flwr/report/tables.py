@@ -1,4 +1,4 @@
-"""Tables for a terminal: the rounds of a run, a comparison, a partition, the units of a model."""
+"""Tables for a terminal: the rounds of a run, a partition, the units of a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,6 @@ from rich.text import Text
 
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.units import Spec, Unit, format_unit
-from fedmr_flwr.report.comparison import Summary, cells, column_names
 
 # The most rows of a run's table.
 _ROWS = 12
@@ -46,22 +45,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['seconds']:.2f}",
             str(row["failures"]),
         )
-    return out
-
-
-def comparison_table(compared: Sequence[Summary], target: float) -> Table:
-    """Return a table of several strategies' results.
-
-    Args:
-        compared: the summary of each strategy.
-        target: the accuracy to reach, 0 to 1.
-    """
-    out = Table(caption="test accuracy in %, mean ± standard deviation over runs; MB per client and round")
-    for at, name in enumerate(column_names(target)):
-        # Numbers are never wrapped; a long name of a strategy may be.
-        out.add_column(name, justify="right" if at else "left", no_wrap=at > 0, overflow="fold")
-    for line in compared:
-        out.add_row(*map(Text, cells(line)))
     return out
 
 

@@ -1,0 +1,1 @@
+"""Comparisons: the runs of a study, their results as tables and curves, and running them side by side."""

@@ -1,0 +1,78 @@
+"""Runs that a comparison was asked for before: whether they are there, the same, and complete."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedmr_flwr.config.identity import differences, identity, own_code
+from fedmr_flwr.config.loading import load
+from fedmr_flwr.config.settings import Data, Partition, Settings
+from fedmr_flwr.errors import RunFolderError
+from fedmr_flwr.runs import folder
+from fedmr_flwr.runs.folder import RunFolder
+
+Metrics = Sequence[Mapping[str, Any]]
+
+
+def find_earlier_run(settings: Settings) -> RunFolder | None:
+    """Return the folder of a run that was started earlier, None if it was not.
+
+    Raises:
+        RunFolderError: the folder contains something else, or a damaged run.
+    """
+    assert settings.run_dir is not None
+    if (settings.run_dir / "config.yaml").exists():
+        return RunFolder.open(settings.run_dir)
+    folder.check_free(settings.run_dir, "--out FOLDER")
+    return None
+
+
+def check_same(settings: Settings) -> None:
+    """Check that an earlier run in the folder has the same settings, data, partition and code.
+
+    Raises:
+        RunFolderError: it has not, or the folder contains something else.
+    """
+    if (out := find_earlier_run(settings)) is None:
+        return
+    manifest = out.read_manifest()
+    now = identity(settings) | {"own-code": own_code(settings)}
+    # The files may have changed under the same name. A run that was not started yet has no hashes.
+    if "data-sha256" in manifest:
+        digests = _digests(settings.data, settings.data_dir, settings.clients, settings.partition, settings.seed)
+        # In a deployment, clients may have data that only they know.
+        now |= {name: digest for name, digest in digests.items() if name in manifest}
+    for name, old, new in differences({**manifest, **identity(load(out.config))}, now):
+        raise RunFolderError(
+            f"{out.path} was started with {name} = {old}, but now it is {new}; choose another folder with --out"
+        )
+
+
+def rows_of(run: RunFolder) -> Metrics:
+    """Return the metrics of a complete run.
+
+    Raises:
+        RunFolderError: they are damaged.
+    """
+    rows, rounds = run.read_rows(), run.read_manifest().get("rounds")
+    # A complete run has all rows; with fewer, the mean over rounds would be wrong without an error.
+    if len(rows) != rounds:
+        raise RunFolderError(
+            f"{run.metrics} is damaged: it has {len(rows)} of {rounds} rounds; delete {run.path} to train again"
+        )
+    return rows
+
+
+# A grid asks for the same ones with every strategy.
+@lru_cache(maxsize=256)
+def _digests(data: Data, data_dir: Path | None, clients: int, partition: Partition, seed: int) -> dict[str, str]:
+    # Imported here, because they load PyTorch, which the help of the command line need not wait for.
+    from fedmr_flwr.data import datasets, partitions
+
+    dataset = datasets.load(data, data_dir, seed)
+    found = {"data-sha256": dataset.digest()}
+    if partition.name != partitions.NODES:
+        parts = partitions.split(dataset, clients, partition, seed)
+        found["partition-sha256"] = partitions.hash_partition(parts)
+    return found

@@ -1,0 +1,123 @@
+"""What a study would take: hours and disk, from one measured round of each cell and strategy."""
+
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.studies import terminal
+from fedmr_flwr.studies.earlier import find_earlier_run
+from fedmr_flwr.studies.plan import Planned, Train
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What runs take that differ in their seed alone.
+
+    Attributes:
+        round_seconds: of a round.
+        evaluation_seconds: of an evaluation.
+        bytes: of the folder of a complete run.
+    """
+
+    round_seconds: float
+    evaluation_seconds: float
+    bytes: float
+
+    def seconds(self, settings: Settings, done: int) -> float:
+        """Return the seconds of the rounds that are left."""
+        left = settings.rounds - done
+        return left * self.round_seconds + left / settings.evaluate_every * self.evaluation_seconds
+
+
+def estimate(planned: Sequence[Planned], console: Console, train: Train) -> Iterator[dict[str, object]]:
+    """Yield a line for each cell and strategy: its runs, and the hours and megabytes that are left.
+
+    Rounds of earlier runs are used where there are any; otherwise one round is run in a temporary folder.
+
+    Args:
+        planned: the runs.
+        console: for what is being measured.
+        train: for the measured rounds.
+    """
+    for (cell, strategy), group in groupby(planned, lambda run: (run.cell.label, run.variant.label)):
+        runs = [*group]
+        found = [find_earlier_run(run.settings) for run in runs]
+        rounds = [0 if folder is None else len(folder.read_rows()) for folder in found]
+        complete = [folder is not None and folder.status == "completed" for folder in found]
+        seconds = size = 0.0
+        if not all(complete):
+            cost = _cost(runs[0], [folder for folder in found if folder], console, train)
+            for run, done, ended in zip(runs, rounds, complete, strict=True):
+                seconds += 0 if ended else cost.seconds(run.settings, done)
+                size += 0 if done else cost.bytes
+        yield {
+            "cell": cell,
+            "strategy": strategy,
+            "runs": len(runs),
+            "complete": sum(complete),
+            "rounds left": sum(run.settings.rounds - done for run, done in zip(runs, rounds, strict=True)),
+            "hours": seconds / 3600,
+            "MB": size / 1e6,
+        }
+
+
+def show(planned: Sequence[Planned], jobs: int, console: Console, train: Train) -> None:
+    """Show the runs, and what is left of them.
+
+    Args:
+        planned: the runs.
+        jobs: how many would run at a time.
+        console: for the table.
+        train: for the measured rounds.
+    """
+    table = pd.DataFrame([*estimate(planned, console, train)])
+    hours, size = float(table["hours"].sum()) / jobs, float(table["MB"].sum())
+    text = table.assign(
+        **{"rounds left": table["rounds left"].map("{:,}".format)},
+        hours=table["hours"].map("{:.2f}".format),
+        MB=table["MB"].map("{:,.0f}".format),
+    ).astype(str)
+    names = ["cell", "strategy"] if (text["cell"] != "").any() else ["strategy"]
+    side = f", {jobs} at a time" if jobs > 1 else ""
+    caption = (
+        f"{len(planned)} runs, {table['complete'].sum()} complete; left{side}: {hours:.1f} hours, {size / 1e3:.2f} GB"
+    )
+    shown = text[[*names, "runs", "complete", "rounds left", "hours", "MB"]]
+    terminal.show(shown, names, caption, console)
+
+
+def _cost(run: Planned, earlier: Sequence[RunFolder], console: Console, train: Train) -> Cost:
+    measured = [folder for folder in earlier if folder.read_rows()]
+    if measured:
+        return _cost_of(measured[0], run.settings)
+    name = run.name.rpartition(",")[0]
+    console.print(f"measuring one round: {name}", soft_wrap=True, markup=False, highlight=False)
+    with tempfile.TemporaryDirectory(prefix="fedmr-plan-") as scratch:
+        short = run.settings.model_copy(update={"rounds": 1, "run_dir": Path(scratch, "run")})
+        folder = train(short, Display(1, Console(file=io.StringIO())), None)
+        return _cost_of(folder, run.settings)
+
+
+def _cost_of(folder: RunFolder, settings: Settings) -> Cost:
+    rows = folder.read_rows()
+    evaluations = [row["evaluation-seconds"] for row in rows if "evaluation-seconds" in row]
+    files = [path for path in folder.path.rglob("*") if path.is_file()]
+    growing = folder.metrics.stat().st_size / len(rows) * settings.rounds
+    checkpoints = [path.stat().st_size for path in files if folder.checkpoints in path.parents]
+    fixed = sum(path.stat().st_size for path in files if path != folder.metrics) - sum(checkpoints)
+    # The last two checkpoints stay; a checkpoint is one file of tensors and a small one.
+    kept = sum(map(settings.keeps_models_of, range(1, settings.rounds + 1)))
+    models = kept * (1 + settings.clients_per_round * settings.keep_models_slots)
+    model = folder.model.stat().st_size if folder.model.exists() else 0
+    size = fixed + growing + 2 * max(checkpoints, default=0) + models * model
+    return Cost(float(np.median([row["seconds"] for row in rows])), float(np.mean(evaluations or [0.0])), float(size))

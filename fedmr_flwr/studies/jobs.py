@@ -1,0 +1,180 @@
+"""The runs of a study, one after another or side by side in processes of their own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from fedmr_flwr.config.loading import resolve_paths, to_yaml
+from fedmr_flwr.errors import FedmrError
+from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.studies.earlier import find_earlier_run
+from fedmr_flwr.studies.plan import Planned, Train
+
+# Runs of these engines are one process each; Ray and a SuperLink share out the machine themselves.
+SIDE_BY_SIDE = ("in-process", "gpu")
+_POLL_SECONDS = 0.2
+# Seconds in which a process that was asked to stop writes down that it has stopped.
+_STOP_SECONDS = 30.0
+_ERROR = "fedmr: error: "
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: `folder` if it is complete, `error` if it failed."""
+
+    run: Planned
+    folder: RunFolder | None = None
+    error: str = ""
+
+
+def run_all(planned: Sequence[Planned], jobs: int, console: Console, train: Train) -> Iterator[Ended]:
+    """Run what is not complete yet, and yield every run when it has ended, complete or not.
+
+    Args:
+        planned: the runs.
+        jobs: how many run at a time.
+        console: for the progress.
+        train: for those that run in this process, one after another.
+    """
+    yield from _in_turn(planned, console, train) if jobs == 1 else _side_by_side(planned, jobs, console)
+
+
+def _in_turn(planned: Sequence[Planned], console: Console, train: Train) -> Iterator[Ended]:
+    for at, run in enumerate(planned, 1):
+        settings = resolve_paths(run.settings)
+        console.print(
+            f"[{at}/{len(planned)}] {run.name}: {settings.run_dir}", soft_wrap=True, markup=False, highlight=False
+        )
+        try:
+            done = find_earlier_run(settings)
+            if done is None or done.status != "completed":
+                done = train(settings, Display(settings.rounds, console), done)
+            yield Ended(run, done)
+        except FedmrError as error:  # the other runs, which may take hours, continue
+            yield Ended(run, error=str(error))
+
+
+@dataclass
+class _Process:
+    """A run in a process of its own: a command `fedmr run` or `fedmr resume`."""
+
+    run: Planned
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    task: TaskID
+    read: int = 0
+    latest: dict[str, Any] = field(default_factory=dict)
+
+
+def _side_by_side(planned: Sequence[Planned], jobs: int, console: Console) -> Iterator[Ended]:
+    waiting = [*planned]
+    running: list[_Process] = []
+    with tempfile.TemporaryDirectory(prefix="fedmr-compare-") as scratch, _progress(console) as bars:
+        total = bars.add_task("all runs", total=len(planned), numbers="")
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    run = waiting.pop(0)
+                    try:
+                        done = find_earlier_run(run.settings)
+                    except FedmrError as error:
+                        yield _end(bars, total, Ended(run, error=str(error)))
+                        continue
+                    if done is not None and done.status == "completed":
+                        yield _end(bars, total, Ended(run, done))
+                        continue
+                    running.append(_start(run, done, Path(scratch, str(len(waiting))), bars))
+                time.sleep(_POLL_SECONDS)
+                for job in [*running]:
+                    _follow(job, bars)
+                    if job.process.poll() is not None:
+                        running.remove(job)
+                        bars.remove_task(job.task)
+                        yield _end(bars, total, _ended(job))
+        finally:  # after an interrupt, or if the caller has enough
+            _stop(running)
+
+
+def _progress(console: Console) -> Progress:
+    whole = Column(no_wrap=True)
+    return Progress(
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        MofNCompleteColumn(table_column=whole),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[numbers]}", table_column=whole),
+        console=console,
+        expand=True,
+        # In a log file the bars would be thousands of lines; it gets a line for each run.
+        disable=not console.is_terminal,
+    )
+
+
+def _start(run: Planned, earlier: RunFolder | None, scratch: Path, bars: Progress) -> _Process:
+    settings = resolve_paths(run.settings)
+    fedmr = [sys.executable, "-m", "fedmr_flwr.cli"]
+    if earlier is None:
+        conf = scratch.with_suffix(".yaml")
+        conf.write_text(to_yaml(settings), encoding="utf-8")
+        command = [*fedmr, "run", str(conf)]
+    else:
+        command = [*fedmr, "resume", str(earlier.path), "--engine", settings.engine]
+    log = scratch.with_suffix(".log")
+    # One thread each: processes that wait for each other's cores take several times as long.
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings.client_cpus)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+    task = bars.add_task(run.name, total=settings.rounds, numbers="")
+    return _Process(run, process, log, task)
+
+
+def _follow(job: _Process, bars: Progress) -> None:
+    """Show the rounds that a run has completed since the last call."""
+    assert job.run.settings.run_dir is not None
+    rows, job.read = RunFolder(job.run.settings.run_dir).read_new_rows(job.read)
+    for row in rows:
+        job.latest |= row
+    if rows:
+        accuracy = f"{job.latest['test-accuracy']:.4f}" if "test-accuracy" in job.latest else ""
+        bars.update(job.task, completed=job.latest["round"], numbers=accuracy)
+
+
+def _ended(job: _Process) -> Ended:
+    assert job.run.settings.run_dir is not None
+    if job.process.returncode == 0:
+        return Ended(job.run, RunFolder.open(job.run.settings.run_dir))
+    lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    error = next((line.removeprefix(_ERROR) for line in reversed(lines) if line.startswith(_ERROR)), "")
+    return Ended(job.run, error=error or f"its process ended with status {job.process.returncode}")
+
+
+def _end(bars: Progress, total: TaskID, ended: Ended) -> Ended:
+    """Show that a run has ended."""
+    bars.advance(total)
+    at, of = int(bars.tasks[0].completed), int(bars.tasks[0].total or 0)
+    line = f"[{at}/{of}] {ended.run.name}: {ended.run.settings.run_dir}"
+    bars.console.print(line, soft_wrap=True, markup=False, highlight=False)
+    return ended
+
+
+def _stop(running: Sequence[_Process]) -> None:
+    """Stop processes; each leaves a run that can be resumed."""
+    for job in running:
+        job.process.terminate()
+    for job in running:
+        with suppress(subprocess.TimeoutExpired):
+            job.process.wait(_STOP_SECONDS)
+            continue
+        job.process.kill()
+        job.process.wait()
