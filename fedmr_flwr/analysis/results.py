@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 from torch import nn
 
 from fedmr_flwr import models
@@ -88,7 +88,7 @@ class RunResults:
     @cached_property
     def layout(self) -> Layout:
         """The position of each tensor in a packed model."""
-        return layout_of(self._initial)
+        return layout_of(self._scratch)
 
     @cached_property
     def rounds(self) -> list[int]:
@@ -113,7 +113,7 @@ class RunResults:
     def packed(self, number: int | None = None) -> Packed:
         """Return the global model as flat vectors; arguments and errors as those of `model`."""
         if number == 0:
-            return pack(self._initial, self.layout)
+            return pack(self._build(), self.layout)
         ends = number is None or (self.folder.status == "completed" and number == self.last_round)
         return self._read(self.folder.model if ends else self.folder.kept_model(number or self.last_round))
 
@@ -134,24 +134,27 @@ class RunResults:
         return network
 
     @cached_property
-    def _initial(self) -> nn.Module:
+    def _scratch(self) -> nn.Module:
+        """A network through which files are read: its own class knows which of its tensors are tied."""
         return self._build()
 
     def _build(self) -> nn.Module:
         config = self.config
         shape, classes = datasets.shape_and_classes(config.data, config.data_dir)
-        return models.build(config.model.name, shape, classes, config.seed)
+        return models.build(config.model.name, shape, classes, config.seed, config.model.initialise)
 
     def _read(self, path: Path) -> Packed:
         try:
-            return self.layout.pack(load_file(path))
+            self._scratch.load_state_dict(load_file(path))
         except FileNotFoundError:
             kept = ", ".join(map(str, self.rounds)) or "none"
             raise RunFolderError(
                 f"{path} does not exist; rounds whose model was kept: {kept}; choose them with keep-models"
             ) from None
-        except (OSError, SafetensorError, ValueError) as error:
-            raise RunFolderError(f"{path} is not a model of this run: {error}") from None
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise RunFolderError(f"{path} is not a model of this run: {reason}") from None
+        return pack(self._scratch, self.layout)
 
 
 def load_run(path: Path | str) -> RunResults:
