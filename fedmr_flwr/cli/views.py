@@ -21,9 +21,10 @@ def plot(run_folder: Folder) -> None:
 
     RUN is its folder.
     """
-    from fedmr_flwr.report import plots
+    from fedmr_flwr.report import plots, scores
 
-    drawn = plots.draw(RunFolder.open(run_folder.absolute()))
+    folder = RunFolder.open(run_folder.absolute())
+    drawn = [*plots.draw(folder), *scores.draw(folder)]
     if not drawn:
         raise RunFolderError(f"{run_folder} has no completed round yet, so there is nothing to draw")
     for path in drawn:

@@ -15,7 +15,7 @@ from fedmr_flwr.errors import ConfigError
 # as one that changes the result until it is named here.
 HOW_COMPUTED = frozenset({
     "engine", "device", "client-cpus", "ray", "deployment", "data-dir", "run-dir", "checkpoint-every",
-    "round-timeout", "evaluate-clients", "keep-models", "keep-models-slots",
+    "round-timeout", "evaluation", "keep-models", "keep-models-slots",
 })  # fmt: skip
 # What may change besides when a run is resumed: more rounds, and more patience.
 LENGTH = frozenset({"rounds", "max-bad-rounds"})

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
+from fedmr_flwr.config.evaluation import Evaluation
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import AbsolutePath, Section
 from fedmr_flwr.config.strategy import Strategy
@@ -142,7 +143,6 @@ class Settings(Section):
         data_dir: folder of the data files.
         run_dir: folder of this run; a new one under runs/ if not given.
         evaluate_every: rounds between evaluations of the global model; the last round is always evaluated.
-        evaluate_clients: whether to score the final model on every client's own examples, too.
         checkpoint_every: rounds between checkpoints.
         keep_models: the rounds whose global model stays in the run folder: a list, or "every N".
         keep_models_slots: whether the model of each slot stays, too.
@@ -165,7 +165,6 @@ class Settings(Section):
     data_dir: AbsolutePath | None = None
     run_dir: AbsolutePath | None = None
     evaluate_every: int = Field(1, ge=1)
-    evaluate_clients: bool = False
     checkpoint_every: int = Field(10, ge=1)
     keep_models: tuple[Annotated[int, Field(ge=1)], ...] | EveryRounds = ()
     keep_models_slots: bool = False
@@ -177,6 +176,7 @@ class Settings(Section):
     ray: Ray = Ray()
     deployment: Deployment = Deployment()
     privacy: Privacy = Privacy()
+    evaluation: Evaluation = Evaluation()
     data: Data = Data()
     partition: Partition = Partition()
     model: Model = Model()
@@ -241,11 +241,13 @@ class Settings(Section):
                 "data.train-examples draws from the server's data set, but with partition.name=nodes each client has "
                 "its own examples; leave one of them out"
             )
-        if self.privacy.local_dp and self.evaluate_clients:
+        if self.privacy.local_dp and self.evaluation.clients != "never":
             raise ValueError(
-                "evaluate-clients would send each client's accuracy without the noise of privacy.local-dp; leave one "
-                "of them out"
+                "evaluation.clients would send each client's accuracy without the noise of privacy.local-dp; leave "
+                "one of them out"
             )
+        if self.evaluation.fine_tune and self.evaluation.clients == "never":
+            raise ValueError("evaluation.fine-tune needs evaluation.clients: a number of rounds, or end")
         training = self.training
         length = training.warmup_rounds + (training.decay_rounds or self.rounds)
         if training.schedule == "cosine" and not training.final_lr and self.rounds > length:

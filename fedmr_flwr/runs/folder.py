@@ -42,7 +42,8 @@ class RunFolder:
 
     Files: config.yaml (complete), manifest.json (versions, hashes, status), metrics.jsonl (an object per
     round), partition.npz, checkpoints/, client-state/ (the clients' state between rounds, if the algorithm has
-    any), model.safetensors (the global model), models/ (those of rounds to be kept), and pictures.
+    any), classes.json (the latest scores of each class), model.safetensors (the global model), models/ (those of
+    rounds to be kept), and pictures.
 
     Args:
         path: an existing run folder.
@@ -55,6 +56,7 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self.models = path / "models"
         self.partition = path / "partition.npz"
+        self.classes = path / "classes.json"
         self.checkpoints = path / "checkpoints"
         self.curves = path / "curves.png"
         self.clients = path / "clients.png"
@@ -233,6 +235,10 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         return list(whole_rows(self.metrics.read_bytes(), self.metrics))
+
+    def save_classes(self, number: int, scores: Mapping[str, Any]) -> None:
+        """Write the scores of each class after a round, in place of those of an earlier one."""
+        write_aside(self.classes, (json.dumps({"round": number, **scores}) + "\n").encode())
 
     def save_model(self, tensors: Mapping[str, NDArray[Any]]) -> str:
         """Write the global model.

@@ -4,7 +4,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from fedmr_flwr import algorithms, models
@@ -15,14 +14,12 @@ from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.units import format_unit
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import resources
-from fedmr_flwr.training.devices import arithmetic, check_precision, pick_device, place
-from fedmr_flwr.training.evaluation import Score, evaluate
+from fedmr_flwr.training.devices import check_precision, pick_device
 from fedmr_flwr.wire.codec import Codec
 
 
@@ -82,32 +79,12 @@ class Experiment:
         labels = self.dataset.test.labels
         return float(labels.bincount().max()) / len(labels)
 
-    def evaluate(self, arrays: ArrayRecord) -> dict[str, Any]:
-        """Score a global model and, if configured, the model of every slot on the test set."""
-        score = self._score(self.codec.decode(arrays))
-        numbers: dict[str, Any] = {"test-loss": score.loss, "test-accuracy": score.accuracy}
-        strategy = self.strategy
-        if isinstance(strategy, MultiModel) and strategy.options.evaluate_slots and strategy.state.models:
-            numbers["slot-accuracies"] = [self._score(model).accuracy for model in strategy.state.models]
-        return numbers
-
     def state_dict(self, model: Packed) -> dict[str, NDArray[Any]]:
         """Return a model's state_dict, as its own class loads it: a tied tensor has all of its names."""
         unpack(model.on_host(), self.layout, self.model)
         return {
             name: np.ascontiguousarray(tensor.numpy(force=True)) for name, tensor in self.model.state_dict().items()
         }
-
-    def _score(self, model: Packed) -> Score:
-        place(self.model, self.device, self.precision)
-        unpack(model, self.layout, self.model)
-        with arithmetic(self.precision, self.device):
-            return evaluate(self.model, self.dataset, self._test, self.device)
-
-    @cached_property
-    def _test(self) -> Examples:
-        """The test set on the device."""
-        return self.test.to(self.device)
 
     def title(self) -> str:
         """Return a title of the run in one line."""

@@ -25,7 +25,9 @@ Row = dict[str, Any]
 _RESERVED = {
     "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
     "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
-    "slot-accuracies", "evaluation-seconds", "problem", "limited-examples", "collapse",
+    "slot-accuracies", "evaluation-seconds", "problem", "limited-examples", "collapse", "training-set-loss",
+    "training-set-accuracy", "macro-f1", "balanced-accuracy", "top-5", "client-accuracy", "tuned-accuracy",
+    "slot-client-accuracy", "slot-tuned-accuracy",
 }  # fmt: skip
 # Failures of clients that are disconnected, or were disconnected while they trained.
 _ABSENT = {"offline", "node-lost"}
@@ -76,20 +78,20 @@ def run(
     ledger: Ledger,
     arrays: ArrayRecord,
     train_config: ConfigRecord,
-    evaluate: Callable[[ArrayRecord], Mapping[str, Any]],
+    evaluate: Callable[[int, ArrayRecord], Mapping[str, Any]],
     report: Callable[[Row, ArrayRecord, bool], None],
     completed: int = 0,
 ) -> ArrayRecord:
     """Train for all rounds.
 
     Args:
-        settings: rounds, patience, and how often to evaluate.
+        settings: rounds and patience.
         strategy: returns the models to send and combines the trained ones.
         grid: sends the messages.
         ledger: the latest round of each client.
         arrays: the global model after the completed rounds.
         train_config: sent with every model.
-        evaluate: scores a global model; returns numbers by name.
+        evaluate: scores the global model after a round; returns numbers by name, none if no evaluation is due.
         report: called after each round with its row of metrics, the global model, and whether the run stops
             before its last round. A row with "bad" is that of a round with too few good replies, in which
             neither the strategy nor the model changed; one with "problem" is that of a model that cannot be used.
@@ -118,10 +120,10 @@ def run(
         row = {"round": number, "seconds": round(time.perf_counter() - start, 4), **row, **account}
         if not is_finite(strategy.codec.decode(arrays).floats):
             row["problem"] = "the global model has NaN or infinite values"
-        elif number % settings.evaluate_every == 0 or number == settings.rounds:
+        else:
             start = time.perf_counter()
-            row |= evaluate(arrays)
-            row["evaluation-seconds"] = round(time.perf_counter() - start, 4)
+            if scores := evaluate(number, arrays):
+                row |= {**scores, "evaluation-seconds": round(time.perf_counter() - start, 4)}
             if not math.isfinite(row.get("test-loss", 0.0)):
                 row["problem"] = f"the loss of the global model on the test set is {row['test-loss']}"
         if "problem" in row:

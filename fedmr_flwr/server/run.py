@@ -11,7 +11,7 @@ from fedmr_flwr.client.app import DIGEST, train_config
 from fedmr_flwr.client.environment import DataSpec
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import DeviceError
-from fedmr_flwr.report import plots
+from fedmr_flwr.report import plots, scores
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint, folder
 from fedmr_flwr.runs.bugs import in_one_line
@@ -19,6 +19,7 @@ from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import client_evaluation, rounds
 from fedmr_flwr.server.collapse import Watch
+from fedmr_flwr.server.evaluation import Evaluator
 from fedmr_flwr.server.experiment import Experiment, create_folder
 from fedmr_flwr.server.resuming import LEDGER, resume, write_description
 from fedmr_flwr.training.devices import is_out_of_memory
@@ -58,6 +59,7 @@ def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | 
         arrays = _run_rounds(experiment, grid, out, display)
         sha256 = out.save_model(experiment.state_dict(experiment.codec.decode(arrays)))
         plots.draw(out)
+        scores.draw(out)
         # Last, so that a run without all of its results is never called complete.
         out.note(status="completed", rounds=len(out.read_rows()), **{"model-sha256": sha256})
     return out
@@ -127,7 +129,7 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
     )
     try:
         arrays = rounds.run(
-            settings, strategy, roster, ledger, arrays, config, experiment.evaluate, report, completed
+            settings, strategy, roster, ledger, arrays, config, Evaluator(experiment, out), report, completed
         )
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -136,11 +138,11 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
             f"device {experiment.device}: out of memory while averaging or scoring models; set device=cpu, or with "
             "engine=gpu lower clients-per-round"
         ) from None
-    if settings.evaluate_clients:
-        scores = client_evaluation.accuracies(
+    if settings.evaluation.clients != "never":
+        answers = client_evaluation.accuracies(
             roster, arrays, config, settings.clients_per_round, settings.round_timeout
         )
-        out.note(**{"client-accuracy": client_evaluation.summary(scores)})
+        out.note(**{"client-accuracy": client_evaluation.summary(answers)})
     return arrays
 
 

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -47,3 +49,24 @@ def evaluate(
         loss += functional.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
     return Score(loss.item() / len(examples), correct.item() / len(examples), len(examples))
+
+
+@torch.inference_mode()
+def logits_of(
+    model: nn.Module, dataset: Dataset, examples: Examples, device: torch.device, batch_size: int = 1000
+) -> NDArray[np.float32]:
+    """Return a model's outputs.
+
+    Args:
+        model: on `device`; put into evaluation mode.
+        dataset: defines how inputs are prepared.
+        examples: N of them.
+        device: of the computation.
+        batch_size: examples per step.
+
+    Returns:
+        [N, classes] float32, on the host.
+    """
+    model.eval()
+    parts = torch.split(examples.inputs, batch_size)
+    return torch.cat([model(to_input(dataset, part.to(device))).float().cpu() for part in parts]).numpy()

@@ -134,7 +134,9 @@ def train_rounds(grid_of, answer, strategy, rule, rounds, lost_in=None):
     grid = RosterGrid(grid_of(reply, 2, stated=True), 2)
     arrays = CODEC.encode(Parts([np.array([10.0], np.float32)], []))
     settings = Settings(rounds=rounds, clients=2, clients_per_round=2)
-    arrays = loop.run(settings, strategy, grid, loop.Ledger(2), arrays, ConfigRecord(), lambda _: {}, lambda *_: None)
+    arrays = loop.run(
+        settings, strategy, grid, loop.Ledger(2), arrays, ConfigRecord(), lambda *_: {}, lambda *_: None
+    )
     return CODEC.decode(arrays).floats[0]
 
 

@@ -132,7 +132,7 @@ def test_plot_draws_a_runs_pictures(fedmr, tmp_path):
 
 
 def test_prints_accuracy_over_clients(fedmr, tmp_path, no_pictures):
-    status, out, _ = fedmr("run", "run.yaml", *TINY, "engine=in-process", "evaluate-clients=true", "run-dir=out")
+    status, out, _ = fedmr("run", "run.yaml", *TINY, "engine=in-process", "evaluation.clients=end", "run-dir=out")
     assert status == 0
     over = json.loads((tmp_path / "out" / "manifest.json").read_text())["client-accuracy"]
     assert len(over["accuracies"]) == over["clients"] == 6

@@ -95,7 +95,7 @@ class Run:
     def round(self, number):
         settings = Settings(rounds=number, max_bad_rounds=1)
         self.arrays = loop.run(
-            settings, self.strategy, self.grid, self.ledger, self.arrays, ConfigRecord(), lambda _: {}, self.report,
+            settings, self.strategy, self.grid, self.ledger, self.arrays, ConfigRecord(), lambda *_: {}, self.report,
             number - 1,
         )  # fmt: skip
         return self.rows[-1]

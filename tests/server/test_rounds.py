@@ -39,7 +39,7 @@ def run(grid_of, answer):
         rows = []
         arrays = rounds.run(
             settings, strategy, RosterGrid(grid_of(reply, 5), 5), ledger or rounds.Ledger(5),
-            CODEC.encode(packed([1, 1, 1], [0])), ConfigRecord(), lambda arrays: {},
+            CODEC.encode(packed([1, 1, 1], [0])), ConfigRecord(), lambda *_: {},
             lambda row, arrays, stops: rows.append(row),
         )  # fmt: skip
         return CODEC.decode(arrays), rows

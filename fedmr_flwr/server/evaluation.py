@@ -1,0 +1,100 @@
+"""The evaluation of a global model after a round: on the test set, and on whatever else is configured."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from torch import nn
+
+from fedmr_flwr.algorithms.multi_model import MultiModel
+from fedmr_flwr.config.evaluation import is_due
+from fedmr_flwr.core.layout import Packed
+from fedmr_flwr.data.base import Examples
+from fedmr_flwr.models.packing import unpack
+from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.classes import class_scores
+from fedmr_flwr.server.experiment import Experiment
+from fedmr_flwr.training.devices import arithmetic, place
+from fedmr_flwr.training.evaluation import Score, evaluate, logits_of
+
+
+class Evaluator:
+    """Scores the models of a run.
+
+    Args:
+        experiment: data, model and strategy.
+        out: the run's folder, for everything that does not fit into a row of the metrics.
+    """
+
+    def __init__(self, experiment: Experiment, out: RunFolder) -> None:
+        self._experiment, self._out = experiment, out
+
+    def __call__(self, number: int, arrays: ArrayRecord) -> dict[str, Any]:
+        """Return the numbers that are due after a round, by name.
+
+        Args:
+            number: of the round.
+            arrays: the global model.
+        """
+        settings = self._experiment.settings
+        wanted, rounds = settings.evaluation, settings.rounds
+        numbers: dict[str, Any] = {}
+        if is_due(settings.evaluate_every, number, rounds):
+            numbers |= self._on_test(arrays)
+        if is_due(wanted.train, number, rounds):
+            score = self._score(self._decode(arrays), self._train)
+            numbers |= {"training-set-loss": score.loss, "training-set-accuracy": score.accuracy}
+        if is_due(wanted.classes, number, rounds):
+            numbers |= self._on_classes(number, arrays)
+        return numbers
+
+    def _on_test(self, arrays: ArrayRecord) -> dict[str, Any]:
+        """Score the global model and, if configured, the model of every slot on the test set."""
+        score = self._score(self._decode(arrays), self._test)
+        numbers: dict[str, Any] = {"test-loss": score.loss, "test-accuracy": score.accuracy}
+        strategy = self._experiment.strategy
+        if isinstance(strategy, MultiModel) and strategy.options.evaluate_slots and strategy.state.models:
+            numbers["slot-accuracies"] = [self._score(model, self._test).accuracy for model in strategy.state.models]
+        return numbers
+
+    def _on_classes(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
+        """Score the global model on each class; return the numbers over all classes."""
+        experiment, test = self._experiment, self._experiment.test
+        with self._loaded(self._decode(arrays)) as model:
+            logits = logits_of(model, experiment.dataset, test, experiment.device)
+        scores = class_scores(test.labels.numpy(), logits)
+        self._out.save_classes(number, scores)
+        return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+    def _score(self, model: Packed, examples: Examples) -> Score:
+        with self._loaded(model) as network:
+            return evaluate(network, self._experiment.dataset, examples, self._experiment.device)
+
+    @contextmanager
+    def _loaded(self, model: Packed) -> Iterator[nn.Module]:
+        """Load a model into the network, on the device and in the precision of the run, inside the block."""
+        experiment = self._experiment
+        place(experiment.model, experiment.device, experiment.precision)
+        unpack(model, experiment.layout, experiment.model)
+        with arithmetic(experiment.precision, experiment.device):
+            yield experiment.model
+
+    def _decode(self, arrays: ArrayRecord) -> Packed:
+        return self._experiment.codec.decode(arrays)
+
+    @cached_property
+    def _test(self) -> Examples:
+        """The test set on the device."""
+        return self._experiment.test.to(self._experiment.device)
+
+    @cached_property
+    def _train(self) -> Examples:
+        """The training examples of all clients, which may be fewer than the data set's."""
+        parts, train = self._experiment.parts, self._experiment.dataset.train
+        if parts is None or sum(map(len, parts)) == len(train):
+            return train
+        return train.select(np.sort(np.concatenate(parts)), torch.device("cpu"))
