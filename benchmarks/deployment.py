@@ -61,23 +61,28 @@ def deployed(folder: Path, plain: bool) -> Iterator[Connection]:
     ports = free_ports(2 + NODES)
     reach = {"fleet_port": ports[0], "port": ports[1]}
     server = folders.read_server(folder / "server").model_copy(update={"listen": "127.0.0.1", **reach})
-    server_env = commands.configure(folder / "server", server)
+    server_env = commands.configure_server(folder / "server", server)
     node_env = environment(folder)
     if plain:
         del node_env[OURS]
     with ExitStack() as stack:
 
-        def start(command: list[str], env: dict[str, str]) -> None:
+        def start(command: list[str], env: dict[str, str]) -> int:
             log = stack.enter_context((folder / "flower.log").open("ab"))
             process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             stack.callback(process.wait)
             stack.callback(process.terminate)
+            return process.pid
+
+        def start_executor(command: list[str], env: dict[str, str]) -> None:
+            start(["flower-superexec", *command[4:]] if plain else command, env)
 
         command = commands.superlink(folder / "server", server)
         if plain:  # without --database Flower keeps everything in memory
             at = command.index("--database")
             command = ["flower-superlink", *command[3:at], *command[at + 2 :]]
-        start(command, server_env)
+        superlink = start(command, server_env)
+        start_executor(commands.superlink_executor(folder / "server", server, superlink), server_env)
         connection = Connection(SUPERLINK, server_env)
         wait_for(connection)
         admit(folder / "server", server_env)
@@ -86,8 +91,11 @@ def deployed(folder: Path, plain: bool) -> Iterator[Connection]:
             data = folder / f"own-{number}.npz"
             images(data, number)
             changed = {"data": str(data), "device": "cpu", "local_port": ports[2 + number], **reach}
-            command = commands.supernode(own, folders.read_node(own).model_copy(update=changed))
-            start(["flower-supernode", *command[3:]] if plain else command, node_env)
+            node = folders.read_node(own).model_copy(update=changed)
+            commands.configure_node(own)
+            command = commands.supernode(own, node)
+            supernode = start(["flower-supernode", *command[3:]] if plain else command, node_env)
+            start_executor(commands.supernode_executor(own, node, supernode), node_env)
         yield connection
 
 

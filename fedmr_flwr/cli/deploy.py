@@ -1,5 +1,6 @@
 """The commands of a deployment: `fedmr deploy init`, `server` and `node`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,17 @@ from fedmr_flwr.files import write_aside
 Dir = Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Without TLS and keys; on this machine only.")]
 
+AllowRoot = Annotated[
+    bool, typer.Option("--allow-root", help="Also as root, whose rights the code of every run then has.")
+]
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run clients on their own machines.")
+
+
+@app.callback()
+def private() -> None:
+    """Keep other accounts of this machine from all files that these commands, and the processes they start, make."""
+    os.umask(0o077)
 
 
 @app.command(cls=Command)
@@ -36,24 +47,26 @@ def init(
 
 
 @app.command(cls=Command)
-def server(folder: Dir, insecure: Insecure = False) -> None:
+def server(folder: Dir, insecure: Insecure = False, allow_root: AllowRoot = False) -> None:
     """Run a SuperLink.
 
     DIR is the server's folder, created by `fedmr deploy init`. Only nodes with keys in DIR/nodes may connect.
     """
     from fedmr_flwr.deployment import folders, processes
 
+    processes.check_account(allow_root)
     path = folder.absolute()
     processes.run_superlink(path, folders.read_server(path), insecure, print_line)
 
 
 @app.command(cls=Command)
-def node(folder: Dir, insecure: Insecure = False) -> None:
+def node(folder: Dir, insecure: Insecure = False, allow_root: AllowRoot = False) -> None:
     """Run a SuperNode, which trains on this machine.
 
     DIR is the node's folder, created by `fedmr deploy init`; set `data` in its node.yaml to the node's examples.
     """
     from fedmr_flwr.deployment import folders, processes
 
+    processes.check_account(allow_root)
     path = folder.absolute()
     processes.run_supernode(path, folders.read_node(path), insecure, print_line)

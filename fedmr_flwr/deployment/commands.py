@@ -9,10 +9,13 @@ from pathlib import Path
 from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERVER_KEY, NodeSettings, ServerSettings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.files import write_aside, writing
-from fedmr_flwr.wire.flower.environment import server_environment
+from fedmr_flwr.wire.flower import access
+from fedmr_flwr.wire.flower.environment import environment, server_environment
 
 # The name in Flower's configuration of the SuperLink that `fedmr deploy server` starts.
 SUPERLINK = "deployment"
+# The folder of Flower's configuration, and of the secrets, in the folder of a server or node.
+_HOME = "flower"
 _EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -44,10 +47,10 @@ def superlink(folder: Path, server: ServerSettings, insecure: bool = False) -> l
         )
     command = [
         sys.executable, "-m", "fedmr_flwr.wire.flower.superlink",
-        "--isolation", "subprocess", "--disable-runtime-dependency-installation",
+        *access.options(folder / _HOME), "--disable-runtime-dependency-installation",
         "--database", str(folder / "state.db"),
     ]  # fmt: skip
-    # Anyone who reaches this port can submit runs and admit nodes; nodes need it only from Flower 1.40.
+    # Nodes need this port only from Flower 1.40.
     command += ["--host", _control_host(server), "--port", str(server.port)]
     if over_grpc():
         command += ["--fleet-api-address", f"{_bracketed(server.listen)}:{server.fleet_port}"]
@@ -92,13 +95,37 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
     command = [
         sys.executable, "-m", "fedmr_flwr.wire.flower.supernode",
         "--superlink", f"{_bracketed(node.superlink)}:{node.fleet_port if over_grpc() else node.port}",
-        "--port", str(node.local_port),
+        "--port", str(node.local_port), *access.options(folder / _HOME),
         "--node-config", " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items()),
     ]  # fmt: skip
     if insecure:
         return [*command, "--insecure"]
     secure = ["--root-certificates", str(folder / AUTHORITY), "--auth-supernode-private-key", str(folder / NODE_KEY)]
     return command + secure
+
+
+def superlink_executor(folder: Path, server: ServerSettings, superlink: int, insecure: bool = False) -> list[str]:
+    """Return the command that starts what starts the server of each run.
+
+    Args:
+        folder: of the server.
+        server: its settings.
+        superlink: the process of the SuperLink.
+        insecure: without TLS.
+    """
+    trust = ["--insecure"] if insecure else ["--root-certificates", str(folder / AUTHORITY)]
+    return access.superexec(folder / _HOME, _control_address(server), trust, superlink)
+
+
+def supernode_executor(folder: Path, node: NodeSettings, supernode: int) -> list[str]:
+    """Return the command that starts what starts a node's clients.
+
+    Args:
+        folder: of the node.
+        node: its settings.
+        supernode: the process of the SuperNode.
+    """
+    return access.superexec(folder / _HOME, f"127.0.0.1:{node.local_port}", ["--insecure"], supernode, clients=True)
 
 
 def configuration(folder: Path, server: ServerSettings, insecure: bool = False) -> str:
@@ -109,29 +136,46 @@ def configuration(folder: Path, server: ServerSettings, insecure: bool = False) 
         server: its settings.
         insecure: without TLS.
     """
-    host = _control_host(server)
-    address = "127.0.0.1" if host in _EVERYWHERE else _bracketed(host)
     trust = "insecure = true" if insecure else f"root-certificates = {json.dumps(str(folder / AUTHORITY))}"
     return (
         f'[superlink]\ndefault = "{SUPERLINK}"\n\n'
-        f'[superlink.{SUPERLINK}]\naddress = "{address}:{server.port}"\n{trust}\n'
+        f'[superlink.{SUPERLINK}]\naddress = "{_control_address(server)}"\n{trust}\n'
     )
 
 
-def configure(folder: Path, server: ServerSettings, insecure: bool = False) -> dict[str, str]:
-    """Write Flower's configuration to a server's folder, and return the environment for its commands."""
-    home = folder / "flower"
-    with writing(home):
-        home.mkdir(exist_ok=True)
+def configure_server(folder: Path, server: ServerSettings, insecure: bool = False) -> dict[str, str]:
+    """Write Flower's configuration and secrets to a server's folder, and return the environment for its commands."""
+    home = _create_home(folder)
     write_aside(home / "config.toml", configuration(folder, server, insecure).encode())
+    access.create(home, _control_address(server))
     return server_environment(home)
+
+
+def configure_node(folder: Path) -> dict[str, str]:
+    """Write the secret of a node's processes to its folder, and return their environment."""
+    home = _create_home(folder)
+    access.create_key(home)
+    return environment(home)
+
+
+def _create_home(folder: Path) -> Path:
+    home = folder / _HOME
+    with writing(home):
+        home.mkdir(mode=0o700, exist_ok=True)
+        home.chmod(0o700)  # one that an earlier version made
+    return home
 
 
 def _control_host(server: ServerSettings) -> str:
     """Return the address on which the SuperLink listens for commands, runs and its own processes."""
-    # It requires no key. Up to Flower 1.39 nodes have a port of their own, so this one need not be reachable for
-    # them.
+    # Up to Flower 1.39 nodes have a port of their own, so this one need not be reachable for them.
     return "127.0.0.1" if over_grpc() else server.listen
+
+
+def _control_address(server: ServerSettings) -> str:
+    """Return the address for commands from the server's own machine."""
+    host = _control_host(server)
+    return f"{'127.0.0.1' if host in _EVERYWHERE else _bracketed(host)}:{server.port}"
 
 
 def _bracketed(host: str) -> str:

@@ -85,7 +85,7 @@ def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[ServerSettin
             raise RunFolderError(f"{folder} is not empty, and keys are never overwritten; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "server").mkdir(mode=0o700)  # Flower's database in it is private, too
-        (folder / "server" / "nodes").mkdir()
+        (folder / "server" / "nodes").mkdir(mode=0o700)
     authority = Authority(f"fedmr_flwr {hosts[0]}"[:64])
     certificate, key = authority.issue(hosts)
     server = folder / "server"

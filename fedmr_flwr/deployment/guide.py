@@ -18,6 +18,8 @@ other names create a new deployment.
 
 Copy each folder to its machine over a channel that you trust, and delete it here. Secret files are readable only for
 their owner; keep it that way (`scp -p`, `tar` and `rsync -p` do). The key that signed the certificates was not saved.
+On each machine use an account that owns only this folder and can read the data, not root. On machines that others
+use, too, read the first paragraph and the firewall rule in docs/deployment.md of the project.
 
 Install the same version of fedmr_flwr on all machines.
 
@@ -48,7 +50,8 @@ rounds. `flwr list {superlink}` shows all runs, `flwr supernode list {superlink}
 the project has more: systemd units, privacy, troubleshooting.
 
 ## Flower's configuration
-`fedmr deploy server` writes it to `server/flower/config.toml`. For a `FLWR_HOME` of your own:
+`fedmr deploy server` writes it to `server/flower/config.toml`. For a `FLWR_HOME` of your own, in which
+`server/flower/credentials.yaml` must be, too, readable for you alone:
 ```toml
 {configuration}```
 """

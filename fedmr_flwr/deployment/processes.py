@@ -1,5 +1,6 @@
 """The processes of a deployment: a SuperLink that admits the nodes of its folder, and SuperNodes."""
 
+import os
 import shlex
 import subprocess
 import time
@@ -12,15 +13,32 @@ import psutil
 from fedmr_flwr.deployment import commands
 from fedmr_flwr.deployment.admission import admit
 from fedmr_flwr.deployment.folders import NodeSettings, ServerSettings
-from fedmr_flwr.errors import EngineError
-from fedmr_flwr.files import writing
+from fedmr_flwr.errors import ConfigError, EngineError
 from fedmr_flwr.wire.flower.commands import Connection, ignoring_interrupts
-from fedmr_flwr.wire.flower.environment import HOME, environment
+from fedmr_flwr.wire.flower.environment import HOME
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 # Seconds in which a SuperLink may regard a killed node as connected, and so reject it.
 _REFUSED_SECONDS, _RETRY_SECONDS = 90.0, 10.0
+# Seconds between looks at the processes; and before one that died is started again, lest it die in a busy loop.
+_LOOK_SECONDS, _PAUSE_SECONDS = 0.2, 1.0
+
+
+def check_account(allow_root: bool) -> None:
+    """Check which account runs a server or node.
+
+    Args:
+        allow_root: accept root.
+
+    Raises:
+        ConfigError: it is root.
+    """
+    if os.geteuid() == 0 and not allow_root:
+        raise ConfigError(
+            "this is root, and the code of every run would have its rights; use an account that owns only the folder "
+            "and can read the data, or add --allow-root"
+        )
 
 
 def run_superlink(folder: Path, server: ServerSettings, insecure: bool, report: Callable[[str], None]) -> None:
@@ -37,27 +55,33 @@ def run_superlink(folder: Path, server: ServerSettings, insecure: bool, report: 
         EngineError: it does not start, rejects a node's key, or ends unexpectedly.
     """
     command = commands.superlink(folder, server, insecure)
-    env = commands.configure(folder, server, insecure)
-    with _running(command, env, folder) as process:
-        _wait(process, env)
+    env = commands.configure_server(folder, server, insecure)
+    with _running(command, env, folder) as superlink:
+        _wait(superlink, env)
         if not insecure:
             # After the start, because only a running SuperLink accepts keys.
             admitted, new, revoked = admit(folder, env)
             report(f"admitted {admitted} nodes ({new} new)" + f", revoked {revoked}" * bool(revoked))
-            if not commands.over_grpc():
-                report(
-                    f"anyone who reaches port {server.port} and has ca.crt can also submit runs and admit nodes; see "
-                    "'Firewall' in docs/deployment.md"
-                )
         port = server.fleet_port if commands.over_grpc() else server.port
         report(f"ready for nodes on {server.listen}:{port}; stop it with Ctrl-C")
         home = shlex.quote(env[HOME])
         report(f"export {HOME}={home}  # then: fedmr run CONF --superlink {commands.SUPERLINK}")
-        raise EngineError(f"Flower's SuperLink ended with status {process.wait()}; see its output above")
+        executor = commands.superlink_executor(folder, server, superlink.pid, insecure)
+        while True:
+            with _running(executor, env, folder) as superexec:
+                _wait_for_any(superlink, superexec)
+            if superlink.poll() is not None:
+                raise EngineError(f"Flower's SuperLink ended with status {superlink.poll()}; see its output above")
+            # The run that it had started ends with it; the nodes stay.
+            report(f"Flower's SuperExec ended with status {superexec.poll()}; starting it again")
+            time.sleep(_PAUSE_SECONDS)
 
 
 def run_supernode(folder: Path, node: NodeSettings, insecure: bool, report: Callable[[str], None]) -> None:
     """Run a SuperNode in the foreground, until it is stopped.
+
+    If one of the processes that train dies, the node leaves properly and connects again: so the server learns at once
+    that no reply will come.
 
     Args:
         folder: of the node.
@@ -70,16 +94,23 @@ def run_supernode(folder: Path, node: NodeSettings, insecure: bool, report: Call
         EngineError: it ends unexpectedly, more than a minute and a half after its start; before, it is restarted.
     """
     command = commands.supernode(folder, node, insecure)
-    home = folder / "flower"
-    with writing(home):
-        home.mkdir(exist_ok=True)
+    env = commands.configure_node(folder)
     began = time.monotonic()
     while True:
-        with _running(command, environment(home), folder) as process:
-            status = process.wait()
+        with (
+            _running(command, env, folder) as supernode,
+            _running(commands.supernode_executor(folder, node, supernode.pid), env, folder) as superexec,
+        ):
+            _wait_for_any(supernode, superexec)
+            ended = supernode.poll()
+        if ended is None:
+            report(f"what starts the clients ended with status {superexec.poll()}; the node connects again")
+            time.sleep(_PAUSE_SECONDS)
+            began = time.monotonic()
+            continue
         # After this time it must have ended for another reason, which a restart would hide.
         if time.monotonic() - began > _REFUSED_SECONDS:
-            raise EngineError(f"Flower's SuperNode ended with status {status}; see its output above")
+            raise EngineError(f"Flower's SuperNode ended with status {ended}; see its output above")
         report(
             f"the SuperNode ended, see its output above; trying again in {_RETRY_SECONDS:g} s, because a node that "
             "was killed is admitted again only after a minute"
@@ -98,6 +129,12 @@ def _running(command: list[str], env: dict[str, str], folder: Path) -> Iterator[
     finally:
         with ignoring_interrupts():
             _stop(process)
+
+
+def _wait_for_any(*processes: psutil.Popen) -> None:
+    """Wait until one of the processes ends."""
+    while all(process.poll() is None for process in processes):
+        time.sleep(_LOOK_SECONDS)
 
 
 def _stop(process: psutil.Popen) -> None:

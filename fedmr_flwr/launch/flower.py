@@ -18,6 +18,7 @@ from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.experiment import check, create_folder
 from fedmr_flwr.wire.flower.commands import Connection
+from fedmr_flwr.wire.flower.reasons import reason
 
 # Attempts of `flwr list`, which may fail on a busy machine; that must not end a long run.
 _ATTEMPTS = 3
@@ -90,6 +91,7 @@ def follow(
     out: RunFolder,
     display: Display,
     server_died: Callable[[], bool],
+    log: Callable[[], str],
     check_seconds: float = 15.0,
 ) -> None:
     """Show the rounds as they are written, until Flower reports that the run has ended.
@@ -100,6 +102,7 @@ def follow(
         out: the run's folder.
         display: shows the rounds.
         server_died: returns whether the server has ended without recording the end of the run.
+        log: returns what the server wrote, after it has been written to the run's flower.log.
         check_seconds: between calls of it; the first call is this long after the start.
 
     Raises:
@@ -115,10 +118,10 @@ def follow(
         died = False
         if not ended and time.monotonic() - checked > check_seconds:
             checked, died = time.monotonic(), server_died()
-        if (ended or died) and _is_completed(connection, run_id, out):
+        if (ended or died) and _is_completed(connection, run_id, out, log):
             return
         if died:
-            raise EngineError("Flower's server died, perhaps out of memory; see Flower's log")
+            raise _failure(out, log, "Flower's server died, perhaps out of memory")
         time.sleep(_POLL_SECONDS)
 
 
@@ -157,7 +160,7 @@ def _copy_app(to: Path) -> Path:
     return to
 
 
-def _is_completed(connection: Connection, run_id: str, out: RunFolder) -> bool:
+def _is_completed(connection: Connection, run_id: str, out: RunFolder, log: Callable[[], str]) -> bool:
     """Return whether a run is completed; False if Flower does not report its end yet.
 
     Raises:
@@ -166,9 +169,15 @@ def _is_completed(connection: Connection, run_id: str, out: RunFolder) -> bool:
     found, details = status(connection, run_id)
     # Flower's status and not that of `flwr run --stream`, which ends with 0 even if the run failed.
     if found.startswith(_FINISHED) and found != _COMPLETED:
-        reason = out.read_manifest().get("error")
-        raise EngineError(reason or f"{details.removeprefix(_FAILED) or found}; see Flower's log")
+        raise _failure(out, log, details.removeprefix(_FAILED) or found)
     return found == _COMPLETED
+
+
+def _failure(out: RunFolder, log: Callable[[], str], what: str) -> EngineError:
+    """Return the error of a failed run, with the reason from its server's log."""
+    text = log()  # also if the manifest has the reason, because then the rest is in flower.log
+    known, why = out.read_manifest().get("error"), reason(text)
+    return EngineError(known or f"{what.rstrip('.')}{': ' * bool(why)}{why}; see {out.log}")
 
 
 class _NewRows:

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -13,8 +14,10 @@ from pathlib import Path
 import psutil
 
 from fedmr_flwr.errors import EngineError
+from fedmr_flwr.wire.flower import access
 from fedmr_flwr.wire.flower.commands import Connection, ignoring_interrupts
 from fedmr_flwr.wire.flower.environment import CONTROL_PORT, HOME, HTTP_PORT, simulation_environment
+from fedmr_flwr.wire.flower.reasons import reason
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
@@ -39,14 +42,22 @@ class LocalSuperLink:
     def __init__(self, home: Path, app: Path, log: Path, ray_address: str, ports: tuple[int, int]) -> None:
         self._home, self._log, (control, self._http_port) = home, log, ports
         self.connection = Connection("local", simulation_environment(home, app, ray_address, ports))
-        command = [
-            "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
-            "--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(self._http_port),
-            "--database", str(home / "state.db"),
-        ]  # fmt: skip
+        access.create(home, f"127.0.0.1:{self._http_port}")
         with log.open("ab") as file:
             self._log_start = file.tell()  # lines of an earlier server are before it
-            self._process = subprocess.Popen(
+        self._superlink = self._start([
+            sys.executable, "-P", "-m", "fedmr_flwr.wire.flower.superlink",
+            "--insecure", "--simulation", *access.options(home),
+            "--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(self._http_port),
+            "--database", str(home / "state.db"),
+        ])  # fmt: skip
+        self._superexec = self._start(
+            access.superexec(home, f"127.0.0.1:{self._http_port}", ["--insecure"], self._superlink.pid)
+        )
+
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as file:
+            return subprocess.Popen(
                 command,
                 env=self.connection.env,
                 stdout=file,
@@ -72,7 +83,7 @@ class LocalSuperLink:
                 return
             except OSError:
                 time.sleep(0.2)
-        raise EngineError(f"Flower's SuperLink was not ready within {_START_SECONDS:.0f} s: {self._last_line()}")
+        raise EngineError(f"Flower's SuperLink was not ready within {_START_SECONDS:.0f} s: {self._reason()}")
 
     def simulation_died(self) -> bool:
         """Return whether no process of the simulation is left.
@@ -87,16 +98,21 @@ class LocalSuperLink:
                     return False
         return True
 
+    def output(self) -> str:
+        """Return what the SuperLink and its processes have written."""
+        return self._log.read_bytes()[self._log_start :].decode(errors="replace")
+
     def stop(self) -> None:
         """Stop the SuperLink and all processes that it started."""
         family = self._family()
-        self._process.terminate()
+        self._superlink.terminate()
         _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=_STOP_SECONDS)
-        self._process.wait()
+        self._superlink.wait()
+        self._superexec.wait()
 
     def _family(self) -> list[psutil.Process]:
         """Return the SuperLink and its descendants, found by its folder, which only they have in their environment.
@@ -112,12 +128,12 @@ class LocalSuperLink:
         return family
 
     def _check_alive(self) -> None:
-        if self._process.poll() is not None:
-            raise EngineError(f"Flower's SuperLink ended with status {self._process.returncode}: {self._last_line()}")
+        for name, process in (("SuperLink", self._superlink), ("SuperExec", self._superexec)):
+            if process.poll() is not None:
+                raise EngineError(f"Flower's {name} ended with status {process.returncode}: {self._reason()}")
 
-    def _last_line(self) -> str:
-        text = self._log.read_bytes()[self._log_start :].decode(errors="replace")
-        return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "its log is empty")
+    def _reason(self) -> str:
+        return reason(self.output()) or "its log is empty"
 
 
 @contextmanager

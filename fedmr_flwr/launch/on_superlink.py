@@ -4,6 +4,7 @@ from contextlib import suppress
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError, EngineError, RunFolderError
+from fedmr_flwr.files import writing
 from fedmr_flwr.launch.flower import follow, is_finished, launching, submit
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
@@ -41,7 +42,12 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     with launching(settings, display, prepared) as out:
         run_id = submit(connection, settings, out)
         try:
-            follow(connection, run_id, out, display, lambda: _server_died(connection, run_id, out), _CHECK_SECONDS)
+            follow(
+                connection, run_id, out, display,
+                server_died=lambda: _server_died(connection, run_id, out),
+                log=lambda: _keep_log(connection, run_id, out),
+                check_seconds=_CHECK_SECONDS,
+            )  # fmt: skip
         except BaseException:
             _stop(connection, run_id)
             raise
@@ -58,6 +64,14 @@ def _server_died(connection: Connection, run_id: str, out: RunFolder) -> bool:
             return out.status == "running"
     except RunFolderError:
         return False
+
+
+def _keep_log(connection: Connection, run_id: str, out: RunFolder) -> str:
+    """Append the log of a run's server to flower.log in the run folder, and return it."""
+    text = connection.log(run_id)
+    with writing(out.log), out.log.open("a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+    return text
 
 
 def _stop(connection: Connection, run_id: str) -> None:

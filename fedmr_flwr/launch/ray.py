@@ -37,8 +37,8 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     }
     with (
         launching(settings, display, prepared) as out,
-        local_superlink(app_folder(), out.path / "flower.log", ray_address, ports) as superlink,
+        local_superlink(app_folder(), out.log, ray_address, ports) as superlink,
     ):
         run_id = submit(superlink.connection, settings, out, resources)
-        follow(superlink.connection, run_id, out, display, superlink.simulation_died)
+        follow(superlink.connection, run_id, out, display, superlink.simulation_died, superlink.output)
     return out

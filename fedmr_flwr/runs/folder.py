@@ -62,6 +62,7 @@ class RunFolder:
         self.clients = path / "clients.png"
         self.client_state = path / "client-state"
         self.config = path / "config.yaml"
+        self.log = path / "flower.log"
 
     @classmethod
     def create(cls, path: Path, configuration: str, **facts: Any) -> "RunFolder":

@@ -1,5 +1,9 @@
 import json
+import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -7,6 +11,7 @@ import yaml
 from fedmr_flwr.cli import main
 from fedmr_flwr.deployment import commands, folders
 from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.wire.flower import access
 
 
 @pytest.fixture
@@ -23,7 +28,10 @@ def fedmr(monkeypatch, capsys):
         output = capsys.readouterr()
         return status, output.out, output.err
 
-    return run
+    before = os.umask(0)
+    os.umask(before)
+    yield run
+    os.umask(before)  # the commands of a deployment set it for the rest of their process
 
 
 @pytest.fixture
@@ -56,8 +64,8 @@ def test_init_keeps_secrets_private(fedmr, tmp_path):
     ("arguments", "words"),
     [
         (("init", "new", "--host", "https://a", "--nodes", 1), "write the name or address of the server"),
-        (("server", "nowhere"), "is not a server's folder: it has no server.yaml"),
-        (("node", "nowhere"), "is not a node's folder: it has no node.yaml"),
+        (("server", "nowhere", "--allow-root"), "is not a server's folder: it has no server.yaml"),
+        (("node", "nowhere", "--allow-root"), "is not a node's folder: it has no node.yaml"),
     ],
 )
 def test_mistakes_are_one_line(fedmr, tmp_path, monkeypatch, arguments, words):
@@ -106,6 +114,46 @@ def test_insecure_needs_localhost(dep):
     assert "--insecure" in commands.supernode(dep / "node-0", node, insecure=True)
 
 
+@pytest.mark.parametrize("command", ["server", "node"])
+def test_root_is_refused(fedmr, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    status, _, error = fedmr("deploy", command, tmp_path)
+    assert (status, error.count("\n")) == (1, 1)
+    assert "this is root, and the code of every run would have its rights" in error
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_files_are_private_under_any_umask(tmp_path, mask):
+    code = f"import os, sys; os.umask({mask}); from fedmr_flwr.cli import main; main()"
+    arguments = ["deploy", "init", str(tmp_path / "dep"), "--host", "localhost", "--nodes", "1"]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+    before = os.umask(mask)
+    try:
+        commands.configure_server(tmp_path / "dep/server", folders.read_server(tmp_path / "dep/server"))
+        commands.configure_node(tmp_path / "dep/node-0")
+    finally:
+        os.umask(before)
+    secret = ("server.key", "node.key", "credentials.yaml", "superexec.key")
+    for path in (tmp_path / "dep").rglob("*"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == 0o700 if path.is_dir() else mode == 0o600 or path.name not in secret, path
+    assert stat.S_IMODE((tmp_path / "dep").stat().st_mode) == 0o700
+
+
+def test_secrets_are_what_commands_use(dep):
+    node = folders.read_node(dep / "node-1").model_copy(update={"data": "own.npz"})
+    commands.configure_node(dep / "node-1")
+    key = str(dep / "node-1/flower/superexec.key")
+    for command in (commands.supernode(dep / "node-1", node), commands.supernode_executor(dep / "node-1", node, 7)):
+        assert command[command.index("--superexec-auth-secret-file") + 1] == key
+    assert len(Path(key).read_bytes()) == 32
+    env = commands.configure_server(dep / "server", folders.read_server(dep / "server"))
+    (token,) = access.tokens(Path(env["FLWR_HOME"]))
+    commands.configure_server(dep / "server", folders.read_server(dep / "server"))
+    assert access.tokens(Path(env["FLWR_HOME"])) == [token], "a copy of it elsewhere still opens"
+    assert len(token) == 64
+
+
 def test_unknown_settings_are_refused(dep):
     path = dep / "node-0/node.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"dta": "x"}))
@@ -114,7 +162,7 @@ def test_unknown_settings_are_refused(dep):
 
 
 def test_commands_trust_the_servers_ca(dep):
-    env = commands.configure(dep / "server", folders.read_server(dep / "server"))
+    env = commands.configure_server(dep / "server", folders.read_server(dep / "server"))
     text = (dep / "server/flower/config.toml").read_text()
     assert env["FLWR_HOME"] == str(dep / "server/flower")
     assert 'address = "127.0.0.1:8000"' in text

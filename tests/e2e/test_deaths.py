@@ -71,6 +71,21 @@ def test_dead_nodes_lose_one_round(deployment, env, there):
             assert {failed["kind"] for failed in row.get("failed", ())} <= {"offline"}
         assert (slots_after(out, number)[its] != after[its]).any()
 
+        # The process that starts one's clients is killed: it leaves, and comes back by itself.
+        until_one_trains(nodes[3])
+        number = len(out.read_rows()) + 1
+        (executor,) = (
+            process for process in nodes[3].process.children() if "superexec.main" in " ".join(process.cmdline())
+        )
+        executor.kill()
+        row = wait_for_rounds(out, number, seconds=30)
+        assert [(failed["client"], failed["kind"]) for failed in row["failed"]] == [(3, "node-lost")]
+        nodes[3].until("the node connects again", 20)
+        while row["replies"] < 4:
+            number += 1
+            row = wait_for_rounds(out, number)
+            assert {failed["kind"] for failed in row.get("failed", ())} <= {"offline"}
+
         # Two at once, which stay away.
         until_all_train(nodes[0], nodes[2])
         number = len(out.read_rows()) + 1

@@ -1,14 +1,21 @@
 """SuperLink and SuperNodes as `fedmr deploy` starts them, each a process of its own, with TLS and keys."""
 
 import shutil
+import subprocess
 import sys
 from contextlib import ExitStack
 
+import httpx
 import pytest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedmr_flwr.deployment import commands, folders
 from fedmr_flwr.runs.folder import RunFolder
 from tests.support.tools import (
+    BIN,
     ROOT,
     Part,
     fedmr,
@@ -31,7 +38,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 STRANGERS = {
     "unknown": "Failed to activate SuperNode",
     "distrustful": "CERTIFICATE_VERIFY_FAILED",
-    "impostor": "Connection attempt failed, retrying",
+    "impostor": "SuperNode terminated gracefully",
     "plain": "Connection attempt failed, retrying",
 }
 
@@ -40,7 +47,8 @@ def with_keys_of(folder, env, name, claimed):
     """A node that shows the public key of the node `claimed` and signs with its own private one."""
     _, _, _, *arguments = commands.supernode(folder / name, folders.read_node(folder / name))
     public = folder / f"dep/server/nodes/{claimed}.pub"
-    return Part(env, folder, name, [sys.executable, IMPOSTOR, public, *arguments])
+    own = commands.configure_node(folder / name)
+    return Part(env | {"FLWR_HOME": own["FLWR_HOME"]}, folder, name, [sys.executable, IMPOSTOR, public, *arguments])
 
 
 def strangers(folder, env):
@@ -59,6 +67,25 @@ def strangers(folder, env):
     }
 
 
+def other_account(there, folder):
+    """Try what another account of this machine can: it knows the addresses and ca.crt, but can read no secret."""
+    home, trust = folder / "home", folder / "dep/server/ca.crt"
+    shutil.copytree(there["FLWR_HOME"], home, ignore=shutil.ignore_patterns("*.yaml", "*.key"))
+    done = subprocess.run(
+        [BIN / "flwr", "list", "deployment"], env=there | {"FLWR_HOME": str(home)}, capture_output=True, text=True
+    )
+    assert (done.returncode, "401" in done.stdout + done.stderr) == (1, True), done.stdout + done.stderr
+    node, server = folders.read_node(folder / "dep/node-1"), folders.read_server(folder / "dep/server")
+    for port, certificates in ((node.local_port, None), (server.port, trust.read_bytes())):
+        asks = RuntimeHttpClient.from_server_address(
+            server_address=f"127.0.0.1:{port}", insecure=certificates is None, root_certificates=certificates,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")], retry_invoker=None,
+        )  # fmt: skip
+        with pytest.raises(httpx.HTTPStatusError, match="401 Unauthorized"):
+            asks.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP, TaskType.SERVER_APP]))
+        asks.close()
+
+
 # In the first run nodes keep something between rounds, the second one has a model of 135 MB.
 RUNS = {
     "cnn": ["strategy.name=scaffold"],
@@ -75,7 +102,10 @@ def test_deployment_equals_in_process(deployment, env, there):
         output = stack.enter_context(server(env, folder)).output()
         assert "admitted 4 nodes (4 new)" in output
         # The impostor's way works with the right private key, so that it is the key for which it is refused.
-        stack.enter_context(with_keys_of(folder, env, "dep/node-0", claimed="node-0"))
+        own = stack.enter_context(with_keys_of(folder, env, "dep/node-0", claimed="node-0"))
+        its = folder / "dep/node-0"
+        clients = commands.supernode_executor(its, folders.read_node(its), own.process.pid)
+        stack.enter_context(Part(env, folder, "clients", clients))
         for client in range(1, 4):
             stack.enter_context(node(env, folder, f"dep/node-{client}"))
         outside = strangers(folder, env)
@@ -98,6 +128,7 @@ def test_deployment_equals_in_process(deployment, env, there):
         for name, part in outside.items():
             assert STRANGERS[name] in part.output(), part.output()
             assert "SuperNode ID" not in part.output(), part.output()
+        other_account(there, folder)
         nodes = flwr(there, "supernode", "list", "deployment")["nodes"]
         assert [one["status"] for one in nodes] == ["online"] * 4
     # A key that is taken away opens no more.

@@ -82,6 +82,19 @@ def test_failed_run_is_one_line(tmp_path, env):
     assert left(env) == []
 
 
+def test_why_ray_did_not_start_is_told(tmp_path, env):
+    folder = tmp_path / ("a" * 60) / ("b" * 60)  # where Ray's sockets would lie; their paths may have 107 characters
+    folder.mkdir(parents=True)
+    done = subprocess.run(
+        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "run-dir=run"],
+        cwd=tmp_path, env=env | {"TMPDIR": str(folder)}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "AF_UNIX path length cannot exceed 107 bytes" in done.stderr
+    assert "AF_UNIX path length cannot exceed 107 bytes" in (tmp_path / "run/flower.log").read_text()
+    assert left(env) == []
+
+
 def test_ctrl_c_stops_flower(tmp_path, env):
     process = start_endless_run(tmp_path, env)
     process.send_signal(signal.SIGINT)

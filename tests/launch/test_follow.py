@@ -17,6 +17,7 @@ class Link:
     """Plays a SuperLink that reports one status of every run, after so many failed attempts."""
 
     name = "local"
+    text = ""
 
     def __init__(self, status, details="", failures=0):
         self.run, self.failures = {"status": status, "status-details": details}, failures
@@ -37,7 +38,8 @@ def out(toy, monkeypatch):
 def follow(link, out, server_died=lambda: False):
     """Follow a run; return what is shown."""
     text = io.StringIO()
-    flower.follow(link, "7", out, Display(3, Console(file=text, width=100)), server_died, check_seconds=-1)
+    shown = Display(3, Console(file=text, width=100))
+    flower.follow(link, "7", out, shown, server_died, lambda: link.text, check_seconds=-1)
     return text.getvalue()
 
 
@@ -70,8 +72,22 @@ def test_failure_reason_from_the_manifest(out):
 
 
 def test_failure_reason_from_flower(out):
-    with pytest.raises(EngineError, match="^it is tired; see Flower's log$"):
+    with pytest.raises(EngineError, match=f"^it is tired; see {out.log}$"):
         follow(Link("finished:failed", "Simulation failed with exception: it is tired"), out, lambda: True)
+
+
+def test_failure_reason_from_flowers_log(out):
+    link = Link("finished:failed", "Simulation failed with exception: Ending simulation.")
+    link.text = 'Traceback (most recent call last):\n  File "a"\nOSError: the path is too long\n'
+    with pytest.raises(EngineError, match=f"^Ending simulation: OSError: the path is too long; see {out.log}$"):
+        follow(link, out, lambda: True)
+
+
+def test_killed_servers_last_words_are_told(out):
+    link = Link("running")
+    link.text = "the last words\n"
+    with pytest.raises(EngineError, match="out of memory: the last words; see "):
+        follow(link, out, lambda: True)
 
 
 def test_dead_server_is_reported(out):

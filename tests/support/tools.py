@@ -137,14 +137,14 @@ def server(env, folder, within=()):
 
     `within` stands before a command: `ip netns exec NAME` puts it on another host.
     """
-    part = Part(env, folder, "server", [*within, BIN / "fedmr", "deploy", "server", "dep/server"])
+    part = Part(env, folder, "server", [*within, BIN / "fedmr", "deploy", "server", "dep/server", "--allow-root"])
     part.until("ready for nodes")
     return part
 
 
 def node(env, folder, name, *options, within=()):
     """A node, in the background."""
-    return Part(env, folder, name, [*within, BIN / "fedmr", "deploy", "node", name, *options])
+    return Part(env, folder, name, [*within, BIN / "fedmr", "deploy", "node", name, "--allow-root", *options])
 
 
 def until_one_trains(*nodes):

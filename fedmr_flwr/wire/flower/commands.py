@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedmr_flwr.errors import EngineError
+from fedmr_flwr.wire.flower.reasons import plain
 
 
 class Connection:
@@ -46,6 +47,14 @@ class Connection:
             reason = " ".join(str(output.get("error-message")).split())
             raise EngineError(f"`flwr {shlex.join(arguments[:1])}` failed: {reason}")
         return output
+
+    def log(self, run_id: str) -> str:
+        """Return what a run's processes have written; if it cannot be fetched, the reason for that."""
+        done = subprocess.run(
+            ["flwr", "log", run_id, self.name, "--show"],
+            env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+        )  # fmt: skip
+        return plain(done.stdout if done.returncode == 0 else f"{done.stdout}{done.stderr}")
 
 
 @contextmanager

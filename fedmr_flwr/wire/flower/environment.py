@@ -1,6 +1,7 @@
 """The environment variables of Flower's processes, each with the reason."""
 
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ HOME = "FLWR_HOME"
 CONTROL_PORT, HTTP_PORT = "FLWR_LOCAL_CONTROL_API_PORT", "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 # The cluster that Ray joins.
 RAY_ADDRESS = "RAY_ADDRESS"
+# Whether commands to a SuperLink need a token.
+ACCOUNTS = "FLWR_OIDC_ENABLED"
 _POLL_INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 
 
@@ -64,6 +67,8 @@ def simulation_environment(home: Path, app: Path, ray_address: str, ports: tuple
         HTTP_PORT: str(ports[1]),
         # Never left out: without it Ray joins any cluster that `ray start` has started on this machine.
         RAY_ADDRESS: ray_address,
+        # Ray's ports are open to every account of the machine, and run any code; a cluster has its own rule.
+        **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)} if ray_address == "local" else {}),
         # Ray passes Python's path on, so that actors on other machines find the app, too.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(app), os.environ.get("PYTHONPATH")])),
         # Large messages in huge pages: serialising a large population takes a third of the time.

@@ -20,8 +20,9 @@ PACKAGE = Path(commands.__file__).parents[2]
 def answering(monkeypatch):
     """Return a function that lets `flwr` print something and returns a connection."""
 
-    def answer(out, err=""):
-        monkeypatch.setattr(commands.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=out, stderr=err))
+    def answer(out, err="", status=0):
+        done = SimpleNamespace(stdout=out, stderr=err, returncode=status)
+        monkeypatch.setattr(commands.subprocess, "run", lambda *_, **__: done)
         return commands.Connection("local", {})
 
     return answer
@@ -42,6 +43,14 @@ def test_command_failure_is_one_line(answering, out, err, words):
     with pytest.raises(EngineError) as failed:
         answering(out, err).command("list", "local")
     assert str(failed.value) == words
+
+
+def test_log_is_without_colours(answering):
+    assert answering("\x1b[91mERROR\x1b[0m: tired\n", "shown").log("7") == "ERROR: tired\n"
+
+
+def test_unknown_log_is_its_reason(answering):
+    assert answering("", "no such run", status=1).log("7") == "no such run"
 
 
 def test_second_ctrl_c_is_ignored():

@@ -1,7 +1,5 @@
 """The SuperNode with shorter waits: what is replaced in Flower is what Flower uses."""
 
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,7 +10,7 @@ from fedmr_flwr.wire.flower import parts, supernode
 
 @pytest.fixture
 def replaced(monkeypatch):
-    for name in ("time", "subprocess", "pull_objects"):
+    for name in ("time", "pull_objects"):
         monkeypatch.setattr(loop, name, getattr(loop, name))  # put back at the end
     supernode.apply()
 
@@ -28,16 +26,6 @@ def test_waits_are_a_sixth(replaced, monkeypatch):
 def test_parts_are_pulled_sooner(replaced):
     assert loop.pull_objects is parts.pull_soon
     assert "pull_objects" in loop._pull_and_store_message.__code__.co_names, "and Flower uses it"
-
-
-def test_superexec_is_ours(replaced, monkeypatch):
-    commands = []
-    monkeypatch.setattr(subprocess, "Popen", commands.append)
-    loop.subprocess.Popen(["flower-superexec", "--insecure"])
-    (command,) = commands
-    assert command[0] == sys.executable
-    assert command[2:] == ["from fedmr_flwr.wire.flower.superexec import main; main()", "--insecure"]
-    assert "subprocess" in loop.start_client_internal.__code__.co_names, "and Flower uses it"
 
 
 def test_supernode_runs_after_apply(monkeypatch):
