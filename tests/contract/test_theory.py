@@ -14,10 +14,11 @@ from fedmr_flwr.algorithms.contract import Round
 from fedmr_flwr.algorithms.multi_model import Population
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, mean, spread
-from fedmr_flwr.core.recombination import Parts, Recombination, sources
+from fedmr_flwr.core.recombination import Recombination, sources
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.roster import RosterGrid
+from tests.support.rounds import whole
 
 
 def floats(*shape):
@@ -54,13 +55,6 @@ def whole_numbers(k, seed):
     rng = np.random.default_rng(seed)
     return [Packed(rng.integers(-50, 51, LAYOUT.size).astype(np.float32), np.array([1, 2, 3, 4]) + 9 * slot)
             for slot in range(k)]  # fmt: skip
-
-
-def whole(model):
-    if isinstance(model, Packed):
-        return model
-    assert isinstance(model, Parts)
-    return Packed(np.concatenate([*model.floats, floats(0)]), np.concatenate([*model.ints, np.zeros(0, np.int64)]))
 
 
 def recombined(population, unit, seed, buffers="move"):

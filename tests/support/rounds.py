@@ -24,3 +24,10 @@ def slots_of(replies, sent=None):
 def reply_of(model, examples=1, **vectors):
     """Return a good reply."""
     return Reply(model, examples, {}, vectors)
+
+
+def whole(model):
+    """Return a model that may be views of others as two vectors."""
+    if isinstance(model, Packed):
+        return model
+    return Packed(np.concatenate(model.floats), np.concatenate(model.ints) if model.ints else np.zeros(0, np.int64))
