@@ -45,6 +45,9 @@ def server_environment(home: Path) -> dict[str, str]:
         home: the folder of its configuration.
     """
     return environment(home) | {
+        # glibc would keep the memory of large messages for later ones, more of it with every size: a node that
+        # uploads what nobody asked for would leave the server several times as large.
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
         # Only the start of a run waits for this poll, which costs a tenth of a processor at the shorter interval.
         _POLL_INTERVAL: "1",
     }
