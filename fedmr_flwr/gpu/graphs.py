@@ -19,7 +19,7 @@ from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.lanes import ResidentLane
 from fedmr_flwr.models import layers
 from fedmr_flwr.training import optimizers
-from fedmr_flwr.training.devices import default_generator, is_out_of_memory
+from fedmr_flwr.training.devices import default_generators, is_out_of_memory
 from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.schedule import Batch
 
@@ -78,7 +78,7 @@ class GraphLane(ResidentLane):
         graph = self._graphs.get(key)
         if graph is None:
             # Only here, because it takes time: a replay draws from the generator that was the default at the capture.
-            with default_generator(self._generator):
+            with default_generators(self._generators):
                 if not self._rule.capturable or key not in self._graphs:
                     self._graphs[key] = None
                     return self._train_batch(size)
@@ -104,6 +104,7 @@ class GraphLane(ResidentLane):
         if torch.__version__ < (2, 14):  # type: ignore[operator]
             for generator in states.generators(self._state):
                 graph.register_generator_state(generator)
+        on_host = torch.get_rng_state()
         # Not with torch.cuda.graph: it waits until the GPU has finished everything launched so far.
         graph.capture_begin(self._pool)
         try:
@@ -118,6 +119,11 @@ class GraphLane(ResidentLane):
                 "set capturable = False"
             ) from error
         graph.capture_end()
+        if not torch.equal(torch.get_rng_state(), on_host):
+            raise EngineError(
+                "the model draws random numbers on the CPU, and every replay of a captured step would use the same; "
+                "draw on the device of the inputs, or use engine=in-process"
+            )
         return graph
 
     def _make_optimizer(self) -> torch.optim.Optimizer:

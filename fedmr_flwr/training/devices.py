@@ -1,8 +1,8 @@
 """Devices: choice, precision, memory format, threads, default generator, and errors for lack of memory."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -86,6 +86,22 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     """
     if device.type == "cpu" and precision != "float32":
         raise DeviceError(f"precision is {precision}, which needs a CUDA device; leave it out on a CPU")
+
+
+def generators_of(device: torch.device) -> tuple[torch.Generator, ...]:
+    """Return new generators for what a model on a device may draw from: the device and, for a GPU, also the CPU."""
+    # On the CPU a model may draw, for instance, which of its blocks to leave out.
+    devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
+    return tuple(torch.Generator(each) for each in devices)
+
+
+@contextmanager
+def default_generators(own: Sequence[torch.Generator]) -> Iterator[None]:
+    """Use other generators as PyTorch's default generators inside the block, see `default_generator`."""
+    with ExitStack() as stack:
+        for generator in own:
+            stack.enter_context(default_generator(generator))
+        yield
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data.base import Dataset, Examples
-from fedmr_flwr.training.devices import to_input
+from fedmr_flwr.training.devices import default_generators, generators_of, to_input
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class Score:
     examples: int
 
 
-@torch.inference_mode()
+# Not in inference mode: a tensor that a model keeps from it could not be used in training.
+@torch.no_grad()
 def evaluate(
     model: nn.Module, dataset: Dataset, examples: Examples, device: torch.device, batch_size: int = 1000
 ) -> Score:
-    """Score a model.
+    """Score a model; if it draws random numbers, it draws the same ones each time.
 
     Args:
         model: on `device`; put into evaluation mode.
@@ -43,11 +45,15 @@ def evaluate(
     model.eval()
     # Summed on the device: reading each batch's loss would wait for it.
     loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
-    for start in range(0, len(examples), batch_size):
-        labels = examples.labels[start : start + batch_size].to(device)
-        logits = model(to_input(dataset, examples.inputs[start : start + batch_size].to(device)))
-        loss += functional.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
+    generators = generators_of(device)
+    for generator in generators:
+        generator.manual_seed(int(stream(0, "evaluate").integers(2**63)))
+    with default_generators(generators):
+        for start in range(0, len(examples), batch_size):
+            labels = examples.labels[start : start + batch_size].to(device)
+            logits = model(to_input(dataset, examples.inputs[start : start + batch_size].to(device)))
+            loss += functional.cross_entropy(logits, labels, reduction="sum")
+            correct += (logits.argmax(1) == labels).sum()
     return Score(loss.item() / len(examples), correct.item() / len(examples), len(examples))
 
 

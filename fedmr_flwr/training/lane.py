@@ -18,7 +18,7 @@ from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.models import layers
 from fedmr_flwr.models.base import Dropout
 from fedmr_flwr.training import optimizers
-from fedmr_flwr.training.devices import default_generator, to_input
+from fedmr_flwr.training.devices import default_generators, generators_of, to_input
 from fedmr_flwr.training.norms import single_values_allowed
 from fedmr_flwr.training.rules import LocalRule, Outcome, State, Task
 from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes
@@ -42,7 +42,7 @@ class TrainResult:
 class Lane:
     """A model and its optimiser that train one client after another: a fresh start, shuffled batches, cross-entropy.
 
-    While a client trains, PyTorch's default generator is the client's own, so that a module such as `nn.Dropout`
+    While a client trains, PyTorch's default generators are the client's own, so that a module such as `nn.Dropout`
     draws the same numbers whether lanes take turns or not.
 
     Args:
@@ -69,7 +69,7 @@ class Lane:
         self._total = torch.zeros((), device=self._device)
         # The gradient of the loss; without it, a kernel makes one in every step.
         self._one = torch.ones((), device=self._device)
-        self._generator = torch.Generator(self._device)
+        self._generators = generators_of(self._device)
 
     def begin(
         self,
@@ -98,10 +98,12 @@ class Lane:
         if any(isinstance(module, Dropout) for module in self.model.modules()):
             # Their seed came from the stream itself before other modules had one, and their results must not change.
             for_modules = rng
-        self._generator.manual_seed(int(for_modules.integers(2**63)))
+        seed = int(for_modules.integers(2**63))
+        for generator in self._generators:
+            generator.manual_seed(seed)
         labels = self._examples.labels if indices is None else self._examples.labels[indices.to(self._device)]
         self._rule, self._task = rule, Task(labels, training, for_rule, received or {}, kept or {})
-        with default_generator(self._generator):
+        with default_generators(self._generators):
             self._state = self._hold(rule.begin(self.model, self._task))
         schedule = BatchSchedule.draw(len(labels), self._examples.inputs.shape[2:], training, rng)
         order = schedule.order if indices is None else indices[schedule.order]
@@ -111,19 +113,19 @@ class Lane:
 
     def step(self) -> bool:
         """Train on the next batch, without waiting for the device; return whether one was left."""
-        with default_generator(self._generator):
+        with default_generators(self._generators):
             return self._step()
 
     def run(self) -> TrainResult:
         """Train on all remaining batches."""
-        with default_generator(self._generator):
+        with default_generators(self._generators):
             while self._step():
                 pass
         return self.end()
 
     def end(self) -> TrainResult:
         """Return the result of the training, after its last step."""
-        with default_generator(self._generator):
+        with default_generators(self._generators):
             outcome = self._rule.end(self.model, self._state, self._task, self._steps)
         # The only read from the device in a training.
         return TrainResult(len(self._task.labels), self._total.item() / self._seen, outcome)

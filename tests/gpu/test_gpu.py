@@ -453,6 +453,29 @@ def test_dropout_equals_in_process(toy, monkeypatch, lane):
     assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, lane=lane))) == digest(expected)
 
 
+class Plain(torch.nn.Sequential):
+    """Any module: random numbers, a layer that is used twice, BatchNorm over single values, no named parts."""
+
+    def __init__(self, shape, classes):
+        again = torch.nn.Linear(32, 32)
+        super().__init__(
+            torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.RReLU(), again, torch.nn.BatchNorm1d(32), again,
+            torch.nn.Linear(32, classes),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon", "fedgen", "fedasam"])
+def test_any_model_equals_in_process(toy, monkeypatch, strategy):
+    monkeypatch.setitem(MODELS, "plain", Plain)
+    # The last batch of a client has a single example.
+    more = ["model.name=plain", f"strategy.name={strategy}", "training.local-epochs=2"]
+    settings = [toy(*more, run=name) for name in "ab"]
+    expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedLane.replays
+    found = run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane))
+    assert digest(found) == digest(expected) and RecordedLane.replays > replayed
+    assert [row["failures"] for row in found.read_rows()] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
 def test_missing_gpu_is_one_line(toy, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

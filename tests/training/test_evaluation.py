@@ -34,3 +34,37 @@ def test_batch_norm_is_not_updated():
     examples = Examples(torch.ones(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     evaluate(model, Dataset(examples, examples, 2, Normalisation((0.0,), (1.0,))), examples, CPU)
     assert int(model[0].num_batches_tracked) == 0
+
+
+class Sampling(nn.Module):
+    """Draws in evaluation, too, with a function and a generator of the device."""
+
+    def forward(self, images):
+        dropped = nn.functional.dropout(images.flatten(1), training=True)
+        return dropped + torch.rand_like(dropped)
+
+
+def test_draws_in_evaluation_repeat():
+    examples = Examples(torch.rand(20, 1, 2, 2), torch.arange(20) % 4)
+    data = Dataset(examples, examples, 4, None)
+    scores = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        scores.append(evaluate(Sampling(), data, examples, CPU, 7))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert scores[0] == scores[1]
+
+
+def test_tensors_kept_in_evaluation_can_be_trained_with():
+    class Keeping(nn.Linear):
+        kept = None
+
+        def forward(self, images):
+            self.kept = torch.ones(2) if self.kept is None else self.kept
+            return super().forward(images.flatten(1) * self.kept)
+
+    model, examples = Keeping(2, 2), Examples(torch.rand(3, 1, 1, 2), torch.arange(3) % 2)
+    evaluate(model, Dataset(examples, examples, 2, None), examples, CPU)
+    model(examples.inputs).sum().backward()
+    assert model.weight.grad is not None
