@@ -107,8 +107,12 @@ def format_unit(spec: Spec) -> str:
 
 def module_of(key: str) -> str:
     """Return the path of the module that owns a state_dict key; the model itself is named "(model)"."""
+    # What torch.compile puts around an inner module is none of its own. The tensors of a parametrised weight, such as
+    # weight norm's, belong to the layer that has the weight.
+    owner, found, _ = f".{key.replace('_orig_mod.', '')}".partition(".parametrizations.")
+    path = owner[1:] if found else owner[1 : -len(_SEPARATOR.split(key)[-1]) - 1]
     # Not "model", which may be the name of a module of its own.
-    return key[: -len(_SEPARATOR.split(key)[-1]) - 1] or "(model)"
+    return path or "(model)"
 
 
 def _above(key: str, depth: int) -> str:

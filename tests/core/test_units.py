@@ -209,3 +209,21 @@ def test_modules_may_be_separated_by_slashes():
     layout = layout_of(**{"params/a/bias": (3,), "params/a/kernel": (2, 3), "params/b/kernel": (3, 3)})
     assert [*keys_of("layer", layout)] == ["params/a", "params/b"]
     assert [*keys_of("block:1", layout)] == ["params"]
+
+
+def test_parametrised_weight_stays_with_its_layer():
+    names = [
+        "fc.bias", "fc.parametrizations.weight.original0", "fc.parametrizations.weight.original1", "out.weight",
+        "parametrizations.scale.original",
+    ]  # fmt: skip
+    found = units(Layout.of({name: np.zeros(1, np.float32) for name in names}), "layer")
+    assert {unit.name: len(unit.keys) for unit in found} == {"fc": 3, "out": 1, "(model)": 1}
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"), [("layer", ["body.a", "body.b", "fc"]), ("block:2", ["body.a", "body.b", "fc"])]
+)
+def test_compiled_inner_module_does_not_hide_units(spec, names):
+    keys = ["body._orig_mod.a.weight", "body._orig_mod.a.bias", "body._orig_mod.b.weight", "fc.weight"]
+    found = units(Layout.of({name: np.zeros(1, np.float32) for name in keys}), spec)
+    assert [unit.name for unit in found] == names
