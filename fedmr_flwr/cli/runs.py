@@ -64,6 +64,9 @@ def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
     print_line(path)
     done = engines.run(settings, Display(settings.rounds, Console()), prepared)
     Console().print(table(done.read_rows()))
-    if over := done.read_manifest().get("client-accuracy"):
+    manifest = done.read_manifest()
+    if over := manifest.get("client-accuracy"):
         print_line(format_client_accuracy(over))
+    if over := manifest.get("tuned-accuracy"):
+        print_line(format_client_accuracy(over, "after fine-tuning"))
     print_line(path)

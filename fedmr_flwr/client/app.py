@@ -31,7 +31,7 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import ConfigError, DataError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.checkpoint import oldest
@@ -40,7 +40,7 @@ from fedmr_flwr.training.evaluation import evaluate as score
 from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.training.sgd import fit
-from fedmr_flwr.training.work import work_of
+from fedmr_flwr.training.work import fine_tuning, work_of
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.flower.logs import log_errors_in_one_line
 from fedmr_flwr.wire.messages import (
@@ -51,6 +51,7 @@ from fedmr_flwr.wire.messages import (
     LAST_ROUND,
     LOST_STATE,
     METRICS,
+    OWN_TESTS,
     ROUND,
     vector_record,
     vectors,
@@ -104,15 +105,27 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Score the model of the message on this client's data."""
+    """Score the model of the message on this client's data, and once more after some local steps, if configured."""
     settings = _sent_settings(message)
     with threads(settings.client_cpus):
         request = _Request(message, context)
-        device = request.environment.device
+        environment, steps = request.environment, settings.evaluation.fine_tune
+        device, tests = environment.device, environment.tests()
+        dataset, examples = environment.examples()
+        if steps and tests is None:
+            raise DataError("evaluation.fine-tune: this client has no test examples")
         with arithmetic(settings.precision, device):
-            result = score(request.model, *request.environment.examples(), device)
-    metrics = MetricRecord({EXAMPLES: result.examples, "loss": result.loss, "accuracy": result.accuracy})
-    return Message(RecordDict({METRICS: metrics}), reply_to=message)
+            result = score(request.model, dataset, tests or examples, device)
+            found: dict[str, float] = {"loss": result.loss, "accuracy": result.accuracy}
+            if steps and tests:
+                number = cast(int, request.config.get(ROUND, 0))
+                training = fine_tuning(settings, number, environment.number, steps)
+                rng = stream(settings.seed, "fine-tune", number, environment.number)
+                fit(request.model, dataset, examples, training, rng, precision=settings.precision)
+                tuned = score(request.model, dataset, tests, device)
+                found |= {"tuned-loss": tuned.loss, "tuned-accuracy": tuned.accuracy}
+    own = {EXAMPLES: result.examples, OWN_TESTS: int(tests is not None)}
+    return Message(RecordDict({METRICS: MetricRecord({**own, **found})}), reply_to=message)
 
 
 @app.query()

@@ -14,12 +14,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedmr_flwr.client.state import ClientState
 from fedmr_flwr.config.settings import Data, Settings
 from fedmr_flwr.data import datasets, npz, partitions
 from fedmr_flwr.data.base import Dataset, Examples, Normalisation
+from fedmr_flwr.data.held_out import hold_out
 from fedmr_flwr.errors import ConfigError, DataError, FedmrError, PartitionError
 from fedmr_flwr.files import writing
 from fedmr_flwr.runs.folder import RunFolder
@@ -105,6 +107,10 @@ class ClientEnvironment(ABC):
         """Return the data set, which defines how inputs are prepared, and this client's examples, on its device."""
 
     @abstractmethod
+    def tests(self) -> Examples | None:
+        """Return this client's own test examples, on its device; None if it has none."""
+
+    @abstractmethod
     def prepare(self, digest: str) -> int:
         """Verify the data and the run folder before the first round.
 
@@ -139,6 +145,14 @@ class SimulatedEnvironment(ClientEnvironment):
         """Return the run's data set and this client's part of it."""
         dataset = datasets.load(self.settings.data, self.settings.data_dir, self.settings.seed)
         return dataset, dataset.train.select(self.indices, self.device)
+
+    def tests(self) -> Examples | None:
+        """Return this client's part of the run's test examples of clients."""
+        path, settings = self._folder.client_tests, self.settings
+        if not path.exists():
+            return None
+        dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
+        return _tests_of(dataset, settings, _partition(path, path.stat().st_mtime_ns)[self.number], self.device)
 
     def prepare(self, digest: str) -> int:
         """Compare the data with the server's, and read the partition from the run folder."""
@@ -220,11 +234,23 @@ class NodeEnvironment(ClientEnvironment):
         if self._data.is_dir():
             dataset = datasets.load(self._named, self._data, self.settings.seed)
             return dataset, dataset.train.select(self._indices(dataset), self.device)
-        own = self._own
-        # A node has no test set, and only the server evaluates on one.
+        own, _ = self._own
+        # A node has no global test set, and only the server evaluates on one.
         return Dataset(own, own, self._spec.classes, self._spec.normalisation), Examples(
             own.inputs.to(self.device), own.labels.to(self.device)
         )
+
+    def tests(self) -> Examples | None:
+        """Return the node's own test examples, or its part of those of its copy of the run's data set."""
+        with self._private_errors():
+            if not self._data.is_dir():
+                _, tests = self._own
+                return tests and tests.to(self.device)
+            settings = self.settings
+            dataset = datasets.load(self._named, self._data, settings.seed)
+            parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
+            of_all = partitions.client_tests(dataset, parts, settings.partition, settings.seed)
+            return None if of_all is None else _tests_of(dataset, settings, of_all[self.number], self.device)
 
     def prepare(self, digest: str) -> int:
         """Compare the node's copy of the data set with the server's, or read the node's own examples."""
@@ -235,7 +261,7 @@ class NodeEnvironment(ClientEnvironment):
         if self._data.is_dir():
             _check_digest(digest, self._named, self._data, self.settings.seed)
             return len(self._indices(datasets.load(self._named, self._data, self.settings.seed), replace=True))
-        own, most = self._own, self._spec.ceiling
+        (own, _), most = self._own, self._spec.ceiling
         if (largest := int(own.inputs.max())) > most:
             what = "characters" if self._spec.normalisation is None else "pixels"
             raise DataError(
@@ -266,9 +292,15 @@ class NodeEnvironment(ClientEnvironment):
         return self.settings.data.model_copy(update={"download": False})
 
     @cached_property
-    def _own(self) -> Examples:
-        """The examples of the node's npz file."""
-        return npz.read_examples(self._data, self._spec.input_shape, self._spec.classes)
+    def _own(self) -> tuple[Examples, Examples | None]:
+        """The examples of the node's npz file, and those for testing, in the file or a fraction of the others."""
+        train, tests = npz.read_examples(self._data, self._spec.input_shape, self._spec.classes)
+        fraction, cpu = self.settings.partition.test_fraction, torch.device("cpu")
+        if tests or not fraction:
+            return train, tests
+        every, labels = np.arange(len(train)), train.labels.numpy()
+        kept, held = hold_out(every, labels, fraction, self.settings.seed, self.number)
+        return train.select(kept, cpu), train.select(held, cpu)
 
     def _indices(self, dataset: Dataset, replace: bool = False) -> partitions.Indices:
         """Return this client's part, divided as on the server."""
@@ -281,6 +313,14 @@ class NodeEnvironment(ClientEnvironment):
                 path.parent.mkdir(parents=True, exist_ok=True)
             partitions.save(partitions.split(dataset, settings.clients, settings.partition, settings.seed), path)
         return _partition(path, path.stat().st_mtime_ns)[self.number]
+
+
+def _tests_of(
+    dataset: Dataset, settings: Settings, indices: partitions.Indices, device: torch.device
+) -> Examples | None:
+    """Return a client's test examples on a device: with a fraction for testing, they are among the training set's."""
+    source = dataset.train if settings.partition.test_fraction else dataset.test
+    return source.select(indices, device) if len(indices) else None
 
 
 def number_of(node_config: Mapping[str, Any]) -> int:
@@ -299,7 +339,7 @@ def _digest(data: Data, data_dir: Path | None, seed: int) -> str:
     return datasets.load(data, data_dir, seed).digest()
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _partition(path: Path, changed: int) -> list[partitions.Indices]:
     # `changed` is part of the cache's key: another partition may be written to the same path.
     return partitions.read(path)

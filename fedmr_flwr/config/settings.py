@@ -41,6 +41,8 @@ class Partition(Section):
             the largest clients; otherwise the draw is repeated, which fails if there are many clients.
         shards_per_client: for `shards`: the number of shards that a client gets.
         test: where the authors of examples are known: test on examples of the participants, or of all authors.
+        test_fraction: the fraction of its examples that each client keeps for testing, stratified by label; a client
+            that has test examples of its own, in LEAF's files or its node's, uses those if this is 0.
     """
 
     name: str = "iid"
@@ -48,6 +50,7 @@ class Partition(Section):
     fill_up: bool = False
     shards_per_client: int = Field(2, ge=1)
     test: Literal["participants", "all"] = "participants"
+    test_fraction: float = Field(0.0, ge=0, lt=1)
 
 
 class Model(Section):

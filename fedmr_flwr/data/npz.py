@@ -36,30 +36,33 @@ class Npz(Source):
         return _arrays(path, (*_TRAIN, *_TEST), ("owners", "owners_test"))
 
 
-def read_examples(path: Path, input_shape: tuple[int, ...], classes: int) -> Examples:
-    """Return the examples of a client from its own file with the arrays x_train and y_train.
+def read_examples(path: Path, input_shape: tuple[int, ...], classes: int) -> tuple[Examples, Examples | None]:
+    """Return the examples of a client from its own file: x_train and y_train, and x_test and y_test if it has them.
 
     Args:
         path: of the file; other arrays in it are ignored.
         input_shape: the required shape of an example.
         classes: labels are 0..classes-1.
 
+    Returns:
+        Those for training, and those for testing or None.
+
     Raises:
         DataError: the file cannot be read, or its arrays do not match.
     """
 
     def read() -> DatasetArrays:
-        own = _arrays(path, _TRAIN)
-        # A client has no test set: its training examples stand in for one, so that one check serves all sources.
-        found = validate_arrays(
-            {**own, "x_test": own["x_train"], "y_test": own["y_train"]}, str(path), classes, input_shape
-        )
-        return {name: found[name] for name in _TRAIN}
+        own = _arrays(path, _TRAIN, _TEST)
+        # Where a client has no test examples, its training examples stand in, so that one check serves all sources.
+        tests = {name: own.get(name, own[name.replace("test", "train")]) for name in _TEST}
+        found = validate_arrays({**own, **tests}, str(path), classes, input_shape)
+        return {name: found[name] for name in own}
 
     if not path.is_file():
         raise DataError(f"cannot read {path}: no such file; correct `data` in the node's settings")
     found = cache.shared(f"{path.name}-{classes}-{'x'.join(map(str, input_shape))}", [path], read)
-    return Examples(found["x_train"], found["y_train"])
+    train = Examples(found["x_train"], found["y_train"])
+    return train, Examples(found["x_test"], found["y_test"]) if found.keys() >= {*_TEST} else None
 
 
 def _arrays(path: Path, names: Sequence[str], perhaps: Sequence[str] = ()) -> DatasetArrays:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedmr_flwr.config.settings import Partition
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.data.held_out import hold_out
 from fedmr_flwr.errors import ConfigError, PartitionError
 from fedmr_flwr.files import write_aside
 
@@ -30,7 +31,7 @@ _DRAWS = 200
 
 
 def split(dataset: Dataset, clients: int, partition: Partition, seed: int) -> list[Indices]:
-    """Divide a training set among clients.
+    """Divide a training set among clients, without the examples that they keep for testing.
 
     Args:
         dataset: whose training examples.
@@ -40,13 +41,48 @@ def split(dataset: Dataset, clients: int, partition: Partition, seed: int) -> li
 
     Returns:
         For each client the sorted indices of its examples; together they are 0..N-1, each once (each at most
-        once for a file, and for a subset of the natural clients).
+        once for a file, for a subset of the natural clients, and if some are kept for testing).
 
     Raises:
         ConfigError: the partition is unknown, or does not exist for this data set.
         PartitionError: there are too few examples, no draw gave every client enough of them, or a file does
             not match.
     """
+    return [train for train, _ in _held_out(dataset, clients, partition, seed)]
+
+
+def client_tests(dataset: Dataset, parts: Sequence[Indices], partition: Partition, seed: int) -> list[Indices] | None:
+    """Return the test examples of each client.
+
+    Args:
+        dataset: the data set.
+        parts: what `split` returned.
+        partition: the kind of division, with the fraction for testing.
+        seed: the seed of the run.
+
+    Returns:
+        For each client indices of the training set with a fraction for testing, otherwise of the test set; None if
+        clients have no test examples of their own.
+    """
+    if partition.test_fraction:
+        return [test for _, test in _held_out(dataset, len(parts), partition, seed)]
+    if partition.name != "natural" or dataset.owners is None or dataset.test_owners is None:
+        return None
+    owners, of_tests = dataset.owners.numpy(), dataset.test_owners.numpy()
+    return [np.flatnonzero(of_tests == owners[part[0]]) for part in parts]
+
+
+def _held_out(dataset: Dataset, clients: int, partition: Partition, seed: int) -> list[tuple[Indices, Indices]]:
+    """Divide a training set among clients, and the part of each into examples for training and for testing."""
+    parts, fraction = _divide(dataset, clients, partition, seed), partition.test_fraction
+    if not fraction:
+        return [(part, part[:0]) for part in parts]
+    labels = dataset.train.labels.numpy()
+    return [hold_out(part, labels, fraction, seed, client) for client, part in enumerate(parts)]
+
+
+def _divide(dataset: Dataset, clients: int, partition: Partition, seed: int) -> list[Indices]:
+    """Divide a training set among clients."""
     labels = dataset.train.labels.numpy()
     if partition.name.startswith(FILE):
         return _from_file(Path(partition.name.removeprefix(FILE)).expanduser(), len(labels), clients)

@@ -1,14 +1,15 @@
-"""The plots of evaluations: the confusion of classes."""
+"""The plots of evaluations: the confusion of classes, and the distribution of accuracies over clients."""
 
-import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fedmr_flwr.files import write_aside
+from fedmr_flwr.report.figures import save
 from fedmr_flwr.runs.folder import RunFolder
 
 # In more cells than those of so many classes numbers could not be read.
@@ -22,7 +23,7 @@ def draw(folder: RunFolder) -> list[Path]:
         folder: of the run.
 
     Returns:
-        The files: confusion.png.
+        The files: confusion.png and client-accuracy.png, as far as there is something to draw.
 
     Raises:
         RunFolderError: a file cannot be written.
@@ -33,6 +34,10 @@ def draw(folder: RunFolder) -> list[Path]:
         found = json.loads(folder.classes.read_text(encoding="utf-8"))
         drawn.append(folder.path / "confusion.png")
         confusion(np.array(found["confusion"]), f"{title} · round {found['round']}", drawn[-1])
+    if rows := folder.read_client_rows():
+        last = [row for row in rows if row["round"] == rows[-1]["round"]]
+        drawn.append(folder.path / "client-accuracy.png")
+        distribution(last, f"{title} · round {last[0]['round']}", drawn[-1])
     return drawn
 
 
@@ -57,11 +62,27 @@ def confusion(counts: NDArray[np.int64], title: str, path: Path) -> None:
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
     axes.set(xlabel="predicted label", ylabel="true label")
     figure.colorbar(image, label="share of the label's examples")
-    _save(figure, title, path)
+    save(figure, title, path)
 
 
-def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(title.replace("$", r"\$"), fontsize=10, wrap=True)
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120, format="png")
-    write_aside(path, content.getvalue())
+def distribution(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Plot which share of the clients has at most a given accuracy on its own examples.
+
+    Args:
+        rows: of the run's clients, of one round.
+        title: of the plot.
+        path: of the file.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for model in ("global", "slot"):
+        for name, what in (("accuracy", "as it is"), ("tuned-accuracy", "fine-tuned")):
+            values = np.sort([100 * row[name] for row in rows if row["model"] == model and name in row])
+            if len(values):
+                label = f"{'global model' if model == 'global' else 'model of a slot'}, {what}"
+                shares = 100 * np.arange(1, len(values) + 1) / len(values)
+                axes.step([values[0], *values], [0, *shares], where="post", label=label)
+    axes.set(xlabel="accuracy on the client's own examples (%)", ylabel="clients with at most this accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save(figure, title, path)

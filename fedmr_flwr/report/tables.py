@@ -48,12 +48,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return out
 
 
-def format_client_accuracy(over: Mapping[str, Any]) -> str:
-    """Return one line about the clients' accuracies, from `client_evaluation.summary`."""
+def format_client_accuracy(over: Mapping[str, Any], what: str = "accuracy over clients") -> str:
+    """Return one line about a number over clients, from `client_evaluation.summary`."""
     if not over["clients"]:
-        return "accuracy over clients: no client replied"
-    numbers = f"mean {over['mean']:.4f}, standard deviation {over['std']:.4f}, worst tenth {over['worst-tenth']:.4f}"
-    return f"accuracy over {over['clients']} clients: {numbers}"
+        return f"{what}: no client replied"
+    places = (
+        f"{over['own-tests']} on test examples of their own" if over["own-tests"] else "on their training examples"
+    )
+    return (
+        f"{what}: mean {over['mean']:.4f}, standard deviation {over['std']:.4f}, worst tenth "
+        f"{over['worst-tenth']:.4f}; weighted by examples {over['weighted-mean']:.4f} ({over['clients']} clients, "
+        f"{places})"
+    )
 
 
 def partition_table(counts: NDArray[np.int64], distances: NDArray[np.float64], title: str) -> Table:

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ class RunFolder:
     """One run on disk.
 
     Files: config.yaml (complete), manifest.json (versions, hashes, status), metrics.jsonl (an object per
-    round), partition.npz, checkpoints/, client-state/ (the clients' state between rounds, if the algorithm has
-    any), classes.json (the latest scores of each class), model.safetensors (the global model), models/ (those of
-    rounds to be kept), and pictures.
+    round), clients.jsonl (an object per client and evaluation), partition.npz, client-tests.npz, checkpoints/,
+    client-state/ (the clients' state between rounds, if the algorithm has any), classes.json (the latest scores of
+    each class), model.safetensors (the global model), models/ (those of rounds to be kept), and pictures.
 
     Args:
         path: an existing run folder.
@@ -56,7 +56,9 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self.models = path / "models"
         self.partition = path / "partition.npz"
+        self.client_tests = path / "client-tests.npz"
         self.classes = path / "classes.json"
+        self.client_rows = path / "clients.jsonl"
         self.checkpoints = path / "checkpoints"
         self.curves = path / "curves.png"
         self.clients = path / "clients.png"
@@ -214,6 +216,9 @@ class RunFolder:
         rows = [row for row in self._read_lines() if row["round"] <= completed]
         if self.metrics.exists():
             write_aside(self.metrics, "".join(map(to_line, rows)).encode())
+        of_clients = [row for row in self._read_lines(self.client_rows) if row["round"] <= completed]
+        if self.client_rows.exists():
+            write_aside(self.client_rows, "".join(map(to_line, of_clients)).encode())
 
     def read_rows(self) -> list[dict[str, Any]]:
         """Return the metrics of all rounds written so far."""
@@ -232,10 +237,18 @@ class RunFolder:
             content = file.read()
         return [with_nan(row) for row in whole_rows(content, self.metrics)], seen + content.rfind(b"\n") + 1
 
-    def _read_lines(self) -> list[dict[str, Any]]:
-        if not self.metrics.exists():
-            return []
-        return list(whole_rows(self.metrics.read_bytes(), self.metrics))
+    def _read_lines(self, path: Path | None = None) -> list[dict[str, Any]]:
+        path = path or self.metrics
+        return list(whole_rows(path.read_bytes(), path)) if path.exists() else []
+
+    def add_client_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append the scores of clients."""
+        with writing(self.client_rows), self.client_rows.open("a", encoding="utf-8") as file:
+            file.writelines(map(to_line, rows))
+
+    def read_client_rows(self) -> list[dict[str, Any]]:
+        """Return all scores of clients."""
+        return [with_nan(row) for row in self._read_lines(self.client_rows)]
 
     def save_classes(self, number: int, scores: Mapping[str, Any]) -> None:
         """Write the scores of each class after a round, in place of those of an earlier one."""

@@ -1,13 +1,13 @@
 """The evaluation of a global model after a round: on the test set, and on whatever else is configured."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from torch import nn
 
 from fedmr_flwr.algorithms.multi_model import MultiModel
@@ -17,9 +17,12 @@ from fedmr_flwr.data.base import Examples
 from fedmr_flwr.models.packing import unpack
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.classes import class_scores
+from fedmr_flwr.server.client_evaluation import ask, summary
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.devices import arithmetic, place
 from fedmr_flwr.training.evaluation import Score, evaluate, logits_of
+from fedmr_flwr.wire.grids.roster import RosterGrid
+from fedmr_flwr.wire.messages import ROUND
 
 
 class Evaluator:
@@ -28,10 +31,12 @@ class Evaluator:
     Args:
         experiment: data, model and strategy.
         out: the run's folder, for everything that does not fit into a row of the metrics.
+        grid: sends models to clients.
+        config: sent with them.
     """
 
-    def __init__(self, experiment: Experiment, out: RunFolder) -> None:
-        self._experiment, self._out = experiment, out
+    def __init__(self, experiment: Experiment, out: RunFolder, grid: RosterGrid, config: ConfigRecord) -> None:
+        self._experiment, self._out, self._grid, self._config = experiment, out, grid, config
 
     def __call__(self, number: int, arrays: ArrayRecord) -> dict[str, Any]:
         """Return the numbers that are due after a round, by name.
@@ -50,16 +55,45 @@ class Evaluator:
             numbers |= {"training-set-loss": score.loss, "training-set-accuracy": score.accuracy}
         if is_due(wanted.classes, number, rounds):
             numbers |= self._on_classes(number, arrays)
+        if is_due(wanted.clients, number, rounds):
+            numbers |= self._on_clients(number, "global", lambda _: arrays)
+            if slots := self._slots:
+                records = [self._experiment.codec.encode(model) for model in slots]
+                of_slots = self._on_clients(number, "slot", lambda client: records[client % len(records)])
+                numbers |= {f"slot-{name}": value for name, value in of_slots.items()}
         return numbers
 
     def _on_test(self, arrays: ArrayRecord) -> dict[str, Any]:
         """Score the global model and, if configured, the model of every slot on the test set."""
         score = self._score(self._decode(arrays), self._test)
         numbers: dict[str, Any] = {"test-loss": score.loss, "test-accuracy": score.accuracy}
-        strategy = self._experiment.strategy
-        if isinstance(strategy, MultiModel) and strategy.options.evaluate_slots and strategy.state.models:
-            numbers["slot-accuracies"] = [self._score(model, self._test).accuracy for model in strategy.state.models]
+        if self._slots:
+            numbers["slot-accuracies"] = [self._score(model, self._test).accuracy for model in self._slots]
         return numbers
+
+    @property
+    def _slots(self) -> Sequence[Packed]:
+        """The models of the population, if they are to be evaluated."""
+        strategy = self._experiment.strategy
+        wanted = isinstance(strategy, MultiModel) and strategy.options.evaluate_slots
+        return (strategy.state.models or ()) if wanted and isinstance(strategy, MultiModel) else ()
+
+    def _on_clients(self, number: int, model: str, model_of: Callable[[int], ArrayRecord]) -> dict[str, Any]:
+        """Let every client score a model on its own examples; return summaries over them."""
+        settings = self._experiment.settings
+        config = ConfigRecord({**self._config, ROUND: number})
+        found = ask(self._grid, model_of, config, settings.clients_per_round, settings.round_timeout)
+        self._out.add_client_rows(
+            {"round": number, "client": client, "model": model, **scores}
+            for client, scores in enumerate(found)
+            if scores is not None
+        )
+        summaries = {"client-accuracy": summary(found)}
+        if settings.evaluation.fine_tune:
+            summaries["tuned-accuracy"] = summary(found, "tuned-accuracy")
+        if model == "global":
+            self._out.note(**summaries)
+        return summaries
 
     def _on_classes(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
         """Score the global model on each class; return the numbers over all classes."""

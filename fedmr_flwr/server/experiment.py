@@ -31,6 +31,7 @@ class Experiment:
 
     Attributes:
         test: the examples on which models are scored.
+        tests: the test examples of each client, see `partitions.client_tests`.
         notices: lines for the user, before the run begins.
 
     Raises:
@@ -62,9 +63,16 @@ class Experiment:
         self.test = self.dataset.test
         # None if every client has its own examples, which the server does not know.
         self.parts: list[partitions.Indices] | None = None
+        self.tests: list[partitions.Indices] | None = None
         if settings.engine != "deployment" or settings.partition.name != partitions.NODES:
             self.parts = partitions.split(self.dataset, settings.clients, settings.partition, settings.seed)
             self.test = partitions.test_examples(self.dataset, self.parts, settings.partition)
+            self.tests = partitions.client_tests(self.dataset, self.parts, settings.partition, settings.seed)
+            if settings.evaluation.fine_tune and self.tests is None:
+                raise ConfigError(
+                    "evaluation.fine-tune: the clients have no test examples of their own; set "
+                    "partition.test-fraction"
+                )
         notice = self.strategy.notice
         self.notices = [*([notice] if notice else []), *resources.check(settings, self.strategy, self.layout)]
 

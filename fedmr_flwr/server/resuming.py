@@ -37,6 +37,8 @@ def write_description(experiment: Experiment, out: RunFolder) -> None:
     }
     if experiment.parts is not None:
         facts["partition-sha256"] = partitions.hash_partition(experiment.parts)
+    if experiment.tests is not None:
+        facts["client-tests-sha256"] = partitions.hash_partition(experiment.tests)
     before = out.read_manifest()
     # Settings are named as in the configuration, without the "identity" before them.
     for name, old, new in differences({**before, **before.get("identity", {})}, {**decisive, **facts}):
@@ -57,6 +59,8 @@ def write_description(experiment: Experiment, out: RunFolder) -> None:
     if experiment.parts is not None:
         # Written once, because computing it takes seconds in every client's process; and people can look at it.
         partitions.save(experiment.parts, out.partition)
+        if experiment.tests is not None:
+            partitions.save(experiment.tests, out.client_tests)
         counts = partitions.class_counts(experiment.dataset, experiment.parts)
         plots.clients(counts, experiment.title(), out.clients)
 

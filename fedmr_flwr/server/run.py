@@ -17,7 +17,7 @@ from fedmr_flwr.runs import checkpoint, folder
 from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.server import client_evaluation, rounds
+from fedmr_flwr.server import rounds
 from fedmr_flwr.server.collapse import Watch
 from fedmr_flwr.server.evaluation import Evaluator
 from fedmr_flwr.server.experiment import Experiment, create_folder
@@ -127,10 +127,9 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
         report=lambda line: out.note(waiting=line or None),
         sizes=None if experiment.parts is None else [len(part) for part in experiment.parts],
     )
+    evaluator = Evaluator(experiment, out, roster, config)
     try:
-        arrays = rounds.run(
-            settings, strategy, roster, ledger, arrays, config, Evaluator(experiment, out), report, completed
-        )
+        arrays = rounds.run(settings, strategy, roster, ledger, arrays, config, evaluator, report, completed)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -138,11 +137,6 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
             f"device {experiment.device}: out of memory while averaging or scoring models; set device=cpu, or with "
             "engine=gpu lower clients-per-round"
         ) from None
-    if settings.evaluation.clients != "never":
-        answers = client_evaluation.accuracies(
-            roster, arrays, config, settings.clients_per_round, settings.round_timeout
-        )
-        out.note(**{"client-accuracy": client_evaluation.summary(answers)})
     return arrays
 
 

@@ -34,6 +34,18 @@ def work_of(settings: Settings, number: int, client: int) -> Training:
     return training.model_copy(update=own) if own else training
 
 
+def fine_tuning(settings: Settings, number: int, client: int, steps: int) -> Training:
+    """Return the training with which a client adapts a model to its own data before it scores it.
+
+    Args:
+        settings: of the run.
+        number: of the round, which decides the learning rate.
+        client: its number.
+        steps: local steps.
+    """
+    return work_of(settings, number, client).model_copy(update={"local_steps": steps, "local_epochs": None})
+
+
 def completed(settings: Settings) -> Training:
     """Return a run's training with the length of a cosine schedule, by default all rounds after the warm-up."""
     training = settings.training

@@ -25,6 +25,8 @@ ROUND = "server-round"
 LAST_ROUND = "last-round"
 # The record of the names and lengths of the vectors that a reply must contain.
 RETURNS = "returns"
+# The key by which a client that scores a model says whether it did so on test examples of its own.
+OWN_TESTS = "own-tests"
 # The key by which a reply reports that the client's state is lost.
 LOST_STATE = "lost-state"
 

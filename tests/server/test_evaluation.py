@@ -13,13 +13,21 @@ from sklearn.metrics import accuracy_score, f1_score
 from fedmr_flwr import models
 from fedmr_flwr.config.evaluation import is_due
 from fedmr_flwr.config.settings import Data
-from fedmr_flwr.data import datasets
+from fedmr_flwr.core.randomness import stream
+from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.gpu.grid import GpuGrid
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report import scores
 from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.run import run as serve
+from fedmr_flwr.training.devices import place
 from fedmr_flwr.training.evaluation import evaluate
+from fedmr_flwr.training.sgd import fit
+from tests.support.recorder import RecordedLane
+
+CPU = torch.device("cpu")
 
 
 def run(settings, prepared=None):
@@ -75,6 +83,91 @@ def test_nothing_more_by_default(toy):
     assert not {"training-set-loss", "macro-f1"} & out.read_rows()[-1].keys()
 
 
+TESTED = ("partition.test-fraction=0.25", "evaluation.clients=2", "evaluation.fine-tune=4")
+
+
+def expected_scores(settings, out, steps):
+    """What the clients' scores of the final model are, computed here."""
+    data, _ = final(out)
+    parts = partitions.split(data, settings.clients, settings.partition, settings.seed)
+    tests = partitions.client_tests(data, parts, settings.partition, settings.seed)
+    for client, (part, held) in enumerate(zip(parts, tests, strict=True)):
+        _, model = final(out)
+        place(model, CPU)
+        own = data.train.select(held, CPU)
+        before = evaluate(model, data, own, CPU)
+        training = settings.training.model_copy(update={"local_steps": steps, "local_epochs": None})
+        rng = stream(settings.seed, "fine-tune", settings.rounds, client)
+        fit(model, data, data.train.select(part, CPU), training, rng)
+        yield before, evaluate(model, data, own, CPU)
+
+
+def test_clients_score_and_fine_tune(toy):
+    settings = toy(*TESTED)
+    out = run(settings)
+    rows, of_clients = out.read_rows(), out.read_client_rows()
+    assert ["client-accuracy" in row for row in rows] == [False, True, True]
+    assert [(row["round"], row["client"]) for row in of_clients] == [(n, c) for n in (2, 3) for c in range(6)]
+    for row, (before, after) in zip(of_clients[6:], expected_scores(settings, out, 4), strict=True):
+        assert (row["accuracy"], row["num-examples"], row["own-tests"]) == (before.accuracy, before.examples, 1)
+        assert (row["tuned-accuracy"], row["tuned-loss"]) == (after.accuracy, pytest.approx(after.loss))
+    assert rows[-1]["client-accuracy"]["mean"] == pytest.approx(np.mean([row["accuracy"] for row in of_clients[6:]]))
+    assert out.read_manifest()["tuned-accuracy"] == rows[-1]["tuned-accuracy"]
+    assert "client-tests-sha256" in out.read_manifest()
+    (picture,) = scores.draw(out)
+    assert picture.name == "client-accuracy.png"
+
+
+def test_slots_models_are_scored_by_clients(toy):
+    out = run(toy(*TESTED, "strategy.evaluate-slots=true"))
+    row, of_clients = out.read_rows()[-1], out.read_client_rows()[-6:]
+    assert {each["model"] for each in of_clients} == {"slot"}
+    assert row["slot-client-accuracy"]["mean"] == pytest.approx(np.mean([each["accuracy"] for each in of_clients]))
+    assert row["slot-tuned-accuracy"]["clients"] == 6
+
+
+def test_evaluation_does_not_change_the_model(toy):
+    plain = run(toy("partition.test-fraction=0.25", run="plain"))
+    assert not plain.client_rows.exists()
+    scored = run(toy(*TESTED, "evaluation.train=1", "evaluation.classes=1", run="scored"))
+    assert plain.read_manifest()["model-sha256"] == scored.read_manifest()["model-sha256"]
+
+
+def test_gpu_engine_scores_the_same(toy):
+    settings = [toy(*TESTED, run=name) for name in ("a", "b")]
+    expected = run(settings[0]).read_client_rows()
+    with Display(3, Console(file=io.StringIO())) as display:
+        out = serve(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane), display)
+    assert out.read_client_rows() == expected
+
+
+def test_resumed_run_scores_each_round_once(toy, monkeypatch):
+    whole, settings = (
+        run(toy(*TESTED, "rounds=5", "checkpoint-every=1", run="whole")),
+        toy(*TESTED, "rounds=5", "checkpoint-every=3", run="cut"),
+    )
+    add = RunFolder.add_client_rows
+
+    def stop(self, rows):
+        add(self, rows)
+        if self.read_client_rows()[-1]["round"] == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "add_client_rows", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    monkeypatch.setattr(RunFolder, "add_client_rows", add)
+    out = run(settings, RunFolder(settings.run_dir))
+    assert out.read_client_rows() == whole.read_client_rows()
+
+
+def test_fine_tuning_needs_tests(toy):
+    with pytest.raises(
+        ConfigError, match="evaluation.fine-tune: the clients have no test examples of their own; set"
+    ):
+        run(toy("evaluation.clients=end", "evaluation.fine-tune=5"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -83,6 +176,7 @@ def test_nothing_more_by_default(toy):
         ("evaluation.clients=true", "must not be true or false"),
         ("evaluation.clients=1.5", "write a number of rounds, end or never"),
         ("evaluation.client=end", "unknown key 'evaluation.client'; did you mean 'evaluation.clients'"),
+        ("partition.test-fraction=1", "less than 1"),
         ("evaluation.fine-tune=5", "evaluation.fine-tune needs evaluation.clients"),
         ("evaluation.fine-tune=0", "greater than or equal to 1"),
     ],
