@@ -37,11 +37,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path, kind: type[FedmrError], remedy: str = "") -> Iterator[None]:
+def reading(path: Path | str, kind: type[FedmrError], remedy: str = "") -> Iterator[None]:
     """Report whatever goes wrong inside the block, in which a file is read that may be damaged, as one line.
 
     Args:
-        path: the file.
+        path: the file, or a place in it.
         kind: of the error.
         remedy: what to do with a damaged file.
 
@@ -58,7 +58,7 @@ def reading(path: Path, kind: type[FedmrError], remedy: str = "") -> Iterator[No
             raise kind(f"cannot read {path}: {error.strerror}{after}") from None
         named = "" if isinstance(error, ValueError) else type(error).__name__
         reason = " ".join(f"{named} {error}".split())[:_LONGEST]
-        raise kind(f"{path} is damaged: {reason}{after}") from None
+        raise kind(f"cannot read {path}: {reason}{after}") from None
 
 
 def write_aside(path: Path, content: bytes) -> None:

@@ -33,8 +33,9 @@ _short.maxstring = _short.maxother = _short.maxlong = _MOST_SHOWN
 
 
 def shorten(text: str) -> str:
-    """Return text of a user's for a message, cut if it is very long."""
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    """Return text of a user's for a message: in one line, and cut if it is very long."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}..."
 
 
 class Section(BaseModel):

@@ -14,15 +14,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedmr_flwr.data.base import DatasetArrays
+from fedmr_flwr.files import hash_tensors
 
 _log = logging.getLogger(__name__)
 # To be raised whenever the same files would give a different copy.
-_FORMAT = 2
+_FORMAT = 3
+# The blocks of each array that are compared whenever a copy is opened, and the bytes of one.
+_BLOCKS, _BLOCK = 64, 4096
 # Errors that prevent reading or writing a copy, such as a full disk, or a path that is not valid Unicode.
 _UNUSABLE = (OSError, SafetensorError, UnicodeError)
 # Seconds after which a temporary file must be from a writer that was killed.
@@ -34,7 +38,7 @@ def shared(name: str, files: list[Path], read: Callable[[], DatasetArrays]) -> d
 
     Args:
         name: of the data set.
-        files: its files; a copy is used only while their sizes and modification times are unchanged.
+        files: its files; a copy is used only while their sizes and times are unchanged.
         read: reads them.
 
     Returns:
@@ -75,20 +79,37 @@ def _home(folder: Path) -> list[Path]:
 
 def _stamp(files: list[Path], folder: Path) -> str:
     """Return the sizes and times of the files as text, independent of the path by which the folder is reached."""
-    # Not a hash of the contents: reading gigabytes at every start would cost what the copy saves.
-    facts = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return json.dumps([_FORMAT, *facts])
+    # Not a hash of the contents: reading gigabytes at every start would cost what the copy saves. The time of the
+    # last change of any kind, too, which no program can set: archives and builds date all of their files alike.
+    known = [(str(file.relative_to(folder)), file.stat()) for file in files]
+    return json.dumps([_FORMAT, *((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in known)])
 
 
 def _map(path: Path, stamp: str) -> dict[str, torch.Tensor] | None:
-    """Map a copy; return None if it is missing, damaged or of other files."""
+    """Map a copy; return None if it is missing, of other files or, as far as a sample shows, damaged."""
     try:
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("stamp") == stamp:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is not a mapping
-    except _UNUSABLE:
+            # Both in one entry: safetensors writes several in a random order, and equal copies are equal files.
+            of_files, sample = json.loads((file.metadata() or {}).get("stamp", "[null, null]"))
+            if of_files == stamp:
+                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is not a mapping
+                if _sample({key: tensor.numpy() for key, tensor in found.items()}) == sample:
+                    return found
+    except Exception:  # a damaged file raises many kinds of errors
         pass
     return None
+
+
+def _sample(arrays: DatasetArrays) -> str:
+    """Return the SHA-256 of the names, types, shapes and some blocks of arrays: all of them if they are small."""
+    sha = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        content = array.reshape(-1).view(np.uint8)
+        # Evenly from the first byte to the last.
+        for start in np.linspace(0, max(0, len(content) - _BLOCK), _BLOCKS, dtype=np.int64):
+            sha.update(content[start : start + _BLOCK].data)
+    return sha.hexdigest()
 
 
 def _write(path: Path, arrays: DatasetArrays, stamp: str, mode: int) -> None:
@@ -100,7 +121,10 @@ def _write(path: Path, arrays: DatasetArrays, stamp: str, mode: int) -> None:
     # In a folder of its own, because safetensors may also write temporary files.
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as folder:
         aside = Path(folder, "copy")
-        save_file(arrays, aside, {"stamp": stamp})
+        save_file(arrays, aside, {"stamp": json.dumps([stamp, _sample(arrays)])})
+        with safe_open(aside, "np") as written:
+            if hash_tensors({name: written.get_tensor(name) for name in arrays}) != hash_tensors(arrays):
+                raise OSError(f"{aside} was not written as it was meant")
         aside.chmod(mode)  # readable for all who may read the data
         with aside.open("rb") as file:
             os.fsync(file.fileno())

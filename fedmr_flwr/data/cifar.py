@@ -3,7 +3,6 @@
 import hashlib
 import pickle
 import tarfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from fedmr_flwr.data.base import DatasetArrays, Normalisation, Source
 from fedmr_flwr.data.download import fetch
 from fedmr_flwr.errors import DataError
+from fedmr_flwr.files import reading
 
 
 class Cifar(Source):
@@ -64,13 +64,9 @@ class Cifar(Source):
         return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
     def _unpack(self, archive: Path) -> list[tuple[Any, Any]]:
-        try:
-            # Read in place: unpacking would race with other processes, and fail where the folder is read-only.
-            with tarfile.open(archive) as tar:
-                return [self._batch(archive / batch, self._content(tar, batch)) for batch in self._batches]
-        except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"cannot read {archive}: {reason}; replace it with an undamaged copy") from None
+        # Read in place: unpacking would race with other processes, and fail where the folder is read-only.
+        with reading(archive, DataError, "replace it with an undamaged copy"), tarfile.open(archive) as tar:
+            return [self._batch(archive / batch, self._content(tar, batch)) for batch in self._batches]
 
     def _content(self, tar: tarfile.TarFile, batch: str) -> bytes:
         member = tar.extractfile(f"{self._folder}/{batch}")

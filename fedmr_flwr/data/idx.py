@@ -2,7 +2,7 @@
 
 import gzip
 import hashlib
-import zlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedmr_flwr.data.base import PARTS, DatasetArrays, Normalisation, Source
 from fedmr_flwr.data.download import fetch
 from fedmr_flwr.errors import DataError
+from fedmr_flwr.files import reading
 
 # `find` returns them in this order.
 _FILES = (
@@ -85,21 +86,16 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: the file cannot be read, is damaged, or has another length than its header states.
     """
-    try:
+    with reading(path, DataError, "replace it with an undamaged copy"):
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {error}; replace it with an undamaged copy") from None
-    # Two zeros, then 8 for unsigned bytes; the fourth byte is the number of dimensions.
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise DataError(f"{path} is not an idx file of unsigned bytes; replace it with an undamaged copy")
-    start = 4 + 4 * content[3]
-    shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
-    if len(content) != start + int(np.prod(shape, dtype=np.int64)):
-        raise DataError(
-            f"{path} states {'x'.join(map(str, shape))} bytes of data but has {len(content) - start}; "
-            "replace it with an undamaged copy"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+        # Two zeros, then 8 for unsigned bytes; the fourth byte is the number of dimensions.
+        if len(content) < 4 or content[:3] != b"\x00\x00\x08" or content[3] not in (1, 3):
+            raise ValueError("it is not an idx file of unsigned bytes, images or labels")
+        start = 4 + 4 * content[3]
+        shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
+        if len(content) != start + math.prod(shape):
+            raise ValueError(f"it states {'x'.join(map(str, shape))} bytes of data but has {len(content) - start}")
+        return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _either(folder: Path, file: str) -> Path:

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from fedmr_flwr.data.base import PARTS, DatasetArrays, Normalisation, Source
 from fedmr_flwr.errors import DataError
+from fedmr_flwr.files import reading
 
 # LEAF's 80 characters, in its order.
 CHARACTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -70,23 +71,15 @@ class Leaf(Source):
 
     def _users(self, file: Path) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.int64]]]:
         """Return the users of a file that have examples, with their inputs and labels."""
-        try:
+        with reading(file, DataError, "it must have LEAF's users and user_data; create it again with LEAF"):
             content = json.loads(file.read_text(encoding="utf-8"))
             users = {str(user): content["user_data"][user] for user in content["users"]}
-            twice = len(users) != len(content["users"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{file} is not in LEAF's format ({type(error).__name__} {error}): it must have users and "
-                "user_data; create it again with LEAF"
-            ) from None
-        if twice:
-            raise DataError(f"{file} lists a user twice; create it again with LEAF")
+            if len(users) != len(content["users"]):
+                raise ValueError("it lists a user twice")
         for user, raw in users.items():
-            where = f"user {user} in {file}"
-            try:
+            where = f"user {' '.join(user.split())} in {file}"
+            with reading(where, DataError, "create the file again with LEAF"):
                 x, y = self._inputs(raw["x"], where), self._labels(raw["y"], where)
-            except (ValueError, TypeError, KeyError, OverflowError) as error:
-                raise DataError(f"{where} is not in LEAF's format: {type(error).__name__} {error}") from None
             if len(x) != len(y):
                 raise DataError(f"{where} has {len(x)} inputs but {len(y)} labels; create the file again with LEAF")
             if len(y):

@@ -9,6 +9,7 @@ import numpy as np
 from fedmr_flwr.data import cache
 from fedmr_flwr.data.base import DatasetArrays, Examples, Source, validate_arrays
 from fedmr_flwr.errors import DataError
+from fedmr_flwr.files import reading
 
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
 
@@ -67,12 +68,11 @@ def read_examples(path: Path, input_shape: tuple[int, ...], classes: int) -> tup
 
 def _arrays(path: Path, names: Sequence[str], perhaps: Sequence[str] = ()) -> DatasetArrays:
     """Read arrays from a file."""
-    try:
-        # Opened here, because NumPy does not close a damaged file. No pickles: they can run any code.
-        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            return {name: file[name] for name in (*names, *(name for name in perhaps if name in file))}
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # NumPy and zipfile raise many kinds of errors for damaged files
-        listed = f"{', '.join(names[:-1])} and {names[-1]}"
-        raise DataError(f"{path} does not contain {listed}: {' '.join(str(error).split())}") from None
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    # Opened here, because NumPy does not close a damaged file. No pickles: they can run any code.
+    with (
+        reading(path, DataError, f"it must be an npz file with {listed}"),
+        path.open("rb") as content,
+        np.load(content, allow_pickle=False) as file,
+    ):
+        return {name: file[name] for name in (*names, *(name for name in perhaps if name in file))}

@@ -4,7 +4,6 @@ import hashlib
 import heapq
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.data.held_out import hold_out
 from fedmr_flwr.errors import ConfigError, PartitionError
-from fedmr_flwr.files import write_aside
+from fedmr_flwr.files import reading, write_aside
 
 Indices = NDArray[np.int64]
 
@@ -268,18 +267,13 @@ def _from_file(path: Path, examples: int, clients: int) -> list[Indices]:
 
 
 def _read_json(path: Path) -> Iterator[Indices]:
-    try:
+    with reading(path, PartitionError, 'it must contain {"train_data": {"0": [indices], ...}}'):
         train = json.loads(path.read_text(encoding="utf-8"))["train_data"]
         if isinstance(train, list):
             train = {str(client): part for client, part in enumerate(train)}
         return iter(
             [_whole_numbers(np.array(train[str(client)] or np.empty(0, int))) for client in range(len(train))]
         )
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise PartitionError(
-            f"cannot read the partition {path}: {type(error).__name__} {error}; it must contain "
-            '{"train_data": {"0": [indices], ...}}'
-        ) from None
 
 
 def _whole_numbers(values: NDArray[Any]) -> Indices:
@@ -364,12 +358,13 @@ def read(path: Path) -> list[Indices]:
     Raises:
         PartitionError: the file is missing or damaged.
     """
-    try:
-        # Opened here, because NumPy does not close a damaged file.
-        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            indices, edges = (_whole_numbers(file[name]) for name in ("indices", "edges"))
+    # Opened here, because NumPy does not close a damaged file.
+    with (
+        reading(path, PartitionError, "it must be a file that `fedmr partition` wrote"),
+        path.open("rb") as content,
+        np.load(content, allow_pickle=False) as file,
+    ):
+        indices, edges = (_whole_numbers(file[name]) for name in ("indices", "edges"))
         if (np.diff(edges, prepend=0) < 0).any() or (edges[-1] if len(edges) else 0) != len(indices):
             raise ValueError("'edges' does not divide 'indices'")
         return np.split(indices, edges[:-1]) if len(edges) else []
-    except (OSError, KeyError, ValueError, EOFError, TypeError, IndexError, zipfile.BadZipFile) as error:
-        raise PartitionError(f"cannot read the partition {path}: {error}") from None

@@ -46,12 +46,16 @@ def test_files_are_read_once(files, reader):
     assert sorted(path.name for path in files[0].parent.iterdir()) == [".toy.safetensors", "a.bin", "b.bin"]
 
 
-@pytest.mark.parametrize("change", ["content", "time", "other file"])
+@pytest.mark.parametrize("change", ["content", "content of the same size and time", "time", "other file"])
 def test_outdated_copy_is_replaced(files, reader, change):
     first = cache.shared("toy", files, reader)
     reader.value = 2
     if change == "content":
         files[1].write_bytes(b"12345")
+    elif change.endswith("same size and time"):
+        before = files[1].stat()
+        files[1].write_bytes(b"4321")
+        os.utime(files[1], ns=(before.st_atime_ns, before.st_mtime_ns))
     elif change == "time":
         os.utime(files[1], ns=(0, time.time_ns() - 10**9))
     else:
@@ -193,3 +197,37 @@ def test_processes_share_memory(tmp_path):
     finally:
         for process in processes:
             process.communicate("")
+
+
+def test_damaged_block_is_noticed(files, reader):
+    cache.shared("toy", files, reader)
+    (copy,) = files[0].parent.glob(".toy*")
+    content = bytearray(copy.read_bytes())
+    content[-100] ^= 1
+    copy.unlink()
+    copy.write_bytes(content)
+    found = cache.shared("toy", files, reader)
+    np.testing.assert_array_equal(found["y"].numpy(), arrays()["y"])
+    assert reader.calls == 2
+
+
+def test_sample_spans_large_arrays():
+    large = np.zeros(10_000_000, np.uint8)
+    known = cache._sample({"x": large})
+    for place in (0, -1, 4095, -4096):
+        other = large.copy()
+        other[place] = 1
+        assert cache._sample({"x": other}) != known
+    assert cache._sample({"x": large.astype(np.int8)}) != known
+    assert cache._sample({"y": large}) != known
+    assert cache._sample({"x": large[:-1]}) != known
+
+
+def test_copy_that_was_written_wrongly_is_not_used(files, reader, monkeypatch):
+    save = cache.save_file
+
+    def faulty(arrays, path, metadata):
+        save({name: array + 1 for name, array in arrays.items()}, path, metadata)
+
+    monkeypatch.setattr(cache, "save_file", faulty)
+    assert int(cache.shared("toy", files, reader)["x"].max()) == 1

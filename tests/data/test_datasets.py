@@ -263,18 +263,18 @@ def test_unreadable_npz_is_named(tmp_path):
         load("npz:none.npz", tmp_path)
     for content in (b"", b"PK\x03\x04 torn"):
         (tmp_path / f"{len(content)}.npz").write_bytes(content)
-        with pytest.raises(DataError, match="does not contain x_train"):
+        with pytest.raises(DataError, match="it must be an npz file with x_train"):
             load(f"npz:{len(content)}.npz", tmp_path)
     np.savez(tmp_path / "half.npz", x_train=np.zeros((1, 2, 2), "u1"))
     np.savez_compressed(tmp_path / "packed.npz", **own_arrays())
     content = bytearray((tmp_path / "packed.npz").read_bytes())
     content[200:300] = bytes(100)
     (tmp_path / "packed.npz").write_bytes(content)
-    with pytest.raises(DataError, match="packed.npz does not contain x_train"):
+    with pytest.raises(DataError, match="packed.npz: .*it must be an npz file with x_train"):
         load("npz:packed.npz", tmp_path)
     with pytest.raises(DataError, match="File name too long"):
         load(f"npz:{'n' * 300}.npz", tmp_path)
-    with pytest.raises(DataError, match="does not contain x_train, y_train, x_test and y_test: .*y_train"):
+    with pytest.raises(DataError, match="y_train.*; it must be an npz file with x_train, y_train, x_test and y_test"):
         load("npz:half.npz", tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_duplicate_user_is_refused(tmp_path):
         write(tmp_path / part / "a.json", {"u": images(1)[0]})
     path = tmp_path / "train" / "a.json"
     path.write_text(path.read_text().replace('"users": ["u"]', '"users": ["u", "u"]'))
-    with pytest.raises(DataError, match=r"a.json lists a user twice"):
+    with pytest.raises(DataError, match=r"a.json: it lists a user twice"):
         load("femnist", tmp_path)
 
 
@@ -130,10 +130,10 @@ BLANK = [0.0] * 784
     ("name", "user", "words"),
     [
         ("femnist", {"x": [BLANK, BLANK], "y": [1]}, "user u in .* has 2 inputs but 1 labels"),
-        ("femnist", {"x": [[0.0] * 783], "y": [1]}, "user u in .* is not in LEAF's format: ValueError"),
+        ("femnist", {"x": [[0.0] * 783], "y": [1]}, "user u in .*: .*create the file again"),
         ("femnist", {"x": [[2.0] * 784], "y": [1]}, "user u in .* has pixels outside of 0 to 1"),
         ("femnist", {"x": [[float("nan")] * 784], "y": [1]}, "has pixels outside of 0 to 1"),
-        ("femnist", {"x": [["?"] * 784], "y": [1]}, "user u in .* ValueError"),
+        ("femnist", {"x": [["?"] * 784], "y": [1]}, "user u in .*"),
         ("femnist", {"x": [BLANK], "y": [62]}, "has the label 62; expected 0 to 61"),
         ("femnist", {"x": [BLANK], "y": [-1]}, "expected 1 non-negative integers"),
         ("femnist", {"y": [1]}, "user u in .* KeyError 'x'"),
@@ -145,13 +145,13 @@ BLANK = [0.0] * 784
         ("femnist", None, "user u in .* TypeError"),
         ("femnist", [BLANK], "user u in .* TypeError"),
         ("shakespeare", {"x": ["a" * 79, "a" * 81], "y": ["a", "b"]}, "each text must have 80 characters"),
-        ("shakespeare", {"x": ["a" * 79 + "\ud800"], "y": ["a"]}, "user u in .* UnicodeEncodeError"),
+        ("shakespeare", {"x": ["a" * 79 + "\ud800"], "y": ["a"]}, "user u in .*surrogates"),
         (
             "shakespeare",
             {"x": ["é" * 80], "y": ["a"]},
             "user u in .* has the character 'é', which is not among LEAF's 80",
         ),
-        ("shakespeare", {"x": ["a" * 79], "y": ["a"]}, "user u in .* ValueError"),
+        ("shakespeare", {"x": ["a" * 79], "y": ["a"]}, "user u in .*"),
         ("shakespeare", {"x": ["a" * 80], "y": ["ab"]}, "each text must have 1 characters"),
         ("shakespeare", {"x": [3], "y": ["a"]}, "user u in .* TypeError"),
     ],
@@ -169,7 +169,7 @@ def test_foreign_file_is_named(tmp_path, content):
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "a.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(DataError, match=r"train/a.json is not in LEAF's format .*must have users and user_data"):
+    with pytest.raises(DataError, match=r"cannot read .*train/a.json: .*must have LEAF's users and user_data"):
         load("femnist", tmp_path)
 
 

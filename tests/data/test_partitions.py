@@ -248,9 +248,9 @@ def test_reads_partition_files(tmp_path):
         ('{"train_data": {"0": [0], "1": [0]}}', 2, "does not match the 5 examples"),
         ('{"train_data": {"0": [0], "1": []}}', 2, "does not match the 5 examples"),
         ('{"train_data": {"0": [0], "2": [1]}}', 2, r"KeyError '1'; it must contain"),
-        ('{"train_data": {"0": ["x"]}}', 1, "ValueError"),
+        ('{"train_data": {"0": ["x"]}}', 1, "expected a list of whole numbers"),
         ('{"data": 1}', 1, "KeyError 'train_data'"),
-        ("[", 1, "JSONDecodeError"),
+        ("[", 1, "Expecting value"),
         ("[1]", 1, "TypeError"),
     ],
 )
@@ -267,7 +267,7 @@ def test_unfit_file_is_refused(tmp_path, content, clients, words):
 def test_damaged_partition_is_named(tmp_path, content):
     path = tmp_path / "p.npz"
     path.write_bytes(content)
-    with pytest.raises(PartitionError, match=r"cannot read the partition .*p\.npz"):
+    with pytest.raises(PartitionError, match=r"cannot read .*p\.npz"):
         partitions.read(path)
 
 
@@ -396,7 +396,7 @@ def test_odd_partition_files_are_one_line(tmp_path, indices, edges, words):
         ({"0": [0, 1], "1": [1, 2]}, "each example has at most one client"),
         ({"0": [0, 1], "1": [10**30]}, "cannot read|does not match"),
         ({"0": [0, 1], "1": []}, "each client needs at least one"),
-        (7, "cannot read the partition"),
+        (7, "cannot read"),
     ],
 )
 def test_odd_json_partitions_are_one_line(tmp_path, train, words):

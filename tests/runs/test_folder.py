@@ -148,5 +148,5 @@ def test_failed_start_leaves_no_configuration(toy, monkeypatch):
 def test_damaged_manifest_is_one_line(toy, text):
     out = create_folder(toy())
     out.manifest.write_text(text)
-    with pytest.raises(RunFolderError, match=r"manifest\.json is damaged: .*; delete it"):
+    with pytest.raises(RunFolderError, match=r"manifest\.json: .*; delete it"):
         out.read_manifest()

@@ -146,7 +146,7 @@ def test_damaged_checkpoint_is_reported(toy, monkeypatch):
     done = resume(out.path)
     assert done.exit_code == 0
     output = " ".join(done.output.split())
-    assert "round-000003 is damaged: wrong checksum; using the checkpoint before it" in output
+    assert "round-000003: wrong checksum; using the checkpoint before it" in output
     assert "resuming after round 2" in done.output
     assert digest(out) == digest(whole)
 
@@ -283,7 +283,7 @@ def test_torn_metrics_do_not_stop_resume(toy, monkeypatch, torn):
 def test_damaged_folder_is_one_line(toy, monkeypatch):
     out = stopped(toy(), monkeypatch, fits=4)
     out.manifest.write_text("")
-    with pytest.raises(RunFolderError, match=r"manifest.json is damaged: .*; delete it"):
+    with pytest.raises(RunFolderError, match=r"manifest.json: .*; delete it"):
         runs.resume(out.path)
     out.config.write_text("")
     with pytest.raises(RunFolderError, match=r"is not a run folder: its config.yaml is missing or empty"):

@@ -265,3 +265,42 @@ def replies_of(draw, message, honest, others):
         return [Message(content, reply_to=draw(st.sampled_from(others)))]
     stranger = draw(st.sampled_from([message.metadata.dst_node_id, SUPERLINK]))
     return [honest, Message(content, reply_to=Message(RecordDict(), stranger, "train"))]
+
+
+BYTES = [0, 1, 0x7F, 0x80, 0xFF, *b' ,"{[']
+SIZES = [0, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 10**12]
+TOKENS = [b"9" * 13, b"-1", b"1e400", b"9" * 5000, b"0", b"null", b"[]", b"nan", b"99", b'"x"', b"{}"]
+
+
+def damaged(rng, data):
+    """The bytes of a file after one to sixteen changes, more often near its ends, where heads and indices are."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 4, 16])):
+        size = len(changed)
+        if not size:
+            changed += rng.randbytes(1)
+            continue
+        near = int(rng.expovariate(1 / 40))
+        at = rng.choice([rng.randrange(size), rng.randrange(size), min(size - 1, near), max(0, size - 1 - near)])
+        digits = [place for place, byte in enumerate(changed[:4000]) if 48 <= byte <= 57]
+        match rng.randrange(9):
+            case 0:
+                changed[at] ^= 1 << rng.randrange(8)
+            case 1:
+                changed[at] = rng.choice(BYTES)
+            case 2:
+                del changed[rng.randrange(size) :]
+            case 3:
+                del changed[at : at + rng.randrange(1, 9)]
+            case 4:
+                changed[at:at] = rng.randbytes(rng.randrange(1, 9))
+            case 5:
+                changed[at : at + 8] = rng.choice(SIZES).to_bytes(8, rng.choice(["little", "big"]))
+            case 6:
+                changed[at:at] = changed[at : at + rng.randrange(1, 64)]
+            case 7 if digits:
+                place = rng.choice(digits)
+                changed[place : place + 1] = rng.choice(TOKENS)
+            case _:
+                changed[at] = rng.randrange(256)
+    return bytes(changed)
