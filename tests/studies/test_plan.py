@@ -1,7 +1,6 @@
 """The runs of a study, and which earlier runs they may use."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,9 +142,3 @@ def test_foreign_folder_is_refused(tmp_path):
     (tmp_path / "fedmr-seed0" / "mine.txt").write_text("")
     with pytest.raises(RunFolderError, match="fedmr-seed0 is not empty; choose another folder with --out"):
         planned(tmp_path, strategies="fedavg,fedmr")
-
-
-def test_bundled_studies_can_be_planned(tmp_path):
-    folder = Path(__file__).parents[2] / "conf" / "studies"
-    for path in sorted(folder.glob("*.yaml")):
-        plan(study_of([str(path)]), [], tmp_path / path.stem)
