@@ -3,7 +3,7 @@
 import io
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -42,13 +42,15 @@ class Cost:
 def estimate(planned: Sequence[Planned], console: Console, train: Train) -> Iterator[dict[str, object]]:
     """Yield a line for each cell and strategy: its runs, and the hours and megabytes that are left.
 
-    Rounds of earlier runs are used where there are any; otherwise one round is run in a temporary folder.
+    Rounds of earlier runs are used where there are any; otherwise one round is run in a temporary folder, the first
+    time after another one, which contains imports.
 
     Args:
         planned: the runs.
         console: for what is being measured.
         train: for the measured rounds.
     """
+    warm = False
     for (cell, strategy), group in groupby(planned, lambda run: (run.cell.label, run.variant.label)):
         runs = [*group]
         found = [find_earlier_run(run.settings) for run in runs]
@@ -56,7 +58,9 @@ def estimate(planned: Sequence[Planned], console: Console, train: Train) -> Iter
         complete = [folder is not None and folder.status == "completed" for folder in found]
         seconds = size = 0.0
         if not all(complete):
-            cost = _cost(runs[0], [folder for folder in found if folder], console, train)
+            measured = [folder for folder, done in zip(found, rounds, strict=True) if folder and done]
+            cost = _cost_of(measured[0], runs[0].settings) if measured else _measure(runs[0], console, train, warm)
+            warm = warm or not measured
             for run, done, ended in zip(runs, rounds, complete, strict=True):
                 seconds += 0 if ended else cost.seconds(run.settings, done)
                 size += 0 if done else cost.bytes
@@ -96,16 +100,14 @@ def show(planned: Sequence[Planned], jobs: int, console: Console, train: Train) 
     terminal.show(shown, names, caption, console)
 
 
-def _cost(run: Planned, earlier: Sequence[RunFolder], console: Console, train: Train) -> Cost:
-    measured = [folder for folder in earlier if folder.read_rows()]
-    if measured:
-        return _cost_of(measured[0], run.settings)
+def _measure(run: Planned, console: Console, train: Train, warm: bool) -> Cost:
     name = run.name.rpartition(",")[0]
     console.print(f"measuring one round: {name}", soft_wrap=True, markup=False, highlight=False)
     with tempfile.TemporaryDirectory(prefix="fedmr-plan-") as scratch:
-        short = run.settings.model_copy(update={"rounds": 1, "run_dir": Path(scratch, "run")})
-        folder = train(short, Display(1, Console(file=io.StringIO())), None)
-        return _cost_of(folder, run.settings)
+        rounds = 1 if warm else 2
+        short = run.settings.model_copy(update={"rounds": rounds, "run_dir": Path(scratch, "run")})
+        folder = train(short, Display(rounds, Console(file=io.StringIO())), None)
+        return replace(_cost_of(folder, run.settings), round_seconds=folder.read_rows()[-1]["seconds"])
 
 
 def _cost_of(folder: RunFolder, settings: Settings) -> Cost:

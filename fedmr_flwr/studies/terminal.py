@@ -11,8 +11,8 @@ from rich.text import Text
 
 # Beside each column: a space at either side.
 _FRAME = 2
-# A longer name is wrapped, so that numbers stay beside it.
-_LONGEST_NAME = 0.4
+# The share of the width that one column of names, or two, may have; longer names are wrapped.
+_NAMES = {1: 0.4, 2: 0.55}
 
 
 def show(text: pd.DataFrame, names: Sequence[str], caption: str, console: Console) -> None:
@@ -26,7 +26,7 @@ def show(text: pd.DataFrame, names: Sequence[str], caption: str, console: Consol
     """
     width = console.width
     widths = {column: max(map(cell_len, [column, *text[column]])) for column in text.columns}
-    longest = max(10, int(_LONGEST_NAME * width / len(names)) - _FRAME)
+    longest = max(10, int(_NAMES[len(names)] * width / len(names)) - _FRAME)
     widths |= {name: min(widths[name], longest) for name in names}
     blocks: list[list[str]] = [[]]
     for column in text.columns.drop(list(names)):
