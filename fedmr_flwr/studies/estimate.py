@@ -68,8 +68,8 @@ def estimate(planned: Sequence[Planned], console: Console, train: Train) -> Iter
             "cell": cell,
             "strategy": strategy,
             "runs": len(runs),
-            "complete": sum(complete),
-            "rounds left": sum(run.settings.rounds - done for run, done in zip(runs, rounds, strict=True)),
+            "done": sum(complete),
+            "rounds": sum(run.settings.rounds - done for run, done in zip(runs, rounds, strict=True)),
             "hours": seconds / 3600,
             "MB": size / 1e6,
         }
@@ -87,16 +87,16 @@ def show(planned: Sequence[Planned], jobs: int, console: Console, train: Train) 
     table = pd.DataFrame([*estimate(planned, console, train)])
     hours, size = float(table["hours"].sum()) / jobs, float(table["MB"].sum())
     text = table.assign(
-        **{"rounds left": table["rounds left"].map("{:,}".format)},
+        rounds=table["rounds"].map("{:,}".format),
         hours=table["hours"].map("{:.2f}".format),
         MB=table["MB"].map("{:,.0f}".format),
     ).astype(str)
     names = ["cell", "strategy"] if (text["cell"] != "").any() else ["strategy"]
     side = f", {jobs} at a time" if jobs > 1 else ""
     caption = (
-        f"{len(planned)} runs, {table['complete'].sum()} complete; left{side}: {hours:.1f} hours, {size / 1e3:.2f} GB"
+        f"{len(planned)} runs, {table['done'].sum()} complete; left{side}: {hours:.1f} hours, {size / 1e3:.2f} GB"
     )
-    shown = text[[*names, "runs", "complete", "rounds left", "hours", "MB"]]
+    shown = text[[*names, "runs", "done", "rounds", "hours", "MB"]]
     terminal.show(shown, names, caption, console)
 
 

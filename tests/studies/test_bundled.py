@@ -72,7 +72,7 @@ def slow_if_large(name):
 @pytest.mark.parametrize("name", map(slow_if_large, STUDIES))
 def test_every_study_starts(name, tmp_path, data_dir, no_pictures):
     planned = plan(study_of([f"studies/{name}"], seeds="0"), short(name, data_dir), tmp_path / "out")
-    # Every strategy on the first cell, and a run of each configuration: all runs, short as they are, would take hours.
+    # Every strategy on the first cell, and a run of each configuration: all runs, though short, would take hours.
     of_conf = {run.cell.conf: run for run in planned}
     chosen = {run.name: run for run in planned if run.cell == planned[0].cell or run in of_conf.values()}
     ended = [*run_all([*chosen.values()], 1, Console(file=io.StringIO()), engines.run)]
