@@ -59,12 +59,14 @@ def test_memory_survives_fifty_replies_that_nobody_asked_for(tmp_path, env):
         honest = {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 10})}
         return RecordDict(honest | unwanted(kind, len(seen)))
 
-    node = [*commands.supernode(tmp_path / "dep/node-0", folders.read_node(tmp_path / "dep/node-0")), "--isolation"]
-    with server(env, tmp_path), Part(env, tmp_path, "node", [*node, "process"]):
+    home = tmp_path / "dep/node-0"
+    commands.configure_node(home)
+    node = commands.supernode(home, folders.read_node(home))  # without the process that starts its clients
+    with server(env, tmp_path), Part(env, tmp_path, "node", node):
         run = in_the_background(
             there, tmp_path, "run", "conf.yaml", "run-dir=run", "partition.name=nodes", "--superlink", "deployment"
         )
-        answer_all(local, train, lambda: run.poll() is not None)
+        answer_all(local, (home / "flower/superexec.key").read_bytes(), train, lambda: run.poll() is not None)
         output, error = run.communicate(timeout=60)
     rows = RunFolder(tmp_path / "run").read_rows()
     assert len(rows) == len(seen) == REPLIES, output + error

@@ -7,22 +7,30 @@ from contextlib import closing, suppress
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.superexec.run_superexec import _SUPEREXEC_AUTH_METHODS
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 
-def answer_all(port, train, until, examples=10):
+def answer_all(port, key, train, until, examples=10):
     """Answer each message of a node that starts no clients itself, until a run has ended.
 
     Args:
         port: the node's, on this machine.
+        key: with which it lets its own processes take tasks.
         train: returns the content of the reply to a message to train.
         until: returns whether the run has ended.
         examples: the number that the client states.
     """
     _await(port)
-    with closing(_link(port)) as asks:
+    with closing(
+        _link(port, SuperExecAuthHttpInterceptor(master_secret=key, protected_methods=_SUPEREXEC_AUTH_METHODS))
+    ) as asks:
         _answer_all(port, asks, train, until, examples)
 
 
