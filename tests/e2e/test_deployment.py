@@ -74,7 +74,8 @@ def other_account(there, folder):
     done = subprocess.run(
         [BIN / "flwr", "list", "deployment"], env=there | {"FLWR_HOME": str(home)}, capture_output=True, text=True
     )
-    assert (done.returncode, "401" in done.stdout + done.stderr) == (1, True), done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert (done.returncode, "authentication failed" in said.lower()) == (1, True), said
     node, server = folders.read_node(folder / "dep/node-1"), folders.read_server(folder / "dep/server")
     for port, certificates in ((node.local_port, None), (server.port, trust.read_bytes())):
         asks = RuntimeHttpClient.from_server_address(
