@@ -5,28 +5,32 @@ the methods that Flower requires of a strategy are in this file.
 """
 
 import inspect
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
 
 from fedmr_flwr.algorithms.contract import Combined, NoState, Plan, Reply, Round, S, Slot, StateArrays
+from fedmr_flwr.algorithms.drawing import draw_clients
+from fedmr_flwr.algorithms.evaluation import ClientEvaluation, mean_records
 from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.core.layout import Floats, Layout, Packed
-from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged
 from fedmr_flwr.wire.checks import judge as judge_replies
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.grids.roster import RosterGrid, known_examples
+from fedmr_flwr.wire.flower.simulation import is_simulation
+from fedmr_flwr.wire.foreign import judge_foreign
+from fedmr_flwr.wire.grids.roster import RosterGrid, await_nodes, known_examples
 from fedmr_flwr.wire.messages import (
     ARRAYS,
     CONFIG,
@@ -42,9 +46,14 @@ from fedmr_flwr.wire.strategy import ServerStrategy
 
 # What a global model is encoded as: a record, or the classic API's parameters.
 E = TypeVar("E")
+MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
+# In a saved state, besides the algorithm's own: the completed rounds, and the clients of a round.
+_ROUNDS, _CLIENTS = "strategy.rounds", "strategy.clients"
+# Flower's, which shows lines at this level.
+_log = logging.getLogger("flwr")
 
 
-class Algorithm(ServerStrategy[Reply], Generic[S]):
+class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
     """A Flower strategy that sends one of its K models to each of M clients in every round.
 
     The i-th slot of a round is sent to the i-th drawn client, and clients are drawn in random order, so the pairing
@@ -52,7 +61,8 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
     assigns only attributes that can be computed again from the layout.
 
     Args:
-        clients_per_round: M, the number of clients drawn in a round.
+        clients_per_round: M, the number of clients drawn in a round; None: `fraction_train` of those that are
+            connected before the first round, and at least `min_train_nodes`. M then stays.
         seed: the seed of the run.
         layout: of the models, if they are sent packed; None for records with one array per tensor, such as
             `ArrayRecord(model.state_dict())`, from which the layout is then derived.
@@ -60,6 +70,17 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
         guard: reject a trained model that moved more than `guard` times as far as the round's median, in its
             trainable parameters or in its buffers, each by its own measure, or that has a negative variance; None
             accepts all.
+        fraction_train: see `clients_per_round`; this and the following are those of Flower's FedAvg.
+        fraction_evaluate: the share of the clients that evaluate the global model after a round.
+        min_train_nodes: see `clients_per_round`.
+        min_evaluate_nodes: the least number of clients that evaluate, if so many are connected.
+        min_available_nodes: the number of clients to wait for before each round; None: 2, or `clients_per_round` if
+            that is 1.
+        weighted_by_key: the metric by which a client's reply is weighted.
+        arrayrecord_key: the name of the model's record in messages.
+        configrecord_key: the name of the configuration's record in messages.
+        train_metrics_aggr_fn: combines the metrics of training; None: their weighted means.
+        evaluate_metrics_aggr_fn: combines the metrics of evaluation; None: their weighted means.
         **options: the algorithm's own options: the fields of the type of its attribute `options`.
 
     Attributes:
@@ -91,22 +112,50 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
     def __init__(
         self,
         *,
-        clients_per_round: int = 10,
+        clients_per_round: int | None = None,
         seed: int = 0,
         layout: Layout | None = None,
         wire: str = "float32",
         guard: float | None = None,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 2,
+        min_evaluate_nodes: int = 2,
+        min_available_nodes: int | None = None,
+        weighted_by_key: str = EXAMPLES,
+        arrayrecord_key: str = ARRAYS,
+        configrecord_key: str = CONFIG,
+        train_metrics_aggr_fn: MetricsFn | None = None,
+        evaluate_metrics_aggr_fn: MetricsFn | None = None,
         **options: Any,
     ) -> None:
-        if clients_per_round < 1:
-            raise OptionError("clients_per_round", f"it is {clients_per_round}, but must be at least 1")
+        if clients_per_round is not None and not (isinstance(clients_per_round, int) and clients_per_round > 0):
+            raise OptionError("clients_per_round", f"it is {clients_per_round}, but must be a whole number from 1")
+        for name, share in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
+            if not 0 <= share <= 1:
+                raise OptionError(name, f"it is {share}, but must be from 0 to 1")
         if wire not in ("float32", "float16"):
             raise OptionError("wire", f"it is {wire!r}, but must be float32 or float16")
         if wire != "float32" and layout is None:
             raise OptionError("wire", f"it is {wire!r}, but only packed models are converted; pass their layout, too")
         if guard is not None and not guard > 1:
             raise OptionError("guard", f"it is {guard}, but must be greater than 1")
-        self.clients_per_round = clients_per_round
+        ClientEvaluation.__init__(
+            self,
+            fraction_train=fraction_train,
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_train_nodes,
+            min_evaluate_nodes=min_evaluate_nodes,
+            min_available_nodes=min(2, clients_per_round or 2)
+            if min_available_nodes is None
+            else min_available_nodes,
+            weighted_by_key=weighted_by_key,
+            arrayrecord_key=arrayrecord_key,
+            configrecord_key=configrecord_key,
+            train_metrics_aggr_fn=train_metrics_aggr_fn or mean_records,
+            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn or mean_records,
+        )
+        self._given_clients = self._clients_per_round = clients_per_round
         self.seed = seed
         self.guard = guard
         self.options = own_options.validate_arguments(type(self), options)
@@ -116,9 +165,26 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
         self._plan: Plan | None = None
         self._records: Sequence[ArrayRecord] = ()  # of the slots
         self._sent: dict[int, Message] = {}  # by client
+        self._contents: dict[int, RecordDict] = {}  # of the good replies, by client
+        self._completed = self._offset = 0  # rounds, and those before the latest `start`
+        self._latest: ArrayRecord | None = None  # the latest global model
+        self._restored: StateArrays | None = None  # to continue from when the layout is known
+        self._goes_on = False  # whether the next first round continues from a restored state
         if layout is not None:
             self._codec = Codec(layout, wire=wire)
-            self.begin(layout)
+            if clients_per_round is not None:
+                self.begin(layout)
+
+    @property
+    def clients_per_round(self) -> int:
+        """M, the number of clients drawn in a round.
+
+        Raises:
+            ConfigError: it follows from the connected clients, and no round has begun.
+        """
+        if self._clients_per_round is None:
+            raise ConfigError("the clients of a round are known when the first one begins; pass clients_per_round")
+        return self._clients_per_round
 
     @property
     def slots(self) -> int:
@@ -150,7 +216,8 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
 
         A client that is drawn twice trains once, and its reply is used for both slots.
         """
-        return draw_clients(round.number, self.seed, round.num_clients, self.clients_per_round)
+        count = min(self.clients_per_round, round.num_clients)
+        return draw_clients(round.number, self.seed, round.num_clients, count)
 
     @abstractmethod
     def models(self, round: Round) -> Sequence[Packed | Parts]:
@@ -181,8 +248,7 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
         """Draw a round's clients and slots, and compute the models."""
         drawn = self.clients(round)
         clients: list[int | None] = [None] * self.slots
-        # Not strict: an algorithm may draw fewer clients than it has slots.
-        for slot, client in zip(self._draw_slots(round), drawn, strict=False):
+        for slot, client in zip(self._draw_slots(round, len(drawn)), drawn, strict=True):
             clients[slot] = client
         models = tuple(self.models(round))
         if len(models) != self.slots:
@@ -197,26 +263,49 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
         self.state, self.diagnostics = combined.state, combined.diagnostics
         return encoded
 
-    def _draw_slots(self, round: Round) -> list[int]:
-        """Draw the slots to train, if there are more of them than clients in a round."""
-        if self.slots == self.clients_per_round:
-            return list(range(self.slots))
-        drawn = round.stream("slots").choice(self.slots, self.clients_per_round, replace=False)
+    def _draw_slots(self, round: Round, count: int) -> list[int]:
+        """Draw the slots to train, if there are more of them than clients in the round."""
+        if self.slots == count:
+            return list(range(count))
+        drawn = round.stream("slots").choice(self.slots, count, replace=False)
         # Sorted, because the order of the clients is already random.
         return sorted(drawn.tolist())
 
+    def settle(self, clients: int) -> None:
+        """Fix M, if it follows from the number of connected clients."""
+        self._clients_per_round = clients
+
     def begin(self, layout: Layout) -> None:
         """Prepare the first round of models with a layout; forget the state of an earlier run."""
+        self._completed = self._offset = 0
         self.state = self.init(layout, self.slots)
 
     # The state in checkpoints.
 
     def save(self) -> StateArrays:
-        """Return the state by name, without the global model."""
-        return self.state.arrays()
+        """Return the state by name, without the global model.
+
+        It can be written with `np.savez`, and leads on with `restore` in another object.
+        """
+        arrays = self.state.arrays()
+        if not self._infers_layout:  # the round loop knows the rest
+            return arrays
+        return {**arrays, _ROUNDS: np.array(self._completed), _CLIENTS: np.array(self.clients_per_round)}
 
     def restore(self, arrays: StateArrays) -> None:
         """Continue from the result of an earlier `save`."""
+        own = dict(arrays)
+        self._goes_on = True
+        if not self._infers_layout:
+            self._continue_from(own)
+            return
+        self._completed = int(own.pop(_ROUNDS))
+        clients = int(own.pop(_CLIENTS))
+        if self._given_clients is None:
+            self.settle(clients)
+        self._codec, self._restored = None, own  # until the global model states the layout
+
+    def _continue_from(self, arrays: StateArrays) -> None:
         # Also for a stored state, because `init` computes what the algorithm needs of the layout.
         fresh = self.init(self.codec.layout, self.slots)
         self.state = fresh.from_arrays(arrays) if arrays else fresh
@@ -231,24 +320,35 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
 
     # Flower's methods.
 
+    def nodes(self, grid: Grid, least: int, first: bool = False) -> list[int]:
+        """Wait until at least `least` nodes are connected, and return them in a stable order."""
+        return await_nodes(grid, least, first)
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Draw the round's clients and build a new message for each of them."""
         if not self.averages_one_model or self.Rule.exchanges:
             refuse_unfit(self)
-        self._plan, self._records, self._sent = None, (), {}  # frees M models
-        # An object may be used for several runs: each begins without the state of the one before.
-        if self._codec is None or server_round == 1:
-            # Under another loop than ours the first model is the only source of the layout.
-            if self._infers_layout:
-                self._codec = Codec.infer(arrays)
-            self.begin(self.codec.layout)
-        nodes = drawable_nodes(grid, self.clients_per_round)
+        self._plan, self._records, self._sent, self._contents = None, (), {}, {}  # frees M models
+        if self._given_clients is None and self.fraction_train == 0.0:
+            return []
+        # Under another loop than ours the first model is the only source of the layout.
+        begins = self._codec is None or server_round == 1
+        least = (self._given_clients or self.min_train_nodes) if begins else 0
+        nodes = self.nodes(grid, max(least, self.min_available_nodes), begins)
+        if begins:
+            self._begin_round(server_round, arrays, len(nodes))
+            if self._infers_layout and not _is_numbered(grid):
+                _log.info(
+                    "the seed fixes which client trains which model, by the order in which the nodes registered; a "
+                    "SuperLink that is started again may have another order"
+                )
         examples = grid.examples if isinstance(grid, RosterGrid) else None
         self._stated, self._counted = known_examples(grid)
+        number = server_round + self._offset
         self._plan = plan = self.plan(
-            Round(server_round, self.seed, self.codec.layout, len(nodes), examples, lambda: self._decode(arrays))
+            Round(number, self.seed, self.codec.layout, len(nodes), examples, lambda: self._decode(arrays))
         )
         # By identity: comparing models by value would read all of them.
         encoded: dict[int, ArrayRecord] = {}
@@ -259,40 +359,78 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
             if id(model) not in encoded:
                 encoded[id(model)] = self.codec.encode(model)
         self._records = [encoded[id(model)] for model in plan.models]
-        common: dict[str, ArrayRecord | ConfigRecord] = {CONFIG: ConfigRecord({**config, ROUND: server_round})}
+        told = ConfigRecord({**config, ROUND: server_round})
+        common: dict[str, ArrayRecord | ConfigRecord] = {self.configrecord_key: told}
         common |= {name: vector_record(values) for name, values in self.sends().items()}
         if returns := self.returns():
             common[RETURNS] = ConfigRecord({**returns})
         for client, record in zip(plan.clients, self._records, strict=True):
             if client is not None and client not in self._sent:
-                content = RecordDict({ARRAYS: record, **common})
+                content = RecordDict({self.arrayrecord_key: record, **common})
                 self._sent[client] = Message(content, nodes[client], MessageType.TRAIN)
+        if self._infers_layout:  # as Flower does; `fedmr run` shows its rounds in its own way
+            _log.info("configure_train: Sampled %s nodes (out of %s)", len(self._sent), len(nodes))
         return list(self._sent.values())
 
     def judge(self, replies: Iterable[Message]) -> Judged[Reply]:
         """Check the replies to the latest messages, and decode the good ones."""
-        judged = judge_replies(self._sent, replies, self._stated)
-        good = {client: self._read(client, message.content) for client, message in judged.good.items()}
-        return self._screen(Judged(good, judged.failures, judged.lost_state), lambda reply: reply.model)
+        judged: Judged[Reply]
+        if self._infers_layout:
+            found = judge_foreign(self._sent, replies, self.arrayrecord_key, self.weighted_by_key)
+            self._contents = {client: answer.original for client, answer in found.good.items()}
+            good = {client: self._read(client, answer.content) for client, answer in found.good.items()}
+            judged = Judged(good, found.failures, found.lost_state)
+        else:
+            packed = judge_replies(self._sent, replies, self._stated)
+            self._contents = {client: message.content for client, message in packed.good.items()}
+            good = {client: self._read(client, message.content) for client, message in packed.good.items()}
+            judged = Judged(good, packed.failures, packed.lost_state)
+        return self._screen(judged, lambda reply: reply.model)
 
     def aggregate(self, server_round: int, judged: Judged[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the good replies to the latest messages; (None, None) if there is none."""
-        plan, records = self._plan, self._records
-        self._plan, self._records, self._sent = None, (), {}  # frees M models
+        plan, records, contents = self._plan, self._records, self._contents
+        self._plan, self._records, self._sent, self._contents = None, (), {}, {}  # frees M models
         if plan is None or not judged.good:
             return None, None
         # Decoded from the record that was sent: a slot without a reply keeps the rounding of the wire.
         slots = plan.results(judged.good, lambda slot: self._decode(records[slot]))
         encoded = self.finish(plan, slots, self.codec.encode)
+        self._completed = plan.round.number
+        if self._infers_layout:
+            self._latest = encoded
+        if self.train_metrics_aggr_fn is mean_records:
+            means = mean_metrics((reply.examples, reply.metrics) for reply in judged.good.values())
+            metrics = MetricRecord({**means})
+        else:
+            metrics = self.train_metrics_aggr_fn([contents[client] for client in judged.good], self.weighted_by_key)
+        # A client's own metric of such a name is the one that its author looks for.
         numbers = {name: value for name, value in self.diagnostics.items() if isinstance(value, float)}
-        return encoded, MetricRecord({**mean_metrics(judged.good.values()), **numbers})
+        return encoded, MetricRecord({**numbers, **metrics})
 
-    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
-        """Run the strategy on a grid, as Flower's `Strategy.start`, with clients in a stable order."""
-        if not isinstance(grid, RosterGrid):
-            # Flower's own Grid returns its nodes from a set, in an order that differs between runs.
-            grid = RosterGrid(grid, at_least=self.clients_per_round)
-        return super().start(grid, *args, **kwargs)
+    def _begin_round(self, server_round: int, arrays: ArrayRecord, nodes: int) -> None:
+        """Prepare the first round of a `start`, which begins a training or goes on with one."""
+        goes_on, self._goes_on = self._goes_on or self._is_latest(arrays), False
+        if self._infers_layout:
+            self._codec = Codec.infer(arrays)
+        if not goes_on:
+            if self._given_clients is None:
+                self.settle(min(max(int(nodes * self.fraction_train), self.min_train_nodes), nodes))
+                _log.info(
+                    "configure_train: %s clients and %s models in each round", self.clients_per_round, self.slots
+                )
+            self.begin(self.codec.layout)
+            return
+        if self._restored is not None:
+            self._continue_from(self._restored)
+            self._restored = None
+        # The round's number in all of the training: with it, clients and permutations are drawn.
+        self._offset = self._completed + 1 - server_round
+        _log.info("configure_train: the training goes on after %s rounds", self._completed)
+
+    def _is_latest(self, arrays: ArrayRecord) -> bool:
+        """Return whether a global model is the result of the latest round."""
+        return self._latest is not None and dict(self._latest) == dict(arrays)
 
     def _decode(self, record: ArrayRecord) -> Packed:
         model = self.codec.decode(record)
@@ -300,36 +438,14 @@ class Algorithm(ServerStrategy[Reply], Generic[S]):
 
     def _read(self, client: int, content: RecordDict) -> Reply:
         metrics = plain_numbers(content.metric_records[METRICS])
+        weight = metrics.pop(self.weighted_by_key)
+        assert isinstance(weight, float)
         model = self._decode(content.array_records[ARRAYS])
         # A flag for the server, not a metric to average.
         metrics.pop(LOST_STATE, None)
-        stated = metrics.pop(EXAMPLES)
-        return Reply(model, self._counted.get(client, stated), metrics, vectors(content, self.returns()))
+        return Reply(model, float(self._counted.get(client, weight)), metrics, vectors(content, self.returns()))
 
 
-def draw_clients(round_: int, seed: int, num_clients: int, count: int) -> list[int]:
-    """Draw distinct clients; each set and order of them is equally likely.
-
-    Args:
-        round_: the round.
-        seed: the seed of the run.
-        num_clients: the number of clients.
-        count: the number to draw.
-    """
-    return [int(client) for client in stream(seed, "select", round_).choice(num_clients, count, replace=False)]
-
-
-def drawable_nodes(grid: Grid, count: int) -> list[int]:
-    """Return the nodes from which clients are drawn, in a stable order.
-
-    Raises:
-        ConfigError: there are fewer than `count`.
-    """
-    nodes = list(grid.get_node_ids())
-    if len(nodes) < count:
-        raise ConfigError(
-            f"clients-per-round is {count} but only {len(nodes)} clients are connected; "
-            "lower clients-per-round or start more clients"
-        )
-    # Flower keeps its nodes in a set; a RosterGrid returns them in the order of their clients' numbers.
-    return nodes if isinstance(grid, RosterGrid) else sorted(nodes)
+def _is_numbered(grid: Grid) -> bool:
+    """Return whether the order of a Grid's nodes is that of their partitions."""
+    return is_simulation(grid) or (isinstance(grid, RosterGrid) and grid.numbered)

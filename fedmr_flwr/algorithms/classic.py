@@ -18,7 +18,7 @@ from flwr.server.strategy import Strategy
 
 from fedmr_flwr.algorithms import fedavg, fedcross, fedexp, fedmr, fedmut, indep
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Plan, Reply, Round
+from fedmr_flwr.algorithms.contract import Plan, Reply, Round, Slot
 from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.core.layout import Layout, Packed
@@ -126,7 +126,7 @@ class ClassicStrategy(Strategy):
 
         Returns:
             The new global model, and the clients' metrics with the algorithm's diagnostics that are numbers;
-            (None, {}) if no result is good.
+            No model if no result is good. If some are not, the numbers of "replies" and "failures", too.
         """
         layout, plan, good = self._layout, self._plan, {}
         for client, result in [*results, *(failure for failure in failures if isinstance(failure, tuple))]:
@@ -141,13 +141,17 @@ class ClassicStrategy(Strategy):
             if isinstance(failure, BaseException):  # Flower does not name the client, so name all without a result
                 _log_rejected(" or ".join(sorted(self._pending)) or "unknown", failure)
         self._plan, self._pending = None, {}
-        if plan is None or layout is None or not good:
+        if plan is None or layout is None:
             return None, {}
+        drawn = len({client for client in plan.clients if client is not None})
+        counts = {} if len(good) == drawn else {"replies": len(good), "failures": drawn - len(good)}
+        if not good:
+            return None, {**counts}
         models = plan.models
         slots = plan.results(good, lambda slot: _joined(layout, models[slot]))
         encoded = self.algorithm.finish(plan, slots, lambda model: _encode(layout, model))
         numbers = {name: value for name, value in self.algorithm.diagnostics.items() if isinstance(value, float)}
-        return encoded, {**mean_metrics(slot.reply for slot in slots if slot.reply), **numbers}
+        return encoded, {**counts, **numbers, **_means(slots)}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> Evaluation | None:
         """Score the global model with `evaluate_fn`, if there is one."""
@@ -249,6 +253,12 @@ def _read(layout: Layout, result: FitRes) -> Reply:
     if problem := find_metric_problem(metrics):
         raise RecordError(problem[1])
     return Reply(model, examples, metrics)
+
+
+def _means(slots: Sequence[Slot]) -> dict[str, Scalar]:
+    """Average the metrics of the good results."""
+    means = mean_metrics((slot.reply.examples, slot.reply.metrics) for slot in slots if slot.reply)
+    return {name: mean for name, mean in means.items() if isinstance(mean, float)}
 
 
 def _wait_for(count: int, client_manager: ClientManager) -> list[ClientProxy]:

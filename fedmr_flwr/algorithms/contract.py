@@ -53,14 +53,14 @@ class Reply:
 
     Attributes:
         model: the trained model.
-        examples: the number of examples that it was trained on.
-        metrics: the client's numbers, by name.
+        examples: the number of examples that it was trained on, or another weight.
+        metrics: the client's numbers and lists of numbers, by name.
         vectors: further vectors, by name: those that `Algorithm.returns` lists.
     """
 
     model: Packed
     examples: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | list[float]] = field(default_factory=dict)
     vectors: Mapping[str, Floats] = field(default_factory=dict)
 
 

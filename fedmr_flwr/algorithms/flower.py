@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmr_flwr.algorithms import wrappers
-from fedmr_flwr.algorithms.base import draw_clients, drawable_nodes
 from fedmr_flwr.algorithms.contract import StateArrays
-from fedmr_flwr.algorithms.metrics import plain_numbers
+from fedmr_flwr.algorithms.drawing import draw_clients
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import Section
@@ -28,7 +27,7 @@ from fedmr_flwr.errors import BadRoundError, ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.checks import Judged, judge
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.grids.roster import known_examples
+from fedmr_flwr.wire.grids.roster import drawable_nodes, known_examples
 from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, FLOATS, METRICS
 from fedmr_flwr.wire.npy import view
 from fedmr_flwr.wire.strategy import ServerStrategy
@@ -169,6 +168,22 @@ class FlowerStrategy(ServerStrategy[Message]):
             arrays = ArrayRecord({**arrays, FLOATS: Array(floats)})
         return arrays, metrics
 
+    # Not asked for by the round loop: the server evaluates.
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Leave the evaluation by clients to the strategy."""
+        return cast(Iterable[Message], self.inner.configure_evaluate(server_round, arrays, config, grid))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Leave the evaluation by clients to the strategy."""
+        return cast(MetricRecord | None, self.inner.aggregate_evaluate(server_round, replies))
+
+    def summary(self) -> None:
+        """Log the strategy's own configuration."""
+        self.inner.summary()
+
     def save(self) -> StateArrays:
         """Return the strategy's state by name."""
         return state_of(self.inner)
@@ -186,7 +201,7 @@ class FlowerStrategy(ServerStrategy[Message]):
         if not isinstance(self.inner, _EXTRAPOLATING):
             return []
         models = [self._trained(reply).floats for reply in replies]
-        examples = [plain_numbers(reply.content.metric_records[METRICS])[EXAMPLES] for reply in replies]
+        examples = [cast(float, reply.content.metric_records[METRICS][EXAMPLES]) for reply in replies]
         return [
             (columns, mean([model[columns] for model in models], examples)) for columns in self._codec.layout.buffers
         ]

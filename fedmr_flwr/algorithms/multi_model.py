@@ -18,7 +18,7 @@ from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, similarity, spread
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.core.units import Unit, units
-from fedmr_flwr.errors import OptionError
+from fedmr_flwr.errors import ConfigError, OptionError
 
 _log = logging.getLogger(__name__)
 
@@ -83,17 +83,23 @@ class MultiModel(Algorithm[Population]):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        if self.slots < self.clients_per_round:
+        given = arguments.get("clients_per_round")
+        if given is not None and self.slots < given:
             raise OptionError(
                 "population",
-                f"{self.slots} is less than the {self.clients_per_round} clients of a round; raise it or lower the "
-                "clients per round",
+                f"{self.slots} is less than the {given} clients of a round; raise it or lower the clients per round",
             )
+        if self.options.evaluate_slots and arguments.get("layout") is None:
+            _log.warning("evaluate_slots: left out, because only `fedmr run` scores the models of a population")
 
     @property
     def slots(self) -> int:
         """K, the number of models."""
         return self.options.population or self.clients_per_round
+
+    def settle(self, clients: int) -> None:
+        """Fix M, if it follows from the number of connected clients; at most K."""
+        super().settle(min(clients, self.options.population or clients))
 
     def init(self, layout: Layout, slots: int) -> Population:
         """Start without models: every slot has the initial one."""
@@ -117,6 +123,10 @@ class MultiModel(Algorithm[Population]):
         if self.state.models is None:
             # One object K times, so that the initial model is encoded once.
             return [round.global_model] * self.slots
+        if len(self.state.models) != self.slots:
+            raise ConfigError(
+                f"the restored state has {len(self.state.models)} models, not {self.slots}; set population"
+            )
         return self.dispatch(round, self.state.models)
 
     @abstractmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
 from fedmr_flwr.errors import RecordError
 from fedmr_flwr.wire.flower.messages import REFUSED, ErrorCode
@@ -124,7 +124,7 @@ def find_problem(reply: Message, sent: Message, stated: int | None = None) -> tu
 
     Args:
         reply: the reply.
-        sent: its message; the model of the reply must have the same arrays.
+        sent: its message; unless it asks for an evaluation, the model of the reply must have the same arrays.
         stated: the number of examples that the client stated before the first round; None if it is unknown.
 
     Returns:
@@ -152,6 +152,8 @@ def find_problem(reply: Message, sent: Message, stated: int | None = None) -> tu
         assert isinstance(metrics, MetricRecord)
         if problem := find_metric_problem(metrics):
             return problem
+        if sent.metadata.message_type == MessageType.EVALUATE:
+            return None
         if not isinstance(arrays, ArrayRecord):
             return "malformed", f"the reply has no '{ARRAYS}'"
         assert isinstance(expected, ArrayRecord)

@@ -29,10 +29,19 @@ def restore_dtypes(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
     for name, array in record.items():
         out[name] = array
         if name in before and array.dtype != before[name].dtype:
-            values, dtype = view(array), np.dtype(before[name].dtype)
-            with np.errstate(over="ignore"):  # a model that overflows is reported as such
-                out[name] = Array(np.asarray(np.rint(values) if dtype.kind in "iu" else values, dtype))
+            out[name] = with_dtype(array, before[name].dtype)
     return out
+
+
+def with_dtype(array: Array, dtype: str) -> Array:
+    """Convert an array to another type; values for an integer type are rounded.
+
+    Raises:
+        RecordError: the array is damaged.
+    """
+    values, target = view(array), np.dtype(dtype)
+    with np.errstate(over="ignore"):  # a model that overflows is reported as such
+        return Array(np.asarray(np.rint(values) if target.kind in "iu" else values, target))
 
 
 class Codec:

@@ -19,6 +19,8 @@ _HEADER = re.compile(
     rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
     re.DOTALL,
 )
+# Complex numbers and JAX's bfloat16 have no order or no place in NumPy.
+_NUMBERS = re.compile(r"bool|u?int\d+|float\d+")
 
 
 def join(pieces: Sequence[NDArray[Any]], dtype: DTypeLike) -> Array:
@@ -80,6 +82,8 @@ def view(array: Array) -> NDArray[Any]:
     Raises:
         RecordError: the bytes are not an array of numbers, or their type or shape differs from the array's.
     """
+    if not _NUMBERS.fullmatch(array.dtype):
+        raise RecordError(f"an array is {array.dtype[:20]!r}; only floats up to float64 and integers can be averaged")
     values = read(array.data)
     if (values.dtype.name, values.shape) != (array.dtype, tuple(array.shape)):
         found = f"{values.dtype.name}{list(values.shape)}"

@@ -1,5 +1,6 @@
 """What the server's loop requires of a strategy, ours or an adapted one of Flower's."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
@@ -17,6 +18,8 @@ from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.messages import ARRAYS
 
 T = TypeVar("T")
+# Flower's, which shows lines at this level.
+_log = logging.getLogger("flwr")
 
 
 class ServerStrategy(Strategy, Generic[T]):
@@ -26,6 +29,7 @@ class ServerStrategy(Strategy, Generic[T]):
 
     Attributes:
         accepts_device_models: whether it accepts models on a GPU.
+        arrayrecord_key: the name of the model's record in messages.
         diagnostics: numbers and lists for the metrics of the latest round.
         notice: a line for the user about what the strategy does with this model; None if there is nothing to say.
         guard: reject a trained model that moved more than `guard` times as far as the round's median, in its
@@ -36,6 +40,7 @@ class ServerStrategy(Strategy, Generic[T]):
     """
 
     accepts_device_models: ClassVar[bool] = False
+    arrayrecord_key: str = ARRAYS
     diagnostics: Mapping[str, Any] = {}
     notice: str | None = None
     guard: float | None = None
@@ -72,8 +77,10 @@ class ServerStrategy(Strategy, Generic[T]):
             judged: the replies to the latest messages.
             trained: returns the model of a good reply.
         """
-        layout = self.codec.layout
         self.lengths = {}
+        if not judged.good:
+            return judged
+        layout = self.codec.layout
         if self.guard is None:
             # Not on a GPU: copying each model to the host takes as long as a round there.
             if all(isinstance(trained(reply).floats, np.ndarray) for reply in judged.good.values()):
@@ -107,7 +114,7 @@ class ServerStrategy(Strategy, Generic[T]):
 
     def _sent_model(self, client: int) -> Packed:
         """Return the model that a client was sent."""
-        return self.codec.decode(self._sent[client].content.array_records[ARRAYS]).on_host()
+        return self.codec.decode(self._sent[client].content.array_records[self.arrayrecord_key]).on_host()
 
     @abstractmethod
     def aggregate(self, server_round: int, judged: Judged[T]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -138,19 +145,17 @@ class ServerStrategy(Strategy, Generic[T]):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the replies, log the rejected ones, and combine the good ones."""
+        """Check the replies, log the rejected ones, and combine the good ones.
+
+        Returns:
+            The new global model, None if no reply is good; and the metrics, with the numbers of "replies" and
+            "failures" if there are failures.
+        """
         judged = self.judge(replies)
+        good, failed = len(judged.good), len(judged.failures)
+        _log.info("aggregate_train: Received %s results and %s failures", good, failed)
         log_failures(judged.failures)
-        return self.aggregate(server_round, judged)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Send nothing: the server evaluates."""
-        return []
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        """Return nothing: the server evaluates."""
-
-    def summary(self) -> None:
-        """Log nothing: the run folder states the configuration."""
+        arrays, metrics = self.aggregate(server_round, judged)
+        if failed:
+            metrics = MetricRecord({"replies": good, "failures": failed, **(metrics or {})})
+        return arrays, metrics

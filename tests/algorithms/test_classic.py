@@ -293,7 +293,7 @@ def test_a_bad_round_changes_nothing():
     experiment.round(1)
     before, parameters = [row.copy() for row in experiment.population], experiment.parameters
     sent = experiment.round(2)
-    assert experiment.metrics == {}
+    assert experiment.metrics == {"replies": 0, "failures": K}
     assert experiment.parameters is parameters
     np.testing.assert_array_equal(experiment.population, before)
     again = experiment.round(3)
@@ -356,7 +356,9 @@ def test_metrics_are_weighted_by_examples():
     }
     experiment = Experiment(clients=3, clients_per_round=3, bad=lambda number, client: answers[client])
     experiment.round(1)
-    assert experiment.metrics == {"loss": 1.75, "accuracy": 0.75, "similarity": pytest.approx(2 / 3 / 2)}
+    assert experiment.metrics == {
+        "replies": 2, "failures": 1, "loss": 1.75, "accuracy": 0.75, "own": 3, "similarity": pytest.approx(2 / 3 / 2)
+    }  # fmt: skip
     # Of the three pairs only that of slots 1 and 3 is alike; the initial model of zeros is orthogonal to both.
 
 
@@ -459,7 +461,7 @@ def test_too_few_clients_are_refused(monkeypatch):
     ("options", "message"),
     [
         ({"unit": "blocks"}, "unknown unit 'blocks'; choose one of"),
-        ({"clients_per_round": 0}, "clients_per_round: it is 0, but must be at least 1"),
+        ({"clients_per_round": 0}, "clients_per_round: it is 0, but must be a whole number from 1"),
         ({"clients_per_round": 5, "population": 4}, "population: 4 is less than the 5 clients of a round"),
         ({"first_stage_rounds": -1}, "first.stage.rounds = -1"),
         ({"buffers": "drop"}, "buffers = 'drop'.*'move' or 'average'"),

@@ -55,7 +55,7 @@ def test_wrong_options_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"clients_per_round": 0}, "clients_per_round: it is 0, but must be at least 1"),
+        ({"clients_per_round": 0}, "clients_per_round: it is 0, but must be a whole number from 1"),
         ({"wire": "float8"}, "wire: it is 'float8', but must be float32 or float16"),
         ({"wire": "float16"}, "wire: it is 'float16', but only packed models are converted"),
         ({"guard": 1.0}, "guard: it is 1.0, but must be greater than 1"),

@@ -250,7 +250,7 @@ def test_generator_fits_every_models_head(name):
 
 def test_model_without_linear_head_is_refused():
     with pytest.raises(ConfigError, match="fedgen needs a model whose last layer is a Linear with bias"):
-        FedGen(layout=Layout.of({"w": np.zeros((3, 2), np.float32)}))
+        FedGen(clients_per_round=1, layout=Layout.of({"w": np.zeros((3, 2), np.float32)}))
 
 
 def test_state_restores_the_generator():

@@ -162,7 +162,7 @@ def test_wrong_options_are_refused():
         FedMR(unit="blocks")
     with pytest.raises(ConfigError, match="first_stage_rounds = -1: Input should be greater"):
         FedMR(first_stage_rounds=-1)
-    with pytest.raises(ConfigError, match="clients_per_round: it is 0, but must be at least 1"):
+    with pytest.raises(ConfigError, match="clients_per_round: it is 0, but must be a whole number from 1"):
         FedMR(clients_per_round=0)
 
 

@@ -156,7 +156,7 @@ def test_missing_reply_moves_no_other(exchange, name):
 
 def test_no_replies_give_no_model(exchange, name):
     strategy, _ = exchange()
-    assert strategy.aggregate_train(1, []) == (None, None)
+    assert strategy.aggregate_train(1, []) == (None, {"replies": 0, "failures": K})
 
 
 def test_every_round_draws_other_clients(run_rounds, name):

@@ -141,8 +141,9 @@ def test_chains_of_imports_are_short():
     assert len(longest_chain()) <= LONGEST_CHAIN, " > ".join(longest_chain())
 
 
-# The base turns models into messages; the other one adapts Flower's own strategies.
-SEE_RECORDS = {"base", "flower"}
+# The base turns models into messages, with the half in which clients evaluate; the last one adapts Flower's own
+# strategies.
+SEE_RECORDS = {"base", "evaluation", "flower"}
 
 
 @pytest.mark.parametrize("module", [name for name in FILES if name.startswith("fedmr_flwr.algorithms.")])

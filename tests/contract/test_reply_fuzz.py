@@ -140,8 +140,11 @@ def verdict(reply, sent):
     if not reply.has_content():
         known = {1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error"}
         return {known.get(reply.error.code, "other")}, None
-    metrics, arrays, expected = (reply.content.get("metrics"), reply.content.get("arrays"), sent.content["arrays"])
-    kinds = {"malformed"} if set(reply.content) - {"arrays", "metrics"} else set()
+    expected = sent.content["arrays"]
+    foreign = "floats" not in expected  # as in other people's apps, whose clients name records as they like
+    content = in_our_names(reply.content) if foreign else reply.content
+    metrics, arrays = content.get("metrics"), content.get("arrays")
+    kinds = {"malformed"} if set(content) - {"arrays", "metrics"} else set()
     if isinstance(metrics, MetricRecord):
         kinds |= {kind for name, value in metrics.items() if (kind := doubt(name, value))}
     examples = metrics.get("num-examples") if isinstance(metrics, MetricRecord) else None
@@ -152,6 +155,8 @@ def verdict(reply, sent):
     if not isinstance(arrays, ArrayRecord) or set(arrays) != set(expected):
         return {*kinds, "malformed"}, None
     found = {name: read(array) for name, array in arrays.items()}
+    if foreign:
+        found = {name: its and in_type_of(expected[name].numpy(), *its) for name, its in found.items()}
     for name, its in found.items():
         if its is None or (its[0].dtype, its[0].shape) != (expected[name].numpy().dtype, tuple(expected[name].shape)):
             kinds.add("malformed")
@@ -161,6 +166,23 @@ def verdict(reply, sent):
         return kinds, None
     exact = all(canonical for _, canonical in found.values())
     return set() if exact else {None, "malformed"}, {name: values for name, (values, _) in found.items()}
+
+
+def in_our_names(content):
+    """The record of either kind that is meant: by its name, or because it is the only one."""
+    found = {}
+    for name, records in (("arrays", content.array_records), ("metrics", content.metric_records)):
+        if name in records or len(records) == 1:
+            found[name] = records.get(name, next(iter(records.values())))
+    return found
+
+
+def in_type_of(expected, values, exact):
+    """Numbers of another type are converted, if they are numbers of this machine."""
+    if not (values.dtype.kind in "fiub" and values.dtype.isnative and np.isfinite(values).all()):
+        return values, exact
+    with np.errstate(over="ignore"):
+        return (np.rint(values) if expected.dtype.kind in "iu" else values).astype(expected.dtype), exact
 
 
 def doubt(name, value):

@@ -87,7 +87,8 @@ def test_silent_clients_are_counted(grid_of, answer):
 
 def test_unnumbered_clients_in_node_order(grid_of, answer):
     inner = grid_of(lambda message, client: answer(MODEL), clients=4, numbered=False)
-    assert RosterGrid(inner).get_node_ids() == sorted(inner.get_node_ids())
+    assert RosterGrid(inner).get_node_ids() == [*inner.get_node_ids()], "they registered in this order"
+    assert [node.node_id for node in RosterGrid(inner).get_nodes()] == [*inner.get_node_ids()]
     with pytest.raises(
         RunError, match="only 0 of the 4 clients 0 to 3 replied; 4 refused, the first one: ValueError"
     ):

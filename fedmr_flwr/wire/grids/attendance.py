@@ -1,5 +1,7 @@
 """The assignment of clients to Flower's nodes, and which of them are connected."""
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeGuard
@@ -14,6 +16,8 @@ from fedmr_flwr.wire.checks import NOT_A_NODES, one_line
 from fedmr_flwr.wire.messages import CLIENT, CONFIG, EXAMPLES, METRICS
 from fedmr_flwr.wire.numbers import LARGEST, counted_examples
 
+# Flower's, which shows lines at this level.
+_log = logging.getLogger("flwr")
 _QUERY_SECONDS = 600.0
 # Seconds between polls for nodes: in a simulation, and in a deployment.
 _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.05, 1.0
@@ -204,21 +208,23 @@ def _is_valid(count: object) -> TypeGuard[int]:
     return isinstance(count, int) and 0 < count < LARGEST
 
 
-def wait_for_nodes(grid: Grid, count: int, patience: float) -> list[int]:
+def wait_for_nodes(grid: Grid, count: int, patience: float = math.inf) -> list[int]:
     """Wait until at least `count` nodes are connected, and return them.
 
     Raises:
         RunError: they did not connect within `patience` seconds.
     """
     deadline = time.monotonic() + patience
-    nodes: list[int] = []
-    while len(nodes) < count:
+    reported = None
+    while len(nodes := list(grid.get_node_ids())) < count:
         if time.monotonic() > deadline:
             raise RunError(
                 f"{len(nodes)} of {count} clients are connected after {patience:.0f} s; start the others, "
                 f"or in a simulation set --federation-config 'num-supernodes={count}'"
             )
-        nodes = list(grid.get_node_ids())
-        if len(nodes) < count:
-            time.sleep(_POLL_SECONDS)
+        if len(nodes) != reported:
+            reported = len(nodes)
+            # In Flower's own words.
+            _log.info("Waiting for nodes to connect: %d connected (minimum required: %d).", reported, count)
+        time.sleep(_POLL_SECONDS)
     return nodes

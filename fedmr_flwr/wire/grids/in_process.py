@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedmr_flwr.wire.flower.messages import ErrorCode, assign_id
+from fedmr_flwr.wire.flower.nodes import NodeInfo
 from fedmr_flwr.wire.flower.tasks import Run, enter_task
 
 
@@ -40,6 +41,10 @@ class InProcessGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """Return the clients' node identifiers."""
         return list(self._numbers)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return the nodes, registered in the order of the clients, as in Flower's simulation."""
+        return [NodeInfo(node_id=node, registered_at=f"{client:09}") for node, client in self._numbers.items()]
 
     def create_message(
         self,

@@ -1,5 +1,7 @@
 """`RosterGrid`: a Flower Grid with a stable order of clients and counts of the bytes that it sends and receives."""
 
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +11,16 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.wire.checks import UNKNOWN_CLIENT
+from fedmr_flwr.wire.flower.nodes import in_order_of_registration
+from fedmr_flwr.wire.flower.simulation import is_simulation
 from fedmr_flwr.wire.grids.attendance import Attendance, wait_for_nodes
 from fedmr_flwr.wire.grids.wrapped import WrappedGrid
 from fedmr_flwr.wire.npy import size
+
+# Seconds until a simulation has started its nodes, and until one of them is followed by the next.
+_SIMULATION_SECONDS, _STARTING_SECONDS = 120.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class RosterGrid(WrappedGrid):
     Args:
         grid: the Grid that sends the messages.
         clients: the number of clients; the Grid waits for them and queries their numbers, which must be
-            0..clients-1. None: the nodes that are connected at any time, in the order of their identifiers.
+            0..clients-1. None: the nodes that are connected at any time, in the order of their registration.
         at_least: the number of nodes to wait for if `clients` is None.
         min_clients: the number of clients that must be connected before the first round; None if all connect and
             stay, as in a simulation.
@@ -79,6 +87,11 @@ class RosterGrid(WrappedGrid):
             self._number(self._attendance.nodes)
 
     @property
+    def numbered(self) -> bool:
+        """Whether the nodes are known by the numbers of their clients."""
+        return self._attendance is not None
+
+    @property
     def examples(self) -> NDArray[np.int64] | None:
         """The number of examples that count of each client, in their order, if all have stated theirs."""
         return self._attendance.examples if self._attendance else None
@@ -107,7 +120,8 @@ class RosterGrid(WrappedGrid):
         """
         if self._attendance:
             return self._number(self._attendance.nodes)
-        return self._number(sorted(wait_for_nodes(self._grid, self._at_least, self._patience)))
+        nodes = wait_for_nodes(self._grid, self._at_least, self._patience)
+        return self._number(in_order_of_registration(self._grid, nodes))
 
     def await_clients(self, count: int) -> None:
         """Wait until enough clients are connected.
@@ -174,6 +188,46 @@ class RosterGrid(WrappedGrid):
 def known_examples(grid: Grid) -> tuple[Mapping[int, int], Mapping[int, int]]:
     """Return how many examples each client stated first, and how many of them count, if a Grid knows them."""
     return (grid.stated_examples, grid.counted_examples) if isinstance(grid, RosterGrid) else ({}, {})
+
+
+def drawable_nodes(grid: Grid, count: int) -> list[int]:
+    """Return the nodes from which clients are drawn, in a stable order.
+
+    Raises:
+        ConfigError: there are fewer than `count`.
+    """
+    nodes = list(grid.get_node_ids())
+    if len(nodes) < count:
+        raise ConfigError(
+            f"clients-per-round is {count} but only {len(nodes)} clients are connected; "
+            "lower clients-per-round or start more clients"
+        )
+    # Flower keeps its nodes in a set; a RosterGrid returns them in the order of their clients' numbers.
+    return nodes if isinstance(grid, RosterGrid) else in_order_of_registration(grid, nodes)
+
+
+def await_nodes(grid: Grid, count: int, first: bool = False) -> list[int]:
+    """Wait until enough nodes are connected, and return them in a stable order.
+
+    Args:
+        grid: any.
+        count: the number of nodes that is enough.
+        first: whether to wait, too, until a simulation has all of its nodes: it may still be starting them.
+
+    Raises:
+        ConfigError: it is a `RosterGrid`, which waits by itself, and has too few nodes.
+        RunError: it is a simulation with too few nodes.
+    """
+    if isinstance(grid, RosterGrid):
+        return drawable_nodes(grid, count)
+    # As long as Flower's strategies do: a deployment's nodes may start later than its run. A simulation's are as many
+    # as they ever will be.
+    nodes = wait_for_nodes(grid, count, _SIMULATION_SECONDS if is_simulation(grid) else math.inf)
+    while first and is_simulation(grid):
+        time.sleep(_STARTING_SECONDS)
+        before, nodes = nodes, list(grid.get_node_ids())
+        first = len(nodes) > len(before)
+    return in_order_of_registration(grid, nodes)
 
 
 def _array_bytes(messages: Iterable[Message]) -> dict[str, int]:

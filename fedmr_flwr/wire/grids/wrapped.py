@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedmr_flwr.wire.flower.nodes import NodeInfo
 from fedmr_flwr.wire.flower.tasks import Run
 
 
@@ -41,6 +42,11 @@ class WrappedGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes of the wrapped Grid."""
         return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return what the wrapped Grid knows of this Grid's nodes."""
+        known = {node.node_id: node for node in self._grid.get_nodes()}
+        return [known.get(node, NodeInfo(node_id=node)) for node in self.get_node_ids()]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages with the wrapped Grid."""
