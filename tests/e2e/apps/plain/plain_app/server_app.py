@@ -18,7 +18,8 @@ def main(grid: Grid, context: Context) -> None:
     if context.run_config["trouble"]:
         wake_up(grid, context.run_config["clients-per-round"])
     model = Net()
-    strategy = FedMR(clients_per_round=context.run_config["clients-per-round"])
+    # Its clients do not evaluate: this server does.
+    strategy = FedMR(clients_per_round=context.run_config["clients-per-round"], fraction_evaluate=0.0)
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
