@@ -96,10 +96,12 @@ def train(message: Message, context: Context) -> Message:
         request = TrainRequest(message, context)
         dataset, examples = request.environment.examples()
         with arithmetic(settings.precision, request.environment.device):
+            request.measure("before", request.model)
             result = fit(
                 request.model, dataset, examples, request.training, request.rng, request.rule, request.vectors,
                 request.kept, settings.precision,
             )  # fmt: skip
+            request.measure("after", request.model)
         return request.reply(pack(request.model, request.codec.layout), result)
 
 
@@ -199,6 +201,22 @@ class TrainRequest(_Request):
         # Of the round and the client, so that the process in which it trains makes no difference.
         self.rng = stream(self.settings.seed, "train", self._round, self.environment.number)
         self.training = work_of(self.settings, self._round, self.environment.number)
+        self._measured: dict[str, float] = {}
+
+    def measure(self, when: str, model: nn.Module) -> None:
+        """Score a model on the client's own examples, if configured.
+
+        Args:
+            when: before or after training.
+            model: on the client's device; its mode is kept.
+        """
+        if not self.settings.evaluation.forgetting:
+            return
+        dataset, examples = self.environment.examples()
+        tests, mode = self.environment.tests(), model.training
+        result = score(model, dataset, tests or examples, self.environment.device)
+        model.train(mode)
+        self._measured |= {f"{when}-loss": result.loss, f"{when}-accuracy": result.accuracy}
 
     def reply(self, trained: Packed, result: TrainResult) -> Message:
         """Save the client's state, and return the reply.
@@ -216,6 +234,8 @@ class TrainRequest(_Request):
             trained = privacy.protect(trained.on_host(), received, layout, how, self._message)
         else:  # the loss depends on the examples, too, and would be sent without noise
             metrics["train-loss"] = result.loss
+            for name, value in self._measured.items():
+                metrics[name] = value
         if self._lost_state:
             metrics[LOST_STATE] = 1
         arrays = self.codec.encode(trained)

@@ -261,12 +261,18 @@ class NodeEnvironment(ClientEnvironment):
         if self._data.is_dir():
             _check_digest(digest, self._named, self._data, self.settings.seed)
             return len(self._indices(datasets.load(self._named, self._data, self.settings.seed), replace=True))
-        (own, _), most = self._own, self._spec.ceiling
-        if (largest := int(own.inputs.max())) > most:
+        (own, tests), most = self._own, self._spec.ceiling
+        if self.settings.evaluation.fine_tune and tests is None:
+            raise DataError(
+                f"{self._data} has no x_test and y_test, which evaluation.fine-tune needs; add them, or set "
+                "partition.test-fraction"
+            )
+        largest = max(int(each.inputs.max()) for each in (own, tests) if each is not None)
+        if largest > most:
             what = "characters" if self._spec.normalisation is None else "pixels"
             raise DataError(
-                f"x_train of {self._data} has {what} up to {largest}, but the run's data end at {self._spec.largest} "
-                f"(at most {most} is accepted); convert it to the same scale"
+                f"x_train or x_test of {self._data} has {what} up to {largest}, but the run's data end at "
+                f"{self._spec.largest} (at most {most} is accepted); convert it to the same scale"
             )
         return len(own)
 

@@ -26,12 +26,15 @@ class Evaluation(Section):
         clients: when every client scores the global model on its own test examples, if it has some, or else on its
             training examples; with strategy.evaluate-slots, one of the population's models, too.
         fine_tune: of that: the local steps after which a client scores the model once more.
+        forgetting: whether every client that trains scores its model before and after it does, on its own test
+            examples or else on its training examples.
     """
 
     train: Often = "never"
     classes: Often = "never"
     clients: Often = "never"
     fine_tune: int | None = Field(None, ge=1)
+    forgetting: bool = False
 
 
 def is_due(often: int | str, number: int, rounds: int) -> bool:

@@ -249,6 +249,11 @@ class Settings(Section):
                 "evaluation.clients would send each client's accuracy without the noise of privacy.local-dp; leave "
                 "one of them out"
             )
+        if self.privacy.local_dp and self.evaluation.forgetting:
+            raise ValueError(
+                "evaluation.forgetting would send each client's accuracy without the noise of privacy.local-dp; "
+                "leave one of them out"
+            )
         if self.evaluation.fine_tune and self.evaluation.clients == "never":
             raise ValueError("evaluation.fine-tune needs evaluation.clients: a number of rounds, or end")
         training = self.training

@@ -54,6 +54,8 @@ def read_examples(path: Path, input_shape: tuple[int, ...], classes: int) -> tup
 
     def read() -> DatasetArrays:
         own = _arrays(path, _TRAIN, _TEST)
+        if len(own) == 3:
+            raise DataError(f"{path} contains only one of x_test and y_test; add the other, or leave both out")
         # Where a client has no test examples, its training examples stand in, so that one check serves all sources.
         tests = {name: own.get(name, own[name.replace("test", "train")]) for name in _TEST}
         found = validate_arrays({**own, **tests}, str(path), classes, input_shape)

@@ -306,6 +306,7 @@ class _Turn:
         """Create the reply."""
         assert self.lane
         result = self.lane.end()
+        self._client.measure("after", self.lane.model)
         self.reply = self._client.reply(self.lane.packed(), result)
 
 

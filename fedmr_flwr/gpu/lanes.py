@@ -65,6 +65,7 @@ class ResidentLane(Lane):
     def take(self, client: TrainRequest) -> None:
         """Assign a client, with the model that it received."""
         overwrite(self._tensors, client.received, self._layout)
+        client.measure("before", self.model)
         indices = torch.from_numpy(_indices(client))
         self.begin(client.rng, client.rule, client.vectors, client.kept, indices, client.training)
         self.sizes |= sizes_of(client, self._training.batch_size)

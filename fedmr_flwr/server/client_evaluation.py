@@ -54,8 +54,12 @@ def _scores(reply: Message | None) -> Scores | None:
     metrics = reply.content.get(METRICS) if reply and reply.has_content() else None
     if not isinstance(metrics, MetricRecord):
         return None
-    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-    # A client may report anything, NaN included; the comparisons are false for it.
+    # A client may report anything, NaN and integers beyond any float included; the comparisons are false for them.
+    numbers = {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and abs(value) < LARGEST
+    }
     accuracies = [numbers[name] for name in _ACCURACIES if name in numbers]
     good = "accuracy" in numbers and all(0 <= value <= 1 for value in accuracies)
     if not good or not 1 <= numbers.get(EXAMPLES, 0) < LARGEST:

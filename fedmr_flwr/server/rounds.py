@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import BadRoundError, LostActorError, RunError
-from fedmr_flwr.wire.checks import Failure, is_finite, log_failures
+from fedmr_flwr.wire.checks import UNKNOWN_CLIENT, Failure, is_finite, log_failures
 from fedmr_flwr.wire.codec import restore_dtypes
 from fedmr_flwr.wire.grids.roster import Exchange, RosterGrid
-from fedmr_flwr.wire.messages import CONFIG, LAST_ROUND
+from fedmr_flwr.wire.messages import CONFIG, LAST_ROUND, METRICS
 from fedmr_flwr.wire.strategy import ServerStrategy
 
 Row = dict[str, Any]
@@ -27,8 +27,10 @@ _RESERVED = {
     "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
     "slot-accuracies", "evaluation-seconds", "problem", "limited-examples", "collapse", "training-set-loss",
     "training-set-accuracy", "macro-f1", "balanced-accuracy", "top-5", "client-accuracy", "tuned-accuracy",
-    "slot-client-accuracy", "slot-tuned-accuracy",
+    "slot-client-accuracy", "slot-tuned-accuracy", "around-training",
 }  # fmt: skip
+# What clients measure before and after they train.
+_AROUND = ("before-loss", "before-accuracy", "after-loss", "after-accuracy")
 # Failures of clients that are disconnected, or were disconnected while they trained.
 _ABSENT = {"offline", "node-lost"}
 
@@ -167,6 +169,8 @@ def _train_round(
     failures = [_offline_or(failure, exchange) for failure in judged.failures]
     log_failures(failures)
     account |= _account(exchange, len(judged.good), failures)
+    if settings.evaluation.forgetting:
+        account["around-training"] = _around_training(messages, exchange, judged.good)
     if limited := {
         client: grid.limited_examples[client] for client in judged.good if client in grid.limited_examples
     }:
@@ -208,6 +212,20 @@ def _account(exchange: Exchange, good: int, failures: Sequence[Failure]) -> Row:
         kinds = Counter(failure.kind for failure in failures)
         row |= {"failures-by-kind": dict(sorted(kinds.items())), "failed": [vars(failure) for failure in failures]}
     return row
+
+
+def _around_training(messages: Sequence[Message], exchange: Exchange, good: Container[int]) -> list[Row]:
+    """Return what each client with a good reply measured before and after it trained."""
+    clients = {
+        message.metadata.message_id: client for message, client in zip(messages, exchange.clients, strict=True)
+    }
+    rows: list[Row] = []
+    for reply in exchange.replies:
+        client = clients.get(reply.metadata.reply_to_message_id, UNKNOWN_CLIENT)
+        if client in good:
+            metrics = reply.content.metric_records[METRICS]
+            rows.append({"client": client, **{name: metrics[name] for name in _AROUND if name in metrics}})
+    return rows
 
 
 def _too_few(good: int, failures: Sequence[Failure], exchange: Exchange, least: int) -> str:

@@ -6,6 +6,7 @@ import torch
 
 from fedmr_flwr.client import environment
 from fedmr_flwr.client.environment import DataSpec, NodeEnvironment
+from fedmr_flwr.config.evaluation import Evaluation
 from fedmr_flwr.config.settings import Data, Partition
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Normalisation
@@ -158,3 +159,51 @@ def test_unknown_characters_are_refused(toy, own):
 
 def test_server_states_what_its_data_end_at(toy):
     assert DataSpec.of(datasets.load(toy().data, None)).largest == 16
+
+
+def test_node_has_its_own_tests(toy, own):
+    rng = np.random.default_rng(1)
+    tests = {"x_test": rng.integers(0, 17, (4, 8, 8), np.uint8), "y_test": np.arange(4)}
+    site = of_its_own(toy, own(**tests))
+    assert site.tests().labels.tolist() == [0, 1, 2, 3]
+    assert site.prepare("any") == len(site.examples()[1]) == 12
+
+
+def test_node_holds_out_a_fraction(toy, own):
+    settings = toy().model_copy(update={"partition": Partition(name="nodes", test_fraction=0.25)})
+    site = NodeEnvironment(settings, own(), SPEC, RUN)
+    assert (site.prepare("any"), len(site.examples()[1]), len(site.tests())) == (9, 9, 3)
+    held = {image.numpy().tobytes() for image in site.tests().inputs}
+    assert not held & {image.numpy().tobytes() for image in site.examples()[1].inputs}
+
+
+def test_node_without_tests_has_none(toy, own):
+    assert of_its_own(toy, own()).tests() is None
+    evaluation = Evaluation(clients="end", fine_tune=3)
+    settings = toy().model_copy(update={"partition": Partition(name="nodes"), "evaluation": evaluation})
+    with pytest.raises(DataError, match=r"own.npz has no x_test and y_test, which evaluation.fine-tune needs"):
+        NodeEnvironment(settings, own(), SPEC, RUN).prepare("any")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x_test": np.zeros((4, 8, 8), np.uint8)}, "contains only one of x_test and y_test"),
+        ({"x_test": np.zeros((4, 9, 9), np.uint8), "y_test": np.arange(4)}, r"examples of shape \[1, 8, 8\]"),
+        ({"x_test": np.full((4, 8, 8), 99, np.uint8), "y_test": np.arange(4)}, "has pixels up to 99"),
+    ],
+)
+def test_wrong_node_tests_are_refused(toy, own, arrays, words):
+    with pytest.raises(DataError, match=words):
+        of_its_own(toy, own(**arrays)).prepare("any")
+
+
+def test_folder_node_has_its_part_of_the_tests(toy, own, tmp_path):
+    partition = Partition(name="dirichlet", test_fraction=0.25)
+    settings = toy().model_copy(update={"partition": partition})
+    site = NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
+    data = datasets.load(Data(), None)
+    parts = partitions.split(data, settings.clients, partition, settings.seed)
+    held = partitions.client_tests(data, parts, partition, settings.seed)[2]
+    torch.testing.assert_close(site.tests().inputs, data.train.inputs[held])
+    assert len(site.examples()[1]) == len(parts[2])

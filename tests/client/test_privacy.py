@@ -136,6 +136,7 @@ def test_extra_vectors_are_refused(toy, strategy, what):
         ("privacy.local-dp.epsilon=0", "'privacy.local-dp.epsilon=0': Input should be greater than 0"),
         ("privacy.local-dp.delta=1", "'privacy.local-dp.delta=1': Input should be less than 1"),
         ("privacy.local-dp.clip=1", "unknown key 'privacy.local-dp.clip'"),
+        ("evaluation.forgetting=true", "evaluation.forgetting would send each client's accuracy without the noise"),
         ("evaluation.clients=end", "evaluation.clients would send each client's accuracy without the noise"),
     ],
 )

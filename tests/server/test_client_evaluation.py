@@ -80,6 +80,7 @@ def test_weighted_summary_by_hand():
         {"accuracy": 0.5, "tuned-accuracy": 2.0, "num-examples": 5},
         {"num-examples": 5, "loss": 1.0},
         {"accuracy": 0.5, "num-examples": 1e300},
+        {"accuracy": 0.5, "num-examples": 10**400},
         {"accuracy": [0.5], "num-examples": 5},
     ],
 )

@@ -126,6 +126,32 @@ def test_slots_models_are_scored_by_clients(toy):
     assert row["slot-tuned-accuracy"]["clients"] == 6
 
 
+def test_clients_measure_around_training(toy):
+    options = ("evaluation.forgetting=true", "partition.test-fraction=0.25", "training.work=stragglers:0.5")
+    options += ("training.local-epochs=2",)
+    plain = run(toy(*options[1:], run="plain"))
+    settings = [toy(*options, run=name) for name in ("a", "b")]
+    out = run(settings[0])
+    rows = out.read_rows()
+    assert out.read_manifest()["model-sha256"] == plain.read_manifest()["model-sha256"]
+    assert sorted(each["client"] for each in rows[0]["around-training"]) == sorted(rows[0]["clients"])
+    data = datasets.load(Data(), None)
+    parts = partitions.split(data, 6, settings[0].partition, settings[0].seed)
+    tests = partitions.client_tests(data, parts, settings[0].partition, settings[0].seed)
+    model = models.build("cnn", data.input_shape, 10, settings[0].seed)
+    place(model, CPU)
+    for each in rows[0]["around-training"]:
+        fresh = evaluate(model, data, data.train.select(tests[each["client"]], CPU), CPU)
+        assert (each["before-accuracy"], each["before-loss"]) == (fresh.accuracy, pytest.approx(fresh.loss))
+        assert each["after-loss"] != each["before-loss"]
+    weights = [len(parts[each["client"]]) for each in rows[0]["around-training"]]
+    after = [each["after-accuracy"] for each in rows[0]["around-training"]]
+    assert rows[0]["after-accuracy"] == pytest.approx(np.average(after, weights=weights))
+    with Display(3, Console(file=io.StringIO())) as display:
+        gpu = serve(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane), display)
+    assert [row["around-training"] for row in gpu.read_rows()] == [row["around-training"] for row in rows]
+
+
 def test_evaluation_does_not_change_the_model(toy):
     plain = run(toy("partition.test-fraction=0.25", run="plain"))
     assert not plain.client_rows.exists()
