@@ -11,19 +11,31 @@ from typing import Any, ClassVar
 
 import numpy as np
 from flwr import common
-from flwr.common import Code, FitIns, FitRes, NDArrays, Parameters, Scalar
+from flwr.common import (
+    Code,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    MetricsAggregationFn,
+    NDArrays,
+    Parameters,
+    Scalar,
+)  # fmt: skip
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
-from flwr.server.strategy import Strategy
+from flwr.server.strategy import FedAvg as ClassicFedAvg
 
 from fedmr_flwr.algorithms import fedavg, fedcross, fedexp, fedmr, fedmut, indep
 from fedmr_flwr.algorithms.base import Algorithm
-from fedmr_flwr.algorithms.contract import Plan, Reply, Round, Slot
+from fedmr_flwr.algorithms.contract import Plan, Reply, Round
+from fedmr_flwr.algorithms.drawing import draw_clients
 from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, RecordError, RunError
+from fedmr_flwr.wire.codec import in_dtype
 from fedmr_flwr.wire.npy import read
 from fedmr_flwr.wire.numbers import LARGEST, find_metric_problem
 
@@ -35,22 +47,33 @@ Results = list[tuple[ClientProxy, FitRes]]
 Failures = list[tuple[ClientProxy, FitRes] | BaseException]
 
 
-class ClassicStrategy(Strategy):
+class ClassicStrategy(ClassicFedAvg):
     """An algorithm for `flwr.server.ServerApp(server_fn=...)`; a subclass sets its class in `Kind`.
 
-    Clients need no change. They do not evaluate: the server does, with `evaluate_fn`. The slots that are trained and
-    their models depend on the seed alone. The clients that train them do not: Flower gives its nodes random
-    identifiers in every run. So, unlike the message-API strategies with numbered clients, this one cannot guarantee
-    the same clients, and so the same model, in every run.
+    Clients need no change. The slots that are trained and their models depend on the seed alone. The clients that
+    train them do not: Flower gives its nodes random identifiers in every run. So, unlike the message-API strategies,
+    this one cannot guarantee the same clients, and so the same model, in every run.
 
     Args:
         keys: the names of the tensors in the order in which clients send them, `list(model.state_dict())`.
-            Without them only units that need no names can be recombined: "tensor", "fraction:P" and patterns
-            on the tensors' indices.
-        initial_parameters: the initial model; None: Flower requests it from a random client.
+            Without them each tensor is a unit, a weight with the bias that follows it, and only units that need no
+            names can be chosen: "layer", "tensor", "fraction:P" and patterns on the tensors' indices.
+        clients_per_round: M, the number of clients drawn in a round; None: `fraction_fit` of those that are
+            connected before the first round, and at least `min_fit_clients`. M then stays.
+        fraction_fit: see `clients_per_round`; this and the following are those of Flower's FedAvg.
+        fraction_evaluate: the share of the clients that evaluate the global model after a round.
+        min_fit_clients: see `clients_per_round`.
+        min_evaluate_clients: the least number of clients that evaluate, if so many are connected.
+        min_available_clients: the number of clients to wait for; None: 2, or `clients_per_round` if that is 1.
         evaluate_fn: scores a global model: (round, arrays, {}) to (loss, metrics), or to None for no result.
-        on_fit_config_fn: returns the configuration for clients: round to dictionary.
-        **arguments: of the algorithm; it waits for as many clients as it draws in a round.
+        on_fit_config_fn: returns the configuration for clients that train: round to dictionary.
+        on_evaluate_config_fn: returns the configuration for clients that evaluate: round to dictionary.
+        accept_failures: whether a round counts in which some clients failed.
+        initial_parameters: the initial model; None: Flower requests it from a random client.
+        fit_metrics_aggregation_fn: combines the metrics of training; None: their means weighted by examples.
+        evaluate_metrics_aggregation_fn: combines the metrics of evaluation; None: their means weighted by examples.
+        inplace: has no effect: replies are never copied.
+        **arguments: of the algorithm.
 
     Attributes:
         algorithm: the adapted algorithm.
@@ -65,18 +88,49 @@ class ClassicStrategy(Strategy):
         self,
         *,
         keys: Sequence[str] | None = None,
-        initial_parameters: Parameters | None = None,
+        clients_per_round: int | None = None,
+        fraction_fit: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_fit_clients: int = 2,
+        min_evaluate_clients: int = 2,
+        min_available_clients: int | None = None,
         evaluate_fn: Callable[[int, NDArrays, dict[str, Scalar]], Evaluation | None] | None = None,
         on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None = None,
+        on_evaluate_config_fn: Callable[[int], dict[str, Scalar]] | None = None,
+        accept_failures: bool = True,
+        initial_parameters: Parameters | None = None,
+        fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
+        evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
+        inplace: bool = True,
         **arguments: Any,
     ) -> None:
-        self.algorithm = self.Kind(**arguments)
+        available = min(2, clients_per_round or 2) if min_available_clients is None else min_available_clients
+        self.algorithm = self.Kind(clients_per_round=clients_per_round, **arguments)
+        super().__init__(
+            fraction_fit=fraction_fit,
+            fraction_evaluate=fraction_evaluate,
+            min_fit_clients=min_fit_clients,
+            min_evaluate_clients=min_evaluate_clients,
+            # Not less than the two numbers above, of which Flower would warn.
+            min_available_clients=max(available, min_fit_clients, min_evaluate_clients),
+            evaluate_fn=evaluate_fn,
+            on_fit_config_fn=on_fit_config_fn,
+            on_evaluate_config_fn=on_evaluate_config_fn,
+            accept_failures=accept_failures,
+            initial_parameters=initial_parameters,
+            fit_metrics_aggregation_fn=fit_metrics_aggregation_fn or _mean_metrics,
+            evaluate_metrics_aggregation_fn=evaluate_metrics_aggregation_fn or _mean_metrics,
+        )
+        self.min_available_clients = available
         self.keys = None if keys is None else tuple(keys)
-        self.initial_parameters = initial_parameters
-        self.evaluate_fn, self.on_fit_config_fn = evaluate_fn, on_fit_config_fn
+        self._given_clients = clients_per_round
         self._layout: Layout | None = None  # until the first model is seen
         self._plan: Plan | None = None
         self._pending: dict[str, int] = {}  # by identifier, the position of each client of the round without a result
+
+    def __repr__(self) -> str:
+        """Return the name of the class, as in Flower's log."""
+        return f"{type(self).__name__}(accept_failures={self.accept_failures})"
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Start a training: forget an earlier one and return the initial model, if there is one."""
@@ -94,12 +148,18 @@ class ClassicStrategy(Strategy):
         """
         if not self.algorithm.averages_one_model:
             refuse_unfit(self)
-        if self._layout is None or server_round == 1:
+        if self._given_clients is None and self.fraction_fit == 0.0:
+            return []
+        begins = self._layout is None or server_round == 1
+        least = (self._given_clients or self.min_fit_clients) if begins else 0
+        clients = _wait_for(max(least, self.min_available_clients), client_manager)
+        if self._layout is None or begins:
             # In the first round and not in the constructor, because Flower may take the model from a client.
             self._layout = self._infer_layout(parameters)
+            if self._given_clients is None:
+                self.algorithm.settle(min(self.num_fit_clients(len(clients))[0], len(clients)))
             self.algorithm.begin(self._layout)
         layout = self._layout
-        clients = _wait_for(self.algorithm.clients_per_round, client_manager)
         round = Round(
             server_round, self.algorithm.seed, layout, len(clients), None, lambda: _decode(layout, parameters)
         )
@@ -128,13 +188,14 @@ class ClassicStrategy(Strategy):
             The new global model, and the clients' metrics with the algorithm's diagnostics that are numbers;
             No model if no result is good. If some are not, the numbers of "replies" and "failures", too.
         """
-        layout, plan, good = self._layout, self._plan, {}
+        layout, plan, good, metrics = self._layout, self._plan, {}, {}
         for client, result in [*results, *(failure for failure in failures if isinstance(failure, tuple))]:
             number = self._pending.pop(client.cid, None)
             try:
                 if number is None or layout is None:
                     raise RecordError("it was not drawn, or has replied before")
                 good[number] = _read(layout, result)
+                metrics[number] = result.num_examples, result.metrics
             except RecordError as error:
                 _log_rejected(client.cid, error)
         for failure in failures:
@@ -145,27 +206,45 @@ class ClassicStrategy(Strategy):
             return None, {}
         drawn = len({client for client in plan.clients if client is not None})
         counts = {} if len(good) == drawn else {"replies": len(good), "failures": drawn - len(good)}
-        if not good:
+        if not good or (counts and not self.accept_failures):
             return None, {**counts}
         models = plan.models
+        assert self.fit_metrics_aggregation_fn is not None
+        # In the order of the slots: results arrive in any, and sums depend on it.
+        means = self.fit_metrics_aggregation_fn([metrics[at] for at in dict.fromkeys(plan.clients) if at in metrics])
         slots = plan.results(good, lambda slot: _joined(layout, models[slot]))
         encoded = self.algorithm.finish(plan, slots, lambda model: _encode(layout, model))
         numbers = {name: value for name, value in self.algorithm.diagnostics.items() if isinstance(value, float)}
-        return encoded, {**counts, **numbers, **_means(slots)}
-
-    def evaluate(self, server_round: int, parameters: Parameters) -> Evaluation | None:
-        """Score the global model with `evaluate_fn`, if there is one."""
-        return self.evaluate_fn and self.evaluate_fn(server_round, common.parameters_to_ndarrays(parameters), {})
+        return encoded, {**counts, **numbers, **means}
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
-    ) -> list[Any]:
-        """Send nothing: the server evaluates."""
-        return []
+    ) -> list[tuple[ClientProxy, EvaluateIns]]:
+        """Draw clients from the seed, and return the instructions to evaluate the global model for each."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        clients = _wait_for(self.min_available_clients, client_manager)
+        count = min(self.num_evaluation_clients(len(clients))[0], len(clients))
+        config = {} if self.on_evaluate_config_fn is None else self.on_evaluate_config_fn(server_round)
+        drawn = draw_clients(server_round, self.algorithm.seed, len(clients), count, "evaluate")
+        return [(clients[client], EvaluateIns(parameters, dict(config))) for client in drawn]
 
-    def aggregate_evaluate(self, server_round: int, results: Any, failures: Any) -> tuple[None, dict[str, Scalar]]:
-        """Return nothing: the server evaluates."""
-        return None, {}
+    def aggregate_evaluate(
+        self,
+        server_round: int,
+        results: list[tuple[ClientProxy, EvaluateRes]],
+        failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
+    ) -> tuple[float | None, dict[str, Scalar]]:
+        """Average the losses and the metrics of the good results, as Flower's FedAvg."""
+        good, bad = [], list(failures)
+        for client, result in results:
+            if _is_count(result.num_examples) and np.isfinite(result.loss):
+                good.append((client, result))
+            else:
+                bad.append((client, result))
+                reason = f"a loss of {result.loss} on {result.num_examples} examples"
+                _log_rejected(client.cid, RecordError(reason))
+        return super().aggregate_evaluate(server_round, good, bad)
 
     def _infer_layout(self, parameters: Parameters) -> Layout:
         """Derive the layout from the first model."""
@@ -234,7 +313,8 @@ def _decode(layout: Layout, parameters: Parameters) -> Packed:
     if len(tensors) != len(entries):
         raise RecordError(f"the model has {len(tensors)} tensors, expected {len(entries)}")
     try:
-        return layout.pack({entry.name: read(data) for entry, data in zip(entries, tensors, strict=True)})
+        arrays = {entry.name: read(data) for entry, data in zip(entries, tensors, strict=True)}
+        return layout.pack({entry.name: in_dtype(arrays[entry.name], entry.dtype) for entry in entries})
     except ValueError as error:
         raise RecordError(str(error)) from None
 
@@ -244,7 +324,7 @@ def _read(layout: Layout, result: FitRes) -> Reply:
     if result.status.code != Code.OK:
         raise RecordError(f"{result.status.code.name}: {result.status.message}")
     examples = result.num_examples
-    if not isinstance(examples, int | float) or not 0 < examples < LARGEST:
+    if not _is_count(examples):
         raise RecordError(f"the client trained on {examples} examples")
     model = _decode(layout, result.parameters)
     if not np.isfinite(model.floats).all():
@@ -255,10 +335,14 @@ def _read(layout: Layout, result: FitRes) -> Reply:
     return Reply(model, examples, metrics)
 
 
-def _means(slots: Sequence[Slot]) -> dict[str, Scalar]:
-    """Average the metrics of the good results."""
-    means = mean_metrics((slot.reply.examples, slot.reply.metrics) for slot in slots if slot.reply)
+def _mean_metrics(results: list[tuple[int, dict[str, Scalar]]]) -> dict[str, Scalar]:
+    """Average metrics, weighted by examples."""
+    means = mean_metrics((examples, plain_numbers(metrics)) for examples, metrics in results)
     return {name: mean for name, mean in means.items() if isinstance(mean, float)}
+
+
+def _is_count(examples: object) -> bool:
+    return isinstance(examples, int | float) and 0 < examples < LARGEST
 
 
 def _wait_for(count: int, client_manager: ClientManager) -> list[ClientProxy]:

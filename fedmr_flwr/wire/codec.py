@@ -34,14 +34,21 @@ def restore_dtypes(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
 
 
 def with_dtype(array: Array, dtype: str) -> Array:
-    """Convert an array to another type; values for an integer type are rounded.
+    """Convert an array to another type, as `in_dtype`.
 
     Raises:
         RecordError: the array is damaged.
     """
-    values, target = view(array), np.dtype(dtype)
+    return Array(in_dtype(view(array), dtype))
+
+
+def in_dtype(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Convert values to another type; for an integer type they are rounded, and must be finite."""
+    target = np.dtype(dtype)
+    if values.dtype == target or (target.kind in "iub" and not np.isfinite(values).all()):
+        return values
     with np.errstate(over="ignore"):  # a model that overflows is reported as such
-        return Array(np.asarray(np.rint(values) if target.kind in "iu" else values, target))
+        return np.asarray(np.rint(values) if target.kind in "iu" else values, target)
 
 
 class Codec:

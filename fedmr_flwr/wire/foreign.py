@@ -7,14 +7,12 @@ from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from typing import NamedTuple
 
-import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedmr_flwr.errors import RecordError
 from fedmr_flwr.wire.checks import Failure, Judged, judge
 from fedmr_flwr.wire.codec import with_dtype
 from fedmr_flwr.wire.messages import ARRAYS, EXAMPLES, METRICS, RETURNS
-from fedmr_flwr.wire.npy import view
 from fedmr_flwr.wire.numbers import LARGEST
 
 
@@ -105,7 +103,7 @@ def _with_dtypes_of(model: ArrayRecord, record: ArrayRecord) -> ArrayRecord:
     for name, array in record.items():
         out[name] = array
         try:
-            if name in model and array.dtype != model[name].dtype and np.isfinite(view(array)).all():
+            if name in model and array.dtype != model[name].dtype:
                 out[name] = with_dtype(array, model[name].dtype)
         except RecordError:
             pass  # it is damaged: the check says how

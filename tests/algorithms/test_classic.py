@@ -1,3 +1,4 @@
+import inspect
 import logging
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.common import (
     Code,
+    EvaluateRes,
     FitRes,
     GetParametersRes,
     Parameters,
@@ -15,6 +17,7 @@ from flwr.common import (
 from flwr.server.client_manager import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.server import Server
+from flwr.server.strategy import FedAvg as FlowersFedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -223,8 +226,8 @@ BAD = {
     "count": (lambda: broken(lambda tensors: tensors.pop()), "the model has 5 tensors, expected 6"),
     "nothing": (lambda: result(Parameters([], "")), "the model has 0 tensors, expected 6"),
     "shape": (lambda: put(np.zeros((4, 1), np.float32)), "'conv.weight' is float32[4, 1], expected float32[2, 2]"),
-    "dtype": (lambda: put(np.zeros((2, 2))), "'conv.weight' is float64[2, 2], expected float32[2, 2]"),
-    "integer": (lambda: put(np.zeros(()), at=4), "'bn.num_batches_tracked' is float64[], expected int64[]"),
+    "dtype": (lambda: put(np.full((2, 2), 1e300)), "the model has NaN or infinite values"),
+    "integer": (lambda: put(np.array(np.nan), at=4), "'bn.num_batches_tracked' is float64[], expected int64[]"),
     "NaN": (lambda: put(np.full((2, 2), np.nan, np.float32)), "the model has NaN or infinite values"),
     "infinite": (lambda: put(np.array([[0, 1], [2, -np.inf]], np.float32)), "the model has NaN or infinite values"),
     "no examples": (lambda: result(model(5), 0), "the client trained on 0 examples"),
@@ -559,8 +562,76 @@ def test_flowers_own_server_runs_it():
         assert history.losses_distributed == []
 
 
-def test_evaluation_needs_evaluate_fn():
-    strategy = FedMR(clients_per_round=2, keys=KEYS, initial_parameters=model(1))
+def test_flowers_arguments_are_ours():
+    theirs, own = inspect.signature(FlowersFedAvg).parameters, inspect.signature(ClassicStrategy).parameters
+    assert theirs.keys() <= own.keys(), "a new argument of Flower's: take it, and describe it in the guide"
+    for name, parameter in theirs.items():
+        assert own[name].default == (None if name == "min_available_clients" else parameter.default), name
+
+
+@pytest.mark.parametrize(
+    ("options", "clients", "slots"),
+    [({}, 8, 8), ({"fraction_fit": 0.5}, 4, 4), ({"fraction_fit": 0.1}, 2, 2), ({"population": 10}, 8, 10),
+     ({"population": 5}, 5, 5), ({"fraction_fit": 0.0}, 0, None)],
+)  # fmt: skip
+def test_clients_follow_from_those_that_are_there(options, clients, slots):
+    strategy = FedMR(keys=KEYS, **options)
+    assert len(strategy.configure_fit(1, model(0), manager_of(8))) == clients
+    if slots:
+        assert strategy.algorithm.slots == slots
+        assert len(strategy.configure_fit(2, model(0), manager_of(20))) == clients, "as many as in the first round"
+
+
+def test_types_come_back_as_they_went_out():
+    strategy, manager = FedMR(keys=KEYS), manager_of(3)
+    parameters = model(1)
+    for number in (1, 2):
+        orders = strategy.configure_fit(number, parameters, manager)
+        answers = [
+            (
+                client,
+                result(ndarrays_to_parameters([a + np.float64(0.5) for a in parameters_to_ndarrays(ins.parameters)])),
+            )
+            for client, ins in orders
+        ]
+        parameters, metrics = strategy.aggregate_fit(number, answers, [])
+        assert "failures" not in metrics
+    assert [array.dtype for array in parameters_to_ndarrays(parameters)] == [a.dtype for a in ARRAYS.values()]
+    assert values(parameters)["conv.weight"] == 2
+
+
+def test_failures_may_end_a_round():
+    strategy = FedMR(keys=KEYS, accept_failures=False)
+    (first, _), _ = strategy.configure_fit(1, model(0), manager_of(2))
+    assert strategy.aggregate_fit(1, [(first, result(model(1)))], []) == (None, {"replies": 1, "failures": 1})
+
+
+def test_metrics_may_be_combined_by_the_users_function():
+    def notes(results):
+        return {"notes": " ".join(f"{examples}{metrics['note']}" for examples, metrics in sorted(results, key=str))}
+
+    answers = {0: result(model(1), 3, note="a"), 1: result(model(1), 5, note="b")}
+    experiment = Experiment(
+        clients=2, clients_per_round=2, fit_metrics_aggregation_fn=notes, bad=lambda number, client: answers[client]
+    )
+    experiment.round(1)
+    assert experiment.metrics["notes"] == "3a 5b"
+
+
+def test_clients_evaluate_as_flowers():
+    strategy = FedMR(keys=KEYS, fraction_evaluate=0.5, on_evaluate_config_fn=lambda number: {"round": number})
+    orders = strategy.configure_evaluate(3, model(7), manager_of(8))
+    assert len({client.cid for client, _ in orders}) == 4
+    assert all(ins.parameters == model(7) and ins.config == {"round": 3} for _, ins in orders)
+    done = [
+        (client, EvaluateRes(Status(Code.OK, ""), loss, examples, {"acc": loss / 10}))
+        for (client, _), (loss, examples) in zip(orders, [(1.0, 1), (4.0, 2), (np.nan, 5), (9.0, 0)], strict=True)
+    ]
+    assert strategy.aggregate_evaluate(3, done, []) == (3.0, {"acc": pytest.approx(0.3)})
+
+
+def test_nobody_evaluates_on_request():
+    strategy = FedMR(clients_per_round=2, keys=KEYS, initial_parameters=model(1), fraction_evaluate=0.0)
     assert strategy.evaluate(1, model(0)) is None
     assert strategy.configure_evaluate(1, model(0), manager_of(2)) == []
     assert strategy.aggregate_evaluate(1, [], []) == (None, {})

@@ -178,8 +178,9 @@ def in_our_names(content):
 
 
 def in_type_of(expected, values, exact):
-    """Numbers of another type are converted, if they are numbers of this machine."""
-    if not (values.dtype.kind in "fiub" and values.dtype.isnative and np.isfinite(values).all()):
+    """Numbers of another type are converted, if they are numbers of this machine, and finite for an integer type."""
+    numbers = values.dtype.kind in "fiub" and values.dtype.isnative
+    if not numbers or (expected.dtype.kind != "f" and not np.isfinite(values).all()):
         return values, exact
     with np.errstate(over="ignore"):
         return (np.rint(values) if expected.dtype.kind in "iu" else values).astype(expected.dtype), exact
