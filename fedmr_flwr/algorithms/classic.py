@@ -35,8 +35,7 @@ from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, RecordError, RunError
-from fedmr_flwr.wire.codec import in_dtype
-from fedmr_flwr.wire.npy import read
+from fedmr_flwr.wire.npy import in_dtype, read
 from fedmr_flwr.wire.numbers import LARGEST, find_metric_problem
 
 _log = logging.getLogger(__name__)

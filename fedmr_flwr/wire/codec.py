@@ -11,7 +11,7 @@ from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import RecordError
 from fedmr_flwr.wire.messages import FLOATS, INTS
-from fedmr_flwr.wire.npy import DeviceArray, join, view
+from fedmr_flwr.wire.npy import DeviceArray, in_dtype, join, view
 
 
 def restore_dtypes(record: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
@@ -40,15 +40,6 @@ def with_dtype(array: Array, dtype: str) -> Array:
         RecordError: the array is damaged.
     """
     return Array(in_dtype(view(array), dtype))
-
-
-def in_dtype(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Convert values to another type; for an integer type they are rounded, and must be finite."""
-    target = np.dtype(dtype)
-    if values.dtype == target or (target.kind in "iub" and not np.isfinite(values).all()):
-        return values
-    with np.errstate(over="ignore"):  # a model that overflows is reported as such
-        return np.asarray(np.rint(values) if target.kind in "iu" else values, target)
 
 
 class Codec:

@@ -91,6 +91,15 @@ def view(array: Array) -> NDArray[Any]:
     return values
 
 
+def in_dtype(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Convert values to another type; for an integer type they are rounded, and must be finite."""
+    target = np.dtype(dtype)
+    if values.dtype == target or (target.kind in "iub" and not np.isfinite(values).all()):
+        return values
+    with np.errstate(over="ignore"):  # a model that overflows is reported as such
+        return np.asarray(np.rint(values) if target.kind in "iu" else values, target)
+
+
 def read(data: bytes) -> NDArray[Any]:
     """Return the array of an .npy file as a read-only view of its bytes.
 
