@@ -55,11 +55,12 @@ def draw(found: Mapping[str, Runs], title: str, path: Path) -> None:
 def _highlighted(runs: Runs, title: str, path: Path) -> None:
     """Plot a panel for each strategy, with all others in grey behind it."""
     figure, panels = _panels(len(runs))
-    for at, (axes, (label, by_seed)) in enumerate(zip(panels, runs.items(), strict=True)):
+    for axes, (label, by_seed) in zip(panels, runs.items(), strict=True):
         for other, others in runs.items():
             if other != label:
                 _line(axes, others, _GREY, "", "-", band=False)
-        _line(axes, by_seed, figures.line_colour(at), label, "-")
+        # One colour for all: a panel's title names its strategy, and some colours are hard to see before grey.
+        _line(axes, by_seed, figures.line_colour(0), label, "-")
         axes.set_title(figures.plain(label), fontsize=10)
     figures.save(figure, title, path)
 
