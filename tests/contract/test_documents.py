@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmr_flwr.report import comparison
+from fedmr_flwr.studies.plan import plan
+from fedmr_flwr.studies.study import study_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,8 +25,8 @@ VALUES = sorted(set(re.findall(r"`(\w+(?:/[\w.-]+=[\w.]+)+)`", PAGE)))
 
 @pytest.mark.parametrize("text", VALUES)
 def test_published_values_are_accepted(text, tmp_path):
-    (run,) = comparison.plan(ROOT / "conf" / "quickstart.yaml", [], comparison.parse_strategies(text), None, tmp_path)
-    assert run[1].strategy.name == text.partition("/")[0]
+    (run,) = plan(study_of(["quickstart"], text), [], tmp_path)
+    assert run.settings.strategy.name == text.partition("/")[0]
 
 
 def test_page_has_published_values():
