@@ -145,6 +145,16 @@ class Training(Section):
         if self.final_lr > self.lr:
             raise wrong_value("final-lr", self.final_lr, f"it is above training.lr = {self.lr:g}; lower it")
 
+    def over(self, rounds: int) -> "Training":
+        """Return the training of a run: a cosine whose length is not given ends with the run.
+
+        Args:
+            rounds: of the run.
+        """
+        if self.schedule != "cosine" or self.decay_rounds:
+            return self
+        return self.model_copy(update={"decay_rounds": max(1, rounds - self.warmup_rounds)})
+
     @property
     def straggling(self) -> float:
         """The probability that a client is a straggler in a round."""

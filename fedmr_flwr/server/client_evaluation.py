@@ -64,7 +64,8 @@ def _scores(reply: Message | None) -> Scores | None:
     good = "accuracy" in numbers and all(0 <= value <= 1 for value in accuracies)
     if not good or not 1 <= numbers.get(EXAMPLES, 0) < LARGEST:
         return None
-    known = {name: numbers[name] for name in (EXAMPLES, *_ACCURACIES, OWN_TESTS) if name in numbers}
+    known: dict[str, float] = {EXAMPLES: int(numbers[EXAMPLES]), OWN_TESTS: int(numbers.get(OWN_TESTS, 0) != 0)}
+    known |= {name: numbers[name] for name in _ACCURACIES if name in numbers}
     return known | {name: numbers[name] for name in _LOSSES if math.isfinite(numbers.get(name, math.nan))}
 
 

@@ -15,7 +15,6 @@ from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.runs.versions import versions
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.server.rounds import Ledger
-from fedmr_flwr.training.work import completed
 
 # The prefix of the ledger's arrays in a checkpoint, beside the strategy's.
 LEDGER = "roster."
@@ -29,8 +28,6 @@ def write_description(experiment: Experiment, out: RunFolder) -> None:
     """
     settings = experiment.settings
     decisive = {key: value for key, value in identity(settings).items() if key not in LENGTH}
-    # A cosine of all rounds has another length, and so other rates, when a run gets more of them.
-    decisive["training"] = completed(settings).model_dump(mode="json", by_alias=True)
     facts: dict[str, Any] = {
         "own-code": own_code(settings),
         "data-sha256": experiment.digest,

@@ -19,6 +19,7 @@ _CONFIDENCE = 0.95
 # The numbers of each run that are averaged over seeds. Accuracies are from 0 to 1.
 NUMBERS = [
     "last", "best", "late", "steadiness", "rounds_to", "bytes_to", "seconds_to", "bytes_down", "bytes_up", "seconds",
+    "client_mean", "client_worst", "tuned_mean", "macro_f1",
 ]  # fmt: skip
 
 
@@ -49,7 +50,9 @@ def collect(found: Mapping[RunKey, Metrics], target: float | None = None) -> pd.
         Columns "cell", "strategy", "seed", "target", and `NUMBERS`: test accuracy after the last round, the best one,
         the mean of the last five, the standard deviation of the last ten; the first evaluated round with the target
         accuracy, and the bytes and the seconds of training until then, infinite if there was none; bytes sent to and
-        returned by a client in a round, mean over rounds; seconds of a round, median over rounds.
+        returned by a client in a round, mean over rounds; seconds of a round, median over rounds; of the last such
+        evaluation, NaN if there was none: mean and worst tenth of the accuracies over clients, their mean after
+        fine-tuning, macro-F1.
     """
     bests: dict[str, float] = {}
     for key, rows in found.items():
@@ -124,7 +127,19 @@ def _numbers(rows: Metrics, target: float) -> dict[str, float]:
         "bytes_up": float(np.mean([_bytes(row, "bytes-up") / len(row["clients"]) for row in drawn])),
         # Not the mean: the first round of a process may contain imports and compilation.
         "seconds": float(np.median([row["seconds"] for row in rows])),
+        "client_mean": _latest(rows, "client-accuracy", "mean"),
+        "client_worst": _latest(rows, "client-accuracy", "worst-tenth"),
+        "tuned_mean": _latest(rows, "tuned-accuracy", "mean"),
+        "macro_f1": _latest(rows, "macro-f1"),
     }
+
+
+def _latest(rows: Metrics, name: str, *keys: str) -> float:
+    """Return the last number of an evaluation that need not have taken place; NaN if it did not."""
+    found = next((row[name] for row in reversed(rows) if name in row), math.nan)
+    for key in keys:
+        found = found.get(key, math.nan) if isinstance(found, Mapping) else math.nan
+    return float(found)
 
 
 def _scored(rows: Metrics) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -11,6 +11,10 @@ from fedmr_flwr.files import write_aside
 from fedmr_flwr.studies.results import LAST, NUMBERS, STEADY, best_of, difference
 
 _NO_NUMBER = "–"
+# The columns of evaluations that are made only if they are configured.
+_EVALUATED = {
+    "clients": "client_mean", "worst tenth": "client_worst", "fine-tuned": "tuned_mean", "macro-F1": "macro_f1",
+}  # fmt: skip
 # What LaTeX writes otherwise.
 _LATEX = {"±": r"$\pm$", "–": "--", "−": "$-$"}
 
@@ -74,9 +78,12 @@ def details(table: pd.DataFrame) -> pd.DataFrame:
                 "MB down": _mean(line, "bytes_down", 1e-6, 2),
                 "MB up": _mean(line, "bytes_up", 1e-6, 2),
                 "s/round": _mean(line, "seconds", 1, 2),
+                **{title: _number(line, name, 100, 1) for title, name in _EVALUATED.items()},
             }
         )
     found = pd.DataFrame(lines)
+    # Evaluations that no run has made are no columns.
+    found = found.drop(columns=[title for title in _EVALUATED if (found[title] == _NO_NUMBER).all()])
     return found if (found["cell"] != "").any() else found.drop(columns="cell")
 
 

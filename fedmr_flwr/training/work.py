@@ -22,7 +22,7 @@ def work_of(settings: Settings, number: int, client: int) -> Training:
 
     Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, section 5.2, for stragglers.
     """
-    training = completed(settings)
+    training = settings.training.over(settings.rounds)
     own: dict[str, float | int] = {}
     if training.varies:
         own["lr"] = learning_rate(training, number)
@@ -44,14 +44,6 @@ def fine_tuning(settings: Settings, number: int, client: int, steps: int) -> Tra
         steps: local steps.
     """
     return work_of(settings, number, client).model_copy(update={"local_steps": steps, "local_epochs": None})
-
-
-def completed(settings: Settings) -> Training:
-    """Return a run's training with the length of a cosine schedule, by default all rounds after the warm-up."""
-    training = settings.training
-    if training.schedule != "cosine" or training.decay_rounds:
-        return training
-    return training.model_copy(update={"decay_rounds": max(1, settings.rounds - training.warmup_rounds)})
 
 
 def learning_rate(training: Training, number: int) -> float:

@@ -100,3 +100,13 @@ def test_best_needs_an_interval_above_zero():
     assert best([0.5, 0.6, 0.7], [0.9, 0.5, 0.8]) is None
     assert best([0.5, 0.5], [0.5, 0.5]) is None
     assert best([0.5, 0.6], [0.6, 0.7]) == "b", "equal differences"
+
+
+def test_client_evaluations_are_the_last_ones():
+    own = rows([0.5, 0.6])
+    own[0] |= {"client-accuracy": {"mean": 0.1, "worst-tenth": 0.0}, "macro-f1": 0.2}
+    own[2] |= {"client-accuracy": {"mean": 0.4, "worst-tenth": 0.3}, "tuned-accuracy": {"clients": 0}}
+    runs = collect({RunKey("", "a", 0): own, RunKey("", "b", 0): rows([0.5])})
+    assert (runs["client_mean"][0], runs["client_worst"][0], runs["macro_f1"][0]) == (0.4, 0.3, 0.2)
+    assert math.isnan(runs["tuned_mean"][0]), "no client replied"
+    assert math.isnan(runs["client_mean"][1]) and math.isnan(runs["macro_f1"][1])

@@ -138,3 +138,15 @@ def test_terminal_shows_the_best_in_bold():
     terminal.show(tables.by_cell(table, runs), ["cell"], "", console)
     assert "\x1b[1m70.3 ± 10.0" in console.file.getvalue()
     assert "*" not in console.file.getvalue()
+
+
+def test_evaluations_of_clients_are_columns():
+    own = {name: [[*rows([0.5, 0.6])] for _ in range(2)] for name in ("a", "b")}
+    plain = tables.details(table_of(own)[0])
+    assert not {"clients", "worst tenth", "fine-tuned", "macro-F1"} & set(plain.columns)
+    for seed, run in enumerate(own["a"]):
+        run[-1] |= {"client-accuracy": {"mean": 0.4 + 0.2 * seed, "worst-tenth": 0.25}}
+    found = tables.details(table_of(own)[0])
+    assert found["clients"].tolist() == ["50.0 ± 14.1", "–"]
+    assert found["worst tenth"].tolist() == ["25.0 ± 0.0", "–"]
+    assert "fine-tuned" not in found.columns

@@ -13,6 +13,7 @@ from fedmr_flwr.wire.numbers import counted_examples, find_metric_problem, impla
         ({"loss": [1.0, float("inf")]}, "not-finite", "is inf"),
         ({"loss": 1e15}, "malformed", "beyond 1e+15"),
         ({"steps": -(2**63)}, "malformed", "beyond 1e+15"),
+        ({"steps": 10**400}, "malformed", "beyond 1e+15"),
         ({"x" * 101: 1.0}, "malformed", "at most 100 printable characters"),
         ({"\x1b[2Jround 9/9": 1.0}, "malformed", "printable"),
         ({f"k{i}": 1.0 for i in range(100)}, "malformed", "has 101 metrics; at most 100"),
