@@ -1,7 +1,9 @@
 """Our strategies in other people's apps: what holds for Flower's FedAvg with the same clients."""
 
+import dataclasses
 import inspect
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from fedmr_flwr.algorithms.fedmut import FedMut
 from fedmr_flwr.errors import ConfigError, RecordError
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "your-flower-app.md"
 OURS = [FedMR, Indep, FedCross, FedAvg, FedExP, FedMut]
 NAMES = ("conv.weight", "conv.bias", "fc.weight", "fc.bias")
 
@@ -85,6 +88,18 @@ def test_flowers_arguments_are_ours():
     given = FedMR(**{name: parameter.default for name, parameter in theirs.items()})
     assert isinstance(given, flower.FedAvg)
     assert (given.fraction_train, given.min_available_nodes, given.weighted_by_key) == (1.0, 2, "num-examples")
+
+
+def test_guide_has_a_row_for_everything_of_flowers():
+    text = GUIDE.read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `(\w+)` \| (?:same|differs)", text, re.MULTILINE))
+    wanted = {
+        *inspect.signature(flower.FedAvg).parameters,
+        *inspect.signature(flower.FedAvg.start).parameters,
+        *(field.name for field in dataclasses.fields(flower.Result)),
+    }
+    assert wanted - {"self"} - rows == set(), "describe what is new in Flower"
+    assert rows - wanted == set(), "it is no longer in Flower"
 
 
 def test_flowers_loop_is_ours():

@@ -26,6 +26,7 @@ from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import rounds as loop
 from fedmr_flwr.wire.codec import Codec
+from fedmr_flwr.wire.foreign import metrics_of
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from tests.support.damage import MAX, OF_AN_ARRAY, OF_THE_CONTENT, SERVERS_OWN, change, npy_bytes, replies_of
@@ -355,7 +356,7 @@ def expectations(messages, replies, packed):
         if arrays is not None:
             models[at] = packed_content(arrays, packed)
             lengths[at] = update_length(arrays, message, packed)
-            loss = groups[at][0].content["metrics"].get("train-loss")
+            loss = metrics_of(groups[at][0].content).get("train-loss")
             if isinstance(loss, int | float):
                 losses[at] = loss
     return expected, models, lengths, losses, len(groups[None])
