@@ -166,7 +166,10 @@ def test_interrupted_jobs_can_be_continued(tmp_path, how):
         "compare", "quickstart", *TOY, "rounds=60", "checkpoint-every=5", "evaluate-every=20", "--engine",
         "in-process", "--strategies", "fedmr,fedavg", "--jobs", "2", "--out", str(out),
     ]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "fedmr_flwr.cli", *arguments], stdout=subprocess.DEVNULL)
+    # A shell's background job ignores Ctrl-C, and so would the processes that it starts.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}\nfrom fedmr_flwr.cli import main\nmain()"
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
     folders = [RunFolder(out / name) for name in ("fedmr-seed0", "fedavg-seed0")]
     deadline = time.monotonic() + 200
     while not all(len(folder.read_rows()) > 5 for folder in folders):  # the checkpoint of round 5 is written
