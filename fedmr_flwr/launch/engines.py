@@ -1,7 +1,8 @@
 """The engines: how the clients of a run are executed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from flwr.serverapp import Grid
 
@@ -51,10 +52,20 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
             return on_superlink.run(settings, display, prepared)
         from fedmr_flwr.server.run import run as run_server
 
-        logging.getLogger("flwr").setLevel(
-            logging.WARNING
-        )  # it logs lines in every round, between those of the display
-        return run_server(settings, grid_of(settings, report=display.print), display, prepared)
+        with _flower_logs_warnings_only():
+            return run_server(settings, grid_of(settings, report=display.print), display, prepared)
+
+
+@contextmanager
+def _flower_logs_warnings_only() -> Iterator[None]:
+    """Leave out what Flower logs in every round inside the block, which would stand between the display's lines."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[str], None] = lambda _: None) -> Grid:

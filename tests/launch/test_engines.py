@@ -1,6 +1,7 @@
 """Which engine a run takes, and what becomes of its folder when it does not start."""
 
 import io
+import logging
 
 import pytest
 from rich.console import Console
@@ -75,3 +76,11 @@ def test_running_server_has_not_failed(toy):
         raise ConfigError("the launcher is gone")
     assert out.status == "starting"
     lock.__exit__(None, None, None)
+
+
+def test_a_run_leaves_flowers_log_as_it_was(toy, display, monkeypatch):
+    logger = logging.getLogger("flwr")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    settings = toy("rounds=1")
+    engines.run(settings, display)
+    assert logger.level == logging.INFO

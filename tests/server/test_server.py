@@ -16,13 +16,21 @@ from fedmr_flwr.client import app as client
 from fedmr_flwr.client import environment
 from fedmr_flwr.config.registry import ALGORITHMS
 from fedmr_flwr.core.recombination import Parts
-from fedmr_flwr.errors import ConfigError, DeviceError, FedmrError, PartitionError, RunError, RunFolderError
+from fedmr_flwr.errors import (
+    ConfigError,
+    DeviceError,
+    FedmrError,
+    PartitionError,
+    RunError,
+    RunFolderError,
+    UnexpectedError,
+)
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.server import experiment, resuming
+from fedmr_flwr.server import evaluation, experiment, resuming
 from fedmr_flwr.server import run as server_run
 from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.training.evaluation import Score
@@ -352,7 +360,7 @@ def test_infinite_global_model_ends_the_run(toy):
 
 def test_nan_score_ends_the_run(toy, monkeypatch):
     scores = iter([Score(1.0, 0.5, 9), Score(float("nan"), 0.1, 9)])
-    monkeypatch.setattr(experiment, "evaluate", lambda *_: next(scores))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: next(scores))
     settings = toy("rounds=6", "checkpoint-every=1", "evaluate-every=2")
     with pytest.raises(RunError, match="round 4: the loss of the global model on the test set is nan"):
         run(settings)
@@ -498,7 +506,7 @@ def test_fedgen_without_terms_is_fedavg(toy):
 
 
 def test_clients_must_have_the_same_data(toy, monkeypatch):
-    monkeypatch.setattr(environment, "_digest", lambda data, data_dir: "another")
+    monkeypatch.setattr(environment, "_digest", lambda *_: "another")
     with pytest.raises(RunError, match="6 refused, the first one: DataError: this client's data differ"):
         run(toy())
 
@@ -577,20 +585,22 @@ def test_server_out_of_memory_is_one_line(toy, monkeypatch, error):
     def starving(*args):
         raise error
 
-    monkeypatch.setattr(experiment, "evaluate", starving)
+    monkeypatch.setattr(evaluation, "evaluate", starving)
     with pytest.raises(
         DeviceError, match=r"device cpu: out of memory while averaging or scoring models; set device=cpu"
     ):
         run(toy())
 
 
-def test_other_errors_keep_the_traceback(toy, monkeypatch):
+def test_a_mistake_of_ours_keeps_its_traceback_in_the_run_folder(toy, monkeypatch):
     def broken(*args):
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(experiment, "evaluate", broken)
-    with pytest.raises(RuntimeError, match="a mistake"):
-        run(toy())
+    monkeypatch.setattr(evaluation, "evaluate", broken)
+    settings = toy()
+    with pytest.raises(UnexpectedError, match="RuntimeError: a mistake"):
+        run(settings)
+    assert "in broken" in (settings.run_dir / "traceback.txt").read_text()
 
 
 @pytest.mark.parametrize(("choice", "tested"), [("participants", 4), ("all", 6)])
