@@ -69,6 +69,20 @@ def test_wrappers_may_wrap_fedavg(grid):
     assert len(list(wrapped(kind, FedAvg(clients_per_round=3)).configure_train(1, START, ConfigRecord(), grid))) == 3
 
 
+@pytest.mark.parametrize(
+    "kind", ["DifferentialPrivacyServerSideFixedClipping", "DifferentialPrivacyServerSideAdaptiveClipping"]
+)
+def test_wrapped_fedavg_runs_to_its_end(kind, grid_of, answer):
+    def reply(message, client):
+        old = message.content["arrays"]["w"].numpy()
+        return answer(ArrayRecord({"w": Array(old + np.float32(client + 1))}), loss=1.0)
+
+    strategy = wrapped(kind, FedAvg(clients_per_round=3, fraction_evaluate=0.0))
+    result = strategy.start(grid_of(reply, clients=4), START, num_rounds=2)
+    assert [metrics["loss"] for metrics in result.train_metrics_clientapp.values()] == [1, 1]
+    assert list(result.arrays) == ["w"]
+
+
 def test_classic_wrappers_are_refused():
     strategy = classic.FedMR(clients_per_round=1, keys=["w"])
     parameters = ndarrays_to_parameters([np.zeros(3, np.float32)])

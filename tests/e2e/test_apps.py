@@ -51,6 +51,37 @@ def test_classic_template_trains(run):
     assert warnings(log) == []
 
 
+BOTH = pytest.mark.parametrize("strategy", ["FedAvg", "FedMR"])
+
+
+@BOTH
+def test_lists_of_arrays_train(run, strategy):
+    found, log = run("arrays", f"strategy='{strategy}'")
+    assert len(found["accuracies"]) == 4, "round 0 included"
+    assert found["accuracies"][-1] > 0.8
+    extra = ["similarity"] if strategy == "FedMR" else []
+    assert found["train"] == {number: [*extra, "train_loss"] for number in "123"}
+    assert found["evaluate"] == {number: ["eval_acc", "eval_loss"] for number in "123"}
+    assert found["types"] == ["float64"] * 4
+    assert "configure_evaluate: Sampled 3 nodes (out of 6)" in log
+    assert ("(2 units)" in log) == (strategy == "FedMR")
+    assert warnings(log) == []
+
+
+@BOTH
+def test_strategy_with_a_loop_of_its_own_trains(run, strategy):
+    found, log = run("lightning", f"strategy='{strategy}'")
+    assert found["best"] > 0.8
+    assert len(found["accuracies"]) == 3
+    assert "configure_train: Sampled 3 nodes (out of 6)" in log
+    assert warnings(log) == []
+
+
+def test_classic_template_trains_as_before(run):
+    found, _ = run("classic", "strategy='FedAvg'")
+    assert found["accuracies"]["3"] > 0.8
+
+
 def test_current_template_trains(run):
     found, log = run("plain")
     assert found["accuracy"] > 0.8

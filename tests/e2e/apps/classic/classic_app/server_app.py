@@ -1,14 +1,16 @@
 """The server: Flower's classic template with another strategy."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 from flwr.common import Context, ndarrays_to_parameters
 from flwr.server import ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 
 from classic_app.task import Net, get_weights, load_data, set_weights, test
-from fedmr_flwr.algorithms.classic import FedMR
+from fedmr_flwr import classic
 
 
 def server_fn(context: Context):
@@ -22,9 +24,12 @@ def server_fn(context: Context):
         Path(context.run_config["out"]).write_text(json.dumps({"accuracies": accuracies}))
         return loss, {"accuracy": accuracies[server_round]}
 
-    strategy = FedMR(
-        clients_per_round=context.run_config["clients-per-round"],
-        keys=list(net.state_dict()),
+    # The one line that changes; the names of the layers are an offer.
+    kind = {"FedAvg": FedAvg, "FedMR": partial(classic.FedMR, keys=list(net.state_dict()))}
+    strategy = kind[context.run_config["strategy"]](
+        fraction_fit=1.0,
+        min_fit_clients=context.run_config["clients-per-round"],
+        min_available_clients=context.run_config["clients-per-round"],
         initial_parameters=ndarrays_to_parameters(get_weights(net)),
         evaluate_fn=evaluate_fn,
     )
