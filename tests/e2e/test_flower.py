@@ -42,6 +42,27 @@ def test_fedmr_run_equals_in_process(tmp_path, env, reference):
     assert left(env) == []
 
 
+def test_recipes_and_scores_equal_in_process(tmp_path, env):
+    recipe = [
+        "training.optimizer=adam", "training.lr=0.001", "training.schedule=cosine", "training.warmup-rounds=1",
+        "training.local-epochs=2", "training.work=stragglers:0.5", "training.clip-norm=1",
+        "partition.test-fraction=0.2", "evaluation.clients=2", "evaluation.fine-tune=3", "evaluation.forgetting=true",
+        "rounds=3", "clients=6", "clients-per-round=3",
+    ]  # fmt: skip
+    for engine in ("ray", "in-process"):
+        done = subprocess.run(
+            [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *recipe, f"run-dir={engine}", "--engine", engine],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    ray, here = (RunFolder(tmp_path / engine) for engine in ("ray", "in-process"))
+    for fact in ("model-sha256", "client-tests-sha256", "tuned-accuracy"):
+        assert ray.read_manifest()[fact] == here.read_manifest()[fact]
+    assert ray.read_client_rows() == here.read_client_rows()
+    around = [[row["around-training"] for row in out.read_rows()] for out in (ray, here)]
+    assert around[0] == around[1]
+
+
 def test_flwr_run_with_its_default_nodes_equals_in_process(tmp_path, local, reference):
     out = RunFolder(tmp_path / "run")
     overrides = f"{' '.join(TINY)} run-dir={out.path}"
