@@ -87,9 +87,14 @@ def other_account(there, folder):
         asks.close()
 
 
-# In the first run nodes keep something between rounds, the second one has a model of 135 MB.
+# In the first run nodes keep something between rounds and rates fall, the second one has a model of 135 MB.
 RUNS = {
-    "cnn": ["strategy.name=scaffold"],
+    "cnn": [
+        "strategy.name=scaffold",
+        "training.schedule=inverse",
+        "training.weight-decay=0.001",
+        "training.nesterov=true",
+    ],
     "vgg16": ["model.name=vgg16", "rounds=1", "clients-per-round=2", "training.batch-size=50"],
 }
 
