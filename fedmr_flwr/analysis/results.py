@@ -140,8 +140,8 @@ class RunResults:
 
     def _build(self) -> nn.Module:
         config = self.config
-        shape, classes = datasets.shape_and_classes(config.data, config.data_dir)
-        return models.build(config.model.name, shape, classes, config.seed, config.model.initialise)
+        shape, classes, text = datasets.form_of(config.data, config.data_dir, config.seed)
+        return models.build(config.model.name, shape, classes, config.seed, config.model.initialise, text=text)
 
     def _read(self, path: Path) -> Packed:
         try:

@@ -72,8 +72,8 @@ def units(conf: Conf, overrides: Overrides = None) -> None:
 
     settings = load(conf, overrides or [])
     # Without reading the files where possible, so that units can be shown before any data exist.
-    shape, classes = datasets.shape_and_classes(settings.data, settings.data_dir)
-    layout = layout_of(models.build(settings.model.name, shape, classes))
+    form = datasets.form_of(settings.data, settings.data_dir, settings.seed)
+    layout = layout_of(models.build(settings.model.name, form.shape, form.classes, text=form.text))
     strategy = algorithms.create(settings, layout)
     if not isinstance(strategy, FedMR):
         raise ConfigError(f"{settings.strategy.name} does not recombine; choose strategy.name=fedmr")

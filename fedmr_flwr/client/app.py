@@ -156,7 +156,7 @@ class _Request:
         spec = _sent_spec(message)
         self._network, self.codec = _network(
             self.settings.model.name, spec.input_shape, spec.classes, self.settings.seed, self.environment.device,
-            self.settings.wire, self.settings.precision,
+            self.settings.wire, self.settings.precision, spec.text,
         )  # fmt: skip
         # The vectors have no names: with another layout they would be loaded into the wrong tensors.
         if self.codec.layout.fingerprint != self.config[LAYOUT]:
@@ -284,9 +284,10 @@ def _network(
     device: torch.device,
     wire: str,
     precision: Precision,
+    text: bool,
 ) -> tuple[nn.Module, Codec]:
     # With the seed of the run, because a model may draw more than what a message brings.
-    model = models.build(name, input_shape, classes, seed)
+    model = models.build(name, input_shape, classes, seed, text=text)
     layout = layout_of(model)
     place(model, device, precision)
     return model, Codec(layout, wire=wire)

@@ -4,24 +4,26 @@ In a simulation the run's configuration defines all of these. A node of a deploy
 node configuration; the server has no access to its file system.
 """
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from fedmr_flwr.client.state import ClientState
+from fedmr_flwr.config.paths import KINDS, kind_and_path
 from fedmr_flwr.config.settings import Data, Settings
-from fedmr_flwr.data import datasets, npz, partitions
-from fedmr_flwr.data.base import Dataset, Examples, Normalisation
+from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data.base import Dataset, Examples, Facts, Normalisation
 from fedmr_flwr.data.held_out import hold_out
+from fedmr_flwr.data.own import Form
 from fedmr_flwr.errors import ConfigError, DataError, FedmrError, PartitionError
 from fedmr_flwr.files import writing
 from fedmr_flwr.runs.folder import RunFolder
@@ -29,6 +31,8 @@ from fedmr_flwr.training.devices import pick_device
 
 # Keys of a node's configuration.
 NUMBER, NAME, DATA, DEVICE, STATE = "partition-id", "name", "data", "device", "state"
+# A node's float values may be so many times as large as the server's; beyond that they are on another scale.
+_WIDER = 10
 
 
 @dataclass(frozen=True)
@@ -38,27 +42,41 @@ class DataSpec:
     Attributes:
         input_shape: of an example.
         classes: number of labels.
-        normalisation: of images; None for text.
-        largest: the largest value of an input.
+        normalisation: of images; None for texts and float values.
+        largest: the largest value of an input; of float values, the largest without its sign.
+        floats: whether the inputs are float values.
+        facts: what else the server's files say.
     """
 
     input_shape: tuple[int, ...]
     classes: int
     normalisation: Normalisation | None
-    largest: int
+    largest: float
+    floats: bool = False
+    facts: Facts = field(default_factory=Facts)
 
     @classmethod
     def of(cls, dataset: Dataset) -> "DataSpec":
         """Return the specification of a data set."""
-        largest = max(int(part.inputs.max()) for part in (dataset.train, dataset.test))
-        return cls(dataset.input_shape, dataset.classes, dataset.normalisation, largest)
+        largest = max(float(part.inputs.aminmax().max) for part in (dataset.train, dataset.test))
+        if floats := dataset.train.inputs.is_floating_point():
+            lowest = min(float(part.inputs.aminmax().min) for part in (dataset.train, dataset.test))
+            largest = max(largest, -lowest)
+        return cls(dataset.input_shape, dataset.classes, dataset.normalisation, largest, floats, dataset.facts)
 
     @property
-    def ceiling(self) -> int:
+    def text(self) -> bool:
+        """Whether the inputs are texts."""
+        return self.normalisation is None and not self.floats
+
+    @property
+    def ceiling(self) -> float:
         """The largest value that a node's own inputs may have; beyond it they are on another scale, or no text.
 
         There is no lower bound: a node's images may all be dark.
         """
+        if self.floats:
+            return _WIDER * self.largest
         if self.normalisation is None:
             return max(self.largest, self.classes - 1)
         # 255 is what uint8 can hold, and says nothing about files of a user's own: twice what the server's have.
@@ -66,18 +84,16 @@ class DataSpec:
 
     def to_json(self) -> str:
         """Serialise the specification."""
-        return json.dumps(asdict(self))
+        return _SPEC.dump_json(self).decode()
 
     @classmethod
     @lru_cache(maxsize=4)
     def from_json(cls, text: str) -> "DataSpec":
         """Parse what `to_json` returned."""
-        facts = json.loads(text)
-        own = facts["normalisation"]
-        if own:
-            # JSON has turned the tuples into lists, and the class must remain hashable.
-            own = Normalisation(tuple(own["mean"]), tuple(own["std"]), own["white"], own["background"])
-        return cls(tuple(facts["input_shape"]), facts["classes"], own, facts["largest"])
+        return _SPEC.validate_json(text)
+
+
+_SPEC = TypeAdapter(DataSpec)
 
 
 class ClientEnvironment(ABC):
@@ -183,8 +199,9 @@ class NodeEnvironment(ClientEnvironment):
 
     Args:
         settings: of the run.
-        node_config: of the node: partition-id, data (an npz file with the client's examples, or the folder of
-            the run's data set, of which the client uses its part), name, device and state (a folder).
+        node_config: of the node: partition-id, data (files with the client's examples, "KIND:PATH" or an npz file,
+            or the folder of the run's data set, of which the client uses its part), name, device and state (a
+            folder).
         spec: of the server's data.
         run: the identifier of the run.
 
@@ -195,7 +212,10 @@ class NodeEnvironment(ClientEnvironment):
     def __init__(self, settings: Settings, node_config: Mapping[str, Any], spec: DataSpec, run: str) -> None:
         super().__init__(settings, number_of(node_config))
         self._spec = spec
-        self._data = Path(str(node_config[DATA]))
+        kind, path = kind_and_path(str(node_config[DATA]))
+        self._data = Path(path)
+        self._has_folder = not kind and self._data.is_dir()
+        self._files = f"{kind or 'npz'}:{path}"
         self._device = str(node_config.get(DEVICE, "auto"))
         # It becomes the name of a folder: a server must not be able to choose another path on the node.
         if not re.fullmatch("[0-9a-f]{16}", run):
@@ -209,12 +229,13 @@ class NodeEnvironment(ClientEnvironment):
                 f"partition, or give each node its own examples and set partition.name={partitions.NODES}"
             )
         own = settings.partition.name == partitions.NODES
-        if own and self._data.is_dir():
+        if own and self._has_folder:
             raise ConfigError(
                 f"client {self.number} has the folder of a data set, but the run needs each client's own examples; "
-                "set data to an npz file on the node, or change partition.name in the run's configuration"
+                f"set data to an npz file on the node, or one of {', '.join(f'{kind}:PATH' for kind in KINDS)}, or "
+                "change partition.name in the run's configuration"
             )
-        if not own and not self._data.is_dir():
+        if not own and not self._has_folder:
             raise ConfigError(
                 f"client {self.number} has no data folder in its data setting, but the run divides a data set among "
                 f"the clients; set partition.name={partitions.NODES} if each client has its own examples"
@@ -231,7 +252,7 @@ class NodeEnvironment(ClientEnvironment):
             return self._examples()
 
     def _examples(self) -> tuple[Dataset, Examples]:
-        if self._data.is_dir():
+        if self._has_folder:
             dataset = datasets.load(self._named, self._data, self.settings.seed)
             return dataset, dataset.train.select(self._indices(dataset), self.device)
         own, _ = self._own
@@ -243,7 +264,7 @@ class NodeEnvironment(ClientEnvironment):
     def tests(self) -> Examples | None:
         """Return the node's own test examples, or its part of those of its copy of the run's data set."""
         with self._private_errors():
-            if not self._data.is_dir():
+            if not self._has_folder:
                 _, tests = self._own
                 return tests and tests.to(self.device)
             settings = self.settings
@@ -258,7 +279,7 @@ class NodeEnvironment(ClientEnvironment):
             return self._prepare(digest)
 
     def _prepare(self, digest: str) -> int:
-        if self._data.is_dir():
+        if self._has_folder:
             _check_digest(digest, self._named, self._data, self.settings.seed)
             return len(self._indices(datasets.load(self._named, self._data, self.settings.seed), replace=True))
         (own, tests), most = self._own, self._spec.ceiling
@@ -267,12 +288,16 @@ class NodeEnvironment(ClientEnvironment):
                 f"{self._data} has no x_test and y_test, which evaluation.fine-tune needs; add them, or set "
                 "partition.test-fraction"
             )
-        largest = max(int(each.inputs.max()) for each in (own, tests) if each is not None)
-        if largest > most:
-            what = "characters" if self._spec.normalisation is None else "pixels"
+        if own.inputs.is_floating_point() != self._spec.floats:
+            kinds = ("float values", "bytes") if self._spec.floats else ("bytes", "float values")
+            raise DataError(f"the run's data are {kinds[0]}, but those of {self._data} are {kinds[1]}; convert them")
+        largest = max(float(each.inputs.abs().max()) for each in (own, tests) if each is not None)
+        # Of a table the server's scale is the node's, and a value may be far from all of the server's.
+        if largest > most and not self._spec.facts.columns:
+            what = "values" if self._spec.floats else "characters" if self._spec.text else "pixels"
             raise DataError(
-                f"x_train or x_test of {self._data} has {what} up to {largest}, but the run's data end at "
-                f"{self._spec.largest} (at most {most} is accepted); convert it to the same scale"
+                f"x_train or x_test of {self._data} has {what} up to {largest:g}, but the run's data end at "
+                f"{self._spec.largest:g} (at most {most:g} is accepted); convert it to the same scale"
             )
         return len(own)
 
@@ -299,8 +324,9 @@ class NodeEnvironment(ClientEnvironment):
 
     @cached_property
     def _own(self) -> tuple[Examples, Examples | None]:
-        """The examples of the node's npz file, and those for testing, in the file or a fraction of the others."""
-        train, tests = npz.read_examples(self._data, self._spec.input_shape, self._spec.classes)
+        """The examples of the node's own files, and those for testing, in the files or a fraction of the others."""
+        form = Form(self._spec.input_shape, self._spec.classes, self._spec.facts)
+        train, tests = datasets.read_examples(self._files, self.settings.data, form)
         fraction, cpu = self.settings.partition.test_fraction, torch.device("cpu")
         if tests or not fraction:
             return train, tests

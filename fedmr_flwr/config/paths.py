@@ -5,6 +5,15 @@ from pathlib import Path
 
 from fedmr_flwr.errors import ConfigError
 
+# The kinds of files of users, "KIND:PATH"; how each is read stands in `fedmr_flwr.data.datasets.KINDS`.
+KINDS = ("folder", "npz")
+
+
+def kind_and_path(name: str) -> tuple[str, str]:
+    """Return the kind and the path of "KIND:PATH"; no kind, and the whole name, if it is something else."""
+    kind, _, path = name.partition(":")
+    return (kind, path) if kind in KINDS and path else ("", name)
+
 
 def default_data_dir() -> Path:
     """Return the default data folder: $FEDMR_DATA_DIR, or a folder in the user's cache."""

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, field_validator, model_validator
 
 from fedmr_flwr.config.evaluation import Evaluation
 from fedmr_flwr.config.registry import FLOWER
@@ -16,18 +16,25 @@ class Data(Section):
     """The data set.
 
     Attributes:
-        name: an entry of `fedmr_flwr.data.datasets.DATASETS`, npz:PATH or module:function.
+        name: an entry of `fedmr_flwr.data.datasets.DATASETS`, KIND:PATH, a kind of `KINDS` there, or module:function.
         normalisation: of images: as published with the data set, by the measured mean and deviation of each
             channel of the training images, or none, pixels from 0 to 1.
         train_examples: use only so many training examples, as many of each class, drawn from the run's seed; all if
             not given. The test set stays whole.
         download: whether missing files may be downloaded.
+        size: of files of a user's own: the height and width to which images are resized, one number for both.
     """
 
     name: str = "digits"
     normalisation: Literal["published", "measured", "none"] = "published"
     train_examples: int | None = Field(None, ge=1)
     download: bool = False
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+
+    @property
+    def height_and_width(self) -> tuple[int, int] | None:
+        """The size of images."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 class Partition(Section):

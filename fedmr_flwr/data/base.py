@@ -1,4 +1,4 @@
-"""The base of all data sets: uint8 examples, their conversion to a model's input, and the reading of files."""
+"""The base of all data sets: their examples, the conversion of these to a model's input, and the reading of files."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from fedmr_flwr.errors import DataError
 
-# By name: x_train, y_train, x_test, y_test and optionally owners and owners_test, as in a user's own npz file.
+# By name: x_train, y_train, x_test, y_test and optionally owners and owners_test, as in a user's own npz file; and
+# facts, see `Facts.to_array`.
 DatasetArrays = dict[str, NDArray[np.generic]]
 
 PARTS = ("train", "test")
@@ -24,10 +26,11 @@ _MOST_CLASSES = 2**16
 
 @dataclass(frozen=True)
 class Examples:
-    """Images or texts, and their labels.
+    """Images, texts or other values, and their labels.
 
     Attributes:
-        inputs: [N, C, H, W] uint8 images, or [N, T] uint8 character indices.
+        inputs: [N, C, H, W] uint8 images, [N, T] uint8 character indices, or [N, ...] float32 values, which a model
+            gets as they are.
         labels: [N] int64.
     """
 
@@ -96,17 +99,60 @@ def _constants(normalisation: Normalisation, device: torch.device) -> tuple[torc
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a table, and how it becomes features; all of it is known from the training part alone.
+
+    Attributes:
+        name: in the table.
+        mean: of a column of numbers; its feature is (number - mean) / std.
+        std: of a column of numbers.
+        categories: of a column of texts, which becomes a feature of 0 and 1 for each; other texts are 0 in all.
+    """
+
+    name: str
+    mean: float = 0.0
+    std: float = 1.0
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the files of a user say besides numbers; a node of a deployment reads its own files by the server's.
+
+    Attributes:
+        names: of the classes, in the order of their numbers; empty if labels are numbers.
+        columns: of a table, in the order of the features.
+    """
+
+    names: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+
+    def to_array(self) -> NDArray[np.uint8]:
+        """Return the facts as bytes, to be stored among a data set's arrays."""
+        return np.frombuffer(_FACTS.dump_json(self), np.uint8)
+
+    @classmethod
+    def from_array(cls, content: torch.Tensor) -> "Facts":
+        """Return what `to_array` was made of."""
+        return _FACTS.validate_json(content.numpy().tobytes())
+
+
+_FACTS = TypeAdapter(Facts)
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """A data set; its examples stay uint8 until they are used.
+    """A data set; images stay uint8 until they are used.
 
     Attributes:
         train: the examples that are divided among the clients.
         test: the global test set.
         classes: number of labels.
-        normalisation: of images; None for text.
+        normalisation: of images; None for texts and float values.
         owners: [N] int64, the index of the author of each training example, for the natural partition; None if
             unknown.
         test_owners: the same for the test examples, with the same indices.
+        facts: what else its files say.
     """
 
     train: Examples
@@ -115,6 +161,7 @@ class Dataset:
     normalisation: Normalisation | None
     owners: torch.Tensor | None = None
     test_owners: torch.Tensor | None = None
+    facts: Facts = Facts()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -122,12 +169,17 @@ class Dataset:
         return tuple(self.train.inputs.shape[1:])
 
     @property
+    def text(self) -> bool:
+        """Whether the examples are texts."""
+        return self.train.inputs.dtype == torch.uint8 and self.train.inputs.ndim == 2
+
+    @property
     def background(self) -> int:
         """The pixel value around an image."""
         return self.normalisation.background if self.normalisation else 0
 
     def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Convert uint8 inputs to a model's input: float32 images, or text unchanged."""
+        """Convert inputs to a model's: uint8 images to float32; texts and float values stay as they are."""
         # Batch by batch, in a quarter of the memory; the one-GPU engine prepares all beforehand if they fit.
         return inputs if self.normalisation is None else self.normalisation(inputs)
 
@@ -169,8 +221,9 @@ class Source(ABC):
         """Read the files that `find` returned.
 
         Returns:
-            x_train and x_test: [N, C, H, W], [N, H, W] or [N, T] uint8; y_train and y_test: [N] integers;
-            owners and owners_test, where known: [N] integers, the author of each training and test example.
+            x_train and x_test: [N, C, H, W], [N, H, W] or [N, T] uint8, or [N, ...] floats; y_train and y_test: [N]
+            integers; owners and owners_test, where known: [N] integers, the author of each training and test example;
+            facts, if there are any.
 
         Raises:
             DataError: a file is damaged or has unexpected contents; the message names it.
@@ -189,7 +242,7 @@ def validate_arrays(
         input_shape: of an example, if known.
 
     Returns:
-        The arrays with a channel axis for grey images, and int64 labels and owners.
+        The arrays with a channel axis for grey images, float32 values, and int64 labels and owners.
 
     Raises:
         DataError: an array has another type or shape, or values that cannot be labels.
@@ -197,13 +250,16 @@ def validate_arrays(
     found: DatasetArrays = {}
     for part in PARTS:
         inputs = arrays[f"x_{part}"]
-        if inputs.ndim == 3:
+        if inputs.dtype == np.uint8 and inputs.ndim == 3:
             inputs = inputs[:, None]
-        if inputs.dtype != np.uint8 or inputs.ndim not in (2, 4) or 0 in inputs.shape[1:]:
+        floats = inputs.dtype.kind == "f" and inputs.ndim >= 2
+        if not (floats or (inputs.dtype == np.uint8 and inputs.ndim in (2, 4))) or 0 in inputs.shape[1:]:
             raise DataError(
                 f"x_{part} of {where} is {_format_array(inputs)}; "
-                "it must be uint8: images [N, C, H, W] or [N, H, W], or text [N, T]"
+                "it must be uint8: images [N, C, H, W] or [N, H, W], or text [N, T]; or float32: features [N, ...]"
             )
+        if floats:
+            inputs = _finite(inputs, f"x_{part} of {where}")
         # safetensors and the hash of the data set read the memory in order.
         found[f"x_{part}"] = np.ascontiguousarray(inputs)
         found[f"y_{part}"] = _numbers(arrays[f"y_{part}"], len(inputs), f"y_{part} of {where}")
@@ -215,12 +271,27 @@ def validate_arrays(
     if input_shape and any(found[f"x_{part}"].shape[1:] != input_shape for part in PARTS):
         shapes = " and ".join(_format_array(found[f"x_{part}"]) for part in PARTS)
         raise DataError(f"x_train and x_test of {where} are {shapes}; expected examples of shape {list(input_shape)}")
-    if found["x_train"].shape[1:] != found["x_test"].shape[1:]:
-        shapes = " and ".join(_format_array(found[f"x_{part}"]) for part in PARTS)
-        raise DataError(f"x_train and x_test of {where} have different shapes, {shapes}")
+    train, test = (found[f"x_{part}"] for part in PARTS)
+    if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
+        differ = "shapes" if train.shape[1:] != test.shape[1:] else "types"
+        shapes = f"{_format_array(train)} and {_format_array(test)}"
+        raise DataError(f"x_train and x_test of {where} have different {differ}, {shapes}")
     for part, owners in zip(PARTS, ("owners", "owners_test"), strict=True):
         if owners in arrays:
             found[owners] = _numbers(arrays[owners], len(found[f"x_{part}"]), f"{owners} of {where}")
+    return found | ({"facts": arrays["facts"]} if "facts" in arrays else {})
+
+
+def _finite(values: NDArray[np.generic], what: str) -> NDArray[np.float32]:
+    """Return values as float32, none of which may be NaN or infinite, also after the conversion."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    good = np.isfinite(found.reshape(len(found), -1)).all(1)
+    if not good.all():
+        raise DataError(
+            f"{what} has values that are NaN, infinite or beyond float32, first in example {int(good.argmin())}; "
+            "replace them, or leave these examples out"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""A shared copy of each data set for all processes of a machine: one memory-mapped uint8 file beside the data.
+"""A shared copy of each data set for all processes of a machine: one memory-mapped file beside the data.
 
 Processes that map the file use the same pages of memory and have no copies of their own.
 """
@@ -24,7 +24,7 @@ from fedmr_flwr.files import hash_tensors
 
 _log = logging.getLogger(__name__)
 # To be raised whenever the same files would give a different copy.
-_FORMAT = 3
+_FORMAT = 4
 # The blocks of each array that are compared whenever a copy is opened, and the bytes of one.
 _BLOCKS, _BLOCK = 64, 4096
 # Errors that prevent reading or writing a copy, such as a full disk, or a path that is not valid Unicode.
@@ -78,11 +78,12 @@ def _home(folder: Path) -> list[Path]:
 
 
 def _stamp(files: list[Path], folder: Path) -> str:
-    """Return the sizes and times of the files as text, independent of the path by which the folder is reached."""
+    """Return the hash of the sizes and times of the files, independent of the path by which the folder is reached."""
     # Not a hash of the contents: reading gigabytes at every start would cost what the copy saves. The time of the
     # last change of any kind, too, which no program can set: archives and builds date all of their files alike.
     known = [(str(file.relative_to(folder)), file.stat()) for file in files]
-    return json.dumps([_FORMAT, *((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in known)])
+    text = json.dumps([_FORMAT, *((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in known)])
+    return hashlib.sha256(text.encode()).hexdigest()  # short, also for a hundred thousand images
 
 
 def _map(path: Path, stamp: str) -> dict[str, torch.Tensor] | None:

@@ -1,24 +1,36 @@
 """Data sets by name: read once, then shared by all processes of a machine."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fedmr_flwr.config.paths import default_data_dir
+from fedmr_flwr.config.paths import default_data_dir, kind_and_path
 from fedmr_flwr.config.settings import Data
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import cache
-from fedmr_flwr.data.base import PARTS, Dataset, DatasetArrays, Examples, Normalisation, Source, validate_arrays
+from fedmr_flwr.data.base import (
+    PARTS,
+    Dataset,
+    DatasetArrays,
+    Examples,
+    Facts,
+    Normalisation,
+    Source,
+    validate_arrays,
+)
 from fedmr_flwr.data.cifar import Cifar
 from fedmr_flwr.data.digits import Digits
+from fedmr_flwr.data.folder import ImageFolder
 from fedmr_flwr.data.idx import Idx
 from fedmr_flwr.data.leaf import Femnist, Shakespeare
 from fedmr_flwr.data.npz import Npz
+from fedmr_flwr.data.own import Choice, Form, Own
 from fedmr_flwr.errors import ConfigError, DataError
 
 # CIFAR as in FedMR's published code; the others as usual in the literature.
@@ -39,58 +51,87 @@ DATASETS: dict[str, Source] = {
     "mnist": Idx("MNIST", "mnist", _MNIST),
     "shakespeare": Shakespeare(),
 }
+_TEST = ("x_test", "y_test")
+
+# Every kind of files of a user's own, "KIND:PATH", as named in `paths.KINDS`.
+KINDS: dict[str, type[Own]] = {"folder": ImageFolder, "npz": Npz}
 
 
 def load(data: Data, data_dir: Path | None, seed: int | None = None) -> Dataset:
     """Return a data set.
 
     Args:
-        data: its name: an entry of `DATASETS`; "npz:PATH" for a user's own file; or "module:function" for a
-            user's own loader, which is called with the folder and returns a `Dataset`; its normalisation; and how
-            many of its training examples are used.
+        data: its name: an entry of `DATASETS`; "KIND:PATH", a kind of `KINDS`, for a user's own files; or
+            "module:function" for a user's own loader, which is called with the folder and returns a `Dataset`; its
+            normalisation; and how many of its training examples are used.
         data_dir: the folder of its files; None: `default_data_dir()`.
-        seed: of the run; needed only if a part of the training examples is drawn.
+        seed: of the run; needed only if some of the examples are drawn: those for training, or a test part.
 
     Raises:
         ConfigError: the data set is unknown, or cannot be normalised as configured.
         DataError: its files are missing or damaged, or it has fewer training examples than are asked for.
     """
-    return _load(data, data_dir or default_data_dir(), None if data.train_examples is None else seed)
+    drawn = data.train_examples is not None or own_source(data.name, data) is not None
+    return _load(data, data_dir or default_data_dir(), seed if drawn else None)
 
 
-def shape_and_classes(data: Data, data_dir: Path | None) -> tuple[tuple[int, ...], int]:
-    """Return the shape of an input and the number of classes, without reading the files where possible.
+class InputForm(NamedTuple):
+    """What a model must know of a data set, see `models.build`.
+
+    Attributes:
+        shape: of an example.
+        classes: number of labels.
+        text: whether the examples are texts.
+    """
+
+    shape: tuple[int, ...]
+    classes: int
+    text: bool
+
+
+def form_of(data: Data, data_dir: Path | None, seed: int) -> InputForm:
+    """Return the form of the examples, without reading the files where possible.
 
     Args:
         data: the data set.
         data_dir: the folder of its files.
+        seed: of the run.
 
     Raises:
         FedmrError: as `load`.
     """
     source = DATASETS.get(data.name)
     if source and source.input_shape and source.classes:
-        return source.input_shape, source.classes
-    dataset = load(data.model_copy(update={"train_examples": None}), data_dir)
-    return dataset.input_shape, dataset.classes
+        return InputForm(source.input_shape, source.classes, len(source.input_shape) == 1)
+    dataset = load(data.model_copy(update={"train_examples": None}), data_dir, seed)
+    return InputForm(dataset.input_shape, dataset.classes, dataset.text)
+
+
+def own_source(name: str, data: Data, seed: int = 0, form: Form | None = None) -> Own | None:
+    """Return the source of a user's own files; None if `name` is no "KIND:PATH".
+
+    Args:
+        name: their kind and path.
+        data: what is chosen of the files.
+        seed: of the run.
+        form: of the server's examples, if the files are a node's own.
+    """
+    kind, path = kind_and_path(name)
+    return KINDS[kind](path, Choice(data.height_and_width), seed, form) if kind else None
 
 
 # No more than two, because each may hold hundreds of megabytes.
 @lru_cache(maxsize=2)
 def _load(data: Data, data_dir: Path, seed: int | None) -> Dataset:
-    kind, colon, rest = data.name.partition(":")
     measured = None
-    if data.name in DATASETS:
-        dataset, measured = _from_files(DATASETS[data.name], data.name, data_dir, data.download)
-    elif kind == "npz" and colon:
-        dataset, measured = _from_files(Npz(rest), Path(rest).name, data_dir, data.download)
-    elif colon:
+    source = DATASETS.get(data.name) or own_source(data.name, data, seed or 0)
+    if source:
+        dataset, measured = _from_files(source, data.name, data_dir, data.download)
+    elif ":" in data.name:
         dataset = _own(data.name, data_dir)
     else:
-        known = ", ".join(sorted(DATASETS))
-        raise ConfigError(
-            f"data.name: unknown data set '{data.name}'; choose one of {known}, npz:PATH or module:function"
-        )
+        known = ", ".join([*sorted(DATASETS), *(f"{kind}:PATH" for kind in KINDS)])
+        raise ConfigError(f"data.name: unknown data set '{data.name}'; choose one of {known} or module:function")
     dataset = _normalised(dataset, data.normalisation, measured)
     if data.train_examples is None:
         return dataset
@@ -100,43 +141,100 @@ def _load(data: Data, data_dir: Path, seed: int | None) -> Dataset:
 
 def _from_files(source: Source, name: str, data_dir: Path, download: bool) -> tuple[Dataset, Normalisation | None]:
     """Read a source, or map its shared copy; return the measured normalisation, too."""
-    try:
-        files = source.find(data_dir, download)
-    except OSError as error:
-        raise DataError(f"cannot search {data_dir} for {name}: {error.strerror or error}") from None
     white = source.published.white if source.published else 255.0
 
-    def read() -> DatasetArrays:
-        where = str(files[0] if len(files) == 1 else cache.folder_of(files)) if files else name
-        arrays = validate_arrays(source.read(files), where, source.classes, source.input_shape)
-        if arrays["x_train"].ndim == 4:
+    def check(found: DatasetArrays, where: str) -> DatasetArrays:
+        arrays = validate_arrays(found, where, source.classes, source.input_shape)
+        if arrays["x_train"].ndim == 4 and arrays["x_train"].dtype == np.uint8:
             # Measured before the copy is written, so that it is done once and not in each process.
             measured = Normalisation.measure(arrays["x_train"], white)
             arrays |= {"mean": np.array(measured.mean), "std": np.array(measured.std)}
         return arrays
 
-    try:
-        found = cache.shared(name, files, read) if files else {key: torch.tensor(own) for key, own in read().items()}
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename or name}: {error.strerror or error}") from None
+    found = arrays_of(source, name, data_dir, download, check)
     measured = None
     if "mean" in found:
         mean, std = (tuple(found[name].tolist()) for name in ("mean", "std"))
         measured = replace(source.published or Normalisation(mean, std), mean=mean, std=std)
+    facts = Facts.from_array(found["facts"]) if "facts" in found else Facts()
     dataset = Dataset(
         train=Examples(found["x_train"], found["y_train"]),
         test=Examples(found["x_test"], found["y_test"]),
-        classes=source.classes or _count_classes(found),
+        classes=source.classes or len(facts.names) or _count_classes(found),
         normalisation=source.published or measured,
         owners=found.get("owners"),
         test_owners=found.get("owners_test"),
+        facts=facts,
     )
     return dataset, measured
 
 
+def arrays_of(
+    source: Source, name: str, data_dir: Path, download: bool, check: Callable[[DatasetArrays, str], DatasetArrays]
+) -> dict[str, torch.Tensor]:
+    """Read a source, or map its shared copy.
+
+    Args:
+        source: of the data set.
+        name: of the data set.
+        data_dir: the folder in which its files are looked for.
+        download: whether missing files may be downloaded.
+        check: is given what the source read, and the name of the files for an error; returns what is to be kept.
+
+    Raises:
+        DataError: the files are missing or damaged.
+    """
+    try:
+        files = source.find(data_dir, download)
+    except OSError as error:
+        raise DataError(f"cannot search {data_dir} for {name}: {error.strerror or error}") from None
+
+    def read() -> DatasetArrays:
+        where = str(files[0] if len(files) == 1 else cache.folder_of(files)) if files else name
+        return check(source.read(files), where)
+
+    if not files:
+        return {key: torch.tensor(own) for key, own in read().items()}
+    copy = f"{Path(name).name}-{source.variant(files)}" if isinstance(source, Own) else name
+    try:
+        return cache.shared(copy, files, read)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or name}: {error.strerror or error}") from None
+
+
+def read_examples(name: str, data: Data, form: Form) -> tuple[Examples, Examples | None]:
+    """Return a node's own examples.
+
+    Args:
+        name: of its files, such as "npz:/data/own.npz".
+        data: the run's, for what is chosen of the files.
+        form: of the server's examples.
+
+    Returns:
+        Those for training, and those for testing or None.
+
+    Raises:
+        DataError: the files cannot be read, or do not match.
+    """
+    source = own_source(name, data, form=form)
+    assert source is not None
+
+    def check(arrays: DatasetArrays, where: str) -> DatasetArrays:
+        # Where a client has no test examples, its training examples stand in, so that one check serves all sources.
+        tests = {test: arrays.get(test, arrays[test.replace("test", "train")]) for test in _TEST}
+        found = validate_arrays({**arrays, **tests}, where, form.classes, form.input_shape)
+        return {key: found[key] for key in arrays if key in ("x_train", "y_train", *_TEST)}
+
+    # No download: the server cannot make a node load files.
+    found: dict[str, torch.Tensor] = arrays_of(source, name, Path(), False, check)
+    train = Examples(found["x_train"], found["y_train"])
+    return train, Examples(found["x_test"], found["y_test"]) if found.keys() >= {*_TEST} else None
+
+
 def _count_classes(found: Mapping[str, torch.Tensor]) -> int:
     """Return one more than the largest label; for text, one more than the largest label or character."""
-    counted = ["y_train", "y_test", *(["x_train", "x_test"] if found["x_train"].ndim == 2 else [])]
+    text = found["x_train"].ndim == 2 and found["x_train"].dtype == torch.uint8
+    counted = ["y_train", "y_test", *(["x_train", "x_test"] if text else [])]
     return max(int(found[name].max()) for name in counted) + 1
 
 
@@ -165,7 +263,9 @@ def _own(name: str, data_dir: Path) -> Dataset:
     }
     train, test = (Examples(good[f"x_{part}"], good[f"y_{part}"]) for part in PARTS)
     normalisation = found.normalisation
-    if normalisation is None and train.inputs.ndim == 4:
+    if train.inputs.dtype != torch.uint8:
+        normalisation = None
+    elif normalisation is None and train.inputs.ndim == 4:
         normalisation = Normalisation.measure(train.inputs.numpy())
     owners, test_owners = good.get("owners"), good.get("owners_test")
     return replace(found, train=train, test=test, normalisation=normalisation, owners=owners, test_owners=test_owners)
@@ -192,7 +292,8 @@ def _normalised(dataset: Dataset, choice: str, measured: Normalisation | None) -
     if choice == "published":
         return dataset
     if dataset.normalisation is None:
-        raise ConfigError(f"data.normalisation is {choice}, but text has no pixels; leave it out")
+        kind = "text has" if dataset.text else "float values have"
+        raise ConfigError(f"data.normalisation is {choice}, but {kind} no pixels; leave it out")
     if choice == "none":
         return replace(dataset, normalisation=replace(dataset.normalisation, mean=(0.0,), std=(1.0,)))
     if measured is None:

@@ -1,10 +1,13 @@
-"""The part of a client's examples that is kept for testing."""
+"""The part of some examples that is kept for testing: of a client's, or of a user's files that have no test part."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.errors import PartitionError
+from fedmr_flwr.errors import DataError, PartitionError
+
+# The share of a user's examples that is for testing, where the files have no test part.
+TEST_SHARE = 0.2
 
 
 def hold_out(
@@ -31,11 +34,42 @@ def hold_out(
             f"partition.test-fraction = {fraction:g} leaves client {client} no example for training, of {len(part)}; "
             "lower it, or clients"
         )
-    rng = stream(seed, "client-test", client)
+    test = _stratified(part, labels, count, stream(seed, "client-test", client))
+    return np.setdiff1d(part, test), test
+
+
+def draw_test_part(labels: NDArray[np.int64], seed: int, where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide the examples of files into a fifth for testing and the others for training.
+
+    Args:
+        labels: of all examples.
+        seed: of the run.
+        where: the name of the files in an error.
+
+    Returns:
+        The sorted indices of the examples for training and for testing, disjoint; every label that occurs is among
+        the former.
+
+    Raises:
+        DataError: no example would be left for testing.
+    """
+    every = np.arange(len(labels))
+    test = _stratified(every, labels, round(TEST_SHARE * len(labels)), stream(seed, "test-part"))
+    train = np.setdiff1d(every, test)
+    # The only example of a class is for training.
+    test = test[np.isin(labels[test], labels[train])]
+    if not len(test):
+        raise DataError(f"{where}: {len(labels)} examples are too few to keep a fifth of them for testing; add more")
+    return np.setdiff1d(every, test), test
+
+
+def _stratified(
+    part: NDArray[np.int64], labels: NDArray[np.int64], count: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw some of the examples, of each label its share; return their sorted indices."""
     order = rng.permutation(part)
     order = order[np.argsort(labels[order], kind="stable")]
     # One from each of `count` equal stretches of the examples in the order of their labels: every label has its
     # share, also where it is too rare for a fixed number.
-    places = ((np.arange(count) + rng.random()) * len(part) / count).astype(np.int64)
-    test = np.sort(order[np.minimum(places, len(part) - 1)])
-    return np.setdiff1d(part, test), test
+    places = ((np.arange(count) + rng.random()) * len(part) / max(count, 1)).astype(np.int64)
+    return np.sort(order[np.minimum(places, len(part) - 1)])

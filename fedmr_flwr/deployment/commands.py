@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from fedmr_flwr.config.paths import KINDS, kind_and_path
 from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERVER_KEY, NodeSettings, ServerSettings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.files import write_aside, writing
@@ -77,7 +78,10 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
         ConfigError: it has no data, or it would connect to another machine without TLS.
     """
     if node.data is None:
-        raise ConfigError(f"{folder / 'node.yaml'} has no data; set data to this node's npz file or data folder")
+        raise ConfigError(
+            f"{folder / 'node.yaml'} has no data; set data to this node's npz file, to one of "
+            f"{', '.join(f'{kind}:PATH' for kind in KINDS)}, or to the data folder"
+        )
     if insecure and not _loopback(node.superlink):
         raise ConfigError(
             f"--insecure is only for one machine, but superlink is {node.superlink} in node.yaml; set it to 127.0.0.1"
@@ -88,7 +92,7 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
     own = {
         "partition-id": node.client,
         "name": node.name,
-        "data": str((folder / Path(node.data).expanduser()).absolute()),
+        "data": _data(folder, node.data),
         "device": node.device,
         "state": str((folder / Path(node.state).expanduser()).absolute()),
     }
@@ -187,3 +191,10 @@ def _loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _data(folder: Path, data: str) -> str:
+    """Return a node's data, "KIND:PATH" or a path, with an absolute path; a relative one is in the node's folder."""
+    kind, path = kind_and_path(data)
+    absolute = str((folder / Path(path).expanduser()).absolute())
+    return f"{kind}:{absolute}" if kind else absolute

@@ -45,8 +45,8 @@ class NodeSettings(Section):
         fleet_port: see `ServerSettings`.
         port: see `ServerSettings`.
         local_port: for the node's own processes, on this machine only; different for each node on a machine.
-        data: an npz file with this node's examples, or a folder with the files of the data set, of which the node
-            uses its part.
+        data: files with this node's examples, "KIND:PATH" or an npz file, or a folder with the files of the data set,
+            of which the node uses its part.
         device: for training: auto, cpu, cuda or cuda:N.
         state: folder for its state between rounds.
     """

@@ -222,8 +222,9 @@ class GpuGrid(InProcessGrid):
     @cached_property
     def _untrained(self) -> nn.Module:
         return models.build(
-            self._settings.model.name, self._dataset.input_shape, self._dataset.classes, self._settings.seed
-        )
+            self._settings.model.name, self._dataset.input_shape, self._dataset.classes, self._settings.seed,
+            text=self._dataset.text,
+        )  # fmt: skip
 
     @cached_property
     def _layout(self) -> Layout:

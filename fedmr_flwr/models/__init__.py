@@ -12,7 +12,7 @@ from fedmr_flwr.models.base import Classifier, drawing_from, redraw
 from fedmr_flwr.models.charlstm import CharLSTM
 from fedmr_flwr.models.checks import check, only_torch_draws
 from fedmr_flwr.models.cnn import cnn
-from fedmr_flwr.models.mlp import MLP
+from fedmr_flwr.models.mlp import MLP, Logistic
 from fedmr_flwr.models.mobilenet import MobileNetV2
 from fedmr_flwr.models.parts import represent
 from fedmr_flwr.models.resnet import FedMRResNet, resnet18, resnet18_groupnorm, resnet20
@@ -24,6 +24,7 @@ Builder = Callable[[tuple[int, ...], int], nn.Module]
 MODELS: dict[str, Builder] = {
     "charlstm": CharLSTM,
     "cnn": cnn,
+    "logistic": Logistic,
     "mlp": MLP,
     "mobilenet-v2": MobileNetV2,
     "resnet18": resnet18,
@@ -42,18 +43,20 @@ def build(
     seed: int = 0,
     initialise: bool | None = None,
     features: str | None = None,
+    text: bool | None = None,
 ) -> nn.Module:
     """Build a model, whose constructor draws from the run's own random stream and not from the global generator.
 
     Args:
         name: an entry of `MODELS`, or "module:Class" for a user's own model: it is called with the input
             shape and the number of classes, and maps a batch to logits.
-        input_shape: of one example: [C, H, W] of a float32 image, [T] of a uint8 text.
+        input_shape: of one example: [C, H, W] of a float32 image, [T] of a uint8 text, any of other float32 values.
         classes: number of labels.
         seed: equal seeds give equal weights.
         initialise: whether the weights are drawn from the seed, which is the default for an entry of `MODELS`; if
             not, which is the default for a user's own model, they are those that the constructor leaves.
         features: the path of the module that makes representations, to be checked.
+        text: whether an example is a text; None: if its shape has one dimension.
 
     Returns:
         The model, on the CPU, in training mode.
@@ -70,7 +73,7 @@ def build(
         raise ConfigError(
             f"model.name: unknown model '{name}'; choose one of {', '.join(sorted(MODELS))}, or module:Class"
         )
-    inputs = _examples(tuple(input_shape))
+    inputs = _examples(tuple(input_shape), len(input_shape) == 1 if text is None else text)
 
     def make(*index: int) -> nn.Module:
         with drawing_from(stream(seed, "model", *index)), torch.no_grad():
@@ -110,10 +113,10 @@ def build(
     return model.train()
 
 
-def _examples(shape: tuple[int, ...]) -> torch.Tensor:
+def _examples(shape: tuple[int, ...], text: bool) -> torch.Tensor:
     """Return two random examples; of a text, its first two characters."""
     with drawing_from(stream(0, "examples")):
-        return torch.randint(2, (2, *shape), dtype=torch.uint8) if len(shape) == 1 else torch.rand(2, *shape)
+        return torch.randint(2, (2, *shape), dtype=torch.uint8) if text else torch.rand(2, *shape)
 
 
 def _line(error: Exception) -> str:

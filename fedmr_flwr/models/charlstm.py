@@ -25,6 +25,8 @@ class CharLSTM(Classifier):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, T] character indices to the [B, 256] representation of the text."""
+        if images.is_floating_point():
+            raise TypeError("it reads characters, not float values")
         # Autocast to bfloat16 would run cuDNN's LSTM in float16, whose range is too small for gradients.
         with torch.autocast(images.device.type, enabled=False):
             outputs, _ = self.lstm(self.embedding(images.long()))

@@ -1,4 +1,4 @@
-"""A multilayer perceptron."""
+"""A multilayer perceptron, and logistic regression."""
 
 import math
 
@@ -27,3 +27,20 @@ class MLP(Classifier):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, ...] examples to [B, hidden] representations."""
         return layers.apply(self.layer2, layers.apply(self.layer1, images.flatten(1), relu=True), relu=True)
+
+
+class Logistic(Classifier):
+    """Multinomial logistic regression: one linear layer.
+
+    Args:
+        input_shape: of one example, which is flattened.
+        classes: number of labels.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(math.prod(input_shape), classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, ...] float32 examples as [B, D]."""
+        return images.flatten(1)

@@ -47,10 +47,10 @@ class Experiment:
         check_precision(self.precision, self.device)
         self.dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
         if settings.training.augment and self.dataset.normalisation is None:
-            raise ConfigError("training.augment: text cannot be shifted and flipped; leave it out")
+            raise ConfigError("training.augment: only uint8 images can be shifted and flipped; leave it out")
         model = models.build(
             settings.model.name, self.dataset.input_shape, self.dataset.classes, settings.seed,
-            settings.model.initialise, settings.model.features,
+            settings.model.initialise, settings.model.features, self.dataset.text,
         )  # fmt: skip
         self.layout = layout_of(model)
         self.codec = Codec(self.layout, wire=settings.wire)

@@ -14,25 +14,29 @@ from fedmr_flwr.errors import DeviceError
 
 
 def to_input(dataset: Dataset, inputs: torch.Tensor, precision: Precision = "float32") -> torch.Tensor:
-    """Convert uint8 inputs to a model's input, on their device.
+    """Convert inputs to a model's, on their device.
 
     Args:
         dataset: defines their conversion.
-        inputs: [B, C, H, W] or [B, T] uint8.
+        inputs: [B, C, H, W] or [B, T] uint8, or [B, ...] float32.
         precision: of the following arithmetic.
 
     Returns:
-        [B, C, H, W] float32, in the fastest memory format of the device, or [B, T] unchanged.
+        [B, C, H, W] float32, in the fastest memory format of the device; other shapes unchanged.
     """
     prepared = dataset.prepare(inputs)
-    if prepared.ndim < 4:
+    if prepared.ndim != 4:
         return prepared
     return prepared.contiguous(memory_format=_memory_format(inputs.device, precision))
 
 
 def place(model: nn.Module, device: torch.device, precision: Precision = "float32") -> None:
     """Move a model to a device, in the device's fastest memory format."""
-    model.to(device).to(memory_format=_memory_format(device, precision))
+    model.to(device)
+    # Not `model.to(memory_format=…)`, which fails for a model with three-dimensional convolutions.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=_memory_format(device, precision))
 
 
 def _memory_format(device: torch.device, precision: Precision) -> torch.memory_format:

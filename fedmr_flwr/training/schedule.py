@@ -88,7 +88,7 @@ class Batch(NamedTuple):
     """The examples of one step.
 
     Attributes:
-        inputs: [B, ...] uint8.
+        inputs: [B, ...] uint8 or float32.
         labels: [B] int64.
         changes: [B, 3] int64, the augmentation of images; None without augmentation.
     """

@@ -60,7 +60,8 @@ def test_node_prepares_its_own_file(toy, own):
         ({"x_train": np.zeros((12, 3, 8, 8), np.uint8)}, r"expected examples of shape \[1, 8, 8\]"),
         ({"x_train": np.full((12, 8, 8), 17, np.uint8)}, "has pixels up to 17, but the run's data end at 16"),
         ({"x_train": np.full((12, 8, 8), 240, np.uint8)}, "has pixels up to 240, but the run's data end at 16"),
-        ({"x_train": np.zeros((12, 8, 8))}, "it must be uint8"),
+        ({"x_train": np.zeros((12, 8, 8), int)}, "it must be uint8"),
+        ({"x_train": np.zeros((12, 1, 8, 8))}, "the run's data are bytes, but those of own.npz are float values"),
         ({"y_train": np.arange(11)}, "expected 12 non-negative integers"),
     ],
 )
@@ -142,6 +143,7 @@ def test_dark_images_are_on_the_same_scale(toy, own, value):
         (DataSpec((1, 8, 8), 10, Normalisation((0.5,), (0.25,)), 250), 255),
         (DataSpec((1, 8, 8), 10, Normalisation((0.5,), (0.25,)), 16), 32),  # a file of one's own
         (DataSpec((80,), 90, None, 61), 89),  # the model knows 90 characters
+        (DataSpec((30,), 2, None, 4.5, floats=True), 45),
         (DataSpec((80,), 2, None, 61), 61),  # a model of one's own, whose labels are no characters
     ],
 )
@@ -207,3 +209,15 @@ def test_folder_node_has_its_part_of_the_tests(toy, own, tmp_path):
     held = partitions.client_tests(data, parts, partition, settings.seed)[2]
     torch.testing.assert_close(site.tests().inputs, data.train.inputs[held])
     assert len(site.examples()[1]) == len(parts[2])
+
+
+def test_node_reads_float_values(toy, own):
+    values = np.random.default_rng(0).normal(size=(12, 5))
+    spec = DataSpec((5,), 10, None, 3.0, floats=True)
+    site = of_its_own(toy, own(x_train=values), DataSpec.from_json(spec.to_json()))
+    assert site.prepare("") == 12
+    np.testing.assert_array_equal(site.examples()[1].inputs, values.astype("f4"))
+    with pytest.raises(DataError, match="has values up to 300, but the run's data end at 3 "):
+        of_its_own(toy, own(x_train=np.full((12, 5), -300.0)), spec).prepare("")
+    with pytest.raises(DataError, match="the run's data are float values, but those of own.npz are bytes"):
+        of_its_own(toy, own(x_train=np.zeros((12, 5), "u1")), spec).prepare("")

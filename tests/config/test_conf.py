@@ -80,7 +80,7 @@ def test_papers_files_have_published_settings(name):
     assert settings.partition.name == ("natural" if data == "femnist" else "dirichlet")
     first_stage = 100 if model.startswith("vgg") else 0
     assert settings.strategy.options == FedMROptions(unit="tensor", first_stage_rounds=first_stage)
-    built = models.build(model, *datasets.shape_and_classes(settings.data, None))
+    built = models.build(model, *datasets.form_of(settings.data, None, 0)[:2])
     count = models.parameter_count(built)
     assert f"{count:,} parameters" in path.read_text().splitlines()[0], "what the file says of itself is true"
     assert parameters in (count, None)

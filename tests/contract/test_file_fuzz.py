@@ -13,11 +13,15 @@ import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedmr_flwr.client.state import ClientState
 from fedmr_flwr.config import loading
+from fedmr_flwr.config.settings import Data
 from fedmr_flwr.core.layout import Packed
-from fedmr_flwr.data import datasets, idx, npz, partitions
+from fedmr_flwr.data import datasets, idx, images, partitions
+from fedmr_flwr.data.base import Facts
+from fedmr_flwr.data.own import Form
 from fedmr_flwr.deployment import commands, folders
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.runs import checkpoint
@@ -30,6 +34,7 @@ COUNT = int(os.environ.get("FEDMR_FUZZ", 100))
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 17, (20, 8, 8), dtype=np.uint8)
 LABELS = np.arange(20) % 10
+FORM = Form((1, 8, 8), 10, Facts())
 ROW = {
     "round": 1, "seconds": 0.1, "clients": [1, 2], "slots": [0, 1], "replies": 2, "failures": 1, "test-accuracy": 0.5,
     "test-loss": 1.0, "bytes-down": {"arrays": 5}, "failed": [{"client": 1, "kind": "other", "reason": "x"}],
@@ -116,7 +121,7 @@ def of_npz(write):
         def read():
             for copy in folder.glob(".own*"):
                 copy.unlink()
-            npz.read_examples(path, (1, 8, 8), 10)
+            datasets.read_examples(f"npz:{path}", Data(), FORM)
 
         return path, read
 
@@ -126,11 +131,11 @@ def of_npz(write):
 def of_cache(folder):
     source = folder / "own.npz"
     source.write_bytes(npz_bytes(np.savez))
-    npz.read_examples(source, (1, 8, 8), 10)
+    datasets.read_examples(f"npz:{source}", Data(), FORM)
     (path,) = folder.glob(".own*")
 
     def read():
-        found = npz.read_examples(source, (1, 8, 8), 10)
+        found, _ = datasets.read_examples(f"npz:{source}", Data(), FORM)
         if not ((found.inputs.numpy()[:, 0] == IMAGES).all() and (found.labels.numpy() == LABELS).all()):
             raise Changed
 
@@ -141,6 +146,14 @@ def of_idx(name, pack=bytes):
     def make(folder):
         (folder / name).write_bytes(pack(idx_bytes()))
         return folder / name, lambda: idx.read_idx(folder / name)
+
+    return make
+
+
+def of_image(suffix):
+    def make(folder):
+        Image.fromarray(RNG.integers(0, 256, (9, 7, 3), np.uint8)).save(path := folder / f"a{suffix}")
+        return path, lambda: images.read([images.of_file(path)], 1, images.Shape(3, (8, 8)))
 
     return make
 
@@ -218,6 +231,9 @@ FORMATS = {
     "data cache": of_cache,
     "idx": of_idx("t-idx3-ubyte"),
     "idx.gz": of_idx("t-idx3-ubyte.gz", gzip.compress),
+    "png": of_image(".png"),
+    "jpeg": of_image(".jpg"),
+    "gif": of_image(".gif"),
     "femnist": of_leaf("femnist", PIXELS, [5]),
     "shakespeare": of_leaf("shakespeare", ["a" * 80, "b" * 80], ["c", "d"]),
     "cifar": of_cifar,

@@ -174,7 +174,9 @@ def test_downloads_only_if_allowed(tmp_path, monkeypatch, write_fashion_mnist):
 
 
 def test_unknown_data_set_is_refused():
-    with pytest.raises(ConfigError, match="unknown data set 'imagenet'; choose one of cifar10, .*npz:PATH"):
+    with pytest.raises(
+        ConfigError, match="unknown data set 'imagenet'; choose one of cifar10, .*npz:PATH or module:function"
+    ):
         load("imagenet", None)
 
 
@@ -236,9 +238,12 @@ def test_grey_images_need_no_channel_axis(tmp_path):
     ("changes", "words"),
     [
         (
-            {"x_train": np.zeros((30, 3, 8, 8), np.float32)},
-            r"x_train of .* is float32\[30, 3, 8, 8\]; it must be uint8",
+            {"x_train": np.zeros((30, 3, 8, 8), np.int32)},
+            r"x_train of .* is int32\[30, 3, 8, 8\]; it must be uint8",
         ),
+        ({"x_train": np.zeros((30, 3, 8, 8), "f4")}, r"different types, float32\[30, 3, 8, 8\] and uint8\["),
+        ({"x_train": np.full((30, 4), np.nan)}, "x_train of .* has values that are NaN, infinite .* in example 0"),
+        ({"x_train": np.diag([1.0] * 29 + [1e39])}, "x_train of .* in example 29"),
         ({"x_test": np.zeros(9, np.uint8)}, r"x_test of .* is uint8\[9\]; it must be uint8: images"),
         ({"x_test": np.zeros((9, 8), np.uint8)}, r"different shapes, uint8\[30, 3, 8, 8\] and uint8\[9, 8\]"),
         ({"owners": np.zeros(29, np.int64)}, r"owners of .* is int64\[29\]; expected 30 non-negative integers"),
@@ -407,12 +412,12 @@ def test_channels_normalise_separately():
 
 
 def test_known_form_needs_no_files(tmp_path):
-    known = {name: datasets.shape_and_classes(Data(name=name), tmp_path) for name in datasets.DATASETS}
-    assert known["cifar100-coarse"] == ((3, 32, 32), 20)
-    assert known["femnist"] == ((1, 28, 28), 62)
-    assert known["shakespeare"] == ((80,), 80)
+    known = {name: datasets.form_of(Data(name=name), tmp_path, 0) for name in datasets.DATASETS}
+    assert known["cifar100-coarse"] == ((3, 32, 32), 20, False)
+    assert known["femnist"] == ((1, 28, 28), 62, False)
+    assert known["shakespeare"] == ((80,), 80, True)
     np.savez(tmp_path / "mine.npz", **own_arrays())
-    assert datasets.shape_and_classes(Data(name="npz:mine.npz"), tmp_path) == ((3, 8, 8), 5)
+    assert datasets.form_of(Data(name="npz:mine.npz"), tmp_path, 0) == ((3, 8, 8), 5, False)
 
 
 def few(count, seed=0):
@@ -457,3 +462,18 @@ def test_more_training_examples_than_there_are_is_an_error():
 def test_drawing_from_the_servers_data_needs_clients_that_use_it():
     with pytest.raises(ConfigError, match="data.train-examples draws from the server's data set"):
         parse({"data": {"train-examples": 100}, "partition": {"name": "nodes"}}, "test")
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 8, 8), (7, 3), (2, 4, 4, 4)], ids=str)
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_float_arrays_stay_as_they_are(tmp_path, shape, kind):
+    rng = np.random.default_rng(0)
+    floats = {
+        f"x_{part}": rng.normal(size=(count, *shape)).astype(kind) for part, count in (("train", 30), ("test", 9))
+    }
+    np.savez(tmp_path / "mine.npz", **own_arrays(**floats))
+    data = load("npz:mine.npz", tmp_path)
+    assert (data.input_shape, data.classes, data.normalisation, data.text) == (shape, 5, None, False)
+    np.testing.assert_array_equal(data.prepare(data.train.inputs), floats["x_train"].astype("f4"))
+    with pytest.raises(ConfigError, match="data.normalisation is none, but float values have no pixels"):
+        load("npz:mine.npz", tmp_path, normalisation="none")

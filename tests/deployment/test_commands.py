@@ -77,7 +77,7 @@ def test_mistakes_are_one_line(fedmr, tmp_path, monkeypatch, arguments, words):
 
 def test_commands_require_keys_and_data(dep, monkeypatch):
     node = folders.read_node(dep / "node-1")
-    with pytest.raises(ConfigError, match="has no data; set data to this node's npz file or data folder"):
+    with pytest.raises(ConfigError, match="has no data; set data to this node's npz file, to one of"):
         commands.supernode(dep / "node-1", node)
     node = node.model_copy(update={"data": "a folder/own.npz", "device": "cuda:1"})
     command = commands.supernode(dep / "node-1", node)
@@ -206,3 +206,10 @@ def test_quotes_in_settings_are_refused(dep):
     node = folders.read_node(dep / "node-0").model_copy(update={"data": 'a "b".npz'})
     with pytest.raises(ConfigError, match="remove quotes and backslashes"):
         commands.supernode(dep / "node-0", node)
+
+
+@pytest.mark.parametrize(
+    ("data", "given"), [("x.npz", "{}/x.npz"), ("folder:x", "folder:{}/x"), ("npz:/x", "npz:/x")]
+)
+def test_data_of_a_kind_keep_their_kind(tmp_path, data, given):
+    assert commands._data(tmp_path, data) == given.format(tmp_path)

@@ -22,6 +22,7 @@ SIZES = {
     ("cnn", GREY, 62): (160_510, 8),
     ("cnn", COLOUR, 10): (62_006, 10),
     ("cnn", COLOUR, 20): (62_856, 10),
+    ("logistic", GREY, 10): (7_850, 2),
     ("mlp", GREY, 10): (199_210, 6),
     ("resnet20", COLOUR, 10): (269_722, 116),
     ("resnet20-fedmr", COLOUR, 10): (219_482, 119),
@@ -90,7 +91,7 @@ def test_seed_decides_the_weights(built, name, shape):
     b, c = (models.build(name, shape, 10, seed) for seed in (0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     drawn = [x for x in a.parameters() if x.std() > 0]  # not a normalisation's ones and zeros
-    assert len(drawn) >= 6
+    assert len(drawn) >= min(6, len([*a.parameters()]))
     others = [y for y in c.parameters() if y.std() > 0]
     assert not any(torch.equal(x, y) for x, y in zip(drawn, others, strict=True))
 
@@ -239,3 +240,9 @@ def test_charlstm_has_default_weights():
     for weights in model.lstm.parameters():
         assert float(weights.detach().abs().max()) <= 1 / 16
         assert float(weights.detach().std()) == pytest.approx(1 / 16 / 3**0.5, rel=0.1)
+
+
+def test_vector_of_floats_is_no_text():
+    assert models.build("mlp", (5,), 2, text=False)(torch.zeros(3, 5)).shape == (3, 2)
+    with pytest.raises(ConfigError, match=r"'charlstm' does not accept .*: it reads characters, not float values"):
+        models.build("charlstm", (5,), 2, text=False)

@@ -12,6 +12,7 @@ from fedmr_flwr.training.devices import (
     default_generator,
     is_out_of_memory,
     pick_device,
+    place,
     threads,
 )
 
@@ -99,3 +100,10 @@ def test_out_of_memory_by_cause():
     error.__cause__ = RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("a step cannot be captured"))
+
+
+def test_models_of_volumes_are_placed():
+    model = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.Conv2d(2, 3, 3))
+    place(model, torch.device("cpu"))
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[0].weight.is_contiguous()
