@@ -23,12 +23,16 @@ class Data(Section):
             not given. The test set stays whole.
         download: whether missing files may be downloaded.
         size: of files of a user's own: the height and width to which images are resized, one number for both.
+        label: of files of a user's own: the column with the labels; the one with a usual name if not given.
+        client: of files of a user's own: the column with the clients, for the natural partition.
     """
 
     name: str = "digits"
     normalisation: Literal["published", "measured", "none"] = "published"
     train_examples: int | None = Field(None, ge=1)
     download: bool = False
+    label: str | None = None
+    client: str | None = None
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
 
     @property

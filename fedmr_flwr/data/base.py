@@ -122,10 +122,14 @@ class Facts:
     Attributes:
         names: of the classes, in the order of their numbers; empty if labels are numbers.
         columns: of a table, in the order of the features.
+        label: the name of the column with the labels.
+        client: the name of the column with the clients, if there is one.
     """
 
     names: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    label: str = ""
+    client: str | None = None
 
     def to_array(self) -> NDArray[np.uint8]:
         """Return the facts as bytes, to be stored among a data set's arrays."""
@@ -197,11 +201,13 @@ class Source(ABC):
     Attributes:
         input_shape: of an example, if known without the files.
         classes: number of labels, if known without the files; otherwise they are counted.
+        text: whether its examples are texts.
         published: the usual normalisation of the data set; None for text, and where it must be measured.
     """
 
     input_shape: tuple[int, ...] | None = None
     classes: int | None = None
+    text: bool = False
     published: Normalisation | None = None
 
     @abstractmethod

@@ -25,12 +25,13 @@ from fedmr_flwr.data.base import (
     validate_arrays,
 )
 from fedmr_flwr.data.cifar import Cifar
-from fedmr_flwr.data.digits import Digits
+from fedmr_flwr.data.digits import BreastCancer, Digits
 from fedmr_flwr.data.folder import ImageFolder
 from fedmr_flwr.data.idx import Idx
 from fedmr_flwr.data.leaf import Femnist, Shakespeare
 from fedmr_flwr.data.npz import Npz
 from fedmr_flwr.data.own import Choice, Form, Own
+from fedmr_flwr.data.table import Table
 from fedmr_flwr.errors import ConfigError, DataError
 
 # CIFAR as in FedMR's published code; the others as usual in the literature.
@@ -42,6 +43,7 @@ _MNIST = Normalisation(mean=(0.1307,), std=(0.3081,))
 
 # Every data set by name; add one line to add one.
 DATASETS: dict[str, Source] = {
+    "breast-cancer": BreastCancer(),
     "cifar10": Cifar(10, "labels", 10, _CIFAR10),
     "cifar100": Cifar(100, "fine_labels", 100, _CIFAR100),
     "cifar100-coarse": Cifar(100, "coarse_labels", 20, _CIFAR100),
@@ -54,7 +56,7 @@ DATASETS: dict[str, Source] = {
 _TEST = ("x_test", "y_test")
 
 # Every kind of files of a user's own, "KIND:PATH", as named in `paths.KINDS`.
-KINDS: dict[str, type[Own]] = {"folder": ImageFolder, "npz": Npz}
+KINDS: dict[str, type[Own]] = {"csv": Table, "folder": ImageFolder, "npz": Npz}
 
 
 def load(data: Data, data_dir: Path | None, seed: int | None = None) -> Dataset:
@@ -102,7 +104,7 @@ def form_of(data: Data, data_dir: Path | None, seed: int) -> InputForm:
     """
     source = DATASETS.get(data.name)
     if source and source.input_shape and source.classes:
-        return InputForm(source.input_shape, source.classes, len(source.input_shape) == 1)
+        return InputForm(source.input_shape, source.classes, source.text)
     dataset = load(data.model_copy(update={"train_examples": None}), data_dir, seed)
     return InputForm(dataset.input_shape, dataset.classes, dataset.text)
 
@@ -117,7 +119,7 @@ def own_source(name: str, data: Data, seed: int = 0, form: Form | None = None) -
         form: of the server's examples, if the files are a node's own.
     """
     kind, path = kind_and_path(name)
-    return KINDS[kind](path, Choice(data.height_and_width), seed, form) if kind else None
+    return KINDS[kind](path, Choice(data.height_and_width, data.label, data.client), seed, form) if kind else None
 
 
 # No more than two, because each may hold hundreds of megabytes.

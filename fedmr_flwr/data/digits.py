@@ -1,10 +1,10 @@
-"""scikit-learn's handwritten digits, which need no files."""
+"""Data sets that scikit-learn contains, which need no files: images of digits, and a table."""
 
 from pathlib import Path
 
 import numpy as np
 
-from fedmr_flwr.data.base import DatasetArrays, Normalisation, Source
+from fedmr_flwr.data.base import PARTS, DatasetArrays, Normalisation, Source
 
 
 class Digits(Source):
@@ -28,3 +28,32 @@ class Digits(Source):
             "x_train": images[~held_out], "y_train": bunch.target[~held_out],
             "x_test": images[held_out], "y_test": bunch.target[held_out],
         }  # fmt: skip
+
+
+class BreastCancer(Source):
+    """569 tumours, malignant (0) or benign (1), by 30 measures of their cells; every fifth is a test example.
+
+    The measures are scaled to mean 0 and deviation 1 of the training part.
+
+    Source: Street, Wolberg and Mangasarian, "Nuclear feature extraction for breast tumor diagnosis", 1993.
+    """
+
+    input_shape = (30,)
+    classes = 2
+
+    def find(self, folder: Path, download: bool) -> list[Path]:
+        """Return no files: scikit-learn contains them."""
+        return []
+
+    def read(self, files: list[Path]) -> DatasetArrays:
+        """Read them with scikit-learn."""
+        from sklearn.datasets import load_breast_cancer
+        from sklearn.preprocessing import StandardScaler
+
+        bunch = load_breast_cancer()
+        held_out = np.arange(len(bunch.target)) % 5 == 4
+        scaler = StandardScaler().fit(bunch.data[~held_out])
+        chosen = dict(zip(PARTS, (~held_out, held_out), strict=True))
+        return {f"x_{part}": scaler.transform(bunch.data[own]) for part, own in chosen.items()} | {
+            f"y_{part}": bunch.target[own] for part, own in chosen.items()
+        }

@@ -120,6 +120,7 @@ class Shakespeare(Leaf):
     """The next character after 80 characters of a role's lines, a user per role."""
 
     input_shape = (80,)
+    text = True
     classes = len(CHARACTERS)
 
     def __init__(self) -> None:

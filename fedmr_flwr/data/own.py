@@ -13,6 +13,8 @@ from fedmr_flwr.data.base import DatasetArrays, Facts, Source
 from fedmr_flwr.data.held_out import draw_test_part
 from fedmr_flwr.errors import DataError
 
+# The usual names of a column with labels.
+_LABELS = {"class", "fine_label", "label", "labels", "target", "y"}
 # The names of a long list that a message shows.
 _SHOWN = 20
 
@@ -23,9 +25,13 @@ class Choice:
 
     Attributes:
         size: height and width to which images are resized; None: as they are.
+        label: the column with the labels; None: the one with a usual name.
+        client: the column with the clients; None: there is none.
     """
 
     size: tuple[int, int] | None = None
+    label: str | None = None
+    client: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,19 @@ class Own(Source):
     def path(self, folder: Path) -> Path:
         """Return the file or folder that `name` means."""
         return folder / os.path.expanduser(self._name)  # noqa: PTH111, it leaves an unknown user unchanged
+
+    def label_of(self, columns: Sequence[str], where: str) -> str:
+        """Return the column with the labels: the chosen one, or the only one with a usual name.
+
+        Args:
+            columns: the names of all columns.
+            where: the name of the files in an error.
+        """
+        found = [self._choice.label] if self._choice.label else [name for name in columns if name.lower() in _LABELS]
+        if len(found) == 1 and found[0] in columns:
+            return found[0]
+        problem = f"no column '{found[0]}'" if len(found) == 1 else f"{len(found) or 'no'} columns with a usual name"
+        raise DataError(f"{where} has {problem} for the labels; set data.label to one of {listed(columns)}")
 
     def divide(self, labels: Mapping[str, Sequence[str]], where: str) -> dict[str, Sequence[int]]:
         """Return which examples are for which part.

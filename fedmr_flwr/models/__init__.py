@@ -103,8 +103,8 @@ def build(
             model = make()
             check(model, make(1), inputs)
     except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith("model.") else f"model.name: '{name}' {text}") from None
+        line = str(error)
+        raise ConfigError(line if line.startswith("model.") else f"model.name: '{name}' {line}") from None
     # Whatever the code of a user, or PyTorch on its behalf, raises.
     except Exception as error:
         raise ConfigError(

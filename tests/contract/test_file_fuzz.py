@@ -158,6 +158,14 @@ def of_image(suffix):
     return make
 
 
+def of_table(folder):
+    (path := folder / "a.csv").write_text(
+        "a,b,label\n" + "".join(f'{at},"x, {at % 3}",{at % 2}\n' for at in range(12))
+    )
+    source = datasets.own_source(f"csv:{path}", Data())
+    return path, lambda: source.read(source.find(folder, False))
+
+
 def of_leaf(name, x, y):
     def make(folder):
         content = {"users": ["a", "b"], "num_samples": [1, 1], "user_data": {u: {"x": x, "y": y} for u in "ab"}}
@@ -231,6 +239,7 @@ FORMATS = {
     "data cache": of_cache,
     "idx": of_idx("t-idx3-ubyte"),
     "idx.gz": of_idx("t-idx3-ubyte.gz", gzip.compress),
+    "csv": of_table,
     "png": of_image(".png"),
     "jpeg": of_image(".jpg"),
     "gif": of_image(".gif"),

@@ -175,7 +175,7 @@ def test_downloads_only_if_allowed(tmp_path, monkeypatch, write_fashion_mnist):
 
 def test_unknown_data_set_is_refused():
     with pytest.raises(
-        ConfigError, match="unknown data set 'imagenet'; choose one of cifar10, .*npz:PATH or module:function"
+        ConfigError, match="unknown data set 'imagenet'; choose one of breast-cancer, .*npz:PATH or module:function"
     ):
         load("imagenet", None)
 
@@ -477,3 +477,11 @@ def test_float_arrays_stay_as_they_are(tmp_path, shape, kind):
     np.testing.assert_array_equal(data.prepare(data.train.inputs), floats["x_train"].astype("f4"))
     with pytest.raises(ConfigError, match="data.normalisation is none, but float values have no pixels"):
         load("npz:mine.npz", tmp_path, normalisation="none")
+
+
+def test_breast_cancer_is_scaled_by_its_training_part():
+    data = load("breast-cancer", None)
+    assert (len(data.train), len(data.test), data.classes, data.text) == (456, 113, 2, False)
+    torch.testing.assert_close(data.train.inputs.mean(0), torch.zeros(30), atol=1e-5, rtol=0)
+    torch.testing.assert_close(data.train.inputs.std(0, unbiased=False), torch.ones(30))
+    assert data.test.inputs.mean().abs() > 1e-3
