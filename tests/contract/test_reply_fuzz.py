@@ -139,7 +139,15 @@ def read(array):
 def verdict(reply, sent):
     """Return the kinds of failure that a reply may count as, none if it must be taken, and its arrays."""
     if not reply.has_content():
-        known = {1: "client-error", 2: "client-error", 3: "expired", 4: "expired", 5: "node-lost", 8: "client-error"}
+        known = {
+            1: "client-error",
+            2: "client-error",
+            3: "expired",
+            4: "expired",
+            5: "node-lost",
+            8: "client-error",
+            1000: "malformed",
+        }
         return {known.get(reply.error.code, "other")}, None
     expected = sent.content["arrays"]
     foreign = "floats" not in expected  # as in other people's apps, whose clients name records as they like
