@@ -33,7 +33,9 @@ def _counts_by_name(value: Any) -> bool:
 
 
 def _is_failure(value: Any) -> bool:
-    return isinstance(value, dict) and {"client", "kind", "reason"} <= value.keys() and _is_count(value["client"])
+    # Client -1 is unknown: the reply was to a message that was not sent in this round.
+    whole = isinstance(value, dict) and {"client", "kind", "reason"} <= value.keys()
+    return whole and (value["client"] == -1 or _is_count(value["client"]))
 
 
 # What plots, tables and comparisons compute with. A row may lack any of these but the round.

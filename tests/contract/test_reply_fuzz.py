@@ -43,7 +43,8 @@ LAYOUT = Layout.of(
     }
 )
 CODECS = {True: Codec(LAYOUT), False: Codec(LAYOUT, packed=False)}
-TRAINABLE = [entry for entry in LAYOUT.entries if not entry.name.startswith("bn.")]
+TRAINABLE = [entry for entry in LAYOUT.entries if not entry.buffer]
+BUFFERS = [entry for entry in LAYOUT.entries if entry.buffer and not entry.integer]
 KINDS = {
     "client-error", "expired", "node-lost", "no-reply", "duplicate", "unsolicited", "malformed", "not-finite",
     "no-examples", "outlier", "other",
@@ -216,16 +217,23 @@ def beyond_belief(losses):
 
 
 def too_long(lengths, guard):
-    """Which updates are more than `guard` times as long as the median."""
-    middle = np.median(list(lengths.values())) if lengths else 0
-    return {at for at, length in lengths.items() if guard and middle and length > guard * middle}
+    """Which updates are more than `guard` times as long as the median: of the weights, then of the buffers."""
+    long = set()
+    for which in (0, 1):
+        left = {at: both[which] for at, both in lengths.items() if at not in long}
+        middle = np.median(list(left.values())) if left else 0
+        long |= {at for at, length in left.items() if guard and middle and length > guard * middle}
+    return long
 
 
-def update_length(arrays, sent, packed):
-    """How far the trainable parameters have moved."""
+def update_lengths(arrays, sent, packed):
+    """How far the trainable parameters and the buffers have moved."""
+    return [distance_over(entries, arrays, sent, packed) for entries in (TRAINABLE, BUFFERS)]
 
+
+def distance_over(entries, arrays, sent, packed):
     def flat(arrays):
-        vectors = [arrays["floats"][entry.columns] if packed else arrays[entry.name].ravel() for entry in TRAINABLE]
+        vectors = [arrays["floats"][entry.columns] if packed else arrays[entry.name].ravel() for entry in entries]
         return np.concatenate([vector.astype(np.float64) for vector in vectors])
 
     before = {name: array.numpy() for name, array in sent.content["arrays"].items()}
@@ -363,7 +371,7 @@ def expectations(messages, replies, packed):
         expected.append(kinds)
         if arrays is not None:
             models[at] = packed_content(arrays, packed)
-            lengths[at] = update_length(arrays, message, packed)
+            lengths[at] = update_lengths(arrays, message, packed)
             loss = metrics_of(groups[at][0].content).get("train-loss")
             if isinstance(loss, int | float):
                 losses[at] = loss

@@ -24,6 +24,11 @@ def test_rows_read_back():
     assert read(to_line(ROW), to_line({"round": 2})) == [ROW, {"round": 2}]
 
 
+def test_failure_of_an_unknown_client_reads_back():
+    row = {"round": 1, "failed": [{"client": -1, "kind": "unsolicited", "reason": "none"}]}
+    assert read(to_line(row)) == [row]
+
+
 @pytest.mark.parametrize("last", ['{"round": 2', '{"round": 2}', "[]\n", "\x00\x00", "{\n", "[" * 100_000])
 def test_unfinished_last_line_is_left_out(last):
     assert read(to_line(ROW), last) == [ROW]
