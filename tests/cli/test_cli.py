@@ -147,7 +147,7 @@ def test_truncated_data_file_is_named(fedmr, tmp_path):
         (tmp_path / f"{part}-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x63short")
     status, _, err = fedmr("run", "run.yaml", *TINY, "engine=in-process", "data.name=fashion-mnist", "data-dir=.")
     assert status == 1
-    assert "train-images-idx3-ubyte states 99 bytes of data but has 5; replace it" in err
+    assert "train-images-idx3-ubyte: it states 99 bytes of data but has 5; replace it" in err
 
 
 def test_used_run_folder_is_refused(fedmr, tmp_path, no_pictures):
