@@ -9,7 +9,7 @@ from typing import Any
 
 from fedmr_flwr.config.paths import default_data_dir, find_configuration
 from fedmr_flwr.config.sections import shorten, validate_section
-from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.config.settings import PARTITION_OPTIONS, Settings
 from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.yaml_text import read_settings, read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
@@ -29,8 +29,8 @@ def load(conf: str | Path, overrides: Iterable[str] = ()) -> Settings:
     Args:
         conf: a YAML file, or the name of one that comes with the package.
         overrides: "key=value", nested keys with dots: "training.lr=0.1". A different strategy.name drops the
-            strategy options of the file; a training.schedule, training.optimizer, or number of epochs or steps drops
-            what the file says about another one.
+            strategy options of the file, a partition.name those that it does not use; a training.schedule,
+            training.optimizer, or number of epochs or steps drops what the file says about another one.
 
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong.
@@ -43,6 +43,11 @@ def load(conf: str | Path, overrides: Iterable[str] = ()) -> Settings:
     texts = {}
     for override in _names_first(overrides, values):
         texts[_set(values, override)] = override
+    section = values.get("partition")
+    if "partition.name" in texts and isinstance(section, dict):
+        for option, users in PARTITION_OPTIONS.items():
+            if section.get("name") not in users and f"partition.{option}" not in texts:
+                _drop(values, f"partition.{option}")
     return validate_section(Settings, values, str(conf), texts)
 
 

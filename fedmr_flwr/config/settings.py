@@ -3,11 +3,19 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from fedmr_flwr.config.evaluation import Evaluation
 from fedmr_flwr.config.registry import FLOWER
-from fedmr_flwr.config.sections import AbsolutePath, Section
+from fedmr_flwr.config.sections import AbsolutePath, Section, wrong_value
 from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.training import Precision, Training
 
@@ -41,6 +49,14 @@ class Data(Section):
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
+# The partitions that use an option; all others refuse it.
+PARTITION_OPTIONS = {
+    "alpha": ("dirichlet", "dirichlet-plain", "quantity"),
+    "fill-up": ("dirichlet", "dirichlet-plain"),
+    "shards-per-client": ("shards",),
+}
+
+
 class Partition(Section):
     """The division of the training examples among the clients.
 
@@ -62,6 +78,25 @@ class Partition(Section):
     shards_per_client: int = Field(2, ge=1)
     test: Literal["participants", "all"] = "participants"
     test_fraction: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _uses_its_options(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            users = PARTITION_OPTIONS.get(str(field.alias), (self.name,))
+            if self.name not in users and (value := getattr(self, name)) != field.default:
+                raise wrong_value(
+                    str(field.alias),
+                    value,
+                    f"partition.name={self.name} does not use it; leave it out, or choose {' or '.join(users)}",
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_void_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write only what has an effect."""
+        dump: dict[str, Any] = handler(self)
+        void = {name for name, users in PARTITION_OPTIONS.items() if self.name not in users}
+        return {name: value for name, value in dump.items() if name.replace("_", "-") not in void}
 
 
 class Model(Section):

@@ -224,3 +224,40 @@ def test_guard_is_on_in_a_deployment(load, overrides, guard):
 def test_guard_below_the_median_is_refused(load, value):
     with pytest.raises(ConfigError, match="guard = .*: it must be greater than 1, or off"):
         load(f"guard: {value}")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("partition: {name: iid, alpha: 0.1}", [], r"run.yaml: partition.alpha: partition.name=iid does not use it"),
+        (
+            "partition: {alpha: 0.1}",
+            [],
+            r"run.yaml: partition.alpha: partition.name=iid does not use it; leave it out",
+        ),
+        ("", ["partition.alpha=0.1"], r"^'partition.alpha=0.1': partition.name=iid does not use it"),
+        ("", ["partition.alpha=0.1", "partition.name=shards"], "partition.name=shards does not use it"),
+        ("partition: {name: natural, shards-per-client: 3}", [], "choose shards"),
+        ("partition: {name: quantity, fill-up: true}", [], "choose dirichlet or dirichlet-plain"),
+        ("partition: {name: 'file:x', alpha: 2}", [], "partition.name=file:x does not use it"),
+    ],
+)
+def test_option_without_effect_is_refused(load, text, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load(text, *overrides)
+
+
+def test_override_makes_options_of_the_file_void(load):
+    settings = load("partition: {name: dirichlet, alpha: 0.1, fill-up: true}", "partition.name=shards")
+    assert settings.partition.model_dump(by_alias=True).keys() & {"alpha", "fill-up"} == set()
+    kept = load("partition: {name: dirichlet, alpha: 0.1, fill-up: true}", "partition.name=quantity").partition
+    assert (kept.alpha, kept.fill_up) == (0.1, False)
+
+
+@pytest.mark.parametrize("name", ["iid", "shards", "quantity", "dirichlet"])
+def test_written_configuration_shows_what_has_effect(load, name):
+    settings = load("", f"partition.name={name}")
+    text = loading.to_yaml(settings)
+    assert ("alpha:" in text) == (name in ("quantity", "dirichlet"))
+    assert ("shards-per-client:" in text) == (name == "shards")
+    assert load(text) == settings

@@ -323,8 +323,7 @@ def test_writers_left_out_are_not_tested_on(test, clients):
 
 def test_partitions_of_all_examples_test_on_all():
     data = replace(dataset(np.arange(40) % 2, owners=np.arange(40) // 4), test_owners=torch.arange(40) // 4)
-    for name in ("iid", "dirichlet"):
-        partition = Partition(name=name, alpha=10.0)
+    for partition in (Partition(name="iid"), Partition(name="dirichlet", alpha=10.0)):
         assert partitions.test_examples(data, partitions.split(data, 2, partition, 0), partition) is data.test
     unknown = replace(data, test_owners=None)
     partition = Partition(name="natural")

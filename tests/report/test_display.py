@@ -100,8 +100,8 @@ def test_table_without_evaluation():
 
 
 def test_only_dirichlet_is_filled_up():
-    def text(name):
-        return format_partition(parse({"partition": {"name": name, "fill-up": True}}, "test"))
+    def text(**partition):
+        return format_partition(parse({"partition": partition}, "test"))
 
-    assert text("dirichlet").endswith("dirichlet α = 0.5, filled up")
-    assert text("quantity").endswith("quantity α = 0.5")
+    assert text(**{"name": "dirichlet", "fill-up": True}).endswith("dirichlet α = 0.5, filled up")
+    assert text(name="quantity").endswith("quantity α = 0.5")
