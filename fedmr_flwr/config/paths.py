@@ -6,7 +6,7 @@ from pathlib import Path
 from fedmr_flwr.errors import ConfigError
 
 # The kinds of files of users, "KIND:PATH"; how each is read stands in `fedmr_flwr.data.datasets.KINDS`.
-KINDS = ("csv", "folder", "npz")
+KINDS = ("csv", "folder", "hf", "npz")
 
 
 def kind_and_path(name: str) -> tuple[str, str]:

@@ -30,9 +30,12 @@ class Data(Section):
         train_examples: use only so many training examples, as many of each class, drawn from the run's seed; all if
             not given. The test set stays whole.
         download: whether missing files may be downloaded.
-        size: of files of a user's own: the height and width to which images are resized, one number for both.
+        size: of files of a user's own: the height and width to which images are resized, one number for both; or the
+            bytes of each text that are used.
         label: of files of a user's own: the column with the labels; the one with a usual name if not given.
         client: of files of a user's own: the column with the clients, for the natural partition.
+        image: of a data set of Hugging Face: the column with the images; not needed if there is only one.
+        text: of a data set of Hugging Face: the column with the texts; not needed if there is only one and no images.
     """
 
     name: str = "digits"
@@ -41,6 +44,8 @@ class Data(Section):
     download: bool = False
     label: str | None = None
     client: str | None = None
+    image: str | None = None
+    text: str | None = None
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
 
     @property

@@ -124,12 +124,14 @@ class Facts:
         columns: of a table, in the order of the features.
         label: the name of the column with the labels.
         client: the name of the column with the clients, if there is one.
+        inputs: the name of the column with the images or texts.
     """
 
     names: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     label: str = ""
     client: str | None = None
+    inputs: str = ""
 
     def to_array(self) -> NDArray[np.uint8]:
         """Return the facts as bytes, to be stored among a data set's arrays."""

@@ -27,6 +27,7 @@ from fedmr_flwr.data.base import (
 from fedmr_flwr.data.cifar import Cifar
 from fedmr_flwr.data.digits import BreastCancer, Digits
 from fedmr_flwr.data.folder import ImageFolder
+from fedmr_flwr.data.hub import HuggingFace
 from fedmr_flwr.data.idx import Idx
 from fedmr_flwr.data.leaf import Femnist, Shakespeare
 from fedmr_flwr.data.npz import Npz
@@ -56,7 +57,7 @@ DATASETS: dict[str, Source] = {
 _TEST = ("x_test", "y_test")
 
 # Every kind of files of a user's own, "KIND:PATH", as named in `paths.KINDS`.
-KINDS: dict[str, type[Own]] = {"csv": Table, "folder": ImageFolder, "npz": Npz}
+KINDS: dict[str, type[Own]] = {"csv": Table, "folder": ImageFolder, "hf": HuggingFace, "npz": Npz}
 
 
 def load(data: Data, data_dir: Path | None, seed: int | None = None) -> Dataset:
@@ -119,7 +120,7 @@ def own_source(name: str, data: Data, seed: int = 0, form: Form | None = None) -
         form: of the server's examples, if the files are a node's own.
     """
     kind, path = kind_and_path(name)
-    return KINDS[kind](path, Choice(data.height_and_width, data.label, data.client), seed, form) if kind else None
+    return KINDS[kind](path, _choice(data), seed, form) if kind else None
 
 
 # No more than two, because each may hold hundreds of megabytes.
@@ -238,6 +239,10 @@ def _count_classes(found: Mapping[str, torch.Tensor]) -> int:
     text = found["x_train"].ndim == 2 and found["x_train"].dtype == torch.uint8
     counted = ["y_train", "y_test", *(["x_train", "x_test"] if text else [])]
     return max(int(found[name].max()) for name in counted) + 1
+
+
+def _choice(data: Data) -> Choice:
+    return Choice(data.height_and_width, data.label, data.client, data.image, data.text)
 
 
 def _own(name: str, data_dir: Path) -> Dataset:

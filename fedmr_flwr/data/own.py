@@ -27,11 +27,15 @@ class Choice:
         size: height and width to which images are resized; None: as they are.
         label: the column with the labels; None: the one with a usual name.
         client: the column with the clients; None: there is none.
+        image: the column with the images; None: the only one.
+        text: the column with the texts; None: the only one, if there are no images.
     """
 
     size: tuple[int, int] | None = None
     label: str | None = None
     client: str | None = None
+    image: str | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,13 @@ class Own(Source):
             f"y_{part}": np.array([places[label] for label in own], np.int64) for part, own in labels.items()
         }
         return arrays | {"facts": replace(facts, names=names).to_array()}
+
+
+def numbered_clients(clients: Mapping[str, Sequence[str]]) -> DatasetArrays:
+    """Return the names of clients of each part as numbers, owners and owners_test."""
+    numbers = {name: at for at, name in enumerate(in_order({name for own in clients.values() for name in own}))}
+    keys = {"train": "owners", "test": "owners_test"}
+    return {keys[part]: np.array([numbers[name] for name in own], np.int64) for part, own in clients.items()}
 
 
 def in_order(names: set[str]) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Tables in CSV files: columns of numbers are scaled, columns of texts encoded, both by the training part alone."""
 
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fedmr_flwr.data.base import PARTS, Column, DatasetArrays, Facts
-from fedmr_flwr.data.own import Own, in_order, listed
+from fedmr_flwr.data.own import Own, in_order, listed, numbered_clients
 from fedmr_flwr.errors import DataError
 from fedmr_flwr.files import reading
 
@@ -72,13 +71,6 @@ class Table(Own):
         for part, places in chosen.items():
             arrays[f"x_{part}"] = features[named[part][0]][places]
         return arrays
-
-
-def numbered_clients(clients: Mapping[str, Sequence[str]]) -> DatasetArrays:
-    """Return the names of clients of each part as numbers, owners and owners_test."""
-    numbers = {name: at for at, name in enumerate(in_order({name for own in clients.values() for name in own}))}
-    keys = {"train": "owners", "test": "owners_test"}
-    return {keys[part]: np.array([numbers[name] for name in own], np.int64) for part, own in clients.items()}
 
 
 def _read(path: Path) -> pd.DataFrame:

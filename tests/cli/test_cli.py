@@ -243,7 +243,7 @@ def test_bug_in_a_run_is_one_line(fedmr, tmp_path, monkeypatch):
 
 def test_bug_without_a_run_is_one_line(fedmr, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("fedmr_flwr.data.datasets.shape_and_classes", lambda *_: None)
+    monkeypatch.setattr("fedmr_flwr.data.datasets.form_of", lambda *_: None)
     status, _, err = fedmr("units", "run.yaml")
     (kept,) = tmp_path.glob("fedmr-*-traceback.txt")
     assert (status, err.count("\n")) == (1, 1)
