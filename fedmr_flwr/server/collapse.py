@@ -1,6 +1,6 @@
 """Noticing that the global model has collapsed: a run would otherwise end well with a model that is worth nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import Any
 
@@ -26,14 +26,14 @@ class Watch:
         self._loss: tuple[float, int] | None = None
         self._collapsed = False
         for row in rows:
-            self.look(row, {})
+            self.look(row, dict)
 
-    def look(self, row: Mapping[str, Any], lengths: Mapping[int, float]) -> str | None:
+    def look(self, row: Mapping[str, Any], lengths: Callable[[], Mapping[int, float]]) -> str | None:
         """Return a line if the global model has collapsed since it was evaluated last.
 
         Args:
             row: the metrics of the round.
-            lengths: how far each client's model has moved in it.
+            lengths: returns how far each client's model has moved in it.
         """
         if "test-loss" not in row:
             return None
@@ -45,7 +45,7 @@ class Watch:
             line = (
                 f"the global model has collapsed: loss {loss:.4g}, the best was {self._loss[0]:.4g} in round "
                 f"{self._loss[1]}; accuracy {accuracy:.4f}, the best was {self._accuracy[0]:.4f} in round "
-                f"{self._accuracy[1]}; {_largest(lengths)}"
+                f"{self._accuracy[1]}; {_largest(lengths())}"
             )
         self._collapsed = collapsed
         if self._accuracy is None or accuracy > self._accuracy[0]:

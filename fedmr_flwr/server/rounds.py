@@ -159,6 +159,7 @@ def _train_round(
     Raises:
         BadRoundError: too few clients gave a good reply; nothing has changed.
     """
+    strategy.forget_replies()
     grid.await_clients(settings.min_good_replies)
     messages = strategy.configure_train(number, arrays, train_config, grid)
     # A client that is drawn twice gets one message, and gives one reply.

@@ -95,7 +95,7 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
     watch = Watch(experiment.chance, out.read_rows())
 
     def report(row: rounds.Row, arrays: ArrayRecord, stops: bool) -> None:
-        if "problem" not in row and (collapse := watch.look(row, strategy.lengths)):
+        if "problem" not in row and (collapse := watch.look(row, strategy.update_lengths)):
             row["collapse"] = collapse
         out.add_row(row)
         if "problem" in row:  # not a model to continue from: the latest checkpoint is from before

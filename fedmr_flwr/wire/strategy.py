@@ -5,7 +5,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -35,8 +34,6 @@ class ServerStrategy(Strategy, Generic[T]):
         guard: reject a trained model that moved more than `guard` times as far as the round's median, in its
             trainable parameters or in its buffers, each by its own measure, or that has a negative variance; None
             accepts all.
-        lengths: how far each client's model moved in the latest round, over trainable parameters, if its reply was
-            good; empty where only a guard measures it: for models on a GPU.
     """
 
     accepts_device_models: ClassVar[bool] = False
@@ -44,11 +41,11 @@ class ServerStrategy(Strategy, Generic[T]):
     diagnostics: Mapping[str, Any] = {}
     notice: str | None = None
     guard: float | None = None
-    lengths: Mapping[int, float] = {}
     _sent: Mapping[int, Message]
     # The number of examples of each client, as far as known: what it stated first, and how much of that counts.
     _stated: Mapping[int, int] = {}
     _counted: Mapping[int, int] = {}
+    _measure_round: Callable[[], Mapping[int, float]] | None = None
 
     @property
     @abstractmethod
@@ -77,15 +74,23 @@ class ServerStrategy(Strategy, Generic[T]):
             judged: the replies to the latest messages.
             trained: returns the model of a good reply.
         """
-        self.lengths = {}
-        if not judged.good:
-            return judged
         layout = self.codec.layout
-        if self.guard is None:
-            # Not on a GPU: copying each model to the host takes as long as a round there.
-            if all(isinstance(trained(reply).floats, np.ndarray) for reply in judged.good.values()):
-                self.lengths = self._measure(judged, trained, layout.parameters)
-            return judged
+        if self.guard is not None and judged.good:
+            judged = self._without_outliers(judged, trained, self.guard)
+        # Measured only if somebody asks: it takes as long as averaging.
+        self._measure_round = lambda: self._measure(judged, trained, layout.parameters)
+        return judged
+
+    def update_lengths(self) -> Mapping[int, float]:
+        """Return how far each client's model moved in the latest round, over trainable parameters, if it was good."""
+        return self._measure_round() if self._measure_round else {}
+
+    def forget_replies(self) -> None:
+        """Release the replies to the latest messages, which `update_lengths` reads, before others come in."""
+        self._measure_round = None
+
+    def _without_outliers(self, judged: Judged[T], trained: Callable[[T], Packed], guard: float) -> Judged[T]:
+        layout = self.codec.layout
         if layout.variances:
             negative = {
                 client: "a running variance is negative"
@@ -95,13 +100,9 @@ class ServerStrategy(Strategy, Generic[T]):
             judged = rejecting(judged, negative)
         # Buffers by themselves: BatchNorm's statistics are long beside the weights, which would be lost in the sum.
         for what, columns in (("its update is", layout.parameters), ("the update of its buffers is", layout.buffers)):
-            if not columns:
-                continue
-            lengths = self._measure(judged, trained, columns)
-            if columns is layout.parameters:
-                self.lengths = lengths
-            judged = without_outliers(judged, [*lengths.values()], self.guard, what)
-        self.lengths = {client: length for client, length in self.lengths.items() if client in judged.good}
+            if columns:
+                lengths = self._measure(judged, trained, columns)
+                judged = without_outliers(judged, [*lengths.values()], guard, what)
         return judged
 
     def _measure(self, judged: Judged[T], trained: Callable[[T], Packed], columns: Columns) -> dict[int, float]:
@@ -156,6 +157,7 @@ class ServerStrategy(Strategy, Generic[T]):
         _log.info("aggregate_train: Received %s results and %s failures", good, failed)
         log_failures(judged.failures)
         arrays, metrics = self.aggregate(server_round, judged)
+        self.forget_replies()
         if failed:
             metrics = MetricRecord({"replies": good, "failures": failed, **(metrics or {})})
         return arrays, metrics

@@ -13,7 +13,7 @@ def seen(numbers, lengths=None, chance=CHANCE, before=()):
         {"round": at, "test-loss": loss, "test-accuracy": accuracy} for at, (loss, accuracy) in enumerate(numbers, 1)
     ]
     watch = Watch(chance, rows[: len(before)])
-    return {row["round"]: line for row in rows[len(before) :] if (line := watch.look(row, lengths or {}))}
+    return {row["round"]: line for row in rows[len(before) :] if (line := watch.look(row, lambda: lengths or {}))}
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,16 @@ def test_largest_updates_are_named():
 
 
 def test_rounds_without_evaluation_are_passed_over():
-    assert Watch(CHANCE).look({"round": 1}, {}) is None
+    assert Watch(CHANCE).look({"round": 1}, dict) is None
 
 
 def test_resumed_run_remembers_the_best():
     assert [*seen([(1.0, 0.6), (2.3, 0.1)], before=[1])] == [2]
+
+
+def test_updates_are_measured_only_in_a_collapse():
+    measured = []
+    watch = Watch(CHANCE)
+    for number, (loss, accuracy) in enumerate([(0.35, 0.94), (0.34, 0.95), (23.0, 0.0781)], 1):
+        watch.look({"round": number, "test-loss": loss, "test-accuracy": accuracy}, lambda: measured.append(1) or {})
+    assert len(measured) == 1
