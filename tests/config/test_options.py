@@ -16,7 +16,12 @@ from fedmr_flwr.config.options import options_type
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.errors import ConfigError, OptionError
 
-COMMON = ["clients_per_round", "seed", "layout", "wire", "guard"]
+COMMON = [
+    "clients_per_round", "seed", "layout", "wire", "guard",
+    # Those of Flower's FedAvg.
+    "fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes",
+    "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_metrics_aggr_fn", "evaluate_metrics_aggr_fn",
+]  # fmt: skip
 
 
 def test_options_have_the_declared_type():
@@ -44,7 +49,7 @@ def test_signature_lists_all_options():
         "log_recombination",
     ]  # fmt: skip
     assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
-    assert parameters["clients_per_round"].default == 10
+    assert parameters["clients_per_round"].default is None, "as many as there are"
     assert parameters["unit"].default == "layer"
     assert parameters["unit"].annotation == str | tuple[str, ...]
     assert parameters["buffers"].annotation == Literal["move", "average"]
@@ -83,4 +88,4 @@ def test_mistakes_name_the_argument(arguments, message):
 
 def test_conflicting_argument_is_named():
     with pytest.raises(OptionError, match="^population: 2 is less than the 10 clients of a round"):
-        FedMR(population=2)
+        FedMR(clients_per_round=10, population=2)
