@@ -1,1 +1,1 @@
-"""The analysis of runs: reading them back, and the flatness of what they found."""
+"""What is learnt from runs: results in Python, flatness, and studies that compare runs."""

@@ -43,10 +43,10 @@ def compare(
     that are complete are not repeated, and those that were stopped are resumed.
     """
     # Imported here, because they take seconds to load, which nobody should wait for to read the help.
+    from fedmr_flwr.analysis.studies import estimate, run
+    from fedmr_flwr.analysis.studies.plan import plan as plan_runs
+    from fedmr_flwr.analysis.studies.study import study_of
     from fedmr_flwr.launch import engines
-    from fedmr_flwr.studies import estimate, run
-    from fedmr_flwr.studies.plan import plan as plan_runs
-    from fedmr_flwr.studies.study import study_of
 
     confs, overrides = _divide(arguments)
     study = study_of(confs, strategies, seeds, grid or [], target)

@@ -34,8 +34,8 @@ def flatness(
     is a run folder, OTHER the folder of a second run, for --paths.
     """
     # Imported here, because they take seconds to load, which nobody should wait for to read the help.
-    from fedmr_flwr.analysis import plots
-    from fedmr_flwr.analysis.flatness import Flatness, save
+    from fedmr_flwr.analysis.flatness import plots
+    from fedmr_flwr.analysis.flatness.measure import Flatness, save
     from fedmr_flwr.analysis.results import load_run
     from fedmr_flwr.training.devices import pick_device
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmr_flwr.studies.plan import plan
-from fedmr_flwr.studies.study import study_of
+from fedmr_flwr.analysis.studies.plan import plan
+from fedmr_flwr.analysis.studies.study import study_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -8,8 +8,8 @@ from hessian_eigenthings.loss_fns import supervised_loss
 from torch import nn
 from torch.nn import functional
 
-from fedmr_flwr.analysis.curvature import top_eigenvalues, trace
-from fedmr_flwr.analysis.objective import Objective
+from fedmr_flwr.analysis.flatness.curvature import top_eigenvalues, trace
+from fedmr_flwr.analysis.flatness.objective import Objective
 from fedmr_flwr.data.base import Dataset, Examples
 
 CPU = torch.device("cpu")

@@ -12,13 +12,13 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from fedmr_flwr import load_run
-from fedmr_flwr.analysis.flatness import Flatness
+from fedmr_flwr.analysis.flatness.measure import Flatness
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 LOCAL = ["engine=in-process", "device=cpu"]
 CPU = torch.device("cpu")
 

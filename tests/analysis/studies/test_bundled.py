@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fedmr_flwr.analysis.studies.jobs import run_all
+from fedmr_flwr.analysis.studies.plan import plan
+from fedmr_flwr.analysis.studies.study import study_of
 from fedmr_flwr.cli.compare import compare
 from fedmr_flwr.launch import engines
-from fedmr_flwr.studies.jobs import run_all
-from fedmr_flwr.studies.plan import plan
-from fedmr_flwr.studies.study import study_of
 
-FOLDER = Path(__file__).parents[2] / "conf" / "studies"
+FOLDER = Path(__file__).parents[3] / "conf" / "studies"
 STUDIES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 LARGE = [name for name in STUDIES if not name.startswith("small-")]
 # Two rounds of two clients that take one pass over a few examples.

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedmr_flwr.analysis.studies.earlier import Metrics
 from fedmr_flwr.report import figures
-from fedmr_flwr.studies.earlier import Metrics
 
 # More lines than that in one panel cannot be told apart.
 _MOST_LINES = 6

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from fedmr_flwr.analysis.flatness import Surface
-from fedmr_flwr.analysis.objective import Matrix
+from fedmr_flwr.analysis.flatness.measure import Surface
+from fedmr_flwr.analysis.flatness.objective import Matrix
 from fedmr_flwr.report import figures
 from fedmr_flwr.report.figures import COLOURS
 

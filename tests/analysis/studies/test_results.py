@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedmr_flwr.studies.results import Interval, RunKey, best_of, collect, difference, floor_percent
+from fedmr_flwr.analysis.studies.results import Interval, RunKey, best_of, collect, difference, floor_percent
 from tests.support.curves import TWO, rows
 
 

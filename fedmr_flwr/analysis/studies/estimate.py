@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from fedmr_flwr.analysis.studies import terminal
+from fedmr_flwr.analysis.studies.earlier import find_earlier_run
+from fedmr_flwr.analysis.studies.plan import Planned, Train
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.studies import terminal
-from fedmr_flwr.studies.earlier import find_earlier_run
-from fedmr_flwr.studies.plan import Planned, Train
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fedmr_flwr.analysis.curvature import top_eigenvalues, trace
-from fedmr_flwr.analysis.landscape import Plane, barrier, line, principal_plane, random_plane, surface
-from fedmr_flwr.analysis.objective import Matrix, Objective, Vector
+from fedmr_flwr.analysis.flatness.curvature import top_eigenvalues, trace
+from fedmr_flwr.analysis.flatness.landscape import Plane, barrier, line, principal_plane, random_plane, surface
+from fedmr_flwr.analysis.flatness.objective import Matrix, Objective, Vector
+from fedmr_flwr.analysis.flatness.sharpness import adaptive_sharpness, sharpness
 from fedmr_flwr.analysis.results import RunResults
-from fedmr_flwr.analysis.sharpness import adaptive_sharpness, sharpness
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data.base import Examples

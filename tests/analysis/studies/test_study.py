@@ -2,8 +2,8 @@
 
 import pytest
 
+from fedmr_flwr.analysis.studies.study import Variant, cells_of, parse_grid, parse_strategies, study_of
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.studies.study import Variant, cells_of, parse_grid, parse_strategies, study_of
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fedmr_flwr.analysis.studies.results import LAST, NUMBERS, STEADY, best_of, difference
 from fedmr_flwr.files import write_aside
-from fedmr_flwr.studies.results import LAST, NUMBERS, STEADY, best_of, difference
 
 _NO_NUMBER = "–"
 # The columns of evaluations that are made only if they are configured.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fedmr_flwr.analysis.studies import curves
 from fedmr_flwr.report import figures
-from fedmr_flwr.studies import curves
 from tests.support.curves import TWO, rows
 
 

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedmr_flwr.analysis.studies.earlier import check_same
+from fedmr_flwr.analysis.studies.study import Cell, Study, Variant, cells_of, check_overrides
 from fedmr_flwr.config.identity import identity
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.studies.earlier import check_same
-from fedmr_flwr.studies.study import Cell, Study, Variant, cells_of, check_overrides
 
 # What trains: `launch.engines.run`, or a stand-in.
 Train = Callable[[Settings, Display, RunFolder | None], RunFolder]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedmr_flwr.analysis.landscape import barrier, line, principal_plane, random_plane, surface
+from fedmr_flwr.analysis.flatness.landscape import barrier, line, principal_plane, random_plane, surface
 
 
 def squared(vector):

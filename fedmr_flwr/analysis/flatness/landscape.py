@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedmr_flwr.analysis.objective import Matrix, Vector
+from fedmr_flwr.analysis.flatness.objective import Matrix, Vector
 
 # The loss of a model given as its floats [P].
 Loss = Callable[[Vector], float]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedmr_flwr.analysis.curvature import top_eigenvalues, trace
+from fedmr_flwr.analysis.flatness.curvature import top_eigenvalues, trace
 
 P = 60
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedmr_flwr.studies import tables, terminal
-from fedmr_flwr.studies.results import RunKey, collect
+from fedmr_flwr.analysis.studies import tables, terminal
+from fedmr_flwr.analysis.studies.results import RunKey, collect
 from tests.support.curves import TWO, rows
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from fedmr_flwr.studies.earlier import Metrics
+from fedmr_flwr.analysis.studies.earlier import Metrics
 
 # The mean of the last evaluations varies less than the last one alone.
 LAST = 5

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedmr_flwr.analysis.objective import Vector
+from fedmr_flwr.analysis.flatness.objective import Vector
 
 # The radii of the papers' experiments on CIFAR-10.
 RADIUS, ADAPTIVE_RADIUS = 0.05, 0.5

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from fedmr_flwr.analysis.studies.earlier import find_earlier_run
+from fedmr_flwr.analysis.studies.plan import Planned, Train
 from fedmr_flwr.config.loading import resolve_paths, to_yaml
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.studies.earlier import find_earlier_run
-from fedmr_flwr.studies.plan import Planned, Train
 
 # Runs of these engines are one process each; Ray and a SuperLink share out the machine themselves.
 SIDE_BY_SIDE = ("in-process", "gpu")

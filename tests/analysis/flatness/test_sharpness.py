@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedmr_flwr.analysis.sharpness import adaptive_sharpness, sharpness
+from fedmr_flwr.analysis.flatness.sharpness import adaptive_sharpness, sharpness
 
 
 class Quadratic:

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from fedmr_flwr.analysis.studies import earlier
+from fedmr_flwr.analysis.studies.plan import plan
+from fedmr_flwr.analysis.studies.study import study_of
 from fedmr_flwr.config.identity import own_code
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.server.experiment import create_folder
-from fedmr_flwr.studies import earlier
-from fedmr_flwr.studies.plan import plan
-from fedmr_flwr.studies.study import study_of
 
 TOY = ["rounds=3", "clients=6", "clients-per-round=3", "training.local-epochs=1", "device=cpu"]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from fedmr_flwr.analysis.objective import Matrix, Vector
+from fedmr_flwr.analysis.flatness.objective import Matrix, Vector
 
 # [N, P] vectors to [N, P], the matrix's product with each.
 Products = Callable[[Matrix], Matrix]

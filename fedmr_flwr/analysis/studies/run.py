@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedmr_flwr.analysis.studies import curves, jobs, results, tables, terminal
+from fedmr_flwr.analysis.studies.earlier import Metrics, find_earlier_run, rows_of
+from fedmr_flwr.analysis.studies.plan import Planned, Train
 from fedmr_flwr.errors import ConfigError, FedmrError, RunError, RunFolderError
 from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.runs.versions import changed_versions
-from fedmr_flwr.studies import curves, jobs, results, tables, terminal
-from fedmr_flwr.studies.earlier import Metrics, find_earlier_run, rows_of
-from fedmr_flwr.studies.plan import Planned, Train
 
 _DETAILS = "test accuracy in %, mean ± standard deviation over runs; MB per client and round; s/round is the median"
 _CELLS = "test accuracy in %, mean of the last five evaluations; bold where it is higher than each other one at 95 %"

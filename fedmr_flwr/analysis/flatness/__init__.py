@@ -1,0 +1,1 @@
+"""How flat the minima are that a run found."""
