@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +89,7 @@ def test_closed_terminal_ends_the_run(tmp_path):
     out = tmp_path / "run"
     child, terminal = pty.fork()
     if not child:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests ignore it, and so would this process
         os.execv(sys.executable, [*RUN, "rounds=10000", f"run-dir={out}"])
     while not (out / "metrics.jsonl").exists():
         os.read(terminal, 1000)
