@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmr_flwr.config.paths import kind_and_path
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
@@ -68,7 +69,7 @@ def own_code(settings: Settings) -> dict[str, str]:
     found = {}
     for text in _texts(identity(settings)):
         match = _OWN.fullmatch(text)
-        if match and not text.startswith(FLOWER) and (path := _source(match[1])):
+        if match and not text.startswith(FLOWER) and not kind_and_path(text)[0] and (path := _source(match[1])):
             found[match[1]] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedmr_flwr.config.paths import default_data_dir, find_configuration
 from fedmr_flwr.config.sections import shorten, validate_section
-from fedmr_flwr.config.settings import PARTITION_OPTIONS, Settings
+from fedmr_flwr.config.settings import PARTITION_OPTIONS, Settings, uses
 from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.yaml_text import read_settings, read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
@@ -46,7 +46,7 @@ def load(conf: str | Path, overrides: Iterable[str] = ()) -> Settings:
     section = values.get("partition")
     if "partition.name" in texts and isinstance(section, dict):
         for option, users in PARTITION_OPTIONS.items():
-            if section.get("name") not in users and f"partition.{option}" not in texts:
+            if not uses(str(section.get("name")), users) and f"partition.{option}" not in texts:
                 _drop(values, f"partition.{option}")
     return validate_section(Settings, values, str(conf), texts)
 

@@ -59,15 +59,22 @@ PARTITION_OPTIONS = {
     "alpha": ("dirichlet", "dirichlet-plain", "quantity"),
     "fill-up": ("dirichlet", "dirichlet-plain"),
     "shards-per-client": ("shards",),
+    "arguments": (FLOWER,),
 }
+
+
+def uses(partition: str, users: tuple[str, ...]) -> bool:
+    """Return whether a partition is among some names; "flwr:" stands for all partitioners of flwr-datasets."""
+    return partition in users or (FLOWER in users and partition.startswith(FLOWER))
 
 
 class Partition(Section):
     """The division of the training examples among the clients.
 
     Attributes:
-        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, natural, file:PATH, or nodes: each client has its
-            own examples, in a deployment.
+        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, natural, file:PATH, flwr:NAME, a partitioner of
+            flwr-datasets, or nodes: each client has its own examples, in a deployment.
+        arguments: of a partitioner of flwr-datasets, by their Python names.
         alpha: the Dirichlet concentration; small is more heterogeneous.
         fill_up: for Dirichlet partitions: whether clients with fewer than ten examples get others from
             the largest clients; otherwise the draw is repeated, which fails if there are many clients.
@@ -83,12 +90,13 @@ class Partition(Section):
     shards_per_client: int = Field(2, ge=1)
     test: Literal["participants", "all"] = "participants"
     test_fraction: float = Field(0.0, ge=0, lt=1)
+    arguments: dict[str, bool | int | float | str | list[int] | list[float]] | None = None
 
     @model_validator(mode="after")
     def _uses_its_options(self) -> Self:
         for name, field in type(self).model_fields.items():
             users = PARTITION_OPTIONS.get(str(field.alias), (self.name,))
-            if self.name not in users and (value := getattr(self, name)) != field.default:
+            if not uses(self.name, users) and (value := getattr(self, name)) != field.default:
                 raise wrong_value(
                     str(field.alias),
                     value,
@@ -100,7 +108,7 @@ class Partition(Section):
     def _without_void_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Write only what has an effect."""
         dump: dict[str, Any] = handler(self)
-        void = {name for name, users in PARTITION_OPTIONS.items() if self.name not in users}
+        void = {name for name, users in PARTITION_OPTIONS.items() if not uses(self.name, users)}
         return {name: value for name, value in dump.items() if name.replace("_", "-") not in void}
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.settings import Partition
 from fedmr_flwr.core.randomness import stream
+from fedmr_flwr.data import flower_partitions
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.data.held_out import hold_out
 from fedmr_flwr.errors import ConfigError, PartitionError
@@ -92,12 +94,20 @@ def _divide(dataset: Dataset, clients: int, partition: Partition, seed: int) -> 
             f"partition.name: '{NODES}' is for clients on their own machines, with their own examples; start "
             "them as in docs/deployment.md, and the run with --superlink NAME"
         )
-    if partition.name not in PARTITIONS:
+    flower = partition.name.startswith(FLOWER)
+    if partition.name not in PARTITIONS and not flower:
         known = ", ".join(sorted([*PARTITIONS, "natural", NODES]))
-        raise ConfigError(f"partition.name: unknown partition '{partition.name}'; choose one of {known}, file:PATH")
+        raise ConfigError(
+            f"partition.name: unknown partition '{partition.name}'; choose one of {known}, file:PATH, {FLOWER}NAME"
+        )
     if clients > len(labels):
         raise PartitionError(f"{len(labels)} examples cannot be divided among {clients} clients; lower clients")
-    parts = PARTITIONS[partition.name](labels, clients, partition, seed)
+    if flower:
+        columns = {"label": labels} | ({} if dataset.owners is None else {"client": dataset.owners.numpy()})
+        name = partition.name.removeprefix(FLOWER)
+        parts = flower_partitions.divide(name, partition.arguments or {}, columns, clients, seed)
+    else:
+        parts = PARTITIONS[partition.name](labels, clients, partition, seed)
     # Sorted, so that a client's training depends on its set of examples alone, not on how they were drawn.
     return [np.sort(np.asarray(part, np.int64)) for part in parts]
 
@@ -240,7 +250,7 @@ def _natural(dataset: Dataset, clients: int, seed: int) -> list[Indices]:
     if dataset.owners is None:
         raise ConfigError(
             "partition.name: this data set does not state the authors of its examples, so it has no natural "
-            "partition; choose another one"
+            "partition; choose another one, or name the column of the authors with data.client"
         )
     owners = dataset.owners.numpy()
     _, counts = np.unique(owners, return_counts=True)

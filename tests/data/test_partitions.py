@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from fedmr_flwr.config.loading import parse
 from fedmr_flwr.config.settings import Partition
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import partitions
 from fedmr_flwr.data.base import Dataset, Examples
-from fedmr_flwr.errors import ConfigError, PartitionError
+from fedmr_flwr.errors import ConfigError, FedmrError, PartitionError
 
 
 def dataset(labels, owners=None):
@@ -408,3 +409,66 @@ def test_json_list_of_clients_is_read(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"train_data": [[0, 2], [1]]}))
     parts = partitions.split(DATA, 2, Partition(name=f"file:{tmp_path / 'p.json'}"), 0)
     assert [part.tolist() for part in parts] == [[0, 2], [1]]
+
+
+def of_flower(name, clients=4, seed=0, owners=None, **arguments):
+    data = replace(DATA, owners=owners)
+    return partitions.split(data, clients, Partition(name=f"flwr:{name}", arguments=arguments), seed)
+
+
+# flwr-datasets warns of classes that no client has, and of its own use of PyArrow.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("IidPartitioner", {}),
+        ("PathologicalPartitioner", {"num_classes_per_partition": 5, "class_assignment_mode": "deterministic"}),
+        ("DirichletPartitioner", {"alpha": 0.5}),
+        ("LinearPartitioner", {}),
+        ("ShardPartitioner", {"num_shards_per_partition": 2}),
+        ("SizePartitioner", {"partition_sizes": [400, 500, 300, 800]}),
+    ],
+)
+def test_partitioners_of_flower_divide_all(name, arguments):
+    parts = of_flower(name, **arguments)
+    assert sorted(np.concatenate(parts)) == list(range(2000))
+    again = of_flower(name, **arguments)
+    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pathological_clients_have_their_number_of_classes():
+    labels = DATA.train.labels.numpy()
+    for part in of_flower("PathologicalPartitioner", num_classes_per_partition=3):
+        assert len(np.unique(labels[part])) == 3
+    other = of_flower("PathologicalPartitioner", seed=1, num_classes_per_partition=3)
+    assert len(other[0]) != len(of_flower("PathologicalPartitioner", num_classes_per_partition=3)[0])
+
+
+def test_natural_partitioner_takes_the_authors():
+    owners = torch.arange(2000) % 4
+    parts = of_flower("NaturalIdPartitioner", owners=owners)
+    assert all(len(owners[part].unique()) == 1 for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("Nobody", {}, "flwr-datasets has no partitioner 'Nobody'; choose one of .*DirichletPartitioner"),
+        ("Partitioner", {}, "has no partitioner 'Partitioner'"),
+        ("IidPartitioner", {"alpha": 1}, "IidPartitioner has no argument 'alpha'; it has num_partitions"),
+        ("DirichletPartitioner", {}, "partition.arguments: DirichletPartitioner was refused: .*alpha"),
+        ("DirichletPartitioner", {"alpha": -1.0}, "DirichletPartitioner cannot divide the examples: "),
+        ("IidPartitioner", {"num_partitions": 3}, "IidPartitioner made 3 parts; set clients=3"),
+        ("NaturalIdPartitioner", {}, "NaturalIdPartitioner cannot divide the examples"),
+    ],
+)
+def test_misused_partitioner_is_one_line(name, arguments, words):
+    with pytest.raises(FedmrError, match=words) as caught:
+        of_flower(name, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_are_for_flower():
+    with pytest.raises(ConfigError, match="partition.arguments: partition.name=iid does not use it"):
+        parse({"partition": {"name": "iid", "arguments": {"alpha": 1}}}, "test")
