@@ -29,6 +29,7 @@ from fedmr_flwr.data.digits import BreastCancer, Digits
 from fedmr_flwr.data.folder import ImageFolder
 from fedmr_flwr.data.hub import HuggingFace
 from fedmr_flwr.data.idx import Idx
+from fedmr_flwr.data.items import arrays_of_items
 from fedmr_flwr.data.leaf import Femnist, Shakespeare
 from fedmr_flwr.data.npz import Npz
 from fedmr_flwr.data.own import Choice, Form, Own
@@ -74,7 +75,7 @@ def load(data: Data, data_dir: Path | None, seed: int | None = None) -> Dataset:
         ConfigError: the data set is unknown, or cannot be normalised as configured.
         DataError: its files are missing or damaged, or it has fewer training examples than are asked for.
     """
-    drawn = data.train_examples is not None or own_source(data.name, data) is not None
+    drawn = data.train_examples is not None or data.name not in DATASETS
     return _load(data, data_dir or default_data_dir(), seed if drawn else None)
 
 
@@ -131,7 +132,7 @@ def _load(data: Data, data_dir: Path, seed: int | None) -> Dataset:
     if source:
         dataset, measured = _from_files(source, data.name, data_dir, data.download)
     elif ":" in data.name:
-        dataset = _own(data.name, data_dir)
+        dataset = _own(data.name, data_dir, seed or 0)
     else:
         known = ", ".join([*sorted(DATASETS), *(f"{kind}:PATH" for kind in KINDS)])
         raise ConfigError(f"data.name: unknown data set '{data.name}'; choose one of {known} or module:function")
@@ -245,7 +246,7 @@ def _choice(data: Data) -> Choice:
     return Choice(data.height_and_width, data.label, data.client, data.image, data.text)
 
 
-def _own(name: str, data_dir: Path) -> Dataset:
+def _own(name: str, data_dir: Path, seed: int) -> Dataset:
     module, _, function = name.partition(":")
     try:
         loader = getattr(importlib.import_module(module), function)
@@ -256,8 +257,15 @@ def _own(name: str, data_dir: Path) -> Dataset:
     except Exception as error:
         # With its cause, unlike our own errors: the author of the loader needs the traceback.
         raise DataError(f"data.name: '{name}' failed with {type(error).__name__}: {error}") from error
+    parts = found if isinstance(found, tuple) else (found,)
+    if len(parts) in (1, 2) and all(isinstance(part, torch.utils.data.Dataset) for part in parts):
+        arrays = validate_arrays(arrays_of_items(parts, f"'{name}'", seed), f"'{name}'")
+        return _with_measured({key: torch.from_numpy(array) for key, array in arrays.items()})
     if not isinstance(found, Dataset):
-        raise ConfigError(f"data.name: '{name}' returned {type(found).__name__}, expected fedmr_flwr.Dataset")
+        raise ConfigError(
+            f"data.name: '{name}' returned {type(found).__name__}, expected fedmr_flwr.Dataset, or one or two of "
+            "torch.utils.data.Dataset"
+        )
     try:
         arrays = {f"x_{part}": getattr(found, part).inputs.numpy() for part in PARTS}
         arrays |= {f"y_{part}": getattr(found, part).labels.numpy() for part in PARTS}
@@ -276,6 +284,13 @@ def _own(name: str, data_dir: Path) -> Dataset:
         normalisation = Normalisation.measure(train.inputs.numpy())
     owners, test_owners = good.get("owners"), good.get("owners_test")
     return replace(found, train=train, test=test, normalisation=normalisation, owners=owners, test_owners=test_owners)
+
+
+def _with_measured(found: Mapping[str, torch.Tensor]) -> Dataset:
+    """Return a data set of arrays, with the measured normalisation of images."""
+    train, test = (Examples(found[f"x_{part}"], found[f"y_{part}"]) for part in PARTS)
+    image = train.inputs.ndim == 4 and train.inputs.dtype == torch.uint8
+    return Dataset(train, test, _count_classes(found), Normalisation.measure(train.inputs.numpy()) if image else None)
 
 
 def _drawn(dataset: Dataset, count: int, seed: int) -> Dataset:

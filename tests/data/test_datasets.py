@@ -340,7 +340,7 @@ def test_own_loader(tmp_path, my_data):
 
 def test_wrong_own_loaders_are_refused(tmp_path, my_data):
     for name, words in {
-        "my_data:wrong": "returned int, expected fedmr_flwr.Dataset",
+        "my_data:wrong": "returned int, expected fedmr_flwr.Dataset, or one or two of torch",
         "my_data:missing": "'my_data:missing' failed with FileNotFoundError",
         "my_data:short": "'my_data:short' failed with TypeError",
         "my_data:number": "'my_data:number' failed with TypeError: 'int' object is not callable",
@@ -485,3 +485,79 @@ def test_breast_cancer_is_scaled_by_its_training_part():
     torch.testing.assert_close(data.train.inputs.mean(0), torch.zeros(30), atol=1e-5, rtol=0)
     torch.testing.assert_close(data.train.inputs.std(0, unbiased=False), torch.ones(30))
     assert data.test.inputs.mean().abs() > 1e-3
+
+
+ITEMS = """
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+def floats(folder):
+    return TensorDataset(torch.arange(60.0).reshape(20, 3), torch.arange(20) % 2)
+
+def both(folder):
+    return floats(folder), TensorDataset(torch.ones(4, 3), torch.tensor([0, 1, 1, 2]))
+
+def bytes(folder):
+    return TensorDataset(torch.arange(20 * 16).reshape(20, 1, 4, 4).to(torch.uint8), torch.arange(20) % 2)
+
+def regression(folder):
+    return TensorDataset(torch.ones(20, 3), torch.rand(20))
+
+def alone(folder):
+    return TensorDataset(torch.ones(20, 3))
+
+class Growing(Dataset):
+    def __len__(self):
+        return 9
+    def __getitem__(self, at):
+        return torch.ones(1 + at), 0
+
+def growing(folder):
+    return Growing()
+
+def empty(folder):
+    return TensorDataset(torch.ones(0, 3), torch.ones(0))
+
+class Texts(Growing):
+    def __getitem__(self, at):
+        return "a", 0
+
+def texts(folder):
+    return Texts()
+"""
+
+
+@pytest.fixture
+def items(tmp_path, monkeypatch):
+    (tmp_path / "my_items.py").write_text(ITEMS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_items_of_pytorch(items):
+    data = datasets.load(Data(name="my_items:floats"), None, 0)
+    assert (len(data.train), len(data.test), data.classes, data.input_shape) == (16, 4, 2, (3,))
+    assert torch.equal(data.train.labels, (data.train.inputs[:, 0] / 3).long() % 2)
+    other = datasets.load(Data(name="my_items:floats"), None, 1)
+    assert other.digest() != data.digest(), "the seed draws the test part"
+    both = datasets.load(Data(name="my_items:both"), None, 0)
+    assert (len(both.train), len(both.test), both.classes) == (20, 4, 3)
+    images = datasets.load(Data(name="my_items:bytes"), None, 0)
+    assert abs(float(images.prepare(images.train.inputs).mean())) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "regression",
+            "the label of item 0 of 'my_items:regression' is no whole number; only classes can be learned",
+        ),
+        ("alone", "item 0 of 'my_items:alone' is a tuple; it must be an input and its label"),
+        ("growing", r"items 0 and 1 of .* differ, float32\[1\] and float32\[2\]; all must have one type and shape"),
+        ("empty", "returned a data set without a length, or without items"),
+        ("texts", "the input of item 0 of .* is a str; it must be a tensor or an array"),
+    ],
+)
+def test_unfit_items_are_one_line(items, name, words):
+    with pytest.raises(DataError, match=words):
+        datasets.load(Data(name=f"my_items:{name}"), None, 0)

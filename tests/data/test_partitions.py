@@ -422,7 +422,6 @@ def of_flower(name, clients=4, seed=0, owners=None, **arguments):
     ("name", "arguments"),
     [
         ("IidPartitioner", {}),
-        ("PathologicalPartitioner", {"num_classes_per_partition": 5, "class_assignment_mode": "deterministic"}),
         ("DirichletPartitioner", {"alpha": 0.5}),
         ("LinearPartitioner", {}),
         ("ShardPartitioner", {"num_shards_per_partition": 2}),
