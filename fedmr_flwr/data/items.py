@@ -17,8 +17,8 @@ def arrays_of_items(parts: Sequence[data.Dataset[Any]], where: str, seed: int) -
     """Return the arrays of one or two data sets.
 
     Args:
-        parts: for training and for testing, or one of which a fifth is drawn from the seed for testing; their items are
-            an input, a tensor or an array of one shape, and a label, a whole number.
+        parts: for training and for testing, or one of which a fifth is drawn from the seed for testing; their items
+            are an input, a tensor or an array of one shape, and a label, a whole number.
         where: the name of their function in an error.
         seed: of the run.
 
@@ -44,8 +44,8 @@ def _items(items: data.Dataset[Any], where: str) -> tuple[NDArray[np.generic], N
         values, label = (part.numpy(force=True) if isinstance(part, torch.Tensor) else part for part in item)
         if not isinstance(values, np.ndarray):
             raise DataError(
-                f"the input of item {at} of {where} is a {type(values).__name__}; it must be a tensor or an array: of "
-                "an image, transform=torchvision.transforms.PILToTensor()"
+                f"the input of item {at} of {where} is a {type(values).__name__}; it must be a tensor or an array: "
+                "of an image, transform=torchvision.transforms.PILToTensor()"
             )
         if np.ndim(label) or not np.issubdtype(np.asarray(label).dtype, np.integer):
             raise DataError(f"the label of item {at} of {where} is no whole number; only classes can be learned")
