@@ -31,6 +31,8 @@ def class_scores(labels: NDArray[np.int64], logits: NDArray[np.float32]) -> dict
         "balanced-accuracy": float(np.mean([scores["recall"] for scores in each.values() if scores["support"]])),
     }
     if classes > 2 * _TOP:
-        found["top-5"] = float(top_k_accuracy_score(labels, logits, k=_TOP, labels=np.arange(classes)))
+        # Those of a model that has diverged, which scikit-learn refuses; the run itself says so.
+        finite = np.nan_to_num(logits)
+        found["top-5"] = float(top_k_accuracy_score(labels, finite, k=_TOP, labels=np.arange(classes)))
     matrix = confusion_matrix(labels, predicted, labels=np.arange(classes))
     return {**found, "classes": each, "confusion": matrix.tolist()}

@@ -1,5 +1,7 @@
 """The evaluation of a model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,10 +47,7 @@ def evaluate(
     model.eval()
     # Summed on the device: reading each batch's loss would wait for it.
     loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
-    generators = generators_of(device)
-    for generator in generators:
-        generator.manual_seed(int(stream(0, "evaluate").integers(2**63)))
-    with default_generators(generators):
+    with _same_draws(device):
         for start in range(0, len(examples), batch_size):
             labels = examples.labels[start : start + batch_size].to(device)
             logits = model(to_input(dataset, examples.inputs[start : start + batch_size].to(device)))
@@ -57,11 +56,11 @@ def evaluate(
     return Score(loss.item() / len(examples), correct.item() / len(examples), len(examples))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logits_of(
     model: nn.Module, dataset: Dataset, examples: Examples, device: torch.device, batch_size: int = 1000
 ) -> NDArray[np.float32]:
-    """Return a model's outputs.
+    """Return a model's outputs; if it draws random numbers, it draws the same ones each time.
 
     Args:
         model: on `device`; put into evaluation mode.
@@ -75,4 +74,15 @@ def logits_of(
     """
     model.eval()
     parts = torch.split(examples.inputs, batch_size)
-    return torch.cat([model(to_input(dataset, part.to(device))).float().cpu() for part in parts]).numpy()
+    with _same_draws(device):
+        return torch.cat([model(to_input(dataset, part.to(device))).float().cpu() for part in parts]).numpy()
+
+
+@contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """Let modules draw the same random numbers in every such block."""
+    generators = generators_of(device)
+    for generator in generators:
+        generator.manual_seed(int(stream(0, "evaluate").integers(2**63)))
+    with default_generators(generators):
+        yield

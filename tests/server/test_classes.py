@@ -35,3 +35,9 @@ def test_scores_by_hand():
 def test_top_five_by_hand():
     order = np.tile(np.arange(12, dtype=np.float32), (4, 1))  # 11 is the most likely, then 10, 9, 8 and 7
     assert class_scores(np.array([11, 7, 6, 0]), order)["top-5"] == 0.5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_has_diverged_is_scored(value):
+    logits = np.full((4, 12), value, np.float32)
+    assert class_scores(np.array([0, 1, 2, 3]), logits)["classes"][0]["recall"] == 1, "the first class is predicted"

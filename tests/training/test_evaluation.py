@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedmr_flwr.data.base import Dataset, Examples, Normalisation
-from fedmr_flwr.training.evaluation import evaluate
+from fedmr_flwr.training.evaluation import evaluate, logits_of
 
 CPU = torch.device("cpu")
 
@@ -47,24 +47,29 @@ class Sampling(nn.Module):
 def test_draws_in_evaluation_repeat():
     examples = Examples(torch.rand(20, 1, 2, 2), torch.arange(20) % 4)
     data = Dataset(examples, examples, 4, None)
-    scores = []
+    scores, logits = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         scores.append(evaluate(Sampling(), data, examples, CPU, 7))
+        logits.append(logits_of(Sampling(), data, examples, CPU, 7))
         assert torch.equal(torch.get_rng_state(), before)
     assert scores[0] == scores[1]
+    np.testing.assert_array_equal(*logits)
+    # Of each class as of all of them.
+    assert scores[0].accuracy == np.mean(logits[0].argmax(1) == examples.labels.numpy())
 
 
-def test_tensors_kept_in_evaluation_can_be_trained_with():
+@pytest.mark.parametrize("score", [evaluate, logits_of])
+def test_tensors_kept_in_evaluation_can_be_trained_with(score):
     class Keeping(nn.Linear):
         kept = None
 
         def forward(self, images):
             self.kept = torch.ones(2) if self.kept is None else self.kept
-            return super().forward(images.flatten(1) * self.kept)
+            return super().forward(images.flatten(1)) * self.kept
 
     model, examples = Keeping(2, 2), Examples(torch.rand(3, 1, 1, 2), torch.arange(3) % 2)
-    evaluate(model, Dataset(examples, examples, 2, None), examples, CPU)
+    score(model, Dataset(examples, examples, 2, None), examples, CPU)
     model(examples.inputs).sum().backward()
     assert model.weight.grad is not None
