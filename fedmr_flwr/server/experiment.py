@@ -84,7 +84,7 @@ class Experiment:
     @property
     def chance(self) -> float:
         """The accuracy on the test set of a model that always gives its most frequent label."""
-        labels = self.dataset.test.labels
+        labels = self.test.labels
         return float(labels.bincount().max()) / len(labels)
 
     def state_dict(self, model: Packed) -> dict[str, NDArray[Any]]:

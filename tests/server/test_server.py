@@ -611,6 +611,8 @@ def test_natural_runs_test_on_participants(toy, tmp_path, choice, tested):
     np.savez(tmp_path / "written.npz", **train, **test)
     data = f"data.name=npz:{tmp_path / 'written.npz'}"
     settings = toy(data, "partition.name=natural", f"partition.test={choice}", "clients=2", "clients-per-round=2")
-    assert len(experiment.Experiment(settings).test) == tested
+    prepared = experiment.Experiment(settings)
+    assert len(prepared.test) == tested
+    assert prepared.chance == 1 / tested  # each of them has another label
     row = run(settings).read_rows()[-1]
     assert row["test-accuracy"] * tested == pytest.approx(round(row["test-accuracy"] * tested))
