@@ -303,6 +303,11 @@ class Settings(Section):
                 "data.train-examples draws from the server's data set, but with partition.name=nodes each client has "
                 "its own examples; leave one of them out"
             )
+        if self.evaluation.train != "never" and self.partition.name == "nodes":
+            raise ValueError(
+                "evaluation.train scores the global model on the training examples of all clients, but with "
+                "partition.name=nodes the server does not have them; use evaluation.clients"
+            )
         if self.privacy.local_dp and self.evaluation.clients != "never":
             raise ValueError(
                 "evaluation.clients would send each client's accuracy without the noise of privacy.local-dp; leave "

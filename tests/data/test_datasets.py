@@ -464,6 +464,11 @@ def test_drawing_from_the_servers_data_needs_clients_that_use_it():
         parse({"data": {"train-examples": 100}, "partition": {"name": "nodes"}}, "test")
 
 
+def test_scoring_on_clients_examples_needs_those_that_the_server_has():
+    with pytest.raises(ConfigError, match="the server does not have them; use evaluation.clients"):
+        parse({"evaluation": {"train": "end"}, "partition": {"name": "nodes"}}, "test")
+
+
 @pytest.mark.parametrize("shape", [(5,), (3, 8, 8), (7, 3), (2, 4, 4, 4)], ids=str)
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
 def test_float_arrays_stay_as_they_are(tmp_path, shape, kind):
