@@ -72,7 +72,10 @@ class Flatness:
         self._device = device
         self._report = report
         self._seed = results.config.seed
-        self._examples = self._drawn(np.arange(len(results.dataset.train)), 0)
+        parts = results.parts
+        # Not those that clients keep for testing, nor those that no client has.
+        every = np.sort(np.concatenate(parts)) if parts else np.arange(len(results.dataset.train))
+        self._examples = self._drawn(every, 0)
         self._network = results.network(results.packed(0)).to(device)
 
     def measure(self, number: int | None, slots: bool, clients: int) -> Measured:

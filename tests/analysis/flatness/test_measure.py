@@ -54,6 +54,13 @@ def test_every_slot_and_client_is_measured(runs):
     assert len(found["lines"]["between-slots"]["losses"]) == len(found["accuracy"]["slots"]) == 3
 
 
+def test_the_loss_is_that_on_examples_which_clients_train_on(runs):
+    results = load_run(runs[1])
+    results.parts = results.parts[:2]  # as if the others were kept for testing
+    measured = Flatness(results, 1000, CPU, lambda line: None).measure(None, slots=False, clients=0)
+    assert measured["examples"] == sum(map(len, results.parts)) < 300
+
+
 def test_lines_end_at_their_models(runs):
     lines = flatness(runs[0]).measure(None, slots=False, clients=0)["lines"]
     starts = [losses[0] for losses in lines["between-slots"]["losses"]]
