@@ -43,7 +43,11 @@ def check_same(settings: Settings) -> None:
         digests = _digests(settings.data, settings.data_dir, settings.clients, settings.partition, settings.seed)
         # In a deployment, clients may have data that only they know.
         now |= {name: digest for name, digest in digests.items() if name in manifest}
-    for name, old, new in differences({**manifest, **identity(load(out.config))}, now):
+    # What was not evaluated then would be missing from the tables.
+    now["evaluation"] = settings.evaluation.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    earlier = load(out.config)
+    evaluated = earlier.evaluation.model_dump(mode="json", by_alias=True)
+    for name, old, new in differences({**manifest, **identity(earlier), "evaluation": evaluated}, now):
         raise RunFolderError(
             f"{out.path} was started with {name} = {old}, but now it is {new}; choose another folder with --out"
         )

@@ -75,6 +75,21 @@ def test_runs_with_another_result_are_refused(tmp_path, change):
         planned(tmp_path, change)
 
 
+@pytest.mark.parametrize("change", ["evaluation.classes=end", "evaluation.train=2", "evaluation.forgetting=true"])
+def test_runs_without_a_wanted_evaluation_are_refused(tmp_path, change):
+    (run,) = planned(tmp_path)
+    create_folder(run.settings)
+    key = change.split("=")[0]
+    with pytest.raises(RunFolderError, match=f"fedavg-seed0 was started with {key} = .*, but now it is .*--out"):
+        planned(tmp_path, change)
+
+
+def test_runs_with_more_evaluations_are_used(tmp_path):
+    (run,) = planned(tmp_path, "evaluation.classes=end", "evaluation.train=2")
+    create_folder(run.settings)
+    planned(tmp_path, "evaluation.train=2")
+
+
 def test_local_privacy_makes_another_run(tmp_path):
     (run,) = planned(tmp_path)
     create_folder(run.settings)
