@@ -41,7 +41,7 @@ def _options(
     """Federated learning by layer-wise model recombination (FedMR)."""
 
 
-for command in (runs.run, runs.resume, compare, views.plot, views.partition, views.units, flatness):
+for command in (runs.run, runs.resume, compare, views.plot, views.data, views.partition, views.units, flatness):
     app.command(cls=Command)(command)
 app.add_typer(deploy.app, name="deploy")
 

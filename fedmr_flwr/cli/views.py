@@ -1,4 +1,4 @@
-"""The commands that do not train: `fedmr plot`, `partition` and `units`."""
+"""The commands that do not train: `fedmr plot`, `data`, `partition` and `units`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +58,32 @@ def partition(
     Console().print(partition_table(counts, partitions.divergences(counts), format_partition(settings)))
     for name in ("partition.npz", "clients.png"):
         print_line(str(out / name))
+
+
+def data(
+    conf: Conf,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture of examples.")] = Path("examples.png"),
+) -> None:
+    """Show the data: examples, classes, columns.
+
+    They are counted, some images are drawn, and the place of the shared copy is printed. CONF is a configuration
+    file, OVERRIDES are key=value.
+    """
+    from fedmr_flwr.data import datasets
+    from fedmr_flwr.report import examples
+
+    settings = load(conf, overrides or [])
+    dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
+    for line in (settings.data.name, *examples.describe(dataset)):
+        print_line(line)
+    Console().print(examples.class_table(dataset))
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if examples.draw(dataset, settings.data.name, out):
+        print_line(str(out))
+    if copy := datasets.copy_of(settings.data, settings.data_dir, settings.seed):
+        print_line(f"shared copy: {copy}")
 
 
 def units(conf: Conf, overrides: Overrides = None) -> None:

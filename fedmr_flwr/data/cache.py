@@ -64,6 +64,13 @@ def shared(name: str, files: list[Path], read: Callable[[], DatasetArrays]) -> d
     return {key: torch.tensor(array) for key, array in arrays.items()}
 
 
+def find(name: str, files: list[Path]) -> Path | None:
+    """Return where the shared copy of a data set lies; None if it could not be written."""
+    folder = folder_of(files)
+    paths = [place / f".{name}.safetensors" for place in [folder, *_home(folder)]]
+    return next((path for path in paths if _map(path, _stamp(files, folder))), None)
+
+
 def folder_of(files: list[Path]) -> Path:
     """Return the innermost folder that contains all of these files."""
     return Path(os.path.commonpath([file.parent for file in files]))

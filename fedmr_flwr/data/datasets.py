@@ -199,11 +199,21 @@ def arrays_of(
 
     if not files:
         return {key: torch.tensor(own) for key, own in read().items()}
-    copy = f"{Path(name).name}-{source.variant(files)}" if isinstance(source, Own) else name
     try:
-        return cache.shared(copy, files, read)
+        return cache.shared(_copy_name(source, name, files), files, read)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or name}: {error.strerror or error}") from None
+
+
+def _copy_name(source: Source, name: str, files: list[Path]) -> str:
+    return f"{Path(name).name}-{source.variant(files)}" if isinstance(source, Own) else name
+
+
+def copy_of(data: Data, data_dir: Path | None, seed: int) -> Path | None:
+    """Return where the shared copy of a data set lies that `load` has returned; None if it has none."""
+    source = DATASETS.get(data.name) or own_source(data.name, data, seed)
+    files = source.find(data_dir or default_data_dir(), data.download) if source else []
+    return cache.find(_copy_name(source, data.name, files), files) if source and files else None
 
 
 def read_examples(name: str, data: Data, form: Form) -> tuple[Examples, Examples | None]:

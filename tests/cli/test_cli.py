@@ -248,3 +248,25 @@ def test_bug_without_a_run_is_one_line(fedmr, tmp_path, monkeypatch):
     (kept,) = tmp_path.glob("fedmr-*-traceback.txt")
     assert (status, err.count("\n")) == (1, 1)
     assert f"the traceback is in {kept}; please report it" in err
+
+
+def test_data_are_shown(fedmr, tmp_path):
+    from PIL import Image
+
+    for kind in ("cat", "dog"):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (9, 8), (number, 0, 255)).save(tmp_path / "pets" / kind / f"{number}.png")
+    status, out, err = fedmr("data", "run.yaml", f"data.name=folder:{tmp_path / 'pets'}")
+    assert (status, err) == (0, "")
+    for words in ("cat", "dog", "images of shape [3, 8, 9]", "examples.png", f"shared copy: {tmp_path}/pets/.pets-"):
+        assert words in out
+    assert (tmp_path / "examples.png").exists()
+    (tmp_path / "a.csv").write_text("x,ward,label\n" + "".join(f"{at},w{at % 3},{at % 2}\n" for at in range(20)))
+    status, out, _ = fedmr(
+        "data", "run.yaml", f"data.name=csv:{tmp_path / 'a.csv'}", "data.client=ward", "--out=b.png"
+    )
+    assert status == 0
+    for words in ("float values of shape [1]", "labels 'label', clients 'ward'", "features: x", "3 clients of"):
+        assert words in out
+    assert not (tmp_path / "b.png").exists(), "a table has no pictures"

@@ -8,7 +8,7 @@ import pytest
 from fedmr_flwr import cli
 
 COMMANDS = [
-    "", "run", "resume", "compare", "plot", "partition", "units", "flatness", "deploy", "deploy init",
+    "", "run", "resume", "compare", "plot", "data", "partition", "units", "flatness", "deploy", "deploy init",
     "deploy server", "deploy node",
 ]  # fmt: skip
 

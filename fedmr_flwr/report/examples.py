@@ -1,0 +1,80 @@
+"""What a data set contains: a table, and a picture of some examples."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from fedmr_flwr.data.base import Dataset
+from fedmr_flwr.report import figures
+
+# Rows and columns of the picture, and rows of the table.
+_CLASSES, _EACH, _LISTED = 10, 8, 50
+
+
+def describe(dataset: Dataset) -> list[str]:
+    """Return lines about the shape of the examples, and what the files say of the columns."""
+    kind = "texts" if dataset.text else "float values" if dataset.train.inputs.is_floating_point() else "images"
+    facts = dataset.facts
+    columns = {"examples": facts.inputs, "labels": facts.label, "clients": facts.client}
+    lines = [f"{kind} of shape {list(dataset.input_shape)}"]
+    if named := [f"{what} '{name}'" for what, name in columns.items() if name]:
+        lines.append(f"columns: {', '.join(named)}")
+    if facts.columns:
+        lines.append(f"features: {', '.join(column.name for column in facts.columns)}")
+    if dataset.owners is not None:
+        lines.append(f"{len(np.unique(dataset.owners.numpy()))} clients of the natural partition")
+    return lines
+
+
+def class_table(dataset: Dataset) -> Table:
+    """Return a table with the number of examples of each class."""
+    facts, out = dataset.facts, Table()
+    out.add_column("class")
+    for part in ("training", "test"):
+        out.add_column(part, justify="right")
+    counts = [part.labels.bincount(minlength=dataset.classes) for part in (dataset.train, dataset.test)]
+    for at in range(min(dataset.classes, _LISTED)):
+        name = facts.names[at] if at < len(facts.names) else str(at)
+        out.add_row(name, *(f"{int(count[at]):,}" for count in counts))
+    if dataset.classes > _LISTED:
+        out.add_row(f"{dataset.classes - _LISTED} more", *(f"{int(count[_LISTED:].sum()):,}" for count in counts))
+    out.add_section()
+    out.add_row("all", *(f"{len(part):,}" for part in (dataset.train, dataset.test)))
+    return out
+
+
+def draw(dataset: Dataset, title: str, path: Path) -> bool:
+    """Draw the first training images of each class; return whether the examples are images.
+
+    Args:
+        dataset: the data set.
+        title: of the picture.
+        path: the file to write.
+    """
+    train = dataset.train
+    if train.inputs.dtype != torch.uint8 or train.inputs.ndim != 4 or len(dataset.input_shape) != 3:
+        return False
+    labels = train.labels.numpy()
+    classes = np.unique(labels)[:_CLASSES]
+    figure = Figure(figsize=(1.0 * _EACH + 1.5, 1.0 * len(classes) + 0.6), layout="constrained")
+    panels = figure.subplots(len(classes), _EACH, squeeze=False)
+    white = int(dataset.normalisation.white) if dataset.normalisation else 255
+    for label, row in zip(classes, panels, strict=True):
+        name = dataset.facts.names[label] if label < len(dataset.facts.names) else str(label)
+        row[0].set_ylabel(figures.plain(name[:20]), rotation=0, ha="right", va="center")
+        chosen = np.flatnonzero(labels == label)[:_EACH]
+        for at, axes in enumerate(row):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            if at < len(chosen):
+                # Two channels have no colours: the first stands for them.
+                image = train.inputs[chosen[at]].numpy()
+                pixels = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
+                axes.imshow(pixels, cmap="gray", vmin=0, vmax=white)
+    figure.suptitle(figures.plain(title), fontsize=11)
+    figures.write(figure, path)
+    return True
