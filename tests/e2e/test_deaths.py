@@ -111,8 +111,9 @@ def test_dead_nodes_lose_one_round(deployment, env, there):
     assert left(env) == []
 
 
+ROUNDS = 8
 # The wire's half precision must not matter for any of this.
-SETTINGS = ["rounds=12", "wire=float16"]
+SETTINGS = [f"rounds={ROUNDS}", "wire=float16"]
 
 
 def test_killed_server_resumes_the_same(deployment, env, there):
@@ -150,14 +151,14 @@ def test_killed_server_resumes_the_same(deployment, env, there):
         output, error = second.communicate(timeout=180)
         assert (second.returncode, error.count("\n")) == (1, 1), error
         assert "resuming after round " in output
-        assert len(out.read_rows()) < 12
+        assert len(out.read_rows()) < ROUNDS
 
         stack.enter_context(server(env, deployment))
         last = in_the_background(there, deployment, "resume", "run")
         _, error = last.communicate(timeout=240)
         assert (last.returncode, error) == (0, "")
     rows = out.read_rows()
-    assert [row["round"] for row in rows] == [*range(1, 13)]
+    assert [row["round"] for row in rows] == [*range(1, ROUNDS + 1)]
     assert [row["failed"] for row in rows if row["failures"]] == []
     assert manifest(out.path)["model-sha256"] == manifest(deployment / "reference")["model-sha256"]
     assert left(env) == []
