@@ -21,6 +21,7 @@ _INTERRUPTED = 130
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # Click suggests them, too
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

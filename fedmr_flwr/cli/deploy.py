@@ -16,7 +16,9 @@ AllowRoot = Annotated[
     bool, typer.Option("--allow-root", help="Also as root, whose rights the code of every run then has.")
 ]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run clients on their own machines.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, suggest_commands=False, help="Run clients on their own machines."
+)
 
 
 @app.callback()

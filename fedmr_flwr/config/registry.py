@@ -56,5 +56,5 @@ def find(name: str) -> type[Any]:
         raise ConfigError(f"'{name}' cannot be imported: {error}; it must be on PYTHONPATH") from None
     # Not `issubclass`: that would import the algorithms here, and Flower's own strategies have another base.
     if not (isinstance(found, type) and hasattr(found, "Rule")):
-        raise ConfigError(f"'{name}' must be a class derived from fedmr_flwr.algorithms.base.Algorithm")
+        raise ConfigError(f"'{name}' must be a class derived from fedmr_flwr.Algorithm")
     return found

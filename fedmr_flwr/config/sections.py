@@ -137,6 +137,8 @@ def explain(details: ErrorDetails, name: str, known: Iterable[str], noun: str = 
     if kind == "model_type":
         inner = next((key for key in known if key.startswith(f"{name}.")), "")
         return Problem("", f"{name} is a section; set one of its keys, such as {inner}")
+    if kind == "missing":
+        return Problem("", f"{name} is missing")
     if kind == _NAMED:
         return Problem(name, details["msg"])
     message = details["msg"].removeprefix("Value error, ")

@@ -8,6 +8,8 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
@@ -251,6 +253,14 @@ class Settings(Section):
         if isinstance(self.keep_models, str):
             return number % int(self.keep_models.removeprefix("every ")) == 0
         return number in self.keep_models
+
+    @field_validator("keep_models", mode="wrap")
+    @classmethod
+    def _are_rounds(cls, rounds: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(rounds)
+        except ValidationError:
+            raise ValueError("write a list of rounds, such as [10, 30], or every N") from None
 
     @property
     def guard_factor(self) -> float | None:

@@ -43,3 +43,11 @@ def test_every_option_is_described(text):
     for line in options.splitlines():
         if line.startswith("  --"):
             assert re.match(r"  --\S+( [A-Z]+)?  +\w", line), line
+
+
+@pytest.mark.parametrize(("arguments", "meant"), [("runn", "run"), ("deploy nod", "node")])
+def test_mistyped_command_is_corrected_once(monkeypatch, capsys, arguments, meant):
+    monkeypatch.setattr(sys, "argv", ["fedmr", *arguments.split()])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.count(f"Did you mean '{meant}'?") == 1

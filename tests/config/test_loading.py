@@ -85,6 +85,8 @@ def test_same_strategy_keeps_options(load):
             ["deployment.min-clients=101"],
             r"deployment.min-clients is 101 but there are only 100 clients",
         ),
+        ("", ["keep-models=every"], r"^'keep-models=every': write a list of rounds, such as \[10, 30\], or every N$"),
+        ("", ["privacy.local-dp.epsilon=1"], r"run.yaml: privacy.local-dp.clipping-norm is missing; "),
         ("", ["rounds"], r"'rounds' is not an override; write key=value"),
         ("rounds: true", [], r"rounds = True: must not be true or false"),
         ("", ["training.lr=true"], r"^'training.lr=true': must not be true or false"),

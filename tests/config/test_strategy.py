@@ -72,7 +72,7 @@ def test_python_settings_equal_files():
         ({"name": "flwr:FedX"}, r"^run.yaml: strategy.name: unknown strategy 'flwr:FedX'; choose one of flwr:"),
         ({"name": "nowhere:X"}, r"strategy.name: 'nowhere:X' cannot be imported: No module named 'nowhere'"),
         ({"name": "json:nothing"}, r"'json:nothing' cannot be imported: .*no attribute 'nothing'"),
-        ({"name": "json:loads"}, r"'json:loads' must be a class derived from fedmr_flwr.algorithms.base.Algorithm"),
+        ({"name": "json:loads"}, r"'json:loads' must be a class derived from fedmr_flwr.Algorithm"),
     ],
     ids=str,
 )
