@@ -124,7 +124,9 @@ def _column(table: pd.DataFrame, name: str, where: str) -> Column:
         exact = exact[np.isfinite(exact)]
         if not len(exact):
             raise DataError(f"the column '{name}' of {where} has no numbers or texts; remove it")
-        return Column(name, float(exact.mean()), float(exact.std()) or 1.0)
+        # Compared, because the deviation of equal numbers is not always 0, but may be a rounding error.
+        constant = exact.min() == exact.max()
+        return Column(name, float(exact.mean()), 1.0 if constant else float(exact.std()))
     categories = in_order({*values.fillna("")})
     if len(categories) > _MOST_TEXTS:
         raise DataError(

@@ -50,6 +50,16 @@ def test_scale_is_the_training_parts(people):
     assert train.std(unbiased=False) == pytest.approx(1)
 
 
+def test_constant_column_is_not_scaled_up(tmp_path):
+    """The computed deviation of some equal numbers is 1e-17."""
+    count = next(count for count in range(2, 100) if np.full(count, 0.1).std() > 0)
+    (tmp_path / "train.csv").write_text("label,x\n" + "".join(f"{at % 2},0.1\n" for at in range(count)))
+    (tmp_path / "test.csv").write_text("label,x\n0,0.1\n1,1.1\n")
+    data = load(tmp_path)
+    assert data.train.inputs.flatten().tolist() == pytest.approx([0] * count, abs=1e-6)
+    assert data.test.inputs.flatten().tolist() == pytest.approx([0, 1], abs=1e-6)
+
+
 def test_hand_worked_features(tmp_path):
     (tmp_path / "train.csv").write_text("label,x,kind\n0,1,a\n1,5,b\n")
     (tmp_path / "test.csv").write_text("kind,x,label\nc,9,1\nb,3,0\n")
