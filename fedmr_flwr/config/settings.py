@@ -82,8 +82,9 @@ class Partition(Section):
             the largest clients; otherwise the draw is repeated, which fails if there are many clients.
         shards_per_client: for `shards`: the number of shards that a client gets.
         test: where the authors of examples are known: test on examples of the participants, or of all authors.
-        test_fraction: the fraction of its examples that each client keeps for testing, stratified by label; a client
-            that has test examples of its own, in LEAF's files or its node's, uses those if this is 0.
+        test_fraction: the fraction of its examples that each client keeps for testing, stratified by label. If it is
+            0, clients of `natural` use test examples of their own where the files have them; a node whose own files
+            have test examples uses those in any case.
     """
 
     name: str = "iid"

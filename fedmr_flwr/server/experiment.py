@@ -68,7 +68,7 @@ class Experiment:
             self.parts = partitions.split(self.dataset, settings.clients, settings.partition, settings.seed)
             self.test = partitions.test_examples(self.dataset, self.parts, settings.partition)
             self.tests = partitions.client_tests(self.dataset, self.parts, settings.partition, settings.seed)
-            if settings.evaluation.fine_tune and self.tests is None:
+            if settings.evaluation.fine_tune and not any(map(len, self.tests or ())):
                 raise ConfigError(
                     "evaluation.fine-tune: the clients have no test examples of their own; set "
                     "partition.test-fraction"

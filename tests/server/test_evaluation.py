@@ -194,6 +194,20 @@ def test_fine_tuning_needs_tests(toy):
         run(toy("evaluation.clients=end", "evaluation.fine-tune=5"))
 
 
+def test_clients_without_tests_do_not_fine_tune(toy, tmp_path):
+    """They are scored as without fine-tuning, and do not disappear from the summaries."""
+    images = np.random.default_rng(0).integers(0, 256, (36, 8, 8), dtype=np.uint8)
+    train = {"x_train": images[:30], "y_train": np.arange(30) % 10, "owners": np.arange(30) // 10}
+    test = {"x_test": images[30:], "y_test": np.arange(6), "owners_test": np.arange(6) // 3}
+    np.savez(tmp_path / "written.npz", **train, **test)
+    natural = (f"data.name=npz:{tmp_path / 'written.npz'}", "partition.name=natural", "clients=3")
+    out = run(toy(*natural, "evaluation.clients=end", "evaluation.fine-tune=2"))
+    row, of_clients = out.read_rows()[-1], out.read_client_rows()
+    assert [(each["own-tests"], each["num-examples"]) for each in of_clients] == [(1, 3), (1, 3), (0, 10)]
+    assert ["tuned-accuracy" in each for each in of_clients] == [True, True, False]
+    assert (row["client-accuracy"]["clients"], row["tuned-accuracy"]["clients"]) == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
