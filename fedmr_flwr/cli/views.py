@@ -42,13 +42,14 @@ def partition(
 
     It is printed, drawn and saved. CONF is a configuration file, OVERRIDES are key=value.
     """
-    from fedmr_flwr.data import datasets, partitions
-    from fedmr_flwr.report import plots
+    from fedmr_flwr.data import datasets, partitions, skew
+    from fedmr_flwr.report import examples, plots
 
     settings = load(conf, overrides or [])
     # Before the data are loaded, which may take minutes.
     folder.check_free(out, "--out FOLDER")
     dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
+    skew.check(dataset, settings.partition)
     parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
     counts = partitions.class_counts(dataset, parts)
     with writing(out):
@@ -56,7 +57,12 @@ def partition(
     partitions.save(parts, out / "partition.npz")
     plots.clients(counts, format_partition(settings), out / "clients.png")
     Console().print(partition_table(counts, partitions.divergences(counts), format_partition(settings)))
-    for name in ("partition.npz", "clients.png"):
+    made = ["partition.npz", "clients.png"]
+    if settings.partition.skew:
+        changed = skew.of_all(dataset, parts, settings.partition, settings.seed)
+        examples.draw_clients(dataset, changed, parts, format_partition(settings), out / "skew.png")
+        made.append("skew.png")
+    for name in made:
         print_line(str(out / name))
 
 

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from fedmr_flwr.client.state import ClientState
 from fedmr_flwr.config.paths import KINDS, kind_and_path
 from fedmr_flwr.config.settings import Data, Settings
-from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data import datasets, partitions, skew
 from fedmr_flwr.data.base import Dataset, Examples, Facts, Normalisation
 from fedmr_flwr.data.held_out import hold_out
 from fedmr_flwr.data.own import Form
@@ -31,6 +31,7 @@ from fedmr_flwr.training.devices import pick_device
 
 # Keys of a node's configuration.
 NUMBER, NAME, DATA, DEVICE, STATE = "partition-id", "name", "data", "device", "state"
+_CPU = torch.device("cpu")
 # A node's float values may be so many times as large as the server's; beyond that they are on another scale.
 _WIDER = 10
 
@@ -160,7 +161,10 @@ class SimulatedEnvironment(ClientEnvironment):
     def examples(self) -> tuple[Dataset, Examples]:
         """Return the run's data set and this client's part of it."""
         dataset = datasets.load(self.settings.data, self.settings.data_dir, self.settings.seed)
-        return dataset, dataset.train.select(self.indices, self.device)
+        own = dataset.train.select(self.indices, _CPU)
+        return dataset, skew.of_client(own, dataset, self.settings.partition, self.settings.seed, self.number).to(
+            self.device
+        )
 
     def tests(self) -> Examples | None:
         """Return this client's part of the run's test examples of clients."""
@@ -168,7 +172,8 @@ class SimulatedEnvironment(ClientEnvironment):
         if not path.exists():
             return None
         dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
-        return _tests_of(dataset, settings, _partition(path, path.stat().st_mtime_ns)[self.number], self.device)
+        indices = _partition(path, path.stat().st_mtime_ns)[self.number]
+        return _tests_of(dataset, settings, indices, self.number, self.device)
 
     def prepare(self, digest: str) -> int:
         """Compare the data with the server's, and read the partition from the run folder."""
@@ -178,14 +183,15 @@ class SimulatedEnvironment(ClientEnvironment):
     @property
     def indices(self) -> partitions.Indices:
         """The indices of this client's training examples."""
-        return self._parts()[self.number]
+        return self.parts()[self.number]
 
     @property
     def largest(self) -> int:
         """The number of examples of the client with the most."""
-        return max(map(len, self._parts()))
+        return max(map(len, self.parts()))
 
-    def _parts(self) -> list[partitions.Indices]:
+    def parts(self) -> list[partitions.Indices]:
+        """Return the indices of the training examples of all clients."""
         path = self._folder.partition
         if not path.exists():
             raise PartitionError(
@@ -254,7 +260,9 @@ class NodeEnvironment(ClientEnvironment):
     def _examples(self) -> tuple[Dataset, Examples]:
         if self._has_folder:
             dataset = datasets.load(self._named, self._data, self.settings.seed)
-            return dataset, dataset.train.select(self._indices(dataset), self.device)
+            own = dataset.train.select(self._indices(dataset), _CPU)
+            changed = skew.of_client(own, dataset, self.settings.partition, self.settings.seed, self.number)
+            return dataset, changed.to(self.device)
         own, _ = self._own
         # A node has no global test set, and only the server evaluates on one.
         return Dataset(own, own, self._spec.classes, self._spec.normalisation), Examples(
@@ -271,7 +279,11 @@ class NodeEnvironment(ClientEnvironment):
             dataset = datasets.load(self._named, self._data, settings.seed)
             parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
             of_all = partitions.client_tests(dataset, parts, settings.partition, settings.seed)
-            return None if of_all is None else _tests_of(dataset, settings, of_all[self.number], self.device)
+            return (
+                None
+                if of_all is None
+                else _tests_of(dataset, settings, of_all[self.number], self.number, self.device)
+            )
 
     def prepare(self, digest: str) -> int:
         """Compare the node's copy of the data set with the server's, or read the node's own examples."""
@@ -348,11 +360,13 @@ class NodeEnvironment(ClientEnvironment):
 
 
 def _tests_of(
-    dataset: Dataset, settings: Settings, indices: partitions.Indices, device: torch.device
+    dataset: Dataset, settings: Settings, indices: partitions.Indices, number: int, device: torch.device
 ) -> Examples | None:
     """Return a client's test examples on a device: with a fraction for testing, they are among the training set's."""
     source = dataset.train if settings.partition.test_fraction else dataset.test
-    return source.select(indices, device) if len(indices) else None
+    if not len(indices):
+        return None
+    return skew.of_client(source.select(indices, _CPU), dataset, settings.partition, settings.seed, number).to(device)
 
 
 def number_of(node_config: Mapping[str, Any]) -> int:

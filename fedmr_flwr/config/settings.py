@@ -77,6 +77,10 @@ class Partition(Section):
         name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, natural, file:PATH, flwr:NAME, a partitioner of
             flwr-datasets, or nodes: each client has its own examples, in a deployment.
         arguments: of a partitioner of flwr-datasets, by their Python names.
+        skew: how each client's images are changed, in a measure of its own; `source` is blur, brightness and colour
+            together, as of another camera.
+        skew_strength: the largest measure of the skew: 1 is half a turn, a factor of 4, or a Gaussian of an eighth of
+            the height.
         alpha: the Dirichlet concentration; small is more heterogeneous.
         fill_up: for Dirichlet partitions: whether clients with fewer than ten examples get others from
             the largest clients; otherwise the draw is repeated, which fails if there are many clients.
@@ -94,9 +98,13 @@ class Partition(Section):
     test: Literal["participants", "all"] = "participants"
     test_fraction: float = Field(0.0, ge=0, lt=1)
     arguments: dict[str, bool | int | float | str | list[int] | list[float]] | None = None
+    skew: Literal["rotation", "brightness", "blur", "colour", "source"] | None = None
+    skew_strength: float = Field(0.5, gt=0, le=1)
 
     @model_validator(mode="after")
     def _uses_its_options(self) -> Self:
+        if not self.skew and self.skew_strength != type(self).model_fields["skew_strength"].default:
+            raise wrong_value("skew-strength", self.skew_strength, "it needs partition.skew")
         for name, field in type(self).model_fields.items():
             users = PARTITION_OPTIONS.get(str(field.alias), (self.name,))
             if not uses(self.name, users) and (value := getattr(self, name)) != field.default:
@@ -112,6 +120,7 @@ class Partition(Section):
         """Write only what has an effect."""
         dump: dict[str, Any] = handler(self)
         void = {name for name, users in PARTITION_OPTIONS.items() if not uses(self.name, users)}
+        void |= set() if self.skew else {"skew", "skew-strength"}
         return {name: value for name, value in dump.items() if name.replace("_", "-") not in void}
 
 
@@ -318,6 +327,11 @@ class Settings(Section):
             raise ValueError(
                 "evaluation.train scores the global model on the training examples of all clients, but with "
                 "partition.name=nodes the server does not have them; use evaluation.clients"
+            )
+        if self.partition.skew and self.partition.name == "nodes":
+            raise ValueError(
+                "partition.skew changes the clients' parts of the server's data set, but with partition.name=nodes "
+                "each client has its own examples; leave one of them out"
             )
         if self.privacy.local_dp and self.evaluation.clients != "never":
             raise ValueError(

@@ -17,7 +17,7 @@ from fedmr_flwr.client.app import TrainRequest, app
 from fedmr_flwr.client.environment import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
-from fedmr_flwr.data import datasets
+from fedmr_flwr.data import datasets, skew
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import DeviceError, EngineError
 from fedmr_flwr.gpu.graphs import STREAMS, GraphLane
@@ -234,7 +234,9 @@ class GpuGrid(InProcessGrid):
     def _common(self) -> dict[str, Any]:
         """The arguments of all lanes, above all the training set on the GPU."""
         try:
-            examples = self._dataset.train.to(self._device)
+            settings = self._settings
+            parts = SimulatedEnvironment(settings, 0).parts()
+            examples = skew.of_all(self._dataset, parts, settings.partition, settings.seed).to(self._device)
         except torch.OutOfMemoryError:
             raise EngineError("the training set does not fit into the GPU's memory; use engine=in-process") from None
         dataset, examples = self._prepared(examples)

@@ -141,4 +141,6 @@ def format_partition(settings: Settings) -> str:
             detail += ", filled up"
     elif partition.name == "shards":
         detail = f" of {partition.shards_per_client}"
+    if partition.skew:
+        detail += f", {partition.skew} skew {partition.skew_strength:g}"
     return f"{settings.data.name}, {settings.clients} clients, {partition.name}{detail}"

@@ -1,17 +1,19 @@
 """What a data set contains: a table, and a picture of some examples."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.table import Table
 
-from fedmr_flwr.data.base import Dataset
+from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.report import figures
 
 # Rows and columns of the picture, and rows of the table.
-_CLASSES, _EACH, _LISTED = 10, 8, 50
+_CLASSES, _CLIENTS, _EACH, _LISTED = 10, 12, 8, 50
 
 
 def describe(dataset: Dataset) -> list[str]:
@@ -57,24 +59,46 @@ def draw(dataset: Dataset, title: str, path: Path) -> bool:
     train = dataset.train
     if train.inputs.dtype != torch.uint8 or train.inputs.ndim != 4 or len(dataset.input_shape) != 3:
         return False
-    labels = train.labels.numpy()
-    classes = np.unique(labels)[:_CLASSES]
-    figure = Figure(figsize=(1.0 * _EACH + 1.5, 1.0 * len(classes) + 0.6), layout="constrained")
-    panels = figure.subplots(len(classes), _EACH, squeeze=False)
+    labels, names = train.labels.numpy(), dataset.facts.names
+    rows = {
+        names[label] if label < len(names) else str(label): train.inputs[np.flatnonzero(labels == label)[:_EACH]]
+        for label in np.unique(labels)[:_CLASSES]
+    }
+    _grid(rows, dataset, title, path)
+    return True
+
+
+def draw_clients(
+    dataset: Dataset, changed: Examples, parts: Sequence[NDArray[np.int64]], title: str, path: Path
+) -> None:
+    """Draw images of the first clients, as their skew changes them.
+
+    Args:
+        dataset: the data set.
+        changed: its training examples as the clients have them.
+        parts: the indices of each client.
+        title: of the picture.
+        path: the file to write.
+    """
+    rows = {f"client {client}": changed.inputs[part[:_EACH]] for client, part in enumerate(parts[:_CLIENTS])}
+    _grid(rows, dataset, title, path)
+
+
+def _grid(rows: Mapping[str, torch.Tensor], dataset: Dataset, title: str, path: Path) -> None:
+    """Draw uint8 images, a row for each name."""
+    figure = Figure(figsize=(1.0 * _EACH + 1.5, 1.0 * len(rows) + 0.6), layout="constrained")
+    panels = figure.subplots(len(rows), _EACH, squeeze=False)
     white = int(dataset.normalisation.white) if dataset.normalisation else 255
-    for label, row in zip(classes, panels, strict=True):
-        name = dataset.facts.names[label] if label < len(dataset.facts.names) else str(label)
+    for (name, images), row in zip(rows.items(), panels, strict=True):
         row[0].set_ylabel(figures.plain(name[:20]), rotation=0, ha="right", va="center")
-        chosen = np.flatnonzero(labels == label)[:_EACH]
         for at, axes in enumerate(row):
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-            if at < len(chosen):
+            if at < len(images):
                 # Two channels have no colours: the first stands for them.
-                image = train.inputs[chosen[at]].numpy()
+                image = images[at].numpy()
                 pixels = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
                 axes.imshow(pixels, cmap="gray", vmin=0, vmax=white)
     figure.suptitle(figures.plain(title), fontsize=11)
     figures.write(figure, path)
-    return True

@@ -13,7 +13,7 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.units import format_unit
-from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data import datasets, partitions, skew
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.report.display import format_partition
@@ -46,6 +46,7 @@ class Experiment:
         self.precision: Precision = "float32" if alone else settings.precision
         check_precision(self.precision, self.device)
         self.dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
+        skew.check(self.dataset, settings.partition)
         if settings.training.augment and self.dataset.normalisation is None:
             raise ConfigError("training.augment: only uint8 images can be shifted and flipped; leave it out")
         model = models.build(
