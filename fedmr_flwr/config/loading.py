@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import PydanticSerializationError
+
 from fedmr_flwr.config.paths import default_data_dir, find_configuration
 from fedmr_flwr.config.sections import shorten, validate_section
 from fedmr_flwr.config.settings import PARTITION_OPTIONS, Settings, uses
@@ -82,15 +84,29 @@ def to_yaml(settings: Settings) -> str:
 
 
 def resolve_paths(settings: Settings) -> Settings:
-    """Set the missing paths of a configuration: the data folder, and a new run folder under runs/."""
+    """Set the missing paths of a configuration: the data folder, and a new run folder under runs/.
+
+    Raises:
+        ConfigError: one of its paths or names is not UTF-8.
+    """
     # On the server, because a client on another machine may have another default.
     settings = settings.model_copy(update={"data_dir": settings.data_dir or default_data_dir()})
-    if settings.run_dir is not None:
-        return settings
+    if settings.run_dir is None:
+        settings = settings.model_copy(update={"run_dir": _new_run_dir(settings)})
+    try:
+        settings.model_dump_json()
+    except PydanticSerializationError:
+        raise ConfigError(
+            "a path or name of the configuration is not UTF-8, so no message can hold it; rename the file or folder"
+        ) from None
+    return settings
+
+
+def _new_run_dir(settings: Settings) -> Path:
     what = f"{_file_name(settings.data.name)}-{_file_name(settings.strategy.name)}-seed{settings.seed}"
     # Random at the end, because several runs may begin in one second.
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{what}-{secrets.token_hex(2)}"
-    return settings.model_copy(update={"run_dir": Path("runs").absolute() / name})
+    return Path("runs").absolute() / name
 
 
 def _file_name(name: str) -> str:

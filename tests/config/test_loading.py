@@ -1,5 +1,6 @@
 """From YAML and overrides to settings, and back."""
 
+import os
 import re
 import subprocess
 import sys
@@ -189,6 +190,17 @@ def test_runs_of_one_second_have_their_own_folders(tmp_path, monkeypatch, load):
     folders = {loading.resolve_paths(settings).run_dir for _ in range(20)}
     assert len(folders) == 20
     assert {folder.parent for folder in folders} == {tmp_path / "runs"}
+
+
+@pytest.mark.parametrize("option", ["run-dir", "data-dir", "data.name", "partition.name", None])
+def test_paths_of_other_bytes_are_refused_in_one_line(option, tmp_path, monkeypatch, load):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    kind = {"data.name": "npz:", "partition.name": "file:"}.get(option, "")
+    if option is None:
+        monkeypatch.chdir(folder)  # below which the run's folder would be
+    with pytest.raises(ConfigError, match="^a path or name of the configuration is not UTF-8"):
+        loading.resolve_paths(load("", *([f"{option}={kind}{folder}"] if option else [])))
 
 
 @pytest.mark.parametrize(
