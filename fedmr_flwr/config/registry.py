@@ -7,6 +7,7 @@ their `options`, the names of the vectors that they exchange, and which training
 """
 
 import importlib
+import inspect
 from typing import Any
 
 from fedmr_flwr.errors import ConfigError
@@ -57,4 +58,7 @@ def find(name: str) -> type[Any]:
     # Not `issubclass`: that would import the algorithms here, and Flower's own strategies have another base.
     if not (isinstance(found, type) and hasattr(found, "Rule")):
         raise ConfigError(f"'{name}' must be a class derived from fedmr_flwr.Algorithm")
+    if inspect.isabstract(found):
+        missing = [key for key in dir(found) if getattr(getattr(found, key), "__isabstractmethod__", False)]
+        raise ConfigError(f"'{name}' must define {', '.join(missing)}")
     return found

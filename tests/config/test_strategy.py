@@ -73,6 +73,7 @@ def test_python_settings_equal_files():
         ({"name": "nowhere:X"}, r"strategy.name: 'nowhere:X' cannot be imported: No module named 'nowhere'"),
         ({"name": "json:nothing"}, r"'json:nothing' cannot be imported: .*no attribute 'nothing'"),
         ({"name": "json:loads"}, r"'json:loads' must be a class derived from fedmr_flwr.Algorithm"),
+        ({"name": "fedmr_flwr:Algorithm"}, r"strategy.name: 'fedmr_flwr:Algorithm' must define combine, models$"),
     ],
     ids=str,
 )
