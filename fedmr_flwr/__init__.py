@@ -88,3 +88,8 @@ def __getattr__(name: str) -> Any:
         (module,) = (place.partition(":")[0] for place in ALGORITHMS.values() if place.endswith(f":{name}"))
         return getattr(import_module(module), name)
     raise AttributeError(f"module 'fedmr_flwr' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """List the public names, of which none needs to have been used: for completion at a prompt."""
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -520,3 +522,8 @@ def test_scaffold_needs_its_own_clients(caplog):
     result = Scaffold().start(federation(), model(), num_rounds=1)
     assert result.train_metrics_clientapp[1]["failures"] == 4
     assert "the reply has no vector" in caplog.text
+
+
+def test_public_names_are_completed_before_they_are_used():
+    code = "import fedmr_flwr; print(*{'FedMR', 'run', 'classic', '__name__'} - {*dir(fedmr_flwr)})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
