@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from fedmr_flwr.config.evaluation import Evaluation
+from fedmr_flwr.config.paths import kind_and_path
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import AbsolutePath, Section, wrong_value
 from fedmr_flwr.config.strategy import Strategy
@@ -56,6 +57,14 @@ class Data(Section):
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
+# The kinds of files of a user's own that use an option; with all other data sets it is refused.
+_DATA_OPTIONS = {
+    "size": ("folder", "hf"),
+    "label": ("csv", "hf"),
+    "client": ("csv", "hf"),
+    "image": ("hf",),
+    "text": ("hf",),
+}
 # The partitions that use an option; all others refuse it.
 PARTITION_OPTIONS = {
     "alpha": ("dirichlet", "dirichlet-plain", "quantity"),
@@ -323,6 +332,14 @@ class Settings(Section):
                 "data.train-examples draws from the server's data set, but with partition.name=nodes each client has "
                 "its own examples; leave one of them out"
             )
+        kind, _ = kind_and_path(self.data.name)
+        for name, kinds in _DATA_OPTIONS.items():
+            # With nodes it may be for their own files, of another kind than the server's.
+            if kind not in kinds and getattr(self.data, name) is not None and self.partition.name != "nodes":
+                raise ValueError(
+                    f"data.{name}: data.name={self.data.name} does not use it; leave it out, or choose "
+                    f"{' or '.join(f'{own}:PATH' for own in kinds)}"
+                )
         if self.evaluation.train != "never" and self.partition.name == "nodes":
             raise ValueError(
                 "evaluation.train scores the global model on the training examples of all clients, but with "

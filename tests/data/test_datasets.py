@@ -464,6 +464,22 @@ def test_drawing_from_the_servers_data_needs_clients_that_use_it():
         parse({"data": {"train-examples": 100}, "partition": {"name": "nodes"}}, "test")
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "users"),
+    [
+        ("digits", {"size": 16}, "folder:PATH or hf:PATH"),
+        ("npz:mine.npz", {"label": "y"}, "csv:PATH or hf:PATH"),
+        ("mine:load", {"client": "site"}, "csv:PATH or hf:PATH"),
+        ("csv:mine.csv", {"text": "words"}, "hf:PATH"),
+    ],
+)
+def test_options_without_effect_are_refused(name, option, users):
+    (key,) = option
+    with pytest.raises(ConfigError, match=f"data.{key}: data.name={name} does not use it; .* choose {users}"):
+        parse({"data": {"name": name, **option}}, "test")
+    parse({"data": {"name": name, **option}, "partition": {"name": "nodes"}}, "test")
+
+
 def test_scoring_on_clients_examples_needs_those_that_the_server_has():
     with pytest.raises(ConfigError, match="the server does not have them; use evaluation.clients"):
         parse({"evaluation": {"train": "end"}, "partition": {"name": "nodes"}}, "test")
