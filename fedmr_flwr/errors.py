@@ -2,7 +2,14 @@
 
 
 class FedmrError(Exception):
-    """The base of every error that is reported as one line, without a traceback."""
+    """The base of every error that is reported as one line, without a traceback.
+
+    Args:
+        line: the message; breaks in it, as names in a user's files may have, become spaces.
+    """
+
+    def __init__(self, line: str = "") -> None:
+        super().__init__(" ".join(line.splitlines()))
 
 
 class ConfigError(FedmrError):

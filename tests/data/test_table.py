@@ -95,6 +95,7 @@ def test_labels_may_be_whole_floats(tmp_path):
     [
         (PEOPLE.replace("label", "answer"), {}, "no columns with a usual name for the labels; set data.label to one "
          "of 'age', 'town', 'hospital', 'answer'"),
+        ('"two\nlines",answer\n1,2\n', {}, "set data.label to one of 'two lines', 'answer'$"),
         (PEOPLE, {"label": "lable"}, "no column 'lable' for the labels; set data.label to one of 'age', 'town'"),
         (PEOPLE, {"client": "clinic"}, "has no column 'clinic'; its columns are 'age', 'town', 'hospital', 'label'"),
         (PEOPLE.replace("\n40", "\n"), {}, r"the column 'age' of .*people.csv has no finite number in 2 rows, first "
