@@ -5,6 +5,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,8 @@ def numbered_clients(clients: Mapping[str, Sequence[str]]) -> DatasetArrays:
 
 def in_order(names: set[str]) -> tuple[str, ...]:
     """Return names in alphabetical order, or numbers in that of their size."""
-    return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else None))
+    # Sorted twice, for equal numbers such as 1 and 01; no integers, whose digits Python limits.
+    return tuple(sorted(sorted(names), key=Decimal if all(name.isdecimal() for name in names) else None))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from sklearn.datasets import load_wine
 
 from fedmr_flwr.config.settings import Data, Partition
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.data.own import Form
+from fedmr_flwr.data.own import Form, in_order
 from fedmr_flwr.errors import DataError
 
 PEOPLE = """age,town,hospital,label
@@ -74,6 +74,10 @@ def test_clients_are_a_column(people):
     parts = partitions.split(data, 3, Partition(name="natural"), 0)
     assert sorted(map(len, parts)) == sorted(data.owners.bincount().tolist())
     assert int(data.test_owners.max()) <= 2
+
+
+def test_names_have_one_order():
+    assert in_order({"2", "10", "01", "1", "001", "9" * 5000}) == ("001", "01", "1", "2", "10", "9" * 5000)
 
 
 def test_wine_is_learned(tmp_path):
