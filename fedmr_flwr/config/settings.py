@@ -292,6 +292,8 @@ class Settings(Section):
     @field_validator("guard", mode="before")
     @classmethod
     def _may_be_off(cls, guard: object) -> object:
+        if isinstance(guard, str) and guard != "off":
+            raise ValueError("it must be a number greater than 1, or off")
         return 0.0 if guard == "off" else guard
 
     @field_validator("guard")

@@ -240,6 +240,11 @@ def test_guard_below_the_median_is_refused(load, value):
         load(f"guard: {value}")
 
 
+def test_guard_of_another_word_is_refused(load):
+    with pytest.raises(ConfigError, match="guard = 'on': it must be a number greater than 1, or off"):
+        load("guard: on")
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
