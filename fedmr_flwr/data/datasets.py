@@ -252,6 +252,21 @@ def _count_classes(found: Mapping[str, torch.Tensor]) -> int:
     return max(int(found[name].max()) for name in counted) + 1
 
 
+def unused_labels(data: Data, dataset: Dataset) -> str | None:
+    """Return a line for the user if most outputs of a model would belong to no label of a user's own data.
+
+    A label such as 255 for "unknown" makes 256 outputs.
+    """
+    text = dataset.train.inputs.ndim == 2 and dataset.train.inputs.dtype == torch.uint8
+    used = len(np.unique(dataset.train.labels.numpy()))
+    if text or data.name in DATASETS or 2 * used > dataset.classes:
+        return None
+    return (
+        f"data.name={data.name}: {used} different labels, the largest of which is {dataset.classes - 1}: the model "
+        f"has {dataset.classes} outputs; number the labels from 0 if that is not meant"
+    )
+
+
 def _choice(data: Data) -> Choice:
     return Choice(data.height_and_width, data.label, data.client, data.image, data.text)
 

@@ -74,8 +74,8 @@ class Experiment:
                     "evaluation.fine-tune: the clients have no test examples of their own; set "
                     "partition.test-fraction"
                 )
-        notice = self.strategy.notice
-        self.notices = [*([notice] if notice else []), *resources.check(settings, self.strategy, self.layout)]
+        notices = [self.strategy.notice, datasets.unused_labels(settings.data, self.dataset)]
+        self.notices = [*filter(None, notices), *resources.check(settings, self.strategy, self.layout)]
 
     @cached_property
     def digest(self) -> str:

@@ -582,3 +582,15 @@ def test_items_of_pytorch(items):
 def test_unfit_items_are_one_line(items, name, words):
     with pytest.raises(DataError, match=words):
         datasets.load(Data(name=f"my_items:{name}"), None, 0)
+
+
+@pytest.mark.parametrize(("largest", "said"), [(255, True), (7, True), (6, False), (3, False)])
+def test_a_label_far_above_the_others_is_said(tmp_path, largest, said):
+    labels = np.where(np.arange(40) % 4 == 3, largest, np.arange(40) % 4)
+    images = np.zeros((40, 8, 8), np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    data = Data(name=f"npz:{tmp_path / 'own.npz'}")
+    line = datasets.unused_labels(data, datasets.load(data, tmp_path))
+    assert (line is not None) == said
+    if line:
+        assert f"4 different labels, the largest of which is {largest}" in line
