@@ -77,8 +77,9 @@ class ServerStrategy(Strategy, Generic[T]):
         layout = self.codec.layout
         if self.guard is not None and judged.good:
             judged = self._without_outliers(judged, trained, self.guard)
-        # Measured only if somebody asks: it takes as long as averaging.
-        self._measure_round = lambda: self._measure(judged, trained, layout.parameters)
+        # Measured only if somebody asks: it takes as long as averaging. The messages stay until then.
+        sent = self._sent
+        self._measure_round = lambda: self._measure(judged, sent, trained, layout.parameters)
         return judged
 
     def update_lengths(self) -> Mapping[int, float]:
@@ -101,21 +102,21 @@ class ServerStrategy(Strategy, Generic[T]):
         # Buffers by themselves: BatchNorm's statistics are long beside the weights, which would be lost in the sum.
         for what, columns in (("its update is", layout.parameters), ("the update of its buffers is", layout.buffers)):
             if columns:
-                lengths = self._measure(judged, trained, columns)
+                lengths = self._measure(judged, self._sent, trained, columns)
                 judged = without_outliers(judged, [*lengths.values()], guard, what)
         return judged
 
-    def _measure(self, judged: Judged[T], trained: Callable[[T], Packed], columns: Columns) -> dict[int, float]:
+    def _measure(
+        self, judged: Judged[T], sent: Mapping[int, Message], trained: Callable[[T], Packed], columns: Columns
+    ) -> dict[int, float]:
         """Return how far each client's model has moved in some columns."""
-        # From the model that this client was sent: with a population they differ.
-        return {
-            client: distance(trained(reply).on_host().floats, self._sent_model(client).floats, columns)
-            for client, reply in judged.good.items()
-        }
-
-    def _sent_model(self, client: int) -> Packed:
-        """Return the model that a client was sent."""
-        return self.codec.decode(self._sent[client].content.array_records[self.arrayrecord_key]).on_host()
+        lengths = {}
+        for client, reply in judged.good.items():
+            # From the model that this client was sent: with a population they differ.
+            record = sent[client].content.array_records[self.arrayrecord_key]
+            start = self.codec.decode(record).on_host().floats
+            lengths[client] = distance(trained(reply).on_host().floats, start, columns)
+        return lengths
 
     @abstractmethod
     def aggregate(self, server_round: int, judged: Judged[T]) -> tuple[ArrayRecord | None, MetricRecord | None]:
