@@ -74,12 +74,11 @@ class ServerStrategy(Strategy, Generic[T]):
             judged: the replies to the latest messages.
             trained: returns the model of a good reply.
         """
-        layout = self.codec.layout
         if self.guard is not None and judged.good:
             judged = self._without_outliers(judged, trained, self.guard)
         # Measured only if somebody asks: it takes as long as averaging. The messages stay until then.
         sent = self._sent
-        self._measure_round = lambda: self._measure(judged, sent, trained, layout.parameters)
+        self._measure_round = lambda: self._measure(judged, sent, trained, self.codec.layout.parameters)
         return judged
 
     def update_lengths(self) -> Mapping[int, float]:

@@ -549,7 +549,7 @@ def test_learns_texts_by_role(toy, shakespeare):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("training.augment=true", "training.augment: text cannot be shifted and flipped"),
+        ("training.augment=true", "training.augment: only uint8 images can be shifted and flipped"),
         ("data.normalisation=none", "data.normalisation is none, but text has no pixels"),
         ("model.name=cnn", "'cnn' is not defined for images of shape"),
         ("clients=4", "has 3 natural clients, not 4; set clients=3"),
