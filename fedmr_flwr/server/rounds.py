@@ -136,6 +136,7 @@ def run(
             )
         stops = bad_rounds > settings.max_bad_rounds or bool(problem and problem.final)
         report(row, arrays, stops)
+        strategy.forget_replies()
         if stops:
             after = f"; {bad_rounds} consecutive bad rounds" if bad_rounds > 1 else ""
             raise RunError(f"round {number}: {problem}{after}")
@@ -159,7 +160,6 @@ def _train_round(
     Raises:
         BadRoundError: too few clients gave a good reply; nothing has changed.
     """
-    strategy.forget_replies()
     grid.await_clients(settings.min_good_replies)
     messages = strategy.configure_train(number, arrays, train_config, grid)
     # A client that is drawn twice gets one message, and gives one reply.

@@ -193,7 +193,8 @@ def in_type_of(expected, values, exact):
     if not numbers or (expected.dtype.kind != "f" and not np.isfinite(values).all()):
         return values, exact
     with np.errstate(over="ignore"):
-        return (np.rint(values) if expected.dtype.kind in "iu" else values).astype(expected.dtype), exact
+        rounded = np.rint(values) if expected.dtype.kind in "iu" and values.dtype.kind == "f" else values
+        return rounded.astype(expected.dtype), exact
 
 
 def doubt(name, value):
