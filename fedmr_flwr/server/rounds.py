@@ -193,8 +193,12 @@ def _train_round(
         account["lost-state"] = judged.lost_state
         if strategy.reset_clients():
             ledger.reset()
-    # A client chooses the names of its metrics, and must not overwrite the server's own.
-    numbers = {name: value for name, value in (metrics or {}).items() if name not in _RESERVED}
+    # A client chooses the names of its metrics, and must not overwrite the server's own; lists are no numbers.
+    numbers = {
+        name: value
+        for name, value in (metrics or {}).items()
+        if name not in _RESERVED and not isinstance(value, list)
+    }
     return restore_dtypes(combined, arrays), numbers | dict(strategy.diagnostics)
 
 
