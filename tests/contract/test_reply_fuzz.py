@@ -156,7 +156,7 @@ def verdict(reply, sent):
     metrics, arrays = content.get("metrics"), content.get("arrays")
     kinds = {"malformed"} if set(content) - {"arrays", "metrics"} else set()
     if isinstance(metrics, MetricRecord):
-        kinds |= {kind for name, value in metrics.items() if (kind := doubt(name, value))}
+        kinds = kinds.union(*(doubts(name, value) for name, value in metrics.items()))
     examples = metrics.get("num-examples") if isinstance(metrics, MetricRecord) else None
     if isinstance(examples, list | None) or not -1e15 < examples < 1e15:
         kinds.add("malformed")
@@ -197,12 +197,13 @@ def in_type_of(expected, values, exact):
         return rounded.astype(expected.dtype), exact
 
 
-def doubt(name, value):
-    """Why a metric is not believed."""
+def doubts(name, value):
+    """Why a metric is not believed: every reason, because the first one of several numbers decides."""
     values = value if isinstance(value, list) else [value]
-    if not all(np.isfinite(float(one)) if abs(one) < 2**1023 else isinstance(one, int) for one in values):
-        return "not-finite"
-    return None if name.isprintable() and all(abs(one) < 1e15 for one in values) else "malformed"
+    endless = [isinstance(one, float) and not np.isfinite(one) for one in values]
+    huge = [abs(one) >= 1e15 for one, without_end in zip(values, endless, strict=True) if not without_end]
+    found = {"not-finite"} if any(endless) else set()
+    return found | {"malformed"} if any(huge) or not name.isprintable() else found
 
 
 def packed_content(arrays, packed):
