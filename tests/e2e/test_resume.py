@@ -9,7 +9,8 @@ import pytest
 from fedmr_flwr.runs.folder import RunFolder
 from tests.support.tools import BIN, ROOT, family, in_the_background, left, wait_for_rounds
 
-SETTINGS = ["rounds=80", "training.local-epochs=1", "checkpoint-every=3", "run-dir=run"]
+ROUNDS = 200  # long enough for a second command to find the run at work
+SETTINGS = [f"rounds={ROUNDS}", "training.local-epochs=1", "checkpoint-every=3", "run-dir=run"]
 
 pytestmark = pytest.mark.e2e
 
@@ -32,7 +33,7 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
         process.kill()
     first.communicate()
     before = len(out.read_rows())
-    assert before < 80
+    assert before < ROUNDS
     assert out.status == "running", "nobody was left to mark it as failed"
 
     # One of Ray's processes is killed: Flower would go on without it and fail its clients in every round.
@@ -52,8 +53,8 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
     assert busy.returncode == 1
     assert "run is in use by process " in busy.stderr
     assert "resuming after round " in output
-    assert f"round {before - before % 3 + 1}/80" in output
-    assert "round 1/80" not in output, "only what is new is shown"
+    assert f"round {before - before % 3 + 1}/{ROUNDS}" in output
+    assert f"round 1/{ROUNDS}" not in output, "only what is new is shown"
     assert (second.returncode, error.count("\n")) == (1, 1)
     assert "a Ray worker died while training " in error
 
@@ -67,12 +68,12 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
     assert (third.returncode, error.count("\n")) == (1, 1)
     assert error.startswith("fedmr: error: ")
     assert out.status == "failed"
-    assert len(out.read_rows()) < 80
+    assert len(out.read_rows()) < ROUNDS
 
     last = in_the_background(env, tmp_path, "resume", "run", "--engine", "in-process")
     _, error = last.communicate(timeout=300)
     assert (last.returncode, error) == (0, "")
-    assert [row["round"] for row in out.read_rows()] == list(range(1, 81))
+    assert [row["round"] for row in out.read_rows()] == list(range(1, ROUNDS + 1))
     assert out.read_manifest()["model-sha256"] == whole.read_manifest()["model-sha256"]
     assert out.read_manifest()["engine"] == "in-process"
     assert left(env) == []
