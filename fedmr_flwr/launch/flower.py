@@ -15,7 +15,7 @@ from fedmr_flwr.config.paths import app_folder
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.report.display import Display
-from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.runs.folder import Place, RunFolder
 from fedmr_flwr.server.experiment import check, create_folder
 from fedmr_flwr.wire.flower.commands import Connection
 from fedmr_flwr.wire.flower.reasons import reason
@@ -185,7 +185,7 @@ class _NewRows:
 
     def __init__(self, out: RunFolder, display: Display) -> None:
         self._out, self._display = out, display
-        self._offset = 0
+        self._seen = Place()
         self._resumed_after: int | None = None  # None until the server has removed the rows of repeated rounds
         self._waiting: str | None = None
 
@@ -198,7 +198,7 @@ class _NewRows:
             self._display.print(waiting)
         self._waiting = waiting
         if self._resumed_after is not None:
-            rows, self._offset = self._out.read_new_rows(self._offset)
+            rows, self._seen = self._out.read_new_rows(self._seen)
             for row in rows:
                 if row["round"] > self._resumed_after:
                     self._display.show(row)

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -35,6 +35,13 @@ def check_free(path: Path, option: str = "run-dir=FOLDER") -> None:
         raise RunFolderError(f"cannot use the run folder {path}: {error.strerror}") from None
     if taken:
         raise _taken(path, option)
+
+
+class Place(NamedTuple):
+    """Up to where the metrics of a run were read."""
+
+    file: int = -1  # its inode
+    offset: int = 0  # in bytes
 
 
 class RunFolder:
@@ -224,18 +231,24 @@ class RunFolder:
         """Return the metrics of all rounds written so far."""
         return [with_nan(row) for row in self._read_lines()]
 
-    def read_new_rows(self, seen: int) -> tuple[list[dict[str, Any]], int]:
-        """Return the rows that were written since a call, and the number of bytes read so far.
+    def read_new_rows(self, seen: Place) -> tuple[list[dict[str, Any]], Place]:
+        """Return the rows that were written since a call, and the place up to which they were read.
+
+        A run that is resumed replaces its metrics by those of the rounds that it does not repeat, and all rows of
+        the new file are returned.
 
         Args:
-            seen: the number that the last call returned; 0 for all rows.
+            seen: the place that the last call returned; `Place()` for all rows.
         """
         if not self.metrics.exists():
-            return [], 0
+            return [], Place()
         with self.metrics.open("rb") as file:
-            file.seek(seen)
+            identity = os.fstat(file.fileno()).st_ino
+            start = seen.offset if identity == seen.file else 0
+            file.seek(start)
             content = file.read()
-        return [with_nan(row) for row in whole_rows(content, self.metrics)], seen + content.rfind(b"\n") + 1
+        rows = [with_nan(row) for row in whole_rows(content, self.metrics)]
+        return rows, Place(identity, start + content.rfind(b"\n") + 1)
 
     def _read_lines(self, path: Path | None = None) -> list[dict[str, Any]]:
         path = path or self.metrics

@@ -26,7 +26,7 @@ from fedmr_flwr.deployment import commands, folders
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.checkpoint import Checkpoint
-from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.runs.folder import Place, RunFolder
 from fedmr_flwr.wire import npy
 from tests.support.damage import damaged
 
@@ -94,7 +94,7 @@ def of_metrics(folder):
         out.add_row(ROW | {"round": number})
 
     def read():
-        out.read_new_rows(0)
+        out.read_new_rows(Place())
         out.forget_rows_after(3)
         json.loads(f"[{','.join(out.metrics.read_text().splitlines())}]", parse_constant=pytest.fail)
 

@@ -7,6 +7,7 @@ from safetensors.numpy import load_file
 from fedmr_flwr import files
 from fedmr_flwr.config.loading import resolve_paths
 from fedmr_flwr.errors import RunFolderError
+from fedmr_flwr.runs.folder import Place
 from fedmr_flwr.server.experiment import create_folder
 
 
@@ -80,6 +81,20 @@ def test_torn_metric_lines_are_ignored(toy):
     with out.metrics.open("a") as file:
         file.write('{"round": 2')
     assert out.read_rows() == [{"round": 1}]
+
+
+def test_reader_notices_that_the_metrics_were_replaced(toy):
+    out = create_folder(toy())
+    for number in range(1, 6):
+        out.add_row({"round": number, "similarity": 0.123456789 / number})
+    rows, seen = out.read_new_rows(Place())
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
+    out.forget_rows_after(2)
+    for number in range(3, 9):  # longer than what was read, and no line begins where the reader stopped
+        out.add_row({"round": number, "similarity": 0.5})
+    rows, seen = out.read_new_rows(seen)
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert out.read_new_rows(seen) == ([], seen)
 
 
 def test_model_is_saved_with_its_hash(toy):

@@ -20,7 +20,7 @@ from fedmr_flwr.analysis.studies.plan import Planned, Train
 from fedmr_flwr.config.loading import resolve_paths, to_yaml
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.report.display import Display
-from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.runs.folder import Place, RunFolder
 
 # Runs of these engines are one process each; Ray and a SuperLink share out the machine themselves.
 SIDE_BY_SIDE = ("in-process", "gpu")
@@ -74,7 +74,7 @@ class _Process:
     process: "subprocess.Popen[bytes]"
     log: Path
     task: TaskID
-    read: int = 0
+    seen: Place = field(default_factory=Place)
     latest: dict[str, Any] = field(default_factory=dict)
 
 
@@ -142,7 +142,7 @@ def _start(run: Planned, earlier: RunFolder | None, scratch: Path, bars: Progres
 def _follow(job: _Process, bars: Progress) -> None:
     """Show the rounds that a run has completed since the last call."""
     assert job.run.settings.run_dir is not None
-    rows, job.read = RunFolder(job.run.settings.run_dir).read_new_rows(job.read)
+    rows, job.seen = RunFolder(job.run.settings.run_dir).read_new_rows(job.seen)
     for row in rows:
         job.latest |= row
     if rows:
