@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional
 
 from fedmr_flwr.config.settings import Partition
 from fedmr_flwr.core.randomness import stream
@@ -44,6 +43,8 @@ def of_client(examples: Examples, dataset: Dataset, partition: Partition, seed: 
         # From -strength to strength; drawn for each kind, also where it does nothing.
         drawn = strength * rng.uniform(-1, 1, 3)
         if kind == "rotation":
+            from torchvision.transforms.v2 import functional  # imports PyTorch's compiler, which takes seconds
+
             turned = functional.InterpolationMode.BILINEAR
             images = functional.rotate(images, 180 * drawn[0], turned, fill=[float(dataset.background)])
         elif kind == "blur":
@@ -83,4 +84,9 @@ def _blurred(images: torch.Tensor, strength: float) -> torch.Tensor:
     """Blur by a Gaussian of at most an eighth of the images' height."""
     sigma = strength * images.shape[2] / 8
     reach = min(int(3 * sigma + 0.5), min(images.shape[2:]) - 1)  # no farther than the border's mirror image
-    return functional.gaussian_blur(images, [2 * reach + 1] * 2, [sigma] * 2) if reach else images
+    if not reach:
+        return images
+    from torchvision.transforms.v2 import functional  # imports PyTorch's compiler, which takes seconds
+
+    blurred: torch.Tensor = functional.gaussian_blur(images, [2 * reach + 1] * 2, [sigma] * 2)
+    return blurred

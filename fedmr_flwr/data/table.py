@@ -2,15 +2,18 @@
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from fedmr_flwr.data.base import PARTS, Column, DatasetArrays, Facts
 from fedmr_flwr.data.own import Own, in_order, listed, numbered_clients
 from fedmr_flwr.errors import DataError
 from fedmr_flwr.files import reading
+
+if TYPE_CHECKING:  # every process of a run imports this module, and few read a table
+    import pandas as pd
 
 # A column with more different texts is a name, a date or a comment: each text would become a feature.
 _MOST_TEXTS = 1000
@@ -73,8 +76,10 @@ class Table(Own):
         return arrays
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path) -> "pd.DataFrame":
     """Read a file; all values are texts or missing."""
+    import pandas as pd
+
     with reading(path, DataError, _REMEDY), warnings.catch_warnings():
         warnings.simplefilter("error")  # lines with more values than columns
         table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True, index_col=False)
@@ -83,7 +88,7 @@ def _read(path: Path) -> pd.DataFrame:
         return table
 
 
-def _texts(table: pd.DataFrame, column: str, where: str) -> list[str]:
+def _texts(table: "pd.DataFrame", column: str, where: str) -> list[str]:
     """Return a column that may lack no value."""
     if column not in table.columns:
         raise DataError(f"{where} has no column '{column}'; its columns are {listed([*table.columns])}")
@@ -91,7 +96,7 @@ def _texts(table: pd.DataFrame, column: str, where: str) -> list[str]:
     return [str(value) for value in table[column]]
 
 
-def _refuse_gaps(values: pd.Series, gaps: NDArray[np.bool_], what: str, where: str) -> None:
+def _refuse_gaps(values: "pd.Series[str]", gaps: NDArray[np.bool_], what: str, where: str) -> None:
     if gaps.any():
         row = values.index[gaps][0] + 1
         raise DataError(
@@ -100,10 +105,17 @@ def _refuse_gaps(values: pd.Series, gaps: NDArray[np.bool_], what: str, where: s
         )
 
 
-def _labels(table: pd.DataFrame, label: str, where: str) -> list[str]:
+def _numbers(values: "pd.Series[str]") -> "pd.Series[float]":
+    """Return numbers, and NaN for other texts."""
+    import pandas as pd
+
+    return pd.to_numeric(values, errors="coerce")
+
+
+def _labels(table: "pd.DataFrame", label: str, where: str) -> list[str]:
     """Return the labels; numbers without their decimal places, which must be zeros."""
     texts = _texts(table, label, where)
-    numbers = pd.to_numeric(pd.Series(texts), errors="coerce")
+    numbers = _numbers(table[label])
     if numbers.isna().any():
         return texts
     if (broken := numbers[numbers % 1 != 0]).size:
@@ -114,10 +126,10 @@ def _labels(table: pd.DataFrame, label: str, where: str) -> list[str]:
     return [str(int(number)) for number in numbers]
 
 
-def _column(table: pd.DataFrame, name: str, where: str) -> Column:
+def _column(table: "pd.DataFrame", name: str, where: str) -> Column:
     """Return how a column becomes features, from the training part."""
     values = table[name]
-    numbers = pd.to_numeric(values, errors="coerce")
+    numbers = _numbers(values)
     if numbers.notna().sum() == values.notna().sum():
         # Gaps are refused below, where the features are made, of the whole file.
         exact = numbers.to_numpy(np.float64)
@@ -137,7 +149,7 @@ def _column(table: pd.DataFrame, name: str, where: str) -> Column:
     return Column(name, categories=categories)
 
 
-def _features(table: pd.DataFrame, column: Column, where: str) -> NDArray[np.float32]:
+def _features(table: "pd.DataFrame", column: Column, where: str) -> NDArray[np.float32]:
     """Return the features of a column, [N, 1] for numbers and [N, categories] for texts."""
     if column.name not in table.columns:
         raise DataError(f"{where} has no column '{column.name}'; its columns are {listed([*table.columns])}")
@@ -145,7 +157,7 @@ def _features(table: pd.DataFrame, column: Column, where: str) -> NDArray[np.flo
     if column.categories:
         texts = values.fillna("").to_numpy()
         return np.stack([texts == category for category in column.categories], axis=1).astype(np.float32)
-    numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64)
+    numbers = _numbers(values).to_numpy(np.float64)
     _refuse_gaps(values, ~np.isfinite(numbers), "no finite number", where)
     scaled: NDArray[np.float64] = (numbers[:, None] - column.mean) / column.std
     return scaled.astype(np.float32)

@@ -223,6 +223,13 @@ def test_help_loads_neither_pytorch_nor_flower():
     assert done.stdout.split() == []
 
 
+def test_client_loads_nothing_that_few_runs_need():
+    heavy = "{'torch._dynamo', 'torchvision', 'pandas', 'sklearn', 'matplotlib'}"
+    code = f"import sys, fedmr_flwr.client.app; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_version(fedmr):
     from importlib.metadata import version
 
