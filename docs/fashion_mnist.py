@@ -1,6 +1,6 @@
-"""Draw docs/fashion_mnist.png and print the README's table from several run folders.
+"""Draw docs/fashion_mnist.png and print the table of docs/results.md from several run folders.
 
-Its arguments are the folders of the README's runs:
+Its arguments are the folders of that page's runs:
 
     .venv/bin/python docs/fashion_mnist.py RUN [RUN …]
 """

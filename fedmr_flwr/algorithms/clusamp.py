@@ -25,7 +25,7 @@ class CluSampOptions(Section):
     """Options of CluSamp.
 
     Attributes:
-        weighting: of the clients in the draw: by their "examples", as in the paper, or "uniform". The drawn models
+        weighting: of the clients in the draw: by their `examples`, as in the paper, or `uniform`. The drawn models
             have equal weights in either case: weights by examples would count the examples twice.
     """
 

@@ -2,7 +2,7 @@
 
 Source: Caldarola et al., "Improving Generalization in Federated Learning by Seeking Flat Minima", ECCV 2022;
 the local step is that of Kwon et al., "ASAM", ICML 2021, equation 6 and algorithm 1. The defaults are those of the
-code published with FedMR; docs/configuration.md lists others.
+code published with FedMR; docs/guides/strategies.md lists others.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ class FedAvgOptions(Section):
     """Options of FedAvg.
 
     Attributes:
-        weighting: of the clients' models: by their "examples", as in the paper, or "uniform", the control of FedMR,
+        weighting: of the clients' models: by their `examples`, as in the paper, or `uniform`, the control of FedMR,
             whose mean is uniform.
     """
 

@@ -21,9 +21,9 @@ class FedCrossOptions(MultiModelOptions):
 
     Attributes:
         alpha: weight of a slot's own model; the collaborator's is 1 - alpha.
-        collaborator: the other model of each slot: that of "lowest" or "highest" cosine similarity, or a different
-            one in every round, "in-order".
-        compare: the values whose similarity counts: the trainable "weights", or "all", buffers included, as in the
+        collaborator: the other model of each slot: that of `lowest` or `highest` cosine similarity, or a different
+            one in every round, `in-order`.
+        compare: the values whose similarity counts: the trainable `weights`, or `all`, buffers included, as in the
             published code. With BatchNorm the running statistics are most of a model's length.
     """
 

@@ -24,8 +24,8 @@ class FedExPOptions(Section):
 
     Attributes:
         epsilon: keeps the step finite when the updates cancel each other.
-        weighting: of the clients' updates, in their mean and in the step: "uniform", as in the paper's equation 4, or
-            by their "examples", as in its published code.
+        weighting: of the clients' updates, in their mean and in the step: `uniform`, as in the paper's equation 4, or
+            by their `examples`, as in its published code.
     """
 
     epsilon: float = Field(0.001, gt=0)

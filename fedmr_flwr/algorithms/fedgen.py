@@ -3,7 +3,7 @@
 Source: Zhu et al., "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", ICML 2021, algorithm 1;
 losses, network and numbers as in the code published with FedMR: the generator's loss is that of each head alone,
 weighted by its client's share of a label, where equation 4 has one loss of the averaged logits. The defaults are
-those for CIFAR-10; docs/configuration.md lists others.
+those for CIFAR-10; docs/guides/strategies.md lists others.
 """
 
 from collections.abc import Mapping, Sequence

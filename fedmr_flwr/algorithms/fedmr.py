@@ -30,11 +30,11 @@ class FedMROptions(MultiModelOptions):
     """Options of FedMR, besides those of every algorithm with a population.
 
     Attributes:
-        unit: the unit of recombination: "layer", "tensor", "block", "block:DEPTH", "fraction:P" or a list
+        unit: what is recombined as one piece: `layer`, `tensor`, `block`, `block:DEPTH`, `fraction:P` or a list
             of regular expressions; see `fedmr_flwr.core.units.units`.
         first_stage_rounds: the number of first rounds after which the population is averaged rather than recombined.
-        buffers: whether buffers, such as BatchNorm's statistics, "move" with their unit or are the "average".
-        log_recombination: whether the diagnostics of every round contain the source slot of each unit.
+        buffers: whether buffers, such as BatchNorm's statistics, `move` with their unit or are the `average`.
+        log_recombination: whether every round's metrics contain the source slot of each unit (units × slots numbers).
     """
 
     unit: str | tuple[str, ...] = "layer"

@@ -2,7 +2,7 @@
 
 Source: Hu et al., "FedMut: Generalized Federated Learning via Stochastic Mutation", AAAI 2024; defaults and the
 acceleration of the first rounds as in the code published with FedMR, which differ from those of its own code (see
-docs/configuration.md).
+docs/guides/strategies.md).
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,13 @@ class FedMutOptions(Section):
     """Options of FedMut.
 
     Attributes:
-        radius: the length of a mutation, in multiples of the global model's last update.
+        radius: the length of a mutation, in multiples of the global model's last update; lower it if training
+            diverges.
         acceleration: by how much mutations against the update are shorter at first, so that their mean points
             along the update; the difference decreases to zero.
         acceleration_rounds: the number of rounds in which it does.
-        weighting: of the clients' models: "uniform", as in both published codes, because the mutations cancel each
-            other only in a uniform mean; or by their "examples".
+        weighting: of the clients' models: `uniform`, as in both published codes, because the mutations cancel each
+            other only in a uniform mean; or by their `examples`.
     """
 
     radius: float = Field(5.0, ge=0)

@@ -52,10 +52,10 @@ _EXTRAPOLATING = (flower.FedAvgM, flower.FedAdam, flower.FedAdagrad, flower.FedY
 
 
 class FlowerOptions(Section):
-    """Options of one of Flower's strategies: the keyword arguments of its class.
+    """Options of one of Flower's strategies.
 
     Attributes:
-        options: by name.
+        options: the keyword arguments of its class, by name: `strategy.options.eta=0.01`.
     """
 
     options: dict[str, Any] = Field(default_factory=dict)

@@ -27,9 +27,10 @@ class MultiModelOptions(Section):
     """Options of every algorithm with a population.
 
     Attributes:
-        population: K, the number of models, at least the number of clients in a round, which is the default.
-        weighting: of the population's mean, the global model: "uniform", as in FedMR's published code, where every
-            model meets all clients in turn; or by the "examples" that each slot was last trained on.
+        population: K, the number of models, at least the number of clients in a round, which is the default; if it is
+            larger, a random choice of models is trained and the others wait.
+        weighting: of the population's mean, the global model: `uniform`, as in FedMR's published code, where every
+            model meets all clients in turn; or by the `examples` that each slot was last trained on.
         evaluate_slots: whether to score every slot's model, too, when the global model is evaluated.
     """
 

@@ -104,8 +104,8 @@ class ScaffoldOptions(Section):
 
     Attributes:
         server_lr: the server's step towards the mean of the clients' models; 1 is the mean.
-        weighting: of the clients' models and of their variates: "uniform", as in the paper's algorithm 1, or by their
-            "examples".
+        weighting: of the clients' models and of their variates: `uniform`, as in the paper's algorithm 1, or by their
+            `examples`.
     """
 
     server_lr: float = Field(1.0, gt=0)

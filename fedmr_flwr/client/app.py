@@ -251,7 +251,7 @@ def _environment(message: Message, context: Context) -> ClientEnvironment:
         run = str(message.content.config_records[CONFIG][RUN])
         return NodeEnvironment(settings, context.node_config, _sent_spec(message), run)
     if settings.run_dir is None:
-        raise ConfigError("this node has no data; start it with `fedmr deploy node`, or see docs/deployment.md")
+        raise ConfigError("this node has no data; start it with `fedmr deploy node`, or see docs/guides/deploy.md")
     return SimulatedEnvironment(settings, _number(message.content.config_records[CONFIG], context))
 
 

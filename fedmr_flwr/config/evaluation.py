@@ -18,14 +18,18 @@ Often = Annotated[int | str, BeforeValidator(_how_often)]
 
 
 class Evaluation(Section):
-    """Further evaluations.
+    """Further evaluations: every N rounds (a number) and after the last one, at the `end`, or `never`.
 
     Attributes:
-        train: when the global model is scored on the training examples of all clients.
-        classes: when the global model is scored on each class of the test set.
-        clients: when every client scores the global model on its own test examples, if it has some, or else on its
-            training examples; with strategy.evaluate-slots, one of the population's models, too.
-        fine_tune: of that: the local steps after which a client scores the model once more.
+        train: the global model's loss and accuracy on the training examples of all clients; refused with
+            `partition.name=nodes`, where the server does not have them.
+        classes: recall, precision and F1 of each class, macro-F1, balanced accuracy, the confusion matrix, and top-5
+            accuracy with more than ten classes, on the test set.
+        clients: every client scores the global model on its own test examples, if it has some
+            (`partition.test-fraction`), or else on its training examples; with `strategy.evaluate-slots` also one of
+            the K models, that of slot client mod K.
+        fine_tune: of that: the local steps (plain, with the round's learning rate) after which every client scores
+            the model once more; needs test examples of the clients.
         forgetting: whether every client that trains scores its model before and after it does, on its own test
             examples or else on its training examples.
     """

@@ -27,18 +27,21 @@ class Data(Section):
     """The data set.
 
     Attributes:
-        name: an entry of `fedmr_flwr.data.datasets.DATASETS`, KIND:PATH, a kind of `KINDS` there, or module:function.
-        normalisation: of images: as published with the data set, by the measured mean and deviation of each
-            channel of the training images, or none, pixels from 0 to 1.
+        name: `digits`, `breast-cancer`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `cifar100-coarse`,
+            `femnist`, `shakespeare`; `folder:PATH`, `csv:PATH`, `hf:NAME_OR_PATH`, `npz:FILE` or
+            `module:function` for data of your own.
+        normalisation: of images: as `published` with the data set; `measured`, by the mean and deviation of each
+            channel of the training images; or `none`, pixels from 0 to 1.
         train_examples: use only so many training examples, as many of each class, drawn from the run's seed; all if
             not given. The test set stays whole.
         download: whether missing files may be downloaded.
-        size: of files of a user's own: the height and width to which images are resized, one number for both; or the
-            bytes of each text that are used.
-        label: of files of a user's own: the column with the labels; the one with a usual name if not given.
-        client: of files of a user's own: the column with the clients, for the natural partition.
-        image: of a data set of Hugging Face: the column with the images; not needed if there is only one.
-        text: of a data set of Hugging Face: the column with the texts; not needed if there is only one and no images.
+        label: of `csv:` and `hf:`: the column with the labels; if not given, the one named `label`, `labels`,
+            `fine_label`, `target`, `class` or `y`.
+        client: of `csv:` and `hf:`: the column with the clients, for `partition.name=natural`.
+        image: of `hf:`: the column with the images; not needed if there is only one.
+        text: of `hf:`: the column with the texts; not needed if there is only one and no images.
+        size: of `folder:` and `hf:`: the height and width to which images are resized, one number or `[H, W]`, not
+            needed if all have the same; or the bytes of each text that are used, 80 if not given.
     """
 
     name: str = "digits"
@@ -83,21 +86,26 @@ class Partition(Section):
     """The division of the training examples among the clients.
 
     Attributes:
-        name: an entry of `fedmr_flwr.data.partitions.PARTITIONS`, natural, file:PATH, flwr:NAME, a partitioner of
-            flwr-datasets, or nodes: each client has its own examples, in a deployment.
-        arguments: of a partitioner of flwr-datasets, by their Python names.
-        skew: how each client's images are changed, in a measure of its own; `source` is blur, brightness and colour
-            together, as of another camera.
+        name: `iid`, `dirichlet`, `dirichlet-plain`, `shards`, `quantity`, `natural`, `file:PATH`, `flwr:NAME` for a
+            partitioner of flwr-datasets, or `nodes`: each client has its own examples, in a deployment.
+        alpha: the Dirichlet concentration; small is more heterogeneous.
+        fill_up: of the Dirichlet partitions: whether clients that draw fewer than 10 examples take others from
+            the largest clients; otherwise the draw is repeated, which fails for many clients and a small alpha.
+        shards_per_client: of `shards`: the runs of equal labels that a client gets.
+        test: where the authors of examples are known (`femnist`, `shakespeare`, files of your own with
+            `owners_test`): test on examples of the `participants`, without authors whose training examples no client
+            has; or of `all` authors.
+        test_fraction: the fraction of its examples that each client keeps for testing, at least one, stratified by
+            label. With 0, clients of `natural` use their own test examples where the data set has them; a node
+            (`nodes`) that has some in its files uses those in any case.
+        arguments: of `flwr:NAME`: what the partitioner's constructor takes, by its Python names, such as
+            `{num_classes_per_partition: 2}`; the number of partitions, the column (`label`, or `client`) and the seed
+            are the run's.
+        skew: on top of any partition, changes each client's images in a measure of its own, drawn from the seed;
+            `source` is blur, brightness and colour together, as of another camera. The server's test set stays as it
+            is.
         skew_strength: the largest measure of the skew: 1 is half a turn, a factor of 4, or a Gaussian of an eighth of
             the height.
-        alpha: the Dirichlet concentration; small is more heterogeneous.
-        fill_up: for Dirichlet partitions: whether clients with fewer than ten examples get others from
-            the largest clients; otherwise the draw is repeated, which fails if there are many clients.
-        shards_per_client: for `shards`: the number of shards that a client gets.
-        test: where the authors of examples are known: test on examples of the participants, or of all authors.
-        test_fraction: the fraction of its examples that each client keeps for testing, stratified by label. If it is
-            0, clients of `natural` use test examples of their own where the files have them; a node whose own files
-            have test examples uses those in any case.
     """
 
     name: str = "iid"
@@ -137,11 +145,13 @@ class Model(Section):
     """What is trained.
 
     Attributes:
-        name: an entry of `fedmr_flwr.models.MODELS`, or module:Class, a user's own model.
+        name: `cnn` (the one for the image size), `mlp`, `logistic` (one linear layer), `resnet20`, `resnet20-fedmr`
+            (the published code's bottlenecks), `resnet18`, `resnet18-groupnorm`, `vgg16`, `vgg-fedmr` (the published
+            code's for 28×28), `mobilenet-v2`, `charlstm`; or `module:Class`, a model of your own.
         initialise: whether its weights are drawn from the seed; if not, they are those that its constructor leaves,
-            such as trained ones. By default true for an entry of `MODELS` and false for a user's own model.
-        features: the path of the module whose output is a representation, for `moon`; if not given, representations
-            are the inputs of the last layer.
+            such as trained ones. By default true, and false for a model of your own.
+        features: for `moon`, the path of the module whose output is a representation, such as `backbone`; if not
+            given, representations are the inputs of the last linear layer.
     """
 
     name: str = "cnn"
@@ -169,7 +179,11 @@ class LocalDp(Section):
 
 
 class Privacy(Section):
-    """Protection of a client's model before it is sent. `local_dp`: clip it and add noise; off by default."""
+    """Protection of a client's model before it is sent.
+
+    Attributes:
+        local_dp: clip each update and add noise; off unless all four keys are given.
+    """
 
     local_dp: LocalDp | None = None
 
@@ -178,9 +192,9 @@ class Ray(Section):
     """Settings of the engine ray.
 
     Attributes:
-        address: a running Ray cluster to join, "host:port" or "auto"; if not given, the value of RAY_ADDRESS in the
-            environment, and otherwise "local", a Ray of the run's own.
-        client_gpus: the share of a GPU that a client reserves.
+        address: a running Ray cluster to join, `host:port`, or `auto` for the one on this machine; if not given,
+            `$RAY_ADDRESS`, and otherwise `local`, a Ray of the run's own.
+        client_gpus: the share of a GPU that a client reserves from Ray.
     """
 
     address: str | None = None
@@ -191,7 +205,7 @@ class Deployment(Section):
     """Settings of the engine deployment.
 
     Attributes:
-        superlink: the SuperLink's name in Flower's own configuration.
+        superlink: the SuperLink's name in Flower's own configuration; `--superlink NAME` sets it, and the engine.
         min_clients: the number of clients that must be connected before the first round; all if not given.
         join_timeout: seconds to wait for clients that are not connected.
     """
@@ -217,23 +231,28 @@ class Settings(Section):
     Attributes:
         rounds: communication rounds.
         clients: the number of clients in the federation.
-        clients_per_round: the number of clients that train in a round.
-        seed: of all randomness of the run.
-        device: for training and evaluation: auto, cpu, cuda or cuda:N.
-        precision: of the arithmetic on a GPU: float32, with equal results in every run, or the faster tf32 or bf16.
-        engine: how clients are run; an entry of `fedmr_flwr.launch.engines.ENGINES`.
+        clients_per_round: the number of clients drawn in a round.
+        seed: everything random derives from it.
+        device: for training and evaluation: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: of the arithmetic on a GPU: `float32`, deterministic, or the faster `tf32` or `bf16`.
+        engine: how clients are run: `ray`, Flower's simulation; `in-process`; `gpu`, all clients of a round side by
+            side on one GPU; `deployment`, clients on machines of their own.
         client_cpus: the threads of a client's training, and the CPU cores that it reserves from Ray.
         data_dir: folder of the data files.
         run_dir: folder of this run; a new one under runs/ if not given.
-        evaluate_every: rounds between evaluations of the global model; the last round is always evaluated.
+        evaluate_every: rounds between evaluations on the test set; the last round is always evaluated.
         checkpoint_every: rounds between checkpoints.
-        keep_models: the rounds whose global model stays in the run folder: a list, or "every N".
+        keep_models: the rounds whose global model stays in the run folder, in `models/`: a list such as
+            `[100, 500, 2000]`, or `every 100`.
         keep_models_slots: whether the model of each slot stays, too.
-        round_timeout: seconds to wait for the replies of a round.
-        min_good_replies: a round with fewer good replies is bad and changes nothing.
-        max_bad_rounds: the number of consecutive bad rounds that are tolerated; one more ends the run.
-        guard: reject replies whose update is more than this many times as long as the round's median; 0: none.
-        wire: the type in which models are sent; float16 halves the bytes and keeps eleven bits of each value.
+        round_timeout: seconds to wait for the replies of a round; a later reply counts as a failure.
+        min_good_replies: a round with fewer good replies is bad: nothing changes in it.
+        max_bad_rounds: the number of consecutive bad rounds that are tolerated; one more stops the run, with a
+            checkpoint.
+        guard: refuse replies that moved more than this many times as far as the round's median, in their weights or
+            in their buffers; `off`: none. If not given, 10 in a deployment, else `off`.
+        wire: the type in which models are sent; `float16` halves the bytes, and rounds every model to eleven bits
+            whenever it is sent. Control variates and other vectors stay `float32`; not with `flwr:NAME`.
     """
 
     rounds: int = Field(100, ge=1)

@@ -34,8 +34,10 @@ class Strategy(Section):
     In a file and in a dump all options are beside the names: `{"name": "fedmr", "unit": "tensor"}`.
 
     Attributes:
-        name: an entry of `fedmr_flwr.config.registry.ALGORITHMS`, flwr:NAME or module:Class.
-        local_rule: the algorithm whose local rule the clients use; None: the algorithm's own.
+        name: one of the algorithms below; `flwr:NAME`, any strategy of Flower's, such as `flwr:FedAdam`; or
+            `module:Class`, an algorithm of your own.
+        local_rule: train as the clients of another algorithm do (`fedprox`, `moon`, `fedasam`), with the options of
+            that; if not given, the algorithm's own.
         options: of the algorithm, of the type that it declares.
         rule_options: of the local rule, of the type that it declares.
     """

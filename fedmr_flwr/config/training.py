@@ -33,25 +33,27 @@ class Training(Section):
 
     Attributes:
         lr: learning rate; with a schedule, the highest one.
-        optimizer: sgd, adam or adamw, PyTorch's; its state starts from zero in every round.
-        momentum: of sgd; the others do not use it.
-        nesterov: of sgd: whether a step looks ahead along the momentum.
-        betas: of adam and adamw, the decay of the means of gradients and of their squares.
-        weight_decay: times the weights, is added to the gradient; with adamw, subtracted from the weights beside it.
+        optimizer: PyTorch's; its state starts from zero in every round.
+        momentum: of `sgd`; the others do not use it.
+        nesterov: of `sgd`: whether a step looks ahead along the momentum.
+        betas: of `adam` and `adamw`, the decay of the means of gradients and of their squares.
+        weight_decay: times the weights, is added to the gradient; with `adamw`, subtracted from the weights beside
+            it.
         schedule: of the learning rate, by round, after the warm-up.
-        warmup_rounds: the rounds in which the learning rate rises in equal steps.
-        decay: of step and exponential: the factor.
-        decay_rounds: of step: the rounds between two steps; of cosine: the rounds until the end, by default those of
-            the run; of inverse: the rounds until half, by default 1, which is lr / t.
-        final_lr: of cosine: the learning rate at its end.
+        warmup_rounds: the rounds in which the learning rate rises in equal steps, before the schedule begins.
+        decay: of `step` and `exponential`: the factor.
+        decay_rounds: of `step`: the rounds between two steps; of `cosine`: the rounds until the end, by default those
+            of the run; of `inverse`: the rounds until half, by default 1, which is lr / t.
+        final_lr: of `cosine`: the learning rate at its end.
         clip_norm: the longest gradient of a step, all parameters together; longer ones are scaled to it.
         label_smoothing: the share of each label that is spread over all classes in the loss.
         local_epochs: passes over the client's data in a round, 5 by default; a fraction is rounded to whole steps, at
-            least one. None if local_steps is given.
+            least one. Not used if `local-steps` is given.
         local_steps: the steps of a client in a round, instead of epochs.
-        work: full, or stragglers:P: in each round a client is a straggler with the probability P, and does a number
-            of local epochs, or of local steps, that is drawn uniformly from 1 to all.
-        batch_size: examples in a step; the last batch of an epoch may be smaller.
+        work: `full`, or `stragglers:P`: in each round a client is a straggler with the probability P, and does a
+            number of local epochs, or of local steps, that is drawn uniformly from 1 to all.
+        batch_size: examples in a step; the last batch of an epoch may be smaller. Where BatchNorm gets a single value
+            for a channel, as from a batch of one example, it normalises by its running statistics, as in evaluation.
         augment: whether to shift each image by up to an eighth of its size and to flip half of the images,
             differently in each epoch.
     """

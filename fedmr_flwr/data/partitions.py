@@ -92,7 +92,7 @@ def _divide(dataset: Dataset, clients: int, partition: Partition, seed: int) -> 
     if partition.name == NODES:
         raise ConfigError(
             f"partition.name: '{NODES}' is for clients on their own machines, with their own examples; start "
-            "them as in docs/deployment.md, and the run with --superlink NAME"
+            "them as in docs/guides/deploy.md, and the run with --superlink NAME"
         )
     flower = partition.name.startswith(FLOWER)
     if partition.name not in PARTITIONS and not flower:

@@ -19,7 +19,7 @@ other names create a new deployment.
 Copy each folder to its machine over a channel that you trust, and delete it here. Secret files are readable only for
 their owner; keep it that way (`scp -p`, `tar` and `rsync -p` do). The key that signed the certificates was not saved.
 On each machine use an account that owns only this folder and can read the data, not root. On machines that others
-use, too, read the first paragraph and the firewall rule in docs/deployment.md of the project.
+use, too, read the first paragraph and the firewall rule in docs/guides/deploy.md of the project.
 
 Install the same version of fedmr_flwr on all machines.
 
@@ -46,7 +46,7 @@ fedmr run CONF clients={clients} clients-per-round={clients} --superlink {superl
 ```
 with `partition.name=nodes` if the nodes have their own examples. Resume a run with
 `fedmr resume RUN`, also after the server was stopped. Plain `flwr run APP {superlink}` works, too, without live
-rounds. `flwr list {superlink}` shows all runs, `flwr supernode list {superlink}` the nodes. docs/deployment.md of
+rounds. `flwr list {superlink}` shows all runs, `flwr supernode list {superlink}` the nodes. docs/guides/deploy.md of
 the project has more: systemd units, privacy, troubleshooting.
 
 ## Flower's configuration

@@ -113,7 +113,7 @@ def test_resnet_takes_a_cosine():
 
 def test_readme_names_existing_files():
     root = CONF.parent
-    for text in (root / "README.md", root / "docs" / "running.md"):
+    for text in (root / "README.md", root / "docs" / "guides" / "run.md"):
         named = re.findall(r"(?:conf|docs|benchmarks)/[\w./-]+\.(?:yaml|png|md|py)", text.read_text())
         missing = [name for name in named if not (root / name).exists()]
         assert named and not missing, f"{text.name} names {missing}"

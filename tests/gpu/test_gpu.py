@@ -341,7 +341,7 @@ def test_untraceable_state_is_refused(toy, monkeypatch):
 
 
 def test_docs_list_captured_rules():
-    text = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/guides/one-gpu.md").read_text()
     listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (captured|kernel by kernel) \|$", text, re.MULTILINE))
     rules = {registry.find(name).Rule for name in registry.ALGORITHMS}
     assert listed == {rule.__name__: "captured" if rule.capturable else "kernel by kernel" for rule in rules}
