@@ -6,7 +6,7 @@ FAST := -m "not e2e and not slow"
 # Two at a time: tests of deployments wait for minutes until Flower notices that a node is dead.
 PYTEST := pytest -n 2 --dist worksteal
 
-.PHONY: run test lint check test-latest help clean
+.PHONY: run test lint check test-latest docs help clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,13 +29,21 @@ test-latest: $(LATEST)/.ready ## Run all tests with the newest Flower.
 	$(LATEST)/bin/python -c "from importlib.metadata import version; print('flwr', version('flwr'))"
 	$(LATEST)/bin/$(PYTEST)
 
+docs: $(VENV)/.docs ## Build the documentation site, in site/.
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+
 clean: ## Remove environments and caches, but not your runs.
-	rm -rf $(VENV) $(LATEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LATEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis site
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# In the same environment: the notebooks are executed with the package.
+$(VENV)/.docs: $(VENV)/.ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
 # The same versions, except for Flower and its dependencies.

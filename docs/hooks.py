@@ -1,0 +1,65 @@
+"""Hooks of MkDocs: files of the repository that pages link to are pages of the site, too."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# Where files from outside docs/ are in the site.
+ELSEWHERE = "repository/"
+LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml"}
+LINK = re.compile(r"\]\((?!https?:)([\w./-]+)((?:#[\w-]*)?)\)")
+IN_THE_MENU = ["benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+
+
+def _source(uri: str) -> Path:
+    """Return the file of the repository that a page of the site is made of."""
+    return ROOT / uri.removeprefix(ELSEWHERE) if uri.startswith(ELSEWHERE) else DOCS / uri
+
+
+def _uri(target: Path) -> str:
+    """Return where a file of the repository is in the site."""
+    if target.is_relative_to(DOCS):
+        return target.relative_to(DOCS).as_posix()
+    page = f"{ELSEWHERE}{target.relative_to(ROOT).as_posix()}"
+    return page if target.suffix in ("", ".md") else f"{page}.md"
+
+
+def _target(uri: str, link: str) -> Path:
+    """Return the file that a link of a page leads to."""
+    return (_source(uri).parent / link).resolve()
+
+
+def _text(path: Path) -> str:
+    """Return a file as a page."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return text
+    return f'# {path.name}\n````{LANGUAGES.get(path.suffix, "text")} linenums="1"\n{text}````\n'
+
+
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Add the files outside docs/ that are in the menu, or that pages link to."""
+    waiting = {ROOT / path for path in IN_THE_MENU}
+    for file in files.documentation_pages():
+        waiting |= {_target(file.src_uri, link) for link, _ in LINK.findall(file.content_string)}
+    for path in sorted(path for path in waiting if path.is_file() and not path.is_relative_to(DOCS)):
+        files.append(File.generated(config, _uri(path), content=_text(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Let links lead to where their files are in the site."""
+    uri = page.file.src_uri
+
+    def replace(link: re.Match[str]) -> str:
+        target = _target(uri, link[1])
+        # What does not exist stays as it is, so that the build reports it.
+        return f"]({os.path.relpath(_uri(target), Path(uri).parent)}{link[2]})" if target.is_file() else link[0]
+
+    return LINK.sub(replace, markdown)
