@@ -25,6 +25,32 @@ def test_readme_lists_every_inner_name():
         assert re.search(rf"`{name}[`.]", README) or f"`{name.rpartition('.')[2]}`" in README, name
 
 
+def private_attributes():
+    """Every attribute with an underscore that the room reads or sets of something other than itself."""
+    for path in ROOM.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                name = node.attr
+            elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                name = str(node.slice.value)
+            else:
+                continue
+            if re.match("_[a-z]", name):
+                yield name
+
+
+def test_readme_lists_every_private_attribute():
+    found = {*private_attributes()}
+    assert "_message_id" in found
+    assert not {name for name in found if not re.search(rf"[`.]{name}`", README)}
+
+
+def test_readme_lists_nothing_that_is_unused():
+    code = "".join(path.read_text() for path in ROOM.glob("*.py"))
+    for path in re.findall(r"`(flwr\.[\w.]+)`", README):
+        assert re.search(rf"\b{path.rpartition('.')[2]}\b", code), path
+
+
 def test_readme_rows_name_existing_tests():
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     rows = [line for line in README.splitlines() if line.startswith("| ") and "`" in line]
