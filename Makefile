@@ -5,6 +5,14 @@ LATEST := .venv-latest
 FAST := -m "not e2e and not slow"
 # Two at a time: tests of deployments wait for minutes until Flower notices that a node is dead.
 PYTEST := pytest -n 2 --dist worksteal
+# uv, where it is installed, makes the same environments in a fraction of the time. With pip in them: a test uses it.
+ifneq ($(shell command -v uv),)
+MAKE_ENV = uv venv --quiet --seed --allow-existing --python $(PYTHON)
+INSTALL = uv pip install --quiet --python $(1)/bin/python
+else
+MAKE_ENV = $(PYTHON) -m venv
+INSTALL = $(1)/bin/pip install --quiet --disable-pip-version-check
+endif
 
 .PHONY: run test lint check test-latest docs help clean
 
@@ -37,8 +45,8 @@ clean: ## Remove environments and caches, but not your runs.
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(MAKE_ENV) $(VENV)
+	$(call INSTALL,$(VENV)) --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 # In the same environment: the notebooks are executed with the package.
@@ -48,7 +56,7 @@ $(VENV)/.docs: $(VENV)/.ready
 
 # The same versions, except for Flower and its dependencies.
 $(LATEST)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(LATEST)
-	$(LATEST)/bin/pip install --quiet --disable-pip-version-check --upgrade "flwr[simulation]>=1.40" \
+	$(MAKE_ENV) $(LATEST)
+	$(call INSTALL,$(LATEST)) --upgrade "flwr[simulation]>=1.40" \
 		$$(grep -E '^(torch|torchvision|ray|numpy)==' constraints.txt) --editable ".[dev]"
 	@touch $@
