@@ -1,5 +1,7 @@
 """Flower's entry to the server; see fedmr_flwr/launch/server_app.py."""
 
-from fedmr_flwr.launch.server_app import app
+from pathlib import Path
 
-__all__ = ["app"]
+from fedmr_flwr import server_app
+
+app = server_app(Path(__file__).parent)

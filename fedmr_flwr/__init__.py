@@ -6,6 +6,7 @@
     from fedmr_flwr import Algorithm, LocalRule       # bases of your own algorithms, with what they need
     from fedmr_flwr import Classifier, Dataset        # of your own models and data sets
     from fedmr_flwr import load_run, run              # runs of experiments, and their results
+    from fedmr_flwr import client_app, server_app     # what a Flower project names as its components
 
 The command line is `fedmr`; see README.md.
 """
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from fedmr_flwr.algorithms.multi_model import MultiModel
     from fedmr_flwr.algorithms.scaffold import Scaffold
     from fedmr_flwr.analysis.results import load_run
+    from fedmr_flwr.client.app import client_app
     from fedmr_flwr.config.sections import Section
     from fedmr_flwr.core.layout import Layout, Packed
     from fedmr_flwr.core.population import average
     from fedmr_flwr.core.recombination import Parts
     from fedmr_flwr.data.base import Dataset
     from fedmr_flwr.launch.python import run
+    from fedmr_flwr.launch.server_app import server_app
     from fedmr_flwr.models.base import Classifier
     from fedmr_flwr.training.rules import LocalRule, Outcome, Task
     from fedmr_flwr.wire.grids.roster import RosterGrid
@@ -46,7 +49,7 @@ __all__ = [
     "Algorithm", "Classifier", "CluSamp", "Combined", "Dataset", "FedASAM", "FedAvg", "FedCross", "FedExP",
     "FedGen", "FedMR", "FedMut", "FedProx", "Indep", "Layout", "LocalRule", "Moon", "MultiModel", "NoState",
     "Outcome", "Packed", "Parts", "Reply", "RosterGrid", "Round", "Scaffold", "Section", "Slot", "Task", "average",
-    "classic", "load_run", "models", "run",
+    "classic", "client_app", "load_run", "models", "run", "server_app",
 ]  # fmt: skip
 
 # Where the other public names live, so that no user's import depends on the layout.
@@ -70,8 +73,10 @@ _HOMES = {
     "Slot": "fedmr_flwr.algorithms.contract",
     "Task": "fedmr_flwr.training.rules",
     "average": "fedmr_flwr.core.population",
+    "client_app": "fedmr_flwr.client.app",
     "load_run": "fedmr_flwr.analysis.results",
     "run": "fedmr_flwr.launch.python",
+    "server_app": "fedmr_flwr.launch.server_app",
 }
 
 

@@ -11,6 +11,7 @@ from fedmr_flwr.cli import deploy, runs, views
 from fedmr_flwr.cli.arguments import Command, print_line
 from fedmr_flwr.cli.compare import compare
 from fedmr_flwr.cli.flatness import flatness
+from fedmr_flwr.cli.init import init
 from fedmr_flwr.cli.output import lasting_output
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.report.display import quiet
@@ -42,7 +43,7 @@ def _options(
     """Federated learning by layer-wise model recombination (FedMR)."""
 
 
-for command in (runs.run, runs.resume, compare, views.plot, views.data, views.partition, views.units, flatness):
+for command in (init, runs.run, runs.resume, compare, views.plot, views.data, views.partition, views.units, flatness):
     app.command(cls=Command)(command)
 app.add_typer(deploy.app, name="deploy")
 
@@ -53,6 +54,8 @@ def main() -> None:
         if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
             signal.signal(name, signal.default_int_handler)
     quiet()
+    # Code of the user's own may lie here. Last, so that no file here takes the place of a library.
+    sys.path.append("")
     with lasting_output():
         _call()
 

@@ -69,7 +69,7 @@ def _in_one_line(message: Message, context: Context, call_next: Callable[[Messag
         return call_next(message, context)
 
 
-app = ClientApp(mods=[_in_one_line])
+client_app = ClientApp(mods=[_in_one_line])
 
 
 def train_config(settings: Settings, layout: Layout, spec: DataSpec, run: str) -> ConfigRecord:
@@ -87,7 +87,7 @@ def train_config(settings: Settings, layout: Layout, spec: DataSpec, run: str) -
     return ConfigRecord({SETTINGS: text, LAYOUT: layout.fingerprint, SPEC: spec.to_json(), RUN: run})
 
 
-@app.train()
+@client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the model of the message on this client's data."""
     settings = _sent_settings(message)
@@ -105,7 +105,7 @@ def train(message: Message, context: Context) -> Message:
         return request.reply(pack(request.model, request.codec.layout), result)
 
 
-@app.evaluate()
+@client_app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the model of the message on this client's data, and once more after some local steps, if configured.
 
@@ -131,7 +131,7 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(RecordDict({METRICS: MetricRecord({**own, **found})}), reply_to=message)
 
 
-@app.query()
+@client_app.query()
 def query(message: Message, context: Context) -> Message:
     """Return this client's number and, after verifying data and run folder, its number of examples."""
     config = message.content.config_records.get(CONFIG, ConfigRecord())

@@ -54,7 +54,9 @@ def find(name: str) -> type[Any]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"'{name}' cannot be imported: {error}; it must be on PYTHONPATH") from None
+        raise ConfigError(
+            f"'{name}' cannot be imported: {error}; it must be in the current folder or on PYTHONPATH"
+        ) from None
     # Not `issubclass`: that would import the algorithms here, and Flower's own strategies have another base.
     if not (isinstance(found, type) and hasattr(found, "Rule")):
         raise ConfigError(f"'{name}' must be a class derived from fedmr_flwr.Algorithm")

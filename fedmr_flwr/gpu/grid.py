@@ -13,7 +13,7 @@ from flwr.app import Context, Message, MessageType
 from torch import nn
 
 from fedmr_flwr import algorithms, models
-from fedmr_flwr.client.app import TrainRequest, app
+from fedmr_flwr.client.app import TrainRequest, client_app
 from fedmr_flwr.client.environment import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
@@ -64,7 +64,7 @@ class GpuGrid(InProcessGrid):
         device: torch.device | None = None,
         lane: Callable[..., ResidentLane] | None = None,
     ) -> None:
-        super().__init__(app, settings.clients)
+        super().__init__(client_app, settings.clients)
         self._settings, self._report = settings, report
         self._device = device or _gpu(settings)
         self._make_lane = lane or GraphLane

@@ -83,9 +83,9 @@ def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[st
     if settings.engine not in ENGINES:
         raise ConfigError(f"engine: unknown engine '{settings.engine}'; choose one of {', '.join(ENGINES)}")
     if settings.engine == "in-process":
-        from fedmr_flwr.client.app import app
+        from fedmr_flwr.client.app import client_app
 
-        return InProcessGrid(app, settings.clients)
+        return InProcessGrid(client_app, settings.clients)
     if settings.engine == "gpu":
         from fedmr_flwr.gpu.grid import GpuGrid
 

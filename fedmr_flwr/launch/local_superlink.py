@@ -30,7 +30,7 @@ class LocalSuperLink:
 
     Args:
         home: its own folder.
-        app: the folder of the Flower app.
+        path: Python's, with which its processes find the app.
         log: the file to which Flower's output is appended.
         ray_address: the Ray cluster to join; "local" for a Ray of its own.
         ports: for commands, and for its own processes.
@@ -39,9 +39,9 @@ class LocalSuperLink:
         connection: to the SuperLink.
     """
 
-    def __init__(self, home: Path, app: Path, log: Path, ray_address: str, ports: tuple[int, int]) -> None:
+    def __init__(self, home: Path, path: str, log: Path, ray_address: str, ports: tuple[int, int]) -> None:
         self._home, self._log, (control, self._http_port) = home, log, ports
-        self.connection = Connection("local", simulation_environment(home, app, ray_address, ports))
+        self.connection = Connection("local", simulation_environment(home, path, ray_address, ports))
         access.create(home, f"127.0.0.1:{self._http_port}")
         with log.open("ab") as file:
             self._log_start = file.tell()  # lines of an earlier server are before it
@@ -138,12 +138,12 @@ class LocalSuperLink:
 
 @contextmanager
 def local_superlink(
-    app: Path, log: Path, ray_address: str = "local", ports: tuple[int, int] | None = None
+    path: str, log: Path, ray_address: str = "local", ports: tuple[int, int] | None = None
 ) -> Iterator[LocalSuperLink]:
     """Run a SuperLink inside the block, and stop it with all its processes.
 
     Args:
-        app: the folder of the Flower app.
+        path: Python's, with which its processes find the app.
         log: the file to which Flower's output is appended.
         ray_address: the Ray cluster to join; "local" for a Ray of its own.
         ports: for commands, and for its own processes; chosen if not given.
@@ -153,7 +153,7 @@ def local_superlink(
     """
     ports = ports or choose_ports()
     with tempfile.TemporaryDirectory(prefix="fedmr-flower-", ignore_cleanup_errors=True) as home:
-        superlink = LocalSuperLink(Path(home), app, log, ray_address, ports)
+        superlink = LocalSuperLink(Path(home), path, log, ray_address, ports)
         try:
             superlink.wait_until_ready()
             yield superlink

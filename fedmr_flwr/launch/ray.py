@@ -1,5 +1,9 @@
 """The Ray engine: Flower's simulation, started and followed with Flower's own commands."""
 
+import os
+from pathlib import Path
+
+from fedmr_flwr.config.identity import own_code
 from fedmr_flwr.config.paths import app_folder
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.launch import ray_cluster as cluster
@@ -37,8 +41,17 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     }
     with (
         launching(settings, display, prepared) as out,
-        local_superlink(app_folder(), out.log, ray_address, ports) as superlink,
+        local_superlink(_python_path(settings), out.log, ray_address, ports) as superlink,
     ):
         run_id = submit(superlink.connection, settings, out, resources)
         follow(superlink.connection, run_id, out, display, superlink.simulation_died, superlink.output)
     return out
+
+
+def _python_path(settings: Settings) -> str:
+    """Return Python's path for Flower's processes."""
+    paths = [str(app_folder()), os.environ.get("PYTHONPATH")]
+    # Only if it is needed: a file such as random.py in the current folder would take the place of Python's own.
+    if own_code(settings):
+        paths.append(str(Path.cwd()))
+    return os.pathsep.join(filter(None, paths))

@@ -20,22 +20,27 @@ from fedmr_flwr.wire.flower.environment import RAY_ADDRESS
 from fedmr_flwr.wire.flower.logs import log_errors_in_one_line
 from fedmr_flwr.wire.flower.simulation import is_simulation
 
-app = ServerApp()
+
+def server_app(folder: Path) -> ServerApp:
+    """Return a ServerApp that runs the experiment of the run configuration: `conf`, a file, and `set`, its overrides.
+
+    Args:
+        folder: of the project, whose files are sent with a run, and to which a relative `conf` belongs.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        log_errors_in_one_line()
+        with in_one_line():
+            conf = folder / Path(str(context.run_config["conf"])).expanduser()
+            _run(grid, conf, _words(str(context.run_config["set"])))
+
+    return app
 
 
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Run the experiment of the run configuration: `conf`, a file, and `set`, its overrides."""
-    log_errors_in_one_line()
-    with in_one_line():
-        _run(grid, context)
-
-
-def _run(grid: Grid, context: Context) -> None:
-    conf = Path(str(context.run_config["conf"])).expanduser()
-    if not conf.is_absolute():
-        conf = Path(__file__).parents[2] / conf  # the files of conf/ are sent with the app
-    settings = resolve_paths(load(conf, _words(str(context.run_config["set"]))))
+def _run(grid: Grid, conf: Path, overrides: list[str]) -> None:
+    settings = resolve_paths(load(conf, overrides))
     quiet()
     # Flower writes this output to a log, where Rich would assume 80 columns.
     display = Display(settings.rounds, Console(width=120))

@@ -130,7 +130,8 @@ def _import(name: str) -> Builder:
         builder: Builder = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the code of a user's module raises
         raise ConfigError(
-            f"model.name: '{name}' cannot be imported: {_line(error)}; it must be on PYTHONPATH"
+            f"model.name: '{name}' cannot be imported: {_line(error)}; it must be in the current folder or on "
+            "PYTHONPATH"
         ) from None
     if isinstance(builder, nn.Module) or not callable(builder):
         raise ConfigError(

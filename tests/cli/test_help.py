@@ -8,7 +8,7 @@ import pytest
 from fedmr_flwr import cli
 
 COMMANDS = [
-    "", "run", "resume", "compare", "plot", "data", "partition", "units", "flatness", "deploy", "deploy init",
+    "", "init", "run", "resume", "compare", "plot", "data", "partition", "units", "flatness", "deploy", "deploy init",
     "deploy server", "deploy node",
 ]  # fmt: skip
 
@@ -34,7 +34,7 @@ def test_brackets_have_no_backslash(text):
 
 def test_every_argument_is_described(text):
     usage, _, rest = text.partition("\n\n")
-    for argument in set(re.findall(r"\b(CONF|OVERRIDES|RUN|DIR)\b", usage)):
+    for argument in set(re.findall(r"\b(CONF|DIR|NAME|OVERRIDES|RUN)\b", usage)):
         assert re.search(rf"\b{argument}\b", rest), argument
 
 

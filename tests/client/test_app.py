@@ -72,7 +72,7 @@ def test_bug_on_a_node_is_in_its_folder(node, tmp_path, monkeypatch):
     context = Context(1, 1, own, RecordDict(), {})
     message = Message(RecordDict(), 1, "query")
     with pytest.raises(UnexpectedError if node else ZeroDivisionError):
-        client.app(message, context)
+        client.client_app(message, context)
     assert (tmp_path / "state" / "traceback.txt").exists() == node
 
 

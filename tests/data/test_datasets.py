@@ -349,7 +349,7 @@ def test_wrong_own_loaders_are_refused(tmp_path, my_data):
         "broken:load": "'broken:load' cannot be imported: .*invalid syntax",
         "my_data:unfit": "y_train of 'my_data:unfit' has the label 9; expected 0 to 4",
         "my_data:nothing": "cannot be imported: module 'my_data' has no attribute 'nothing'",
-        "nowhere:load": "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH",
+        "nowhere:load": "cannot be imported: No module named 'nowhere'; it must be in the current folder or on",
         ":load": "cannot be imported",
     }.items():
         with pytest.raises(FedmrError, match=words):

@@ -28,7 +28,7 @@ def env():
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     """The environment of commands that talk to a local SuperLink, started as `flwr run` does."""
-    with local_superlink(ROOT, tmp_path_factory.mktemp("superlink") / "flower.log") as superlink:
+    with local_superlink(str(ROOT), tmp_path_factory.mktemp("superlink") / "flower.log") as superlink:
         yield superlink.connection.env
 
 

@@ -73,6 +73,23 @@ def test_flwr_run_with_its_default_nodes_equals_in_process(tmp_path, local, refe
     assert manifest(out.path)["model-sha256"] == reference
 
 
+def test_new_project_trains_the_same_both_ways(tmp_path, env, local):
+    project = tmp_path / "first-try"
+    short = "rounds=2 training.local-epochs=1"
+    subprocess.run([BIN / "fedmr", "init", "first-try"], cwd=tmp_path, env=env, check=True, capture_output=True)
+    done = subprocess.run(
+        [BIN / "fedmr", "run", "conf.yaml", *short.split(), "run-dir=run"],
+        cwd=project, env=env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    again = RunFolder(project / "again")
+    overrides = f"set='{short} run-dir={again.path}'"
+    run_id = flwr(local, "run", str(project), "local", "--run-config", overrides)["run-id"]
+    status, details = wait_for_end(local, run_id, done=lambda: again.status in ("completed", "failed"))
+    assert status == "finished:completed", details
+    assert manifest(again.path)["model-sha256"] == manifest(project / "run")["model-sha256"]
+
+
 def test_failed_flwr_run_is_logged_in_one_line(local):
     run_id = flwr(local, "run", str(ROOT), "local", "--run-config", "set='strategy.unit=blocks'")["run-id"]
     status, details = wait_for_end(local, run_id)

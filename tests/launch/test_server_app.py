@@ -12,7 +12,8 @@ from fedmr_flwr.wire.grids.bounded import BoundedGrid
 from fedmr_flwr.wire.grids.pool import PoolGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
-QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "conf" / "quickstart.yaml"
 SIMULATED = object.__new__(InMemoryGrid)
 
 
@@ -24,7 +25,7 @@ def flwr_run(monkeypatch, tmp_path):
 
     def call(grid, *overrides, conf=QUICKSTART):
         words = " ".join([f"run-dir={tmp_path / 'run'}", *overrides])
-        server_app.main(grid, SimpleNamespace(run_config={"conf": str(conf), "set": words}))
+        server_app.server_app(ROOT)(grid, SimpleNamespace(run_config={"conf": str(conf), "set": words}))
         return found
 
     return call

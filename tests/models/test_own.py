@@ -371,7 +371,10 @@ net = Net((1, 4, 4), 3)
         ("my_models:Nothing", "cannot be imported: module 'my_models' has no attribute"),
         ("my_models:net", "is a Net; name a class, or a function that returns a model"),
         ("my_models:nn", "is a module; name a class"),
-        ("nowhere:Model", "cannot be imported: No module named 'nowhere'; it must be on PYTHONPATH"),
+        (
+            "nowhere:Model",
+            "cannot be imported: No module named 'nowhere'; it must be in the current folder or on",
+        ),
         ("unreadable:Model", "cannot be imported: .*invalid syntax"),
         (":Model", "cannot be imported"),
     ],

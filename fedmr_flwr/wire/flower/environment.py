@@ -53,12 +53,12 @@ def server_environment(home: Path) -> dict[str, str]:
     }
 
 
-def simulation_environment(home: Path, app: Path, ray_address: str, ports: tuple[int, int]) -> dict[str, str]:
+def simulation_environment(home: Path, path: str, ray_address: str, ports: tuple[int, int]) -> dict[str, str]:
     """Return the environment of a simulation's SuperLink and of the commands that use it.
 
     Args:
         home: a folder of its own.
-        app: the folder of the Flower app.
+        path: Python's, with which all processes find the app.
         ray_address: the Ray cluster to join; "local" for a Ray of its own.
         ports: of the SuperLink for commands, and for its own processes.
     """
@@ -73,7 +73,7 @@ def simulation_environment(home: Path, app: Path, ray_address: str, ports: tuple
         # Ray's ports are open to every account of the machine, and run any code; a cluster has its own rule.
         **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)} if ray_address == "local" else {}),
         # Ray passes Python's path on, so that actors on other machines find the app, too.
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(app), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": path,
         # Large messages in huge pages: serialising a large population takes a third of the time.
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
         # A proxy cannot reach this machine's own ports.

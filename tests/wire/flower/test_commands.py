@@ -75,20 +75,20 @@ def test_commands_report_nothing():
 
 def test_simulation_joins_no_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    env = environment.simulation_environment(Path("home"), Path("app"), "local", (1, 2))
+    env = environment.simulation_environment(Path("home"), "app", "local", (1, 2))
     assert env["RAY_ADDRESS"] == "local"
 
 
 def test_localhost_uses_no_proxy(monkeypatch):
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.setenv("no_proxy", "example.org")
-    env = environment.simulation_environment(Path("home"), Path("app"), "local", (1, 2))
+    env = environment.simulation_environment(Path("home"), "app", "local", (1, 2))
     assert env["NO_PROXY"] == env["no_proxy"] == "example.org,127.0.0.1,localhost"
 
 
 def test_memory_settings_are_kept(monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
-    env = environment.simulation_environment(Path("home"), Path("app"), "local", (1, 2))
+    env = environment.simulation_environment(Path("home"), "app", "local", (1, 2))
     assert env["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
 
 

@@ -1,0 +1,1 @@
+"""Federated learning with fedmr_flwr: a model, its data, and Flower's entries to both."""
