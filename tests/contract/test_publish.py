@@ -15,8 +15,8 @@ publish = import_module("flwr.cli.app_cmd.publish")  # `app_cmd` has a function 
 @pytest.fixture(scope="module")
 def files():
     """The files that Flower would take from a clone."""
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    return filter_paths_for_publish({name: ROOT / name for name in names if (ROOT / name).is_file()})
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return filter_paths_for_publish({name: ROOT / name for name in done.stdout.splitlines()})
 
 
 def test_files_are_few_small_and_text(files, capsys):
