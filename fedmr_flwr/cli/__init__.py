@@ -21,7 +21,6 @@ _INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     suggest_commands=False,  # Click suggests them, too
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -40,7 +39,16 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Federated learning by layer-wise model recombination (FedMR)."""
+    """Federated learning by layer-wise model recombination (FedMR).
+
+    \b
+    fedmr run quickstart                               train, about a minute
+    fedmr run quickstart strategy.name=fedavg          with another setting
+    fedmr compare quickstart --strategies fedmr,fedavg      one table of both
+    fedmr init my-project                              your own model and data
+
+    Each command has a --help of its own.
+    """
 
 
 for command in (init, runs.run, runs.resume, compare, views.plot, views.data, views.partition, views.units, flatness):

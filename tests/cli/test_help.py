@@ -22,6 +22,19 @@ def text(request, monkeypatch, capsys):
     return capsys.readouterr().out
 
 
+def test_tour_names_existing_commands(text):
+    for line in re.findall(r"^  fedmr .+", text.partition("Options:")[0], re.MULTILINE):
+        assert line.split()[1] in COMMANDS
+
+
+def test_shell_completes_commands(monkeypatch, capsys):
+    for name, value in {"_FEDMR_COMPLETE": "complete_bash", "COMP_WORDS": "fedmr pa", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        cli.app([], prog_name="fedmr")
+    assert capsys.readouterr().out.split() == ["partition"]
+
+
 def test_lines_fit_80_columns(text):
     assert max(map(len, text.splitlines())) <= 80
     summaries = text.partition("Commands:")[2]
