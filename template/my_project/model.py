@@ -23,6 +23,7 @@ class Net(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map [B, channels, height, width] to [B, classes]."""
-        found = nn.functional.max_pool2d(torch.relu(self.conv1(images)), 2)
-        found = nn.functional.max_pool2d(torch.relu(self.conv2(found)), 2)
-        return self.output(torch.relu(self.hidden(found.flatten(1))))
+        features = nn.functional.max_pool2d(torch.relu(self.conv1(images)), 2)
+        features = nn.functional.max_pool2d(torch.relu(self.conv2(features)), 2)
+        scores: torch.Tensor = self.output(torch.relu(self.hidden(features.flatten(1))))
+        return scores
