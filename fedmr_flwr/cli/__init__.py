@@ -39,7 +39,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Federated learning by layer-wise model recombination (FedMR).
+    r"""Federated learning by layer-wise model recombination (FedMR).
 
     \b
     fedmr run quickstart                               train, about a minute
