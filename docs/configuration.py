@@ -31,6 +31,7 @@ GUIDES = {
     "deployment": "[deployment](../guides/deploy.md)",
     "privacy": "[local differential privacy](../guides/privacy.md)",
     "evaluation": "[measuring](../guides/measure.md)",
+    "stop": "[ending early](../guides/run.md#ending-early)",
     "data": "[data and partitions](../guides/data.md), [your own data](../guides/your-data.md)",
     "partition": "[data and partitions](../guides/data.md#partitions)",
     "model": "[your own model](../guides/your-model.md)",

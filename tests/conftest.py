@@ -81,7 +81,7 @@ def no_pictures() -> Iterator[None]:
     from fedmr_flwr.report import plots
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw", lambda folder: [])
+        patch.setattr(plots, "draw", lambda *_: [])
         patch.setattr(plots, "clients", lambda *_: None)
         yield
 

@@ -51,7 +51,10 @@ def _options(
     """
 
 
-for command in (init, runs.run, runs.resume, compare, views.plot, views.data, views.partition, views.units, flatness):
+for command in (
+    init, runs.run, runs.resume, compare, views.score, views.report, views.plot, views.export, flatness, views.data,
+    views.partition, views.units,
+):  # fmt: skip
     app.command(cls=Command)(command)
 app.add_typer(deploy.app, name="deploy")
 

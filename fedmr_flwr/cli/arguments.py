@@ -1,5 +1,6 @@
 """Arguments that several commands share, the layout of help, and the printing of lines."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,16 @@ Conf = Annotated[str, typer.Argument(hidden=True)]
 Overrides = Annotated[list[str] | None, typer.Argument(hidden=True)]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
 
+
+class Format(StrEnum):
+    """The formats of pictures."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+Form = Annotated[Format, typer.Option("--format", metavar="NAME", help="Of the pictures: png, svg or pdf.")]
 Engine = Annotated[
     str | None, typer.Option(metavar="NAME", help="ray, in-process, gpu or deployment; short for engine=NAME.")
 ]

@@ -1,5 +1,7 @@
 """The command `fedmr compare`."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedmr_flwr.cli.arguments import Engine, Superlink, engine_overrides
+from fedmr_flwr.cli.arguments import Engine, Form, Format, Superlink, engine_overrides
 from fedmr_flwr.errors import ConfigError
 
 
@@ -33,6 +35,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The folder of all runs; default: runs/compare-CONF.")
     ] = None,
+    form: Form = Format.png,
     engine: Engine = None,
     superlink: Superlink = None,
 ) -> None:
@@ -56,7 +59,8 @@ def compare(
     if plan:
         estimate.show(planned, jobs, Console(), engines.run)
     else:
-        run.run(planned, jobs, study.target, out, Console(), engines.run)
+        command = shlex.join(["fedmr", *sys.argv[1:]])
+        run.run(planned, jobs, study.target, out, Console(), engines.run, form, command)
 
 
 def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

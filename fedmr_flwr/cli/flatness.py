@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedmr_flwr.cli.arguments import Folder, print_line
+from fedmr_flwr.cli.arguments import Folder, Form, Format, print_line
 from fedmr_flwr.errors import ConfigError
 
 
@@ -27,6 +27,7 @@ def flatness(
         int, typer.Option(metavar="N", min=1, help="The number of training examples for the loss.")
     ] = 1000,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    form: Form = Format.png,
 ) -> None:
     """Measure how flat a run's minimum is.
 
@@ -47,16 +48,17 @@ def flatness(
     with console.status("reading the data") as status:
         found = Flatness(results, examples, pick_device(device), status.update)
         if other is not None:
-            plots.surface(found.paths(load_run(other)), f"{title}, and {other.name}", out.path / "paths.png")
-            print_line(str(out.path / "paths.png"))
+            picture = out.path / f"paths.{form}"
+            plots.surface(found.paths(load_run(other)), f"{title}, and {other.name}", picture)
+            print_line(str(picture))
             return
         measured = found.measure(number, slots, clients)
         after = results.last_round if number is None else number
         title = f"{title} · after round {after}"
-        written = [save(measured, after, out), out.path / f"flatness-{after:06d}.png"]
+        written = [save(measured, after, out), out.path / f"flatness-{after:06d}.{form}"]
         plots.flatness(measured, title, written[-1])
         if surface:
-            written.append(out.path / f"surface-{after:06d}.png")
+            written.append(out.path / f"surface-{after:06d}.{form}")
             plots.surface(found.surface(number), title, written[-1])
     console.print(_table(measured))
     for path in written:

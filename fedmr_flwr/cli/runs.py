@@ -12,6 +12,7 @@ from fedmr_flwr.report.tables import format_client_accuracy, table
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.runs.versions import changed_versions
+from fedmr_flwr.server.stopping import Stopping
 
 
 def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, superlink: Superlink = None) -> None:
@@ -33,19 +34,28 @@ def resume(
     """Resume a run that was stopped, or continue a complete one.
 
     RUN is its folder. The result is the same as without the interruption, with another engine, too. OVERRIDES are
-    key=value: rounds=N for more rounds; engine, device and patience may change, too, but nothing else.
+    key=value: rounds=N for more rounds; engine, device, patience and stop may change, too, but nothing else.
     """
     out = RunFolder.open(run_folder.absolute())
     changes = [*(overrides or []), *engine_overrides(engine, superlink)]
     check_resumable(changes)
     settings = load(out.config, changes).model_copy(update={"run_dir": out.path})
-    done, manifest = len(out.read_rows()), out.read_manifest()
-    if settings.rounds < done:
-        raise ConfigError(f"rounds is {settings.rounds}, but {out.path} has already {done} rounds; raise it")
-    # A completed run can be continued after its number of rounds was raised.
-    if out.status == "completed" and manifest.get("rounds", 0) >= settings.rounds:
-        print_line(f"{out.path} is complete: it has all {settings.rounds} rounds")
-        return
+    rows, manifest = out.read_rows(), out.read_manifest()
+    if settings.rounds < len(rows):
+        raise ConfigError(f"rounds is {settings.rounds}, but {out.path} has already {len(rows)} rounds; raise it")
+    # A completed run can be continued after its number of rounds was raised, or what ended it early has changed.
+    if out.status == "completed":
+        if reason := Stopping(settings.stop, rows).reason:
+            line = (
+                f"{out.path} is complete after round {len(rows)}: {reason}; raise it, or set it to null, to continue"
+            )
+            if overrides:
+                raise ConfigError(line)
+            print_line(line)
+            return
+        if manifest.get("rounds", 0) >= settings.rounds:
+            print_line(f"{out.path} is complete: it has all {settings.rounds} rounds")
+            return
     # Not an error: other versions give a valid result, only not bit for bit the same.
     for line in changed_versions(manifest.get("versions", {})):
         print_line(f"{line}: the result may differ in its last digits")

@@ -1,12 +1,13 @@
-"""The commands that do not train: `fedmr plot`, `data`, `partition` and `units`."""
+"""The commands that do not train: `fedmr plot`, `score`, `report`, `export`, `data`, `partition` and `units`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from fedmr_flwr.cli.arguments import Conf, Folder, Overrides, print_line
+from fedmr_flwr.cli.arguments import Conf, Folder, Form, Format, Overrides, print_line
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.files import writing
@@ -16,7 +17,7 @@ from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
 
 
-def plot(run_folder: Folder) -> None:
+def plot(run_folder: Folder, form: Form = Format.png) -> None:
     """Draw the plots of a run again.
 
     RUN is its folder.
@@ -24,11 +25,67 @@ def plot(run_folder: Folder) -> None:
     from fedmr_flwr.report import plots, scores
 
     folder = RunFolder.open(run_folder.absolute())
-    drawn = [*plots.draw(folder), *scores.draw(folder)]
+    drawn = [*plots.draw(folder, form), *scores.draw(folder, form)]
     if not drawn:
         raise RunFolderError(f"{run_folder} has no completed round yet, so there is nothing to draw")
     for path in drawn:
         print_line(str(path))
+
+
+def score(
+    run_folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    target: Annotated[
+        float | None, typer.Option(metavar="ACCURACY", help="Accuracy to reach; default: the run's stop.target.")
+    ] = None,
+) -> None:
+    """Show what a run has come to.
+
+    Whether it is complete, accuracy, loss, and what they cost in rounds, bytes and seconds. RUN is its folder.
+    """
+    from fedmr_flwr.report import summary
+    from fedmr_flwr.report.tables import score_table
+
+    out = RunFolder.open(run_folder.absolute())
+    settings = load(out.config)
+    found = summary.score(out, settings.seed, settings.rounds, settings.stop.target if target is None else target)
+    if as_json:
+        print_line(json.dumps(found, indent=2))
+    else:
+        Console().print(score_table(found))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", hidden=True)],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default: FOLDER/report.html.")] = None,
+) -> None:
+    """Write a run or a comparison as one HTML page.
+
+    Tables, pictures, configuration, versions and the command, in one file that can be sent. FOLDER is that of a run,
+    or of `fedmr compare`.
+    """
+    from fedmr_flwr.analysis import page
+
+    print_line(str(page.write(folder.absolute(), out)))
+
+
+def export(
+    run_folder: Folder,
+    to: Annotated[str, typer.Option(metavar="NAME", help="tensorboard, wandb or mlflow.")],
+) -> None:
+    """Write a run's metrics to TensorBoard, W&B or MLflow.
+
+    As `track` in the configuration does while a run trains; what is there already is not written again. RUN is its
+    folder.
+    """
+    from fedmr_flwr.report import tracking
+
+    out = RunFolder.open(run_folder.absolute())
+    if to not in tracking.TRACKERS:
+        raise ConfigError(f"--to {to}: choose one of {', '.join(tracking.TRACKERS)}")
+    tracking.check([to])
+    with out.locked(), tracking.tracking([to], out, load(out.config), print_line):
+        pass
 
 
 def partition(
@@ -37,6 +94,7 @@ def partition(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="A new folder for partition.npz and clients.png.")
     ] = Path("partition"),
+    form: Form = Format.png,
 ) -> None:
     """Show the partition of the data among clients.
 
@@ -55,13 +113,13 @@ def partition(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     partitions.save(parts, out / "partition.npz")
-    plots.clients(counts, format_partition(settings), out / "clients.png")
+    plots.clients(counts, format_partition(settings), out / f"clients.{form}")
     Console().print(partition_table(counts, partitions.divergences(counts), format_partition(settings)))
-    made = ["partition.npz", "clients.png"]
+    made = ["partition.npz", f"clients.{form}"]
     if settings.partition.skew:
         changed = skew.of_all(dataset, parts, settings.partition, settings.seed)
-        examples.draw_clients(dataset, changed, parts, format_partition(settings), out / "skew.png")
-        made.append("skew.png")
+        examples.draw_clients(dataset, changed, parts, format_partition(settings), out / f"skew.{form}")
+        made.append(f"skew.{form}")
     for name in made:
         print_line(str(out / name))
 
@@ -69,7 +127,9 @@ def partition(
 def data(
     conf: Conf,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture of examples.")] = Path("examples.png"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture of examples: .png, .svg or .pdf.")] = Path(
+        "examples.png"
+    ),
 ) -> None:
     """Show the data: examples, classes, columns.
 
@@ -79,6 +139,8 @@ def data(
     from fedmr_flwr.data import datasets
     from fedmr_flwr.report import examples
 
+    if out.suffix not in {f".{form}" for form in Format}:
+        raise ConfigError(f"--out {out}: the end of its name is its format; choose .png, .svg or .pdf")
     settings = load(conf, overrides or [])
     dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
     for line in (settings.data.name, *examples.describe(dataset)):

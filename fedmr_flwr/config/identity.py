@@ -16,10 +16,10 @@ from fedmr_flwr.errors import ConfigError
 # as one that changes the result until it is named here.
 HOW_COMPUTED = frozenset({
     "engine", "device", "client-cpus", "ray", "deployment", "data-dir", "run-dir", "checkpoint-every",
-    "round-timeout", "evaluation", "keep-models", "keep-models-slots",
+    "round-timeout", "evaluation", "keep-models", "keep-models-slots", "track",
 })  # fmt: skip
 # What may change besides when a run is resumed: more rounds, and more patience.
-LENGTH = frozenset({"rounds", "max-bad-rounds"})
+LENGTH = frozenset({"rounds", "max-bad-rounds", "stop"})
 # "module:name", as users name code of their own; other names with a colon contain a path, a number or Flower's name.
 _OWN = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
 

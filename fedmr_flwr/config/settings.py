@@ -19,6 +19,7 @@ from fedmr_flwr.config.evaluation import Evaluation
 from fedmr_flwr.config.paths import kind_and_path
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import AbsolutePath, Section, wrong_value
+from fedmr_flwr.config.stop import Stop
 from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.training import Precision, Training
 
@@ -245,6 +246,7 @@ class Settings(Section):
         keep_models: the rounds whose global model stays in the run folder, in `models/`: a list such as
             `[100, 500, 2000]`, or `every 100`.
         keep_models_slots: whether the model of each slot stays, too.
+        track: trackers that get the metrics of each round: `tensorboard`, `wandb`, `mlflow`, or a list of them.
         round_timeout: seconds to wait for the replies of a round; a later reply counts as a failure.
         min_good_replies: a round with fewer good replies is bad: nothing changes in it.
         max_bad_rounds: the number of consecutive bad rounds that are tolerated; one more stops the run, with a
@@ -270,6 +272,7 @@ class Settings(Section):
     checkpoint_every: int = Field(10, ge=1)
     keep_models: tuple[Annotated[int, Field(ge=1)], ...] | EveryRounds = ()
     keep_models_slots: bool = False
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     round_timeout: float = Field(3600.0, gt=0)
     min_good_replies: int = Field(1, ge=1)
     max_bad_rounds: int = Field(0, ge=0)
@@ -279,6 +282,7 @@ class Settings(Section):
     deployment: Deployment = Deployment()
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()
+    stop: Stop = Stop()
     data: Data = Data()
     partition: Partition = Partition()
     model: Model = Model()
@@ -291,6 +295,11 @@ class Settings(Section):
         if isinstance(self.keep_models, str):
             return number % int(self.keep_models.removeprefix("every ")) == 0
         return number in self.keep_models
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _may_be_one(cls, names: object) -> object:
+        return (names,) if isinstance(names, str) else names
 
     @field_validator("keep_models", mode="wrap")
     @classmethod

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -64,7 +63,7 @@ def draw(dataset: Dataset, title: str, path: Path) -> bool:
         names[label] if label < len(names) else str(label): train.inputs[np.flatnonzero(labels == label)[:_EACH]]
         for label in np.unique(labels)[:_CLASSES]
     }
-    _grid(rows, dataset, title, path)
+    _grid(rows, dataset, "The first training images of each class", title, path)
     return True
 
 
@@ -81,13 +80,14 @@ def draw_clients(
         path: the file to write.
     """
     rows = {f"client {client}": changed.inputs[part[:_EACH]] for client, part in enumerate(parts[:_CLIENTS])}
-    _grid(rows, dataset, title, path)
+    _grid(rows, dataset, "Images of the first clients, as their skew changes them", title, path)
 
 
-def _grid(rows: Mapping[str, torch.Tensor], dataset: Dataset, title: str, path: Path) -> None:
+@figures.styled
+def _grid(rows: Mapping[str, torch.Tensor], dataset: Dataset, what: str, title: str, path: Path) -> None:
     """Draw uint8 images, a row for each name."""
-    figure = Figure(figsize=(1.0 * _EACH + 1.5, 1.0 * len(rows) + 0.6), layout="constrained")
-    panels = figure.subplots(len(rows), _EACH, squeeze=False)
+    figure, flat = figures.new(1.0 * _EACH + 1.5, 1.0 * len(rows) + 0.8, len(rows), _EACH)
+    panels = [flat[at : at + _EACH] for at in range(0, len(flat), _EACH)]
     white = int(dataset.normalisation.white) if dataset.normalisation else 255
     for (name, images), row in zip(rows.items(), panels, strict=True):
         row[0].set_ylabel(figures.plain(name[:20]), rotation=0, ha="right", va="center")
@@ -100,5 +100,4 @@ def _grid(rows: Mapping[str, torch.Tensor], dataset: Dataset, title: str, path: 
                 image = images[at].numpy()
                 pixels = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
                 axes.imshow(pixels, cmap="gray", vmin=0, vmax=white)
-    figure.suptitle(figures.plain(title), fontsize=11)
-    figures.write(figure, path)
+    figures.save(figure, what, title, path)

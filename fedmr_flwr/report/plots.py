@@ -19,23 +19,22 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.report import figures
-from fedmr_flwr.report.figures import COLOURS
+from fedmr_flwr.report.figures import AREAS, COLOURS
 from fedmr_flwr.report.lineage import STRATEGIES, History, RunSpec, history, trace
 from fedmr_flwr.runs.folder import RunFolder
 
-# With more entries a legend would be larger than the plot, and a colour bar replaces it.
-_MOST_NAMED_LINES = 12
-_MOST_NAMED_CLASSES = 20
 _MOST_NUMBERED_SLOTS = 20
 
 Metrics = Sequence[Mapping[str, Any]]
 
 
-def draw(folder: RunFolder) -> list[Path]:
+def draw(folder: RunFolder, form: str = "png", to: Path | None = None) -> list[Path]:
     """Draw all plots that a run's metrics allow, also of an incomplete run.
 
     Args:
         folder: of the run.
+        form: of the files: png, svg or pdf.
+        to: where they are written; None: to the folder of the run.
 
     Returns:
         The files: curves.png, and for an algorithm with a population diversity.png and lineage.png.
@@ -47,12 +46,13 @@ def draw(folder: RunFolder) -> list[Path]:
     rows, manifest = folder.read_rows(), folder.read_manifest()
     strategy, units = manifest.get("strategy", {}), manifest.get("units", [])
     title = manifest.get("title", strategy.get("name", ""))
-    drawn = []
+    drawn: list[Path] = []
+    to = to or folder.path
     if any("test-accuracy" in row or "train-loss" in row for row in rows):
-        curves(rows, title, folder.curves)
-        drawn.append(folder.curves)
+        drawn.append(to / f"curves.{form}")
+        curves(rows, title, drawn[-1])
     if units and any("spread" in row for row in rows):
-        drawn.append(folder.path / "diversity.png")
+        drawn.append(to / f"diversity.{form}")
         diversity(rows, units, title, drawn[-1])
     if units and strategy.get("name") in STRATEGIES and any("slots" in row for row in rows):
         # Read only here, because it imports the algorithm, and the other plots do not need it.
@@ -60,11 +60,12 @@ def draw(folder: RunFolder) -> list[Path]:
         slots = strategy.get("population") or settings.clients_per_round
         first_stage = strategy.get("first-stage-rounds", 0)
         run = RunSpec(strategy["name"], settings.seed, first_stage, len(units), slots, settings.clients)
-        drawn.append(folder.path / "lineage.png")
+        drawn.append(to / f"lineage.{form}")
         lineage(history(rows, run), units, title, drawn[-1])
     return drawn
 
 
+@figures.styled
 def curves(rows: Metrics, title: str, path: Path) -> None:
     """Plot test accuracy and loss over the rounds.
 
@@ -75,15 +76,13 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
     """
     scored = [row for row in rows if "test-accuracy" in row]
     rounds = [row["round"] for row in scored]
-    # Not by pyplot, which keeps every figure alive and chooses a backend that may need a display.
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = figures.new(10, 4.2, columns=2)
     left.plot(rounds, [100 * row["test-accuracy"] for row in scored], **figures.marks(scored), label="global model")
     by_slot = {row["round"]: 100 * np.array(row["slot-accuracies"]) for row in rows if "slot-accuracies" in row}
     if by_slot:
         ends = np.array([[of.min(), of.max()] for of in by_slot.values()])
-        figures.band(left, list(by_slot), ends, color="C0", label="slots, lowest to highest")
-        left.legend(frameon=False)
+        figures.band(left, list(by_slot), ends, color=COLOURS[0], label="slots, lowest to highest")
+        left.legend()
     if not scored:
         left.text(0.5, 0.5, "not evaluated yet", ha="center", transform=left.transAxes)
     left.set_ylabel("test accuracy (%)")
@@ -97,11 +96,12 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
         label="training, mean over the round's clients",
     )
     right.set_ylabel("cross-entropy")
-    right.legend(frameon=False)
+    right.legend()
     figures.over_rounds(left, right)
-    figures.save(figure, title, path)
+    figures.save(figure, "Accuracy and loss of the global model by round", title, path)
 
 
+@figures.styled
 def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
     """Plot the number of examples of each class at each client.
 
@@ -111,9 +111,9 @@ def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
         path: the file to write.
     """
     number, classes = counts.shape
-    figure = Figure(figsize=(min(24.0, max(8.0, 0.13 * number + 2)), 4.5), layout="constrained")
-    axes = figure.subplots()
-    colours = colormaps["tab10" if classes <= 10 else "turbo"](np.linspace(0, 1, max(classes, 10)))
+    figure, (axes,) = figures.new(min(24.0, max(8.0, 0.13 * number + 2)), 4.7)
+    named = classes <= len(AREAS)
+    colours: Any = AREAS if named else colormaps["viridis"](np.linspace(0, 1, classes))
     # One collection per class: a bar object for each client and class takes minutes for a thousand clients.
     left, right = np.arange(number) - 0.45, np.arange(number) + 0.45
     tops = np.vstack([np.zeros(number), np.cumsum(counts, axis=1).T])
@@ -133,15 +133,15 @@ def clients(counts: NDArray[np.int64], title: str, path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=25, integer=True))
     axes.set_xlabel("client")
     axes.set_ylabel("training examples")
-    axes.set_title(figures.plain(title), fontsize=11)
-    if classes <= _MOST_NAMED_CLASSES:
+    if named:
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], title="class", loc="outside right center", frameon=False)
+        figure.legend(handles[::-1], labels[::-1], title="class", loc="outside right center")
     else:
         _gradient(figure, axes, colours, "class")
-    figures.write(figure, path)
+    figures.save(figure, "Training examples of each class at each client", title, path)
 
 
+@figures.styled
 def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> None:
     """Plot the similarity of a population's models, and their spread unit by unit.
 
@@ -154,43 +154,35 @@ def diversity(rows: Metrics, units: Sequence[str], title: str, path: Path) -> No
     good = [row for row in rows if "spread" in row]
     rounds = [row["round"] for row in good]
     spreads = np.array([row["spread"] for row in good], np.float64)
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = figures.new(12, 4.7, columns=2)
     left.plot(rounds, [row["similarity"] for row in good], **figures.marks(good))
     left.set_ylabel("cosine similarity, mean over pairs of models")
-    named = len(units) <= _MOST_NAMED_LINES
-    # The bright end of the colour map would be invisible on white.
-    colours = _colours(len(units)) if named else colormaps["viridis"](np.linspace(0, 0.93, len(units)))
-    for unit, (name, colour) in enumerate(zip(units, colours, strict=True)):
-        style = "-" if unit < len(COLOURS) or not named else "--"
-        width = 1.5 if named else 0.9
-        right.plot(
-            rounds, spreads[:, unit], style, color=colour, linewidth=width, label=_short(name), **figures.marks(good)
-        )
+    named = _extremes(spreads[-1])
+    for unit in sorted(set(range(len(units))) - set(named)):
+        right.plot(rounds, spreads[:, unit], color=figures.GREY, linewidth=0.9, zorder=1)
+    for unit, colour in zip(named, COLOURS, strict=False):
+        right.plot(rounds, spreads[:, unit], color=colour, label=_short(units[unit]), **figures.marks(good))
     right.set_ylabel("spread: standard deviation across models")
     _scale(right, spreads)
-    if named:
-        figure.legend(title="unit", loc="outside right center", frameon=False)
-    else:
-        bar, at = _gradient(figure, right, colours, "unit, in the order of the network")
-        bar.set_ticks(list(at), labels=[_short(units[unit]) for unit in at])
+    heading = "unit" if len(named) == len(units) else f"units of largest and\nsmallest spread, of {len(units)}"
+    figure.legend(title=heading, loc="outside right center")
     figures.over_rounds(left, right)
-    figures.save(figure, title, path)
+    figures.save(figure, "How different the models of the population are, by round", title, path)
 
 
-def lineage(past: History, units: Sequence[str], title: str, path: Path, most_units: int = 10) -> None:
+@figures.styled
+def lineage(past: History, units: Sequence[str], title: str, path: Path) -> None:
     """Plot the path of the units of slot 0's model, and the number of clients that have trained a unit and a model.
 
     Args:
         past: the lineage, with at least one step.
         units: the names of the units.
         title: of the plot.
-        path: the file to write.
-        most_units: the most units that are drawn, evenly chosen.
+        path: the file to write. Of many units, some are drawn, evenly chosen.
     """
-    figure = Figure(figsize=(14, min(9.0, max(5.0, 0.55 * past.run.slots + 2))), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
-    chosen = np.linspace(0, len(units) - 1, min(len(units), most_units)).round().astype(int)
+    height = min(9.0, max(5.0, 0.55 * past.run.slots + 2))
+    figure, (left, right) = figures.new(14, height, columns=2, width_ratios=[2.2, 1])
+    chosen = np.linspace(0, len(units) - 1, min(len(units), figures.MOST_LINES)).round().astype(int)
     _trace(left, past, chosen, [_short(units[unit], 22) for unit in chosen])
     heading = "unit" if len(chosen) == len(units) else f"unit ({len(chosen)} of {len(units)})"
     _legend_below(figure, left, heading, "outside lower left", 4)
@@ -206,7 +198,7 @@ def lineage(past: History, units: Sequence[str], title: str, path: Path, most_un
     right.set_ylim(0, 1.05 * min(past.run.clients, 1.5 * past.by_model[:, 2].max()))
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
     figures.over_rounds(left, right)
-    figures.save(figure, title, path)
+    figures.save(figure, "Whose data the layers of a model have passed through", title, path)
 
 
 def _trace(axes: Axes, past: History, chosen: NDArray[np.int64], names: Sequence[str]) -> None:
@@ -219,7 +211,7 @@ def _trace(axes: Axes, past: History, chosen: NDArray[np.int64], names: Sequence
     trained = np.array([[slot in step.trained for slot in path] for step, path in zip(steps, paths, strict=True)])
     # Beside each other within the slot, below the client's number: lines on the same path would hide each other.
     offsets = np.linspace(-0.15, 0.4, len(chosen)) if len(chosen) > 1 else np.zeros(1)
-    for at, (name, colour) in enumerate(zip(names, _colours(len(chosen)), strict=True)):
+    for at, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         axes.plot(rounds, paths[:, at] + offsets[at], color=colour, label=name)
         faces = np.where(trained[:, at], colour, "white")
         axes.scatter(rounds, paths[:, at] + offsets[at], 16, faces, edgecolors=colour, zorder=3)
@@ -256,7 +248,7 @@ def _legend_below(
     figure: Figure, axes: Axes, title: str, place: Literal["outside lower left", "outside lower right"], columns: int
 ) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc=place, title=title, ncols=columns, frameon=False, fontsize="small")
+    figure.legend(handles, labels, loc=place, title=title, ncols=columns, fontsize="small")
 
 
 def _gradient(figure: Figure, axes: Axes, colours: Any, label: str) -> tuple[Colorbar, NDArray[np.int64]]:
@@ -268,8 +260,12 @@ def _gradient(figure: Figure, axes: Axes, colours: Any, label: str) -> tuple[Col
     return bar, at
 
 
-def _colours(number: int) -> list[str]:
-    return [figures.line_colour(at) for at in range(number)]
+def _extremes(values: NDArray[np.float64]) -> list[int]:
+    """Return the indices of all values, or of the largest and the smallest, as many as lines can be told apart."""
+    if len(values) <= figures.MOST_LINES:
+        return list(range(len(values)))
+    order, half = np.argsort(values)[::-1].tolist(), figures.MOST_LINES // 2
+    return [*order[:half], *order[-half:]]
 
 
 def _short(name: str, length: int = 28) -> str:

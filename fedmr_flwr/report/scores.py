@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fedmr_flwr.report.figures import save
+from fedmr_flwr.report import figures
 from fedmr_flwr.runs.folder import RunFolder
 
 # In more cells than those of so many classes numbers could not be read.
 _MOST_NUMBERED = 12
 
 
-def draw(folder: RunFolder) -> list[Path]:
+def draw(folder: RunFolder, form: str = "png", to: Path | None = None) -> list[Path]:
     """Draw the plots of the evaluations that a run has made.
 
     Args:
         folder: of the run.
+        form: of the files: png, svg or pdf.
+        to: where they are written; None: to the folder of the run.
 
     Returns:
         The files: confusion.png and client-accuracy.png, as far as there is something to draw.
@@ -29,18 +30,20 @@ def draw(folder: RunFolder) -> list[Path]:
         RunFolderError: a file cannot be written.
     """
     title = folder.read_manifest().get("title", "")
-    drawn = []
+    drawn: list[Path] = []
+    to = to or folder.path
     if folder.classes.exists():
         found = json.loads(folder.classes.read_text(encoding="utf-8"))
-        drawn.append(folder.path / "confusion.png")
+        drawn.append(to / f"confusion.{form}")
         confusion(np.array(found["confusion"]), f"{title} · round {found['round']}", drawn[-1])
     if rows := folder.read_client_rows():
         last = [row for row in rows if row["round"] == rows[-1]["round"]]
-        drawn.append(folder.path / "client-accuracy.png")
+        drawn.append(to / f"client-accuracy.{form}")
         distribution(last, f"{title} · round {last[0]['round']}", drawn[-1])
     return drawn
 
 
+@figures.styled
 def confusion(counts: NDArray[np.int64], title: str, path: Path) -> None:
     """Plot a confusion matrix, each row as shares of its label's examples.
 
@@ -50,8 +53,7 @@ def confusion(counts: NDArray[np.int64], title: str, path: Path) -> None:
         path: of the file.
     """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = figures.new(7, 6.2)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(counts) <= _MOST_NUMBERED:
         axes.set_xticks(range(len(counts)))
@@ -62,9 +64,10 @@ def confusion(counts: NDArray[np.int64], title: str, path: Path) -> None:
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
     axes.set(xlabel="predicted label", ylabel="true label")
     figure.colorbar(image, label="share of the label's examples")
-    save(figure, title, path)
+    figures.save(figure, "Which class the global model takes for which", title, path)
 
 
+@figures.styled
 def distribution(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """Plot which share of the clients has at most a given accuracy on its own examples.
 
@@ -73,8 +76,7 @@ def distribution(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> N
         title: of the plot.
         path: of the file.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = figures.new(8, 5)
     for model in ("global", "slot"):
         for name, what in (("accuracy", "as it is"), ("tuned-accuracy", "fine-tuned")):
             values = np.sort([100 * row[name] for row in rows if row["model"] == model and name in row])
@@ -84,5 +86,5 @@ def distribution(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> N
                 axes.step([values[0], *values], [0, *shares], where="post", label=label)
     axes.set(xlabel="accuracy on the client's own examples (%)", ylabel="clients with at most this accuracy (%)")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    save(figure, title, path)
+    axes.legend()
+    figures.save(figure, "How accurate the model is on the clients' own examples", title, path)

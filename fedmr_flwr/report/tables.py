@@ -48,6 +48,30 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return out
 
 
+def score_table(score: Mapping[str, Any]) -> Table:
+    """Return a table of what a run has come to; what was not measured is left out.
+
+    Args:
+        score: from `summary.score`.
+    """
+    out = Table(show_header=False)
+    out.add_column(no_wrap=True)
+    out.add_column(overflow="fold")
+    for name, value in score.items():
+        if value is not None and value != []:
+            out.add_row(name, Text(format_score(value)))
+    return out
+
+
+def format_score(value: Any) -> str:
+    """Return a value of a score for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(format_score, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def format_client_accuracy(over: Mapping[str, Any], what: str = "accuracy over clients") -> str:
     """Return one line about a number over clients, from `client_evaluation.summary`."""
     if not over["clients"]:

@@ -67,7 +67,6 @@ class RunFolder:
         self.classes = path / "classes.json"
         self.client_rows = path / "clients.jsonl"
         self.checkpoints = path / "checkpoints"
-        self.curves = path / "curves.png"
         self.clients = path / "clients.png"
         self.client_state = path / "client-state"
         self.config = path / "config.yaml"

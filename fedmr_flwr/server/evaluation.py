@@ -38,24 +38,29 @@ class Evaluator:
     def __init__(self, experiment: Experiment, out: RunFolder, grid: RosterGrid, config: ConfigRecord) -> None:
         self._experiment, self._out, self._grid, self._config = experiment, out, grid, config
 
-    def __call__(self, number: int, arrays: ArrayRecord) -> dict[str, Any]:
+    def __call__(self, number: int, arrays: ArrayRecord, ends: bool = False) -> dict[str, Any]:
         """Return the numbers that are due after a round, by name.
 
         Args:
             number: of the round.
             arrays: the global model.
+            ends: return those that are due because the run ends early with this round, and were not so before.
         """
-        settings = self._experiment.settings
-        wanted, rounds = settings.evaluation, settings.rounds
+        settings, wanted = self._experiment.settings, self._experiment.settings.evaluation
         numbers: dict[str, Any] = {}
-        if is_due(settings.evaluate_every, number, rounds):
+
+        def due(often: int | str) -> bool:
+            before = is_due(often, number, settings.rounds)
+            return not before and is_due(often, number, number) if ends else before
+
+        if due(settings.evaluate_every):
             numbers |= self._on_test(arrays)
-        if is_due(wanted.train, number, rounds):
+        if due(wanted.train):
             score = self._score(self._decode(arrays), self._train)
             numbers |= {"training-set-loss": score.loss, "training-set-accuracy": score.accuracy}
-        if is_due(wanted.classes, number, rounds):
+        if due(wanted.classes):
             numbers |= self._on_classes(number, arrays)
-        if is_due(wanted.clients, number, rounds):
+        if due(wanted.clients):
             numbers |= self._on_clients(number, "global", lambda _: arrays)
             if slots := self._slots:
                 records = [self._experiment.codec.encode(model) for model in slots]

@@ -16,6 +16,7 @@ from fedmr_flwr.core.units import format_unit
 from fedmr_flwr.data import datasets, partitions, skew
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
+from fedmr_flwr.report import tracking
 from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import resources
@@ -40,6 +41,7 @@ class Experiment:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        tracking.check(settings.track)
         self.device = pick_device(settings.device)
         # In a deployment the nodes choose their own devices; the server may have only a CPU to score with.
         alone = settings.engine == "deployment" and self.device.type == "cpu"

@@ -80,9 +80,10 @@ def run(
     ledger: Ledger,
     arrays: ArrayRecord,
     train_config: ConfigRecord,
-    evaluate: Callable[[int, ArrayRecord], Mapping[str, Any]],
+    evaluate: Callable[[int, ArrayRecord, bool], Mapping[str, Any]],
     report: Callable[[Row, ArrayRecord, bool], None],
     completed: int = 0,
+    should_stop: Callable[[Row], bool] = lambda row: False,
 ) -> ArrayRecord:
     """Train for all rounds.
 
@@ -93,11 +94,13 @@ def run(
         ledger: the latest round of each client.
         arrays: the global model after the completed rounds.
         train_config: sent with every model.
-        evaluate: scores the global model after a round; returns numbers by name, none if no evaluation is due.
-        report: called after each round with its row of metrics, the global model, and whether the run stops
+        evaluate: scores the global model after a round; returns numbers by name, none if no evaluation is due. It is
+            called once more, with True, after a round that turns out to be the last one.
+        report: called after each round with its row of metrics, the global model, and whether the run ends
             before its last round. A row with "bad" is that of a round with too few good replies, in which
             neither the strategy nor the model changed; one with "problem" is that of a model that cannot be used.
         completed: the number of completed rounds.
+        should_stop: returns whether the run ends after a round, given its row.
 
     Returns:
         The final global model.
@@ -110,6 +113,7 @@ def run(
     for number in range(completed + 1, settings.rounds + 1):
         start = time.perf_counter()
         problem: BadRoundError | None = None
+        ends = False
         # Filled in during the round, so that a bad round reports its counts, too.
         account: Row = {"clients": (), "replies": 0, "failures": 0, "bytes-down": {}, "bytes-up": {}}
         try:
@@ -123,9 +127,9 @@ def run(
         if not is_finite(strategy.codec.decode(arrays).floats):
             row["problem"] = "the global model has NaN or infinite values"
         else:
-            start = time.perf_counter()
-            if scores := evaluate(number, arrays):
-                row |= {**scores, "evaluation-seconds": round(time.perf_counter() - start, 4)}
+            _evaluate(evaluate, row, arrays)
+            if ends := should_stop(row):
+                _evaluate(evaluate, row, arrays, ends)
             if not math.isfinite(row.get("test-loss", 0.0)):
                 row["problem"] = f"the loss of the global model on the test set is {row['test-loss']}"
         if "problem" in row:
@@ -134,13 +138,25 @@ def run(
                 f"round {number}: {row['problem']}: training has diverged; lower training.lr, or the step of the "
                 "strategy on the server"
             )
-        stops = bad_rounds > settings.max_bad_rounds or bool(problem and problem.final)
-        report(row, arrays, stops)
+        fails = bad_rounds > settings.max_bad_rounds or bool(problem and problem.final)
+        report(row, arrays, fails or ends)
         strategy.forget_replies()
-        if stops:
+        if fails:
             after = f"; {bad_rounds} consecutive bad rounds" if bad_rounds > 1 else ""
             raise RunError(f"round {number}: {problem}{after}")
+        if ends:
+            break
     return arrays
+
+
+def _evaluate(
+    evaluate: Callable[[int, ArrayRecord, bool], Mapping[str, Any]], row: Row, arrays: ArrayRecord, ends: bool = False
+) -> None:
+    """Add the scores of the global model to a round's metrics."""
+    start = time.perf_counter()
+    if scores := evaluate(row["round"], arrays, ends):
+        seconds = row.get("evaluation-seconds", 0.0) + time.perf_counter() - start
+        row |= {**scores, "evaluation-seconds": round(seconds, 4)}
 
 
 def _train_round(

@@ -11,7 +11,7 @@ from fedmr_flwr.client.app import DIGEST, train_config
 from fedmr_flwr.client.environment import DataSpec
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import DeviceError
-from fedmr_flwr.report import plots, scores
+from fedmr_flwr.report import plots, scores, tracking
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint, folder
 from fedmr_flwr.runs.bugs import in_one_line
@@ -22,6 +22,7 @@ from fedmr_flwr.server.collapse import Watch
 from fedmr_flwr.server.evaluation import Evaluator
 from fedmr_flwr.server.experiment import Experiment, create_folder
 from fedmr_flwr.server.resuming import LEDGER, resume, write_description
+from fedmr_flwr.server.stopping import Stopping
 from fedmr_flwr.training.devices import is_out_of_memory
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
@@ -92,9 +93,10 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
     for line in experiment.notices:
         display.print(line)
 
-    watch = Watch(experiment.chance, out.read_rows())
+    earlier = out.read_rows()
+    watch, stopping = Watch(experiment.chance, earlier), Stopping(settings.stop, earlier)
 
-    def report(row: rounds.Row, arrays: ArrayRecord, stops: bool) -> None:
+    def report(row: rounds.Row, arrays: ArrayRecord, ends: bool) -> None:
         if "problem" not in row and (collapse := watch.look(row, strategy.update_lengths)):
             row["collapse"] = collapse
         out.add_row(row)
@@ -102,15 +104,17 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
             out.flush_rows()
             display.show(row)
             return
-        # The round in which a run stops is bad: it has changed nothing, and will be repeated.
-        done = row["round"] - stops
-        if not stops and settings.keeps_models_of(done):
+        # A bad round that ends a run has changed nothing, and will be repeated.
+        repeats = ends and row.get("bad", False)
+        done = row["round"] - repeats
+        if not repeats and settings.keeps_models_of(done):
             _keep_models(experiment, arrays, done, out)
-        if stops or done % settings.checkpoint_every == 0 or done == settings.rounds:
+        if ends or done % settings.checkpoint_every == 0 or done == settings.rounds:
             # The rows first: a checkpoint must not be newer than the metrics of its rounds.
             out.flush_rows()
             state = {**strategy.save(), **{LEDGER + name: array for name, array in ledger.save().items()}}
             checkpoint.save(out.checkpoints, Checkpoint(done, experiment.codec.decode(arrays).on_host(), state))
+        track(row)
         display.show(row)
 
     spec = DataSpec.of(experiment.dataset)
@@ -128,8 +132,25 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
         sizes=None if experiment.parts is None else [len(part) for part in experiment.parts],
     )
     evaluator = Evaluator(experiment, out, roster, config)
+    with tracking.tracking(settings.track, out, settings, display.print) as track, _out_of_memory_is_said(experiment):
+        # It may have been stopped between its last round and its results.
+        if not stopping.reason:
+            arrays = rounds.run(
+                settings, strategy, roster, ledger, arrays, config, evaluator, report, completed, stopping.look
+            )
+    done = len(out.read_rows())
+    stopped = f"after round {done}: {stopping.reason}" if stopping.reason and done < settings.rounds else None
+    out.note(stopped=stopped)
+    if stopped:
+        display.print(f"ended {stopped}")
+    return arrays
+
+
+@contextmanager
+def _out_of_memory_is_said(experiment: Experiment) -> Iterator[None]:
+    """Turn a lack of memory on the device inside the block into one line."""
     try:
-        arrays = rounds.run(settings, strategy, roster, ledger, arrays, config, evaluator, report, completed)
+        yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -137,7 +158,6 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
             f"device {experiment.device}: out of memory while averaging or scoring models; set device=cpu, or with "
             "engine=gpu lower clients-per-round"
         ) from None
-    return arrays
 
 
 def _keep_models(experiment: Experiment, arrays: ArrayRecord, number: int, out: RunFolder) -> None:

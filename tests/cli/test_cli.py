@@ -123,6 +123,8 @@ def test_plot_draws_a_runs_pictures(fedmr, tmp_path):
     assert status == 0
     assert out.split() == [str(picture) for picture in pictures]
     assert all(picture.stat().st_size > 0 for picture in pictures)
+    status, out, _ = fedmr("plot", "out", "--format", "svg")
+    assert (status, out.split()) == (0, [str(picture.with_suffix(".svg")) for picture in pictures])
     (tmp_path / "out" / "metrics.jsonl").unlink()
     status, _, err = fedmr("plot", "out")
     assert (status, err) == (1, "fedmr: error: out has no completed round yet, so there is nothing to draw\n")
@@ -277,3 +279,14 @@ def test_data_are_shown(fedmr, tmp_path):
     for words in ("float values of shape [1]", "labels 'label', clients 'ward'", "features: x", "3 clients of"):
         assert words in out
     assert not (tmp_path / "b.png").exists(), "a table has no pictures"
+
+
+def test_score_is_json_for_programs(fedmr, no_pictures):
+    assert fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out", "stop.target=0.001")[0] == 0
+    status, out, _ = fedmr("score", "out", "--json")
+    found = json.loads(out)
+    assert (status, found["completed"], found["rounds"], found["rounds-configured"]) == (0, True, 1, 2)
+    assert (found["target"], found["rounds-to-target"]) == (0.001, 1)
+    assert found["stopped"].startswith("after round 1: test accuracy")
+    assert json.loads(fedmr("score", "out", "--json", "--target", "1")[1])["rounds-to-target"] is None
+    assert f"{found['test-accuracy']:.4f}" in fedmr("score", "out")[1]

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
 from fedmr_flwr.analysis.flatness.measure import Surface
 from fedmr_flwr.analysis.flatness.objective import Matrix
@@ -16,6 +15,7 @@ from fedmr_flwr.report.figures import COLOURS
 _LEVELS = 25
 
 
+@figures.styled
 def flatness(measured: dict[str, Any], title: str, path: Path) -> None:
     """Plot the largest eigenvalues, and the loss on the lines between slots.
 
@@ -25,12 +25,12 @@ def flatness(measured: dict[str, Any], title: str, path: Path) -> None:
         path: the file to write.
     """
     lines = measured.get("lines")
-    figure = Figure(figsize=(12 if lines else 6, 4.5), layout="constrained")
-    panels = figure.subplots(1, 2 if lines else 1, squeeze=False)[0]
+    figure, panels = figures.new(12 if lines else 6.5, 4.8, columns=2 if lines else 1)
     _spectrum(panels[0], measured)
     if lines:
         _lines(panels[1], lines)
-    figures.save(figure, title, path)
+    what = "How flat the minimum is: curvature" + (", and the loss between models" if lines else "")
+    figures.save(figure, what, title, path)
 
 
 def _spectrum(axes: Axes, measured: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def _spectrum(axes: Axes, measured: dict[str, Any]) -> None:
     axes.set_xlabel("eigenvalue of the Hessian, largest first")
     axes.set_ylabel("value")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _lines(axes: Axes, lines: dict[str, Any]) -> None:
@@ -64,9 +64,10 @@ def _lines(axes: Axes, lines: dict[str, Any]) -> None:
     axes.set_xlabel("place on the line")
     axes.set_ylabel("cross-entropy on training examples")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend()
 
 
+@figures.styled
 def surface(found: Surface, title: str, path: Path) -> None:
     """Plot the loss on a plane, and the places of models in it.
 
@@ -75,8 +76,7 @@ def surface(found: Surface, title: str, path: Path) -> None:
         title: of the plot.
         path: the file to write.
     """
-    figure = Figure(figsize=(8, 6.5), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = figures.new(8, 6.7)
     losses = np.clip(found.losses, 1e-6, None)
     # Evenly spaced in the logarithm: beyond the models a loss rises a hundredfold.
     levels = np.geomspace(losses.min(), losses.max() * 1.0001, _LEVELS)
@@ -90,8 +90,9 @@ def surface(found: Surface, title: str, path: Path) -> None:
     axes.set_xlabel(found.labels[0])
     axes.set_ylabel(found.labels[1])
     axes.set_aspect("equal", adjustable="box")
-    figure.legend(loc="outside lower center", ncols=len(found.places), frameon=False)
-    figures.save(figure, title, path)
+    figure.legend(loc="outside lower center", ncols=len(found.places))
+    what = "The loss along the paths of two runs" if found.paths else "The loss around the global model"
+    figures.save(figure, what, title, path)
 
 
 def _group(axes: Axes, name: str, places: Matrix, colour: str, path: bool) -> None:

@@ -2,25 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
 from fedmr_flwr.analysis.studies.earlier import Metrics
+from fedmr_flwr.report.summary import numbers
 
-# The mean of the last evaluations varies less than the last one alone.
-LAST = 5
-# Of so many evaluations the standard deviation tells how steady a curve is at its end.
-STEADY = 10
 _CONFIDENCE = 0.95
 # The numbers of each run that are averaged over seeds. Accuracies are from 0 to 1.
-NUMBERS = [
-    "last", "best", "late", "steadiness", "rounds_to", "bytes_to", "seconds_to", "bytes_down", "bytes_up", "seconds",
-    "client_mean", "client_worst", "tuned_mean", "macro_f1",
-]  # fmt: skip
+NUMBERS = list(numbers([], None))
 
 
 class RunKey(NamedTuple):
@@ -47,20 +40,15 @@ def collect(found: Mapping[RunKey, Metrics], target: float | None = None) -> pd.
         target: the accuracy to reach; None: in each cell the highest whole percentage that all runs have reached.
 
     Returns:
-        Columns "cell", "strategy", "seed", "target", and `NUMBERS`: test accuracy after the last round, the best one,
-        the mean of the last five, the standard deviation of the last ten; the first evaluated round with the target
-        accuracy, and the bytes and the seconds of training until then, infinite if there was none; bytes sent to and
-        returned by a client in a round, mean over rounds; seconds of a round, median over rounds; of the last such
-        evaluation, NaN if there was none: mean and worst tenth of the accuracies over clients, their mean after
-        fine-tuning, macro-F1.
+        Columns "cell", "strategy", "seed", "target", and those of `report.summary.numbers`.
     """
     bests: dict[str, float] = {}
     for key, rows in found.items():
-        bests[key.cell] = min(bests.get(key.cell, 1.0), max(_scored(rows)[1]))
+        bests[key.cell] = min(bests.get(key.cell, 1.0), numbers(rows, None)["best"])
     lines = []
     for key, rows in found.items():
         aim = floor_percent(bests[key.cell]) if target is None else target
-        lines.append({**key._asdict(), "target": aim, **_numbers(rows, aim)})
+        lines.append({**key._asdict(), "target": aim, **numbers(rows, aim)})
     return pd.DataFrame(lines, columns=["cell", "strategy", "seed", "target", *NUMBERS])
 
 
@@ -105,48 +93,3 @@ def best_of(runs: pd.DataFrame, cell: str) -> str | None:
     first = str(here.idxmax())
     intervals = [difference(runs, cell, first, str(other)) for other in here.index if other != first]
     return first if all(interval is not None and interval.low > 0 for interval in intervals) else None
-
-
-def _numbers(rows: Metrics, target: float) -> dict[str, float]:
-    rounds, accuracies = _scored(rows)
-    reached = np.flatnonzero(accuracies >= target)
-    until = rounds[reached[0]] if len(reached) else None
-    past = [row for row in rows if until is not None and row["round"] <= until]
-    # A round that ended before any client was drawn has sent nothing.
-    drawn = [row for row in rows if len(row["clients"])]
-    return {
-        "last": accuracies[-1],
-        "best": accuracies.max(),
-        "late": accuracies[-LAST:].mean(),
-        # The sample's deviation (ddof=1), here and over seeds: evaluations and seeds are a part of all possible ones.
-        "steadiness": float(np.std(accuracies[-STEADY:], ddof=1)) if len(accuracies) > 1 else math.nan,
-        "rounds_to": math.inf if until is None else float(until),
-        "bytes_to": sum(_bytes(row, "bytes-down") + _bytes(row, "bytes-up") for row in past) if past else math.inf,
-        "seconds_to": sum(row["seconds"] for row in past) if past else math.inf,
-        "bytes_down": float(np.mean([_bytes(row, "bytes-down") / len(row["clients"]) for row in drawn])),
-        "bytes_up": float(np.mean([_bytes(row, "bytes-up") / len(row["clients"]) for row in drawn])),
-        # Not the mean: the first round of a process may contain imports and compilation.
-        "seconds": float(np.median([row["seconds"] for row in rows])),
-        "client_mean": _latest(rows, "client-accuracy", "mean"),
-        "client_worst": _latest(rows, "client-accuracy", "worst-tenth"),
-        "tuned_mean": _latest(rows, "tuned-accuracy", "mean"),
-        "macro_f1": _latest(rows, "macro-f1"),
-    }
-
-
-def _latest(rows: Metrics, name: str, *keys: str) -> float:
-    """Return the last number of an evaluation that need not have taken place; NaN if it did not."""
-    found = next((row[name] for row in reversed(rows) if name in row), math.nan)
-    for key in keys:
-        found = found.get(key, math.nan) if isinstance(found, Mapping) else math.nan
-    return float(found)
-
-
-def _scored(rows: Metrics) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the evaluated rounds and their accuracies."""
-    scored = [row for row in rows if "test-accuracy" in row]
-    return np.array([row["round"] for row in scored]), np.array([row["test-accuracy"] for row in scored])
-
-
-def _bytes(row: Mapping[str, Any], direction: str) -> float:
-    return float(sum(row[direction].values()))

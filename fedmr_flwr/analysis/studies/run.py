@@ -10,11 +10,9 @@ from fedmr_flwr.analysis.studies import curves, jobs, results, tables, terminal
 from fedmr_flwr.analysis.studies.earlier import Metrics, find_earlier_run, rows_of
 from fedmr_flwr.analysis.studies.plan import Planned, Train
 from fedmr_flwr.errors import ConfigError, FedmrError, RunError, RunFolderError
+from fedmr_flwr.files import write_aside
 from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.runs.versions import changed_versions
-
-_DETAILS = "test accuracy in %, mean ± standard deviation over runs; MB per client and round; s/round is the median"
-_CELLS = "test accuracy in %, mean of the last five evaluations; bold where it is higher than each other one at 95 %"
 
 
 def check_jobs(planned: Sequence[Planned], number: int) -> None:
@@ -29,7 +27,14 @@ def check_jobs(planned: Sequence[Planned], number: int) -> None:
 
 
 def run(
-    planned: Sequence[Planned], at_a_time: int, target: float | None, out: Path, console: Console, train: Train
+    planned: Sequence[Planned],
+    at_a_time: int,
+    target: float | None,
+    out: Path,
+    console: Console,
+    train: Train,
+    form: str = "png",
+    command: str = "",
 ) -> None:
     """Run what is not complete yet, write and show the tables, and draw the curves.
 
@@ -40,6 +45,8 @@ def run(
         out: the folder of the results.
         console: for the progress and the tables.
         train: for runs in this process.
+        form: of the picture: png, svg or pdf.
+        command: how the study was called, to be kept in command.txt.
 
     Raises:
         RunError: some runs failed; the others are in the tables.
@@ -49,6 +56,7 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"cannot use {out}: {error.strerror}; choose another folder with --out") from None
+    write_aside(out / "command.txt", f"{command}\n".encode())
     cells = list(dict.fromkeys(run.cell.label for run in planned))
     strategies = list(dict.fromkeys(run.variant.label for run in planned))
     found: dict[str, dict[str, list[Metrics]]] = {cell: {name: [] for name in strategies} for cell in cells}
@@ -67,12 +75,13 @@ def run(
     numbers = results.collect(by_run, target)
     table = tables.statistics(numbers, cells, strategies, len(planned) // (len(cells) * len(strategies)))
     written = tables.write(table, numbers, out)
-    curves.draw(found, _title(planned), out / "comparison.png")
-    text, names, caption = tables.details(table), ["strategy"], _DETAILS
+    picture = out / f"comparison.{form}"
+    curves.draw(found, _title(planned), picture)
+    text, names, caption = tables.details(table), ["strategy"], tables.CAPTION
     if len(cells) > 1:
-        text, names, caption = tables.by_cell(table, numbers), ["cell"], _CELLS
+        text, names, caption = tables.by_cell(table, numbers), ["cell"], tables.CELLS_CAPTION
     terminal.show(text, names, caption, console)
-    for path in [*written, out / "comparison.png"]:
+    for path in [*written, picture]:
         _print(console, str(path))
     if failed := len(planned) - len(by_run):
         raise RunError(f"{failed} of {len(planned)} runs failed and are not in the table; see their lines above")
@@ -95,7 +104,7 @@ def _title(planned: Sequence[Planned]) -> str:
     ]
     if len(named[0]) > 1:
         named[:1] = {own.data.name for own in settings}, {f"{own.clients} clients" for own in settings}
-    return ", ".join(["Test accuracy", *(next(iter(values)) for values in named if len(values) == 1)])
+    return ", ".join(next(iter(values)) for values in named if len(values) == 1)
 
 
 def _print(console: Console, line: str) -> None:

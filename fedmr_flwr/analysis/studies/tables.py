@@ -7,9 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedmr_flwr.analysis.studies.results import LAST, NUMBERS, STEADY, best_of, difference
+from fedmr_flwr.analysis.studies.results import NUMBERS, best_of, difference
 from fedmr_flwr.files import write_aside
+from fedmr_flwr.report.summary import LAST, STEADY
 
+# What stands below a table.
+CAPTION = "test accuracy in %, mean ± standard deviation over runs; MB per client and round; s/round is the median"
+CELLS_CAPTION = (
+    "test accuracy in %, mean of the last five evaluations; bold where it is higher than each other one at 95 %"
+)
 _NO_NUMBER = "–"
 # The columns of evaluations that are made only if they are configured.
 _EVALUATED = {

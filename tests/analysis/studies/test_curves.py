@@ -48,3 +48,11 @@ def test_many_strategies_have_a_panel_each(drawn):
     (highlighted,) = [line for line in figure.axes[3].lines if line.get_color() != "0.8"]
     assert highlighted.get_ydata()[0] == pytest.approx(30)
     assert len(figure.axes[3].lines) == 7
+
+
+def test_in_many_cells_the_first_and_the_best_have_a_colour(drawn):
+    found = {f"s{at}": [rows([0.1, 0.1 * at])] for at in range(9)}
+    figure = drawn({"one": found, "two": found | {"s0": []}})
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["s0", "s4", "s5", "s6", "s7", "s8", "others"]
+    assert [len(axes.lines) for axes in figure.axes] == [9, 8]
