@@ -51,7 +51,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 # In the same environment: the notebooks are executed with the package.
 $(VENV)/.docs: $(VENV)/.ready
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(call INSTALL,$(VENV)) --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
 # The same versions, except for Flower and its dependencies.

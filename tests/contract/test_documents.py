@@ -13,7 +13,8 @@ from fedmr_flwr.data.partitions import PARTITIONS
 from fedmr_flwr.models import MODELS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ROOT_PAGES = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "SECURITY.md")
+PAGES = [*(ROOT / name for name in ROOT_PAGES), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Strategies of a comparison that the page names with values for their options.
 PAGE = (ROOT / "docs" / "guides" / "strategies.md").read_text(encoding="utf-8")

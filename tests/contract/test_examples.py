@@ -28,11 +28,11 @@ NOT_RUN = {
     "pip install": "needs the package index",
     "ray start": "makes a cluster of several machines",
     "export": "sets variables of the shell",
-    "cd leaf": "a folder of LEAF's repository",
+    "cd": "to a folder that an earlier command has made",
     "./preprocess.sh": "LEAF's own script, which downloads",
 }
 # What a page writes for a file of its reader's.
-READERS_FILES = {"FILE", "mine.yaml"}
+READERS_FILES = {"FILE", "conf.yaml", "mine.yaml"}
 # Blocks that are a part of a file of the package see what is there already.
 PARTS_OF_FILES = {"def _stratified(": partitions}
 
