@@ -38,8 +38,8 @@ def numbers(rows: Metrics, target: float | None) -> dict[str, float]:
     # A round that ended before any client was drawn has sent nothing.
     drawn = [row for row in rows if len(row["clients"])]
     return {
-        "last": accuracies[-1] if len(accuracies) else math.nan,
-        "best": max(accuracies, default=math.nan),
+        "last": float(accuracies[-1]) if len(accuracies) else math.nan,
+        "best": float(max(accuracies, default=math.nan)),
         "late": _mean(accuracies[-LAST:]),
         # The sample's deviation (ddof=1), here and over seeds: evaluations and seeds are a part of all possible ones.
         "steadiness": float(np.std(accuracies[-STEADY:], ddof=1)) if len(accuracies) > 1 else math.nan,
