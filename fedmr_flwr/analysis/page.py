@@ -62,7 +62,8 @@ def _of_run(folder: RunFolder) -> dict[str, Any]:
         ends = f"{folder.status}: {reason}"
     with tempfile.TemporaryDirectory() as scratch:
         drawn = [*plots.draw(folder, "svg", Path(scratch)), *scores.draw(folder, "svg", Path(scratch))]
-        pictures = _pictures([*drawn, folder.clients, *sorted(folder.path.glob("flatness-*.png"))])
+        measured = [path for kind in ("flatness", "surface") for path in sorted(folder.path.glob(f"{kind}-*.png"))]
+        pictures = _pictures([*drawn, folder.clients, *measured])
     return {
         "title": manifest.get("title", folder.path.name),
         "state": f"{ends} · {folder.path.name}",
