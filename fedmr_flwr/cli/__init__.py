@@ -1,4 +1,7 @@
-"""The command line, `fedmr`."""
+"""The command line, `fedmr`.
+
+Commands import what they need when they are called, so that neither help nor completion waits for it.
+"""
 
 import signal
 import sys

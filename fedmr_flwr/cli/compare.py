@@ -45,7 +45,6 @@ def compare(
     are rows of one table; or it is a study, such as studies/small-units. OVERRIDES are key=value for all runs. Runs
     that are complete are not repeated, and those that were stopped are resumed.
     """
-    # Imported here, because they take seconds to load, which nobody should wait for to read the help.
     from fedmr_flwr.analysis.studies import estimate, run
     from fedmr_flwr.analysis.studies.plan import plan as plan_runs
     from fedmr_flwr.analysis.studies.study import study_of

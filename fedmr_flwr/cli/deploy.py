@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from fedmr_flwr.cli.arguments import Command, print_line
-from fedmr_flwr.files import write_aside
 
 Dir = Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Without TLS and keys; on this machine only.")]
@@ -40,8 +39,8 @@ def init(
     DIR is a new folder. It will contain a folder for the server, one for each node, and a README.md with the commands
     for each machine.
     """
-    # Imported in the commands, so that others do not load the library for certificates.
     from fedmr_flwr.deployment import folders, guide
+    from fedmr_flwr.files import write_aside
 
     settings = folders.create(out, host, nodes)
     write_aside(out / "README.md", guide.text(*settings).encode())

@@ -34,7 +34,6 @@ def flatness(
     The largest eigenvalues and the trace of the Hessian, sharpness, and the loss between the models of the slots. RUN
     is a run folder, OTHER the folder of a second run, for --paths.
     """
-    # Imported here, because they take seconds to load, which nobody should wait for to read the help.
     from fedmr_flwr.analysis.flatness import plots
     from fedmr_flwr.analysis.flatness.measure import Flatness, save
     from fedmr_flwr.analysis.results import load_run

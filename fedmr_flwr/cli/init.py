@@ -11,8 +11,6 @@ import typer
 from fedmr_flwr.cli.arguments import print_line
 from fedmr_flwr.config.paths import app_folder
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.files import writing
-from fedmr_flwr.runs import folder
 
 # Of a Flower app.
 _LONGEST = 32
@@ -25,6 +23,9 @@ def init(name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)]) -> N
 
     NAME is that of the project and of its folder, which is new. All its files are yours to edit; it trains as it is.
     """
+    from fedmr_flwr.files import writing
+    from fedmr_flwr.runs import folder
+
     package = package_name(name)
     out = Path(name)
     folder.check_free(out, "another name")

@@ -1,18 +1,15 @@
 """The commands that train: `fedmr run` and `resume`."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
 from fedmr_flwr.cli.arguments import Conf, Engine, Folder, Overrides, Superlink, engine_overrides, print_line
-from fedmr_flwr.config.identity import check_resumable
-from fedmr_flwr.config.loading import load, resolve_paths, to_yaml
-from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.report.display import Display
-from fedmr_flwr.report.tables import format_client_accuracy, table
-from fedmr_flwr.runs import folder
-from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.runs.versions import changed_versions
-from fedmr_flwr.server.stopping import Stopping
+
+if TYPE_CHECKING:
+    from fedmr_flwr.config.settings import Settings
+    from fedmr_flwr.runs.folder import RunFolder
 
 
 def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, superlink: Superlink = None) -> None:
@@ -21,6 +18,9 @@ def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, superlin
     CONF is a configuration: a file, or the name of one that comes with the package, such as quickstart. OVERRIDES are
     key=value, nested keys with dots: training.lr=0.1.
     """
+    from fedmr_flwr.config.loading import load, resolve_paths
+    from fedmr_flwr.runs import folder
+
     settings = resolve_paths(load(conf, [*(overrides or []), *engine_overrides(engine, superlink)]))
     assert settings.run_dir is not None
     # Before the data are loaded, which may take minutes.
@@ -36,6 +36,12 @@ def resume(
     RUN is its folder. The result is the same as without the interruption, with another engine, too. OVERRIDES are
     key=value: rounds=N for more rounds; engine, device, patience and stop may change, too, but nothing else.
     """
+    from fedmr_flwr.config.identity import check_resumable
+    from fedmr_flwr.config.loading import load, to_yaml
+    from fedmr_flwr.runs.folder import RunFolder
+    from fedmr_flwr.runs.versions import changed_versions
+    from fedmr_flwr.server.stopping import Stopping
+
     out = RunFolder.open(run_folder.absolute())
     changes = [*(overrides or []), *engine_overrides(engine, superlink)]
     check_resumable(changes)
@@ -65,9 +71,11 @@ def resume(
     _run(settings, out)
 
 
-def _run(settings: Settings, prepared: RunFolder | None = None) -> None:
+def _run(settings: "Settings", prepared: "RunFolder | None" = None) -> None:
     """Run an experiment, or resume one, and show its results."""
     from fedmr_flwr.launch import engines
+    from fedmr_flwr.report.display import Display
+    from fedmr_flwr.report.tables import format_client_accuracy, table
 
     path = f"run folder: {settings.run_dir}"
     # Before and after: at the end the first line has scrolled away.

@@ -8,13 +8,7 @@ import typer
 from rich.console import Console
 
 from fedmr_flwr.cli.arguments import Conf, Folder, Form, Format, Overrides, print_line
-from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import ConfigError, RunFolderError
-from fedmr_flwr.files import writing
-from fedmr_flwr.report.display import format_partition
-from fedmr_flwr.report.tables import partition_table, unit_table
-from fedmr_flwr.runs import folder
-from fedmr_flwr.runs.folder import RunFolder
 
 
 def plot(run_folder: Folder, form: Form = Format.png) -> None:
@@ -23,6 +17,7 @@ def plot(run_folder: Folder, form: Form = Format.png) -> None:
     RUN is its folder.
     """
     from fedmr_flwr.report import plots, scores
+    from fedmr_flwr.runs.folder import RunFolder
 
     folder = RunFolder.open(run_folder.absolute())
     drawn = [*plots.draw(folder, form), *scores.draw(folder, form)]
@@ -43,8 +38,10 @@ def score(
 
     Whether it is complete, accuracy, loss, and what they cost in rounds, bytes and seconds. RUN is its folder.
     """
+    from fedmr_flwr.config.loading import load
     from fedmr_flwr.report import summary
     from fedmr_flwr.report.tables import score_table
+    from fedmr_flwr.runs.folder import RunFolder
 
     out = RunFolder.open(run_folder.absolute())
     settings = load(out.config)
@@ -78,7 +75,9 @@ def export(
     As `track` in the configuration does while a run trains; what is there already is not written again. RUN is its
     folder.
     """
+    from fedmr_flwr.config.loading import load
     from fedmr_flwr.report import tracking
+    from fedmr_flwr.runs.folder import RunFolder
 
     out = RunFolder.open(run_folder.absolute())
     if to not in tracking.TRACKERS:
@@ -100,8 +99,13 @@ def partition(
 
     It is printed, drawn and saved. CONF is a configuration file, OVERRIDES are key=value.
     """
+    from fedmr_flwr.config.loading import load
     from fedmr_flwr.data import datasets, partitions, skew
+    from fedmr_flwr.files import writing
     from fedmr_flwr.report import examples, plots
+    from fedmr_flwr.report.display import format_partition
+    from fedmr_flwr.report.tables import partition_table
+    from fedmr_flwr.runs import folder
 
     settings = load(conf, overrides or [])
     # Before the data are loaded, which may take minutes.
@@ -136,7 +140,9 @@ def data(
     They are counted, some images are drawn, and the place of the shared copy is printed. CONF is a configuration
     file, OVERRIDES are key=value.
     """
+    from fedmr_flwr.config.loading import load
     from fedmr_flwr.data import datasets
+    from fedmr_flwr.files import writing
     from fedmr_flwr.report import examples
 
     if out.suffix not in {f".{form}" for form in Format}:
@@ -161,8 +167,10 @@ def units(conf: Conf, overrides: Overrides = None) -> None:
     """
     from fedmr_flwr import algorithms, models
     from fedmr_flwr.algorithms.fedmr import FedMR
+    from fedmr_flwr.config.loading import load
     from fedmr_flwr.data import datasets
     from fedmr_flwr.models.packing import layout_of
+    from fedmr_flwr.report.tables import unit_table
 
     settings = load(conf, overrides or [])
     # Without reading the files where possible, so that units can be shown before any data exist.

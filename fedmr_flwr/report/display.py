@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from fedmr_flwr.config.settings import Settings
+if TYPE_CHECKING:
+    from fedmr_flwr.config.settings import Settings
 
 # Characters of the progress line: the shortest bar, and the time that is left.
 _BAR, _TIME = 5, 7
@@ -131,7 +132,7 @@ def format_row(row: Mapping[str, Any], room: int | None = None) -> str:
     return "  ".join(text for _, text in parts)
 
 
-def format_partition(settings: Settings) -> str:
+def format_partition(settings: "Settings") -> str:
     """Return a short description of a run's data and their partition."""
     partition = settings.partition
     detail = ""
