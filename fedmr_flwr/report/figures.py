@@ -40,7 +40,7 @@ _STYLE = {
     "svg.hashsalt": "fedmr",
 }
 # Around each function that draws: a library must not change the style of its user's other figures.
-styled = rc_context(_STYLE)
+styled = rc_context(_STYLE)  # type: ignore[arg-type]  # newer stubs name each key
 
 
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **keywords: Any) -> tuple[Figure, list[Axes]]:

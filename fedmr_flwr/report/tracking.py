@@ -64,7 +64,7 @@ class TensorBoard:
                 self.last = found.Scalars("seconds")[-1].step
         self._writer = SummaryWriter(str(path))
         if not self.last:
-            for summary in hparams(dict(parameters), {"test-accuracy": 0.0}):
+            for summary in hparams(dict(parameters), {"test-accuracy": 0.0}):  # type: ignore[no-untyped-call]
                 self._writer.file_writer.add_summary(summary)
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
@@ -236,7 +236,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _values(row: Row, units: Sequence[str], classes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return the numbers of a round by name; those of parts after a slash: bytes-down/arrays, spread/UNIT."""
-    parts = {name: value for name, value in row.items() if isinstance(value, Mapping)}
+    parts: dict[str, Mapping[Any, Any]] = {name: value for name, value in row.items() if isinstance(value, Mapping)}
     parts["spread"] = dict(zip(units, row.get("spread", ()), strict=False))
     parts["slot-accuracies"] = dict(enumerate(row.get("slot-accuracies", ())))
     for name in ("precision", "recall", "f1-score"):
