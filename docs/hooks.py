@@ -1,12 +1,20 @@
-"""Hooks of MkDocs: files of the repository that pages link to are pages of the site, too."""
+"""Hooks of MkDocs: pages that are not in docs/ as Markdown.
+
+Files of the repository that pages link to are pages of the site, too, and notebooks are executed.
+"""
 
 import os
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jupytext
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import ExecutePreprocessor
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -40,11 +48,26 @@ def _text(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return text
-    return f'# {path.name}\n````{LANGUAGES.get(path.suffix, "text")} linenums="1"\n{text}````\n'
+    return f'# {path.relative_to(ROOT)}\n````{LANGUAGES.get(path.suffix, "text")} linenums="1"\n{text}````\n'
+
+
+def _notebook(path: Path, config: Any) -> Iterator[File]:
+    """Execute a notebook, and yield its page and its pictures."""
+    notebook = jupytext.read(path)
+    with tempfile.TemporaryDirectory() as folder:
+        ExecutePreprocessor(timeout=600).preprocess(notebook, {"metadata": {"path": folder}})
+    names = {"unique_key": path.stem, "output_files_dir": path.stem}
+    text, found = MarkdownExporter().from_notebook_node(notebook, names)
+    yield File.generated(config, f"notebooks/{path.stem}.md", content=text)
+    for name, content in found["outputs"].items():
+        yield File.generated(config, f"notebooks/{name}", content=content)
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
-    """Add the files outside docs/ that are in the menu, or that pages link to."""
+    """Add the notebooks, and the files outside docs/ that are in the menu or that pages link to."""
+    for path in sorted((DOCS / "notebooks").glob("*.py")):
+        for file in _notebook(path, config):
+            files.append(file)
     waiting = {ROOT / path for path in IN_THE_MENU}
     for file in files.documentation_pages():
         waiting |= {_target(file.src_uri, link) for link, _ in LINK.findall(file.content_string)}
