@@ -39,7 +39,7 @@ results = {
 
 # %% [markdown]
 # ## Similarity
-# The mean cosine similarity of all pairs of the K models that came back. All start from one model, and so at 1.
+# The mean cosine similarity of all pairs of the K models that came back. All start from one model, and so near 1.
 # Models that are never mixed drift apart for ever; averaging pulls them together in every round; recombination lets
 # them differ, but keeps them from drifting, since each trains on the layers of the others.
 
@@ -67,9 +67,9 @@ axes.grid(alpha=0.3)
 axes.legend()
 # %% [markdown]
 # ## Lineage
-# Whose data has each layer of a slot's model passed through? Left, from right to left: where each unit of slot 0's final
-# model was trained in the rounds before, and by which client. Right: how many of the twenty clients a unit, and a whole
-# model, have met. Every run draws this into its folder, with the two curves above; `fedmr plot RUN` draws them again.
+# Whose data has each layer of a slot's model passed through? Left: where each unit of slot 0's final model was
+# trained in the rounds before, and by which client. Right: how many of the twenty clients a unit, and a whole model,
+# have met. Every run draws this into its folder, with the two curves above; `fedmr plot RUN` draws them again.
 
 # %%
 figure, axes = plt.subplots(figsize=(11, 4.6), layout="constrained")
