@@ -43,6 +43,11 @@ def _target(uri: str, link: str) -> Path:
     return (_source(uri).parent / link).resolve()
 
 
+def _linked(uri: str, text: str) -> set[Path]:
+    """Return what the links of a page lead to."""
+    return {_target(uri, link) for link, _ in LINK.findall(text)}
+
+
 def _text(path: Path) -> str:
     """Return a file as a page."""
     text = path.read_text(encoding="utf-8")
@@ -70,9 +75,14 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
             files.append(file)
     waiting = {ROOT / path for path in IN_THE_MENU}
     for file in files.documentation_pages():
-        waiting |= {_target(file.src_uri, link) for link, _ in LINK.findall(file.content_string)}
-    for path in sorted(path for path in waiting if path.is_file() and not path.is_relative_to(DOCS)):
-        files.append(File.generated(config, _uri(path), content=_text(path)))
+        waiting |= _linked(file.src_uri, file.content_string)
+    done = set()
+    while waiting := {path for path in waiting - done if path.is_file() and not path.is_relative_to(DOCS)}:
+        path = min(waiting)
+        done.add(path)
+        text = _text(path)
+        files.append(File.generated(config, _uri(path), content=text))
+        waiting |= _linked(_uri(path), text) if path.suffix == ".md" else set()
     return files
 
 
