@@ -76,7 +76,7 @@ def _of_run(folder: RunFolder) -> dict[str, Any]:
         "command": shlex.join(["fedmr", "run", "config.yaml", "run-dir=NEW"]),
         "configuration_note": "with every default",
         "configuration": folder.config.read_text(encoding="utf-8"),
-        "software": _software(manifest),
+        "software": _software(manifest, tuple(name for name in manifest if name.endswith("-sha256"))),
     }
 
 
@@ -85,9 +85,9 @@ def _of_comparison(path: Path) -> dict[str, Any]:
         statistics = pd.read_csv(path / "comparison.csv").fillna({"cell": ""})
         runs = pd.read_csv(path / "runs.csv").fillna({"cell": ""})
         details = tables.details(statistics)
-        parts = [("Strategies", tables.CAPTION, details, len(set(details.columns) & {"cell", "strategy"}))]
+        parts = [("All numbers", tables.CAPTION, details, len(set(details.columns) & {"cell", "strategy"}))]
         if statistics["cell"].nunique() > 1:
-            parts.insert(0, ("Rows", tables.CELLS_CAPTION, tables.by_cell(statistics, runs), 1))
+            parts.insert(0, ("Test accuracy", tables.CELLS_CAPTION, tables.by_cell(statistics, runs), 1))
     except (KeyError, ValueError) as error:
         raise RunFolderError(f"a table in {path} is damaged ({error}); fedmr compare writes it anew") from None
     folders = [RunFolder(config.parent) for config in sorted(path.rglob("config.yaml"))]
@@ -103,7 +103,7 @@ def _of_comparison(path: Path) -> dict[str, Any]:
         "command": (path / "command.txt").read_text(encoding="utf-8").strip(),
         "configuration_note": f"of {first.path.relative_to(path)}" if first else "no run is complete",
         "configuration": first.config.read_text(encoding="utf-8") if first else "",
-        "software": _software(first.read_manifest()) if first else {},
+        "software": _software(first.read_manifest(), ("data-sha256",)) if first else {},
     }
 
 
@@ -148,7 +148,8 @@ def _pictures(paths: Iterable[Path]) -> list[tuple[str, str]]:
     ]
 
 
-def _software(manifest: dict[str, Any]) -> dict[str, str]:
-    hashes = {name.removesuffix("-sha256"): value for name, value in manifest.items() if name.endswith("-sha256")}
+def _software(manifest: dict[str, Any], hashes: Iterable[str]) -> dict[str, str]:
+    """Return what a result depends on besides the configuration, and some of the manifest's hashes."""
     facts = {name: manifest[name] for name in ("engine", "device") if name in manifest}
-    return facts | manifest.get("versions", {}) | {f"SHA-256 of {name}": value for name, value in hashes.items()}
+    sums = {f"SHA-256 of {name.removesuffix('-sha256')}": manifest[name] for name in hashes if name in manifest}
+    return facts | manifest.get("versions", {}) | sums
