@@ -42,16 +42,16 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    r"""Federated learning by layer-wise model recombination (FedMR).
+    """Federated learning by layer-wise model recombination (FedMR).
 
     \b
-    fedmr run quickstart                               train, about a minute
-    fedmr run quickstart strategy.name=fedavg          with another setting
-    fedmr compare quickstart --strategies fedmr,fedavg      one table of both
-    fedmr init my-project                              your own model and data
+    fedmr run quickstart                                train, about a minute
+    fedmr run quickstart strategy.name=fedavg           with another setting
+    fedmr compare quickstart --strategies fedmr,fedavg  one table of both
+    fedmr init my-project                               your own model and data
 
     Each command has a --help of its own.
-    """
+    """  # noqa: D301  # Click wants the character itself, not a backslash
 
 
 for command in (
