@@ -82,6 +82,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: Flower and PyTorch take seconds to load."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("fedmr-flwr")
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _HOMES:
@@ -97,4 +99,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names, of which none needs to have been used: for completion at a prompt."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

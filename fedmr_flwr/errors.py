@@ -1,5 +1,39 @@
 """Errors that a user or the network can cause: each is one line that states what is wrong, where, and the remedy."""
 
+import sysconfig
+import traceback
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+_LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def own_place(error: BaseException) -> str:
+    """Return where an exception passed through code of the user's own that this package called; empty if nowhere.
+
+    Args:
+        error: as it was caught.
+
+    Returns:
+        File, line and function; the innermost, if it was in several.
+    """
+    place, called = "", False
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.is_relative_to(_PACKAGE):
+            called |= path.name != "bugs.py"  # which is around everything, and calls nothing itself
+        elif called and path.is_absolute() and not any(map(path.is_relative_to, _LIBRARIES)):
+            place = f"{path}, line {frame.lineno}, in {frame.name}"
+    return place
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception in one line: its type and message, and its place if that is in code of the user's own."""
+    kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "  # whose message says it all
+    line = " ".join(f"{kind}{error}".split()).removesuffix(":")
+    place = own_place(error)
+    return f"{line} ({place})" if place else line
+
 
 class FedmrError(Exception):
     """The base of every error that is reported as one line, without a traceback.
@@ -91,6 +125,10 @@ class RecordError(FedmrError):
 
 class SystemRefusal(FedmrError):
     """The operating system refused memory, a file or a process, in a place where no better error is raised."""
+
+
+class OwnCodeError(FedmrError):
+    """Code of the user's own, such as a model or an algorithm, failed; its cause is the original exception."""
 
 
 class UnexpectedError(FedmrError):

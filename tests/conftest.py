@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import shutil
 import struct
 import sys
@@ -67,10 +66,7 @@ def settings_of(tmp_path: Path) -> Callable[..., Settings]:
     """Return a function that makes the settings of a toy run: settings_of("rounds=2", run="a")."""
 
     def make(*overrides: str, run: str = "run") -> Settings:
-        # The split of the toy run has an option that others refuse.
-        other = any(re.match("partition.name=(?!dirichlet|quantity)", override) for override in overrides)
-        given = [option for option in TOY if not (other and option.startswith("partition.alpha="))]
-        return load(CONF / "quickstart.yaml", [*given, f"run-dir={tmp_path / run}", *overrides])
+        return load(CONF / "quickstart.yaml", [*TOY, f"run-dir={tmp_path / run}"], overrides)
 
     return make
 

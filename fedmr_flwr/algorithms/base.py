@@ -111,7 +111,7 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
 
     def __init__(
         self,
-        *,
+        *positional: Any,
         clients_per_round: int | None = None,
         seed: int = 0,
         layout: Layout | None = None,
@@ -129,6 +129,9 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
         evaluate_metrics_aggr_fn: MetricsFn | None = None,
         **options: Any,
     ) -> None:
+        if positional:  # the constructor that Python would name is that of a base
+            name = type(self).__name__
+            raise TypeError(f"{name} takes its arguments by name, such as {name}(clients_per_round=10)")
         if clients_per_round is not None and not (isinstance(clients_per_round, int) and clients_per_round > 0):
             raise OptionError("clients_per_round", f"it is {clients_per_round}, but must be a whole number from 1")
         for name, share in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):

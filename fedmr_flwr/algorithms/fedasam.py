@@ -5,14 +5,14 @@ the local step is that of Kwon et al., "ASAM", ICML 2021, equation 6 and algorit
 code published with FedMR; docs/guides/strategies.md lists others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
-from fedmr_flwr.config.sections import Section
+from fedmr_flwr.config.sections import Section, Void
 from fedmr_flwr.training.norms import statistics_kept
 from fedmr_flwr.training.rules import LocalRule
 
@@ -27,6 +27,11 @@ class ASAMOptions(Section):
 
     rho: float = Field(0.1, ge=0)
     eta: float = Field(0.0, ge=0)
+
+    def void(self) -> Iterator[Void]:
+        """Yield the summand of a neighbourhood without a radius."""
+        if not self.rho:
+            yield Void("eta", ("rho",), "it needs strategy.rho above 0")
 
 
 class ASAM(LocalRule):

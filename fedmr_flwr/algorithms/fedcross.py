@@ -4,7 +4,7 @@ Source: Hu et al., "FedCross: Towards Accurate Federated Learning via Multi-Mode
 (arXiv 2210.08285), algorithm 1 and its three strategies of selection.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from pydantic import Field
 
 from fedmr_flwr.algorithms.contract import Round
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions
+from fedmr_flwr.config.sections import Void
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.population import cosines
 
@@ -30,6 +31,14 @@ class FedCrossOptions(MultiModelOptions):
     alpha: float = Field(0.99, gt=0, le=1)
     collaborator: Literal["lowest", "highest", "in-order"] = "lowest"
     compare: Literal["weights", "all"] = "weights"
+
+    def void(self) -> Iterator[Void]:
+        """Yield what chooses collaborators, where none is chosen by similarity or none is mixed in."""
+        if self.alpha == 1:
+            yield Void("collaborator", ("alpha",), "it needs strategy.alpha below 1")
+        if self.alpha == 1 or self.collaborator == "in-order":
+            problem = "it needs strategy.alpha below 1 and strategy.collaborator=lowest or highest"
+            yield Void("compare", ("alpha", "collaborator"), problem)
 
 
 class FedCross(MultiModel):

@@ -5,7 +5,7 @@ acceleration of the first rounds as in the code published with FedMR, which diff
 docs/guides/strategies.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,7 +16,7 @@ from pydantic import Field
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.algorithms.weighting import Weighting, weighted_mean
-from fedmr_flwr.config.sections import Section
+from fedmr_flwr.config.sections import Section, Void
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 
 
@@ -37,6 +37,14 @@ class FedMutOptions(Section):
     acceleration: float = Field(0.3, ge=0, le=1)
     acceleration_rounds: int = Field(100, ge=1)
     weighting: Weighting = "uniform"
+
+    def void(self) -> Iterator[Void]:
+        """Yield what shortens mutations of no length, and for how long what is not shortened."""
+        if not self.radius:
+            yield Void("acceleration", ("radius",), "it needs strategy.radius above 0")
+        if not (self.radius and self.acceleration):
+            problem = "it needs strategy.radius and strategy.acceleration above 0"
+            yield Void("acceleration-rounds", ("radius", "acceleration"), problem)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ _WITHOUT_STATE = (
     flower.FedAvg, flower.FedProx, flower.FedMedian, flower.FedTrimmedAvg, flower.Krum, flower.MultiKrum,
     flower.Bulyan, flower.QFedAvg,
 )  # fmt: skip
+# How many clients Flower's own loop would draw, wait for, and let evaluate.
+_UNUSED = {
+    "fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes",
+}  # fmt: skip
 _WITH_MOMENTS = (flower.FedAdam, flower.FedAdagrad, flower.FedYogi)
 _MOMENTS = ("m_t", "v_t")
 _MOMENTUM = "momentum_vector"
@@ -99,6 +103,10 @@ class FlowerStrategy(ServerStrategy[Message]):
         validated = own_options.validate_arguments(type(self), options)
         assert isinstance(validated, FlowerOptions)
         self.options = validated
+        if unused := sorted(self.options.options.keys() & _UNUSED):
+            raise OptionError(
+                "options", f"'{unused[0]}' has no effect: clients-per-round are drawn, and wait for none"
+            )
         try:
             # Their constructors check the arguments; which ones exist depends on the version of Flower.
             self.inner = self.Kind(**self.options.options)

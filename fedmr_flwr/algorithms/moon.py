@@ -5,7 +5,7 @@ its published code's example on CIFAR-10.
 """
 
 import math
-from copy import deepcopy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
-from fedmr_flwr.config.sections import Section
+from fedmr_flwr.config.sections import Section, Void
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.models.base import Classifier
+from fedmr_flwr.models.base import Classifier, duplicate
 from fedmr_flwr.models.parts import last_layer, represent
 from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
@@ -33,6 +33,11 @@ class ContrastiveOptions(Section):
 
     mu: float = Field(5.0, ge=0)
     temperature: float = Field(0.5, gt=0)
+
+    def void(self) -> Iterator[Void]:
+        """Yield the temperature of a loss without weight."""
+        if not self.mu:
+            yield Void("temperature", ("mu",), "it needs strategy.mu above 0")
 
 
 class ContrastiveState(NamedTuple):
@@ -54,6 +59,7 @@ class Contrastive(LocalRule):
 
     options: ContrastiveOptions
     keeps = True
+    represents = True
 
     def begin(self, model: nn.Module, task: Task) -> ContrastiveState | None:
         """Freeze the received and the client's earlier model; None if there is no earlier one, or if mu is 0."""
@@ -112,7 +118,7 @@ def contrastive(
 def _frozen(model: nn.Module) -> nn.Module:
     """Return a copy of a model in evaluation mode, without gradients."""
     # A copy, because training changes the model itself.
-    return deepcopy(model).eval().requires_grad_(False)
+    return duplicate(model).eval().requires_grad_(False)
 
 
 class Moon(FedAvg):

@@ -82,8 +82,8 @@ class MultiModel(Algorithm[Population]):
 
     units: Sequence[Unit]
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, *positional: Any, **arguments: Any) -> None:
+        super().__init__(*positional, **arguments)
         given = arguments.get("clients_per_round")
         if given is not None and self.slots < given:
             raise OptionError(

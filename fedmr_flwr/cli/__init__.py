@@ -5,11 +5,11 @@ Commands import what they need when they are called, so that neither help nor co
 
 import signal
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+import fedmr_flwr
 from fedmr_flwr.cli import deploy, runs, views
 from fedmr_flwr.cli.arguments import Command, print_line
 from fedmr_flwr.cli.compare import compare
@@ -32,7 +32,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print_line(f"fedmr_flwr {version('fedmr-flwr')}")
+        print_line(f"fedmr_flwr {fedmr_flwr.__version__}")
         raise typer.Exit()
 
 

@@ -19,12 +19,14 @@ def run(conf: Conf, overrides: Overrides = None, engine: Engine = None, superlin
     key=value, nested keys with dots: training.lr=0.1.
     """
     from fedmr_flwr.config.loading import load, resolve_paths
+    from fedmr_flwr.launch import engines
     from fedmr_flwr.runs import folder
 
     settings = resolve_paths(load(conf, [*(overrides or []), *engine_overrides(engine, superlink)]))
     assert settings.run_dir is not None
     # Before the data are loaded, which may take minutes.
     folder.check_free(settings.run_dir)
+    engines.check_names(settings)
     _run(settings)
 
 

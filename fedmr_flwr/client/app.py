@@ -31,7 +31,7 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import ConfigError, OwnCodeError, describe, own_place
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.checkpoint import oldest
@@ -63,7 +63,12 @@ SETTINGS, LAYOUT, SPEC, RUN, DIGEST = "settings", "layout", "data-spec", "run", 
 def _in_one_line(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
     """Let a node of a deployment log its errors in one line, with the traceback of a bug in its folder."""
     if DATA not in context.node_config:  # the server of a simulation reports its clients' errors itself
-        return call_next(message, context)
+        try:
+            return call_next(message, context)
+        except Exception as error:
+            if own_place(error):  # which Flower would not send
+                raise OwnCodeError(describe(error)) from error
+            raise
     log_errors_in_one_line()
     with in_one_line(Path(str(context.node_config[STATE]))):
         return call_next(message, context)

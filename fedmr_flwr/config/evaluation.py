@@ -1,10 +1,11 @@
 """The section `evaluation`: what is measured besides the global model's accuracy on the test set, and when."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from fedmr_flwr.config.sections import Section
+from fedmr_flwr.config.sections import Section, Void
 
 
 def _how_often(value: Any) -> Any:
@@ -39,6 +40,11 @@ class Evaluation(Section):
     clients: Often = "never"
     fine_tune: int | None = Field(None, ge=1)
     forgetting: bool = False
+
+    def void(self) -> Iterator[Void]:
+        """Yield the steps of clients that score nothing."""
+        if self.clients == "never":
+            yield Void("fine-tune", ("clients",), "it needs evaluation.clients: a number of rounds, or end")
 
 
 def is_due(often: int | str, number: int, rounds: int) -> bool:

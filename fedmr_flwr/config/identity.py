@@ -26,10 +26,9 @@ _OWN = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
 
 def identity(settings: Settings) -> dict[str, Any]:
     """Return the settings that change a run's result, as nested plain values by key."""
-    dump = settings.model_dump(mode="json", by_alias=True)
-    values = {key: value for key, value in dump.items() if key not in HOW_COMPUTED}
     # A cosine of all rounds has another length, and so other rates, when a run gets more of them.
-    values["training"] = settings.training.over(settings.rounds).model_dump(mode="json", by_alias=True)
+    lasting = settings.model_copy(update={"training": settings.training.over(settings.rounds)})
+    values = {key: value for key, value in lasting.effective().items() if key not in HOW_COMPUTED}
     # Where the files come from; what is in them is compared by their hash.
     del values["data"]["download"]
     return values

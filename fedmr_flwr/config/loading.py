@@ -3,54 +3,54 @@
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
 from fedmr_flwr.config.paths import default_data_dir, find_configuration
-from fedmr_flwr.config.sections import shorten, validate_section
-from fedmr_flwr.config.settings import PARTITION_OPTIONS, Settings, uses
+from fedmr_flwr.config.sections import drop, override_of, shorten, validate_section
+from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.yaml_text import read_settings, read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
 
-# Keys of a file that an override of another key replaces, as a choice replaces what belongs to another one.
+# Keys of a file that an override of another key replaces: two of one choice, or with another meaning in each.
 _REPLACED = {
     "training.local-steps": ("training.local-epochs",),
     "training.local-epochs": ("training.local-steps",),
-    "training.optimizer": ("training.nesterov", "training.betas"),
     "training.schedule": ("training.decay", "training.decay-rounds", "training.final-lr"),
 }
 
 
-def load(conf: str | Path, overrides: Iterable[str] = ()) -> Settings:
+def load(conf: str | Path, overrides: Iterable[str] = (), own: Iterable[str] = ()) -> Settings:
     """Read a configuration file and apply overrides.
 
+    A key of one source that another key of the same source leaves without effect is an error. One that a later
+    source leaves without effect is dropped: the options of a partition, say, where a file is run with another one.
+
     Args:
-        conf: a YAML file, or the name of one that comes with the package.
-        overrides: "key=value", nested keys with dots: "training.lr=0.1". A different strategy.name drops the
-            strategy options of the file, a partition.name those that it does not use; a training.schedule,
-            training.optimizer, or number of epochs or steps drops what the file says about another one.
+        conf: a YAML file, or the name of one that comes with the package; the first source.
+        overrides: "key=value", nested keys with dots: "training.lr=0.1"; the second source. A different
+            strategy.name drops the strategy options of the file; a training.schedule, or number of epochs or steps,
+            what the file says about another one.
+        own: overrides of one run of a comparison; the third source.
 
     Raises:
-        ConfigError: the file cannot be read, or a key, type or value is wrong.
+        ConfigError: the file cannot be read, or a key, type or value is wrong, or has no effect.
     """
     values = read_values(conf)
-    overrides = list(overrides)
-    for key in {override.partition("=")[0] for override in overrides} & _REPLACED.keys():
+    overrides, own = list(overrides), list(own)
+    every = [*overrides, *own]
+    for key in {override.partition("=")[0] for override in every} & _REPLACED.keys():
         for replaced in _REPLACED[key]:
-            _drop(values, replaced)
+            drop(values, replaced)
     texts = {}
-    for override in _names_first(overrides, values):
+    for override in _names_first(every, values):
         texts[_set(values, override)] = override
-    section = values.get("partition")
-    if "partition.name" in texts and isinstance(section, dict):
-        for option, users in PARTITION_OPTIONS.items():
-            if not uses(str(section.get("name")), users) and f"partition.{option}" not in texts:
-                _drop(values, f"partition.{option}")
-    return validate_section(Settings, values, str(conf), texts)
+    later = {override.partition("=")[0] for override in own}
+    return _validate(values, str(conf), texts, {key: 2 if key in later else 1 for key in texts})
 
 
 def read_values(conf: str | Path) -> dict[str, Any]:
@@ -75,12 +75,59 @@ def parse(values: dict[str, Any], where: str) -> Settings:
     Raises:
         ConfigError: a key, type or value is wrong.
     """
-    return validate_section(Settings, values, where)
+    return _validate(values, where, {}, {})
+
+
+def _validate(
+    values: dict[str, Any], where: str, overrides: Mapping[str, str], sources: Mapping[str, int]
+) -> Settings:
+    """Validate a configuration, and drop what a later source has left without effect.
+
+    Args:
+        values: nested, with all overrides.
+        where: the name of the file in an error.
+        overrides: the text of each by its key.
+        sources: the place of each override's source among all; the file's is 0.
+
+    Raises:
+        ConfigError: a key, type or value is wrong, or a source leaves something of its own without effect.
+    """
+
+    def source(key: str) -> int:
+        override = override_of(key, overrides)
+        return 0 if override is None else sources[override]
+
+    settings = validate_section(Settings, values, where, overrides)
+    problems, dropped = [], False
+    for void in settings.void():
+        if not _is_given(values, void.key):
+            continue
+        if any(source(key) > source(void.key) for key in void.others):
+            if not void.stays:
+                drop(values, void.key)
+                dropped = True
+            continue
+        override = override_of(void.key, overrides)
+        typed = "" if override is None else f"'{shorten(overrides[override])}'"
+        # An override of a whole section does not begin with the key.
+        about = ": ".join([typed or where, *([] if override == void.key else [void.key])])
+        problems.append(f"{about}: {void.problem}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    # Again, because a key may have had an effect on another one that is dropped now.
+    return _validate(values, where, overrides, sources) if dropped else settings
+
+
+def _is_given(values: Mapping[str, Any], key: str) -> bool:
+    """Return whether a key "a.b" has a value; null, false, 0 and the like ask for nothing."""
+    first, _, rest = key.partition(".")
+    found = values.get(first)
+    return bool(found) if not rest else isinstance(found, Mapping) and _is_given(found, rest)
 
 
 def to_yaml(settings: Settings) -> str:
-    """Return a configuration as YAML, with all defaults."""
-    return write_yaml(settings.model_dump(mode="json", by_alias=True))
+    """Return a configuration as YAML, with all defaults, but without what has no effect."""
+    return write_yaml(settings.effective())
 
 
 def resolve_paths(settings: Settings) -> Settings:
@@ -140,14 +187,6 @@ def _set(values: dict[str, Any], override: str) -> str:
         values = inner
     values[last] = _read(text)
     return key
-
-
-def _drop(values: dict[str, Any], key: str) -> None:
-    """Remove a key "a.b" from nested mappings, if it is there."""
-    section, _, last = key.rpartition(".")
-    inner = values.get(section)
-    if isinstance(inner, dict):
-        inner.pop(last, None)
 
 
 def _read(text: str) -> Any:

@@ -48,7 +48,7 @@ def validate_arguments(kind: type, arguments: Mapping[str, Any]) -> Section:
         ConfigError: an argument is unknown or its value is wrong; the message has the Python name.
     """
     try:
-        return options_type(kind).model_validate(arguments)
+        options = options_type(kind).model_validate(arguments)
     except ValidationError as error:
         names = option_keys(kind)
         # All arguments of the class: a misspelled `seed` is not an option, but should be suggested.
@@ -59,6 +59,13 @@ def validate_arguments(kind: type, arguments: Mapping[str, Any]) -> Section:
             name = ".".join([names.get(first, first), *rest])
             problems.append(str(explain(details, name, known, noun="argument")))
         raise ConfigError(f"{kind.__name__}: {'; '.join(problems)}") from None
+    names = option_keys(kind)
+    for void in options.void():
+        name = names[void.key]
+        # The values of a configuration are all given, defaults included.
+        if getattr(options, name) != type(options).model_fields[name].default:
+            raise ConfigError(f"{kind.__name__}: {name}: {void.problem}")
+    return options
 
 
 def signature(kind: type, *constructors: Callable[..., Any]) -> inspect.Signature:

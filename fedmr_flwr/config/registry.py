@@ -10,7 +10,7 @@ import importlib
 import inspect
 from typing import Any
 
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import ConfigError, describe
 
 # Every algorithm by name; add one line to add one.
 ALGORITHMS = {
@@ -53,10 +53,10 @@ def find(name: str) -> type[Any]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the code of a user's module raises
         raise ConfigError(
-            f"'{name}' cannot be imported: {error}; it must be in the current folder or on PYTHONPATH"
-        ) from None
+            f"'{name}' cannot be imported: {describe(error)}; it must be in the current folder or on PYTHONPATH"
+        ) from error
     # Not `issubclass`: that would import the algorithms here, and Flower's own strategies have another base.
     if not (isinstance(found, type) and hasattr(found, "Rule")):
         raise ConfigError(f"'{name}' must be a class derived from fedmr_flwr.Algorithm")

@@ -38,6 +38,26 @@ def shorten(text: str) -> str:
     return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}..."
 
 
+class Void(NamedTuple):
+    """A key that has no effect, as the others are.
+
+    Attributes:
+        key: with dots, from the section that states it.
+        others: the keys that decide it.
+        problem: why it has none, and what to do, for the user.
+        stays: whether it stays where a later source makes it void, because a run may be continued to more rounds.
+    """
+
+    key: str
+    others: tuple[str, ...]
+    problem: str
+    stays: bool = False
+
+    def within(self, section: str) -> "Void":
+        """Return it with keys from the section above."""
+        return self._replace(key=f"{section}.{self.key}", others=tuple(f"{section}.{key}" for key in self.others))
+
+
 class Section(BaseModel):
     """A section of the configuration: kebab-case keys, immutable, unknown keys are errors."""
 
@@ -52,6 +72,12 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    def void(self) -> Iterator[Void]:
+        """Yield the keys, given or not, that have no effect beside the values of the others."""
+        for name, field in type(self).model_fields.items():
+            if isinstance(inner := getattr(self, name), Section):
+                yield from (found.within(str(field.alias)) for found in inner.void())
 
     @field_validator("*", mode="before")
     @classmethod
@@ -88,7 +114,7 @@ def validate_section(
         for details in errors[:_MOST_PROBLEMS]:
             key = ".".join(map(str, details["loc"]))
             problem = explain(details, shorten(key), known)
-            override = _override_of(key, overrides)
+            override = override_of(key, overrides)
             if override is None:
                 texts.append(f"{where}: {problem}")
             else:
@@ -97,6 +123,15 @@ def validate_section(
         if len(errors) > _MOST_PROBLEMS:
             texts.append(f"and {len(errors) - _MOST_PROBLEMS} more errors")
         raise ConfigError("; ".join(texts)) from None
+
+
+def drop(values: dict[str, Any], key: str) -> None:
+    """Remove a key "a.b" from nested mappings, if it is there."""
+    first, _, rest = key.partition(".")
+    if not rest:
+        values.pop(first, None)
+    elif isinstance(inner := values.get(first), dict):
+        drop(inner, rest)
 
 
 class Problem(NamedTuple):
@@ -171,7 +206,7 @@ def _dotted_keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
             yield from _dotted_keys(inner, key + ".")
 
 
-def _override_of(key: str, overrides: Mapping[str, str]) -> str | None:
+def override_of(key: str, overrides: Mapping[str, str]) -> str | None:
     """Return the key of the override that set a key, or a section or key of it; None if a file set it."""
     if key in overrides or not key:
         return key or None

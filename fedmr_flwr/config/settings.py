@@ -1,24 +1,23 @@
 """The schema of a run's configuration."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PositiveInt,
-    SerializerFunctionWrapHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from fedmr_flwr.config.evaluation import Evaluation
 from fedmr_flwr.config.paths import kind_and_path
 from fedmr_flwr.config.registry import FLOWER
-from fedmr_flwr.config.sections import AbsolutePath, Section, wrong_value
+from fedmr_flwr.config.sections import AbsolutePath, Section, Void, drop
 from fedmr_flwr.config.stop import Stop
 from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.training import Precision, Training
@@ -61,7 +60,7 @@ class Data(Section):
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
-# The kinds of files of a user's own that use an option; with all other data sets it is refused.
+# The kinds of files of a user's own that use an option; no other data set does.
 _DATA_OPTIONS = {
     "size": ("folder", "hf"),
     "label": ("csv", "hf"),
@@ -69,18 +68,19 @@ _DATA_OPTIONS = {
     "image": ("hf",),
     "text": ("hf",),
 }
-# The partitions that use an option; all others refuse it.
-PARTITION_OPTIONS = {
+# The data sets, and the kinds of files, that have no images.
+_WITHOUT_IMAGES = ("breast-cancer", "shakespeare", "csv")
+# The data sets that name the authors of no examples.
+_WITHOUT_AUTHORS = (
+    "breast-cancer", "cifar10", "cifar100", "cifar100-coarse", "digits", "fashion-mnist", "folder", "mnist",
+)  # fmt: skip
+# The partitions that use an option; no other does.
+_PARTITION_OPTIONS = {
     "alpha": ("dirichlet", "dirichlet-plain", "quantity"),
     "fill-up": ("dirichlet", "dirichlet-plain"),
     "shards-per-client": ("shards",),
     "arguments": (FLOWER,),
 }
-
-
-def uses(partition: str, users: tuple[str, ...]) -> bool:
-    """Return whether a partition is among some names; "flwr:" stands for all partitioners of flwr-datasets."""
-    return partition in users or (FLOWER in users and partition.startswith(FLOWER))
 
 
 class Partition(Section):
@@ -119,27 +119,16 @@ class Partition(Section):
     skew: Literal["rotation", "brightness", "blur", "colour", "source"] | None = None
     skew_strength: float = Field(0.5, gt=0, le=1)
 
-    @model_validator(mode="after")
-    def _uses_its_options(self) -> Self:
-        if not self.skew and self.skew_strength != type(self).model_fields["skew_strength"].default:
-            raise wrong_value("skew-strength", self.skew_strength, "it needs partition.skew")
-        for name, field in type(self).model_fields.items():
-            users = PARTITION_OPTIONS.get(str(field.alias), (self.name,))
-            if not uses(self.name, users) and (value := getattr(self, name)) != field.default:
-                raise wrong_value(
-                    str(field.alias),
-                    value,
-                    f"partition.name={self.name} does not use it; leave it out, or choose {' or '.join(users)}",
-                )
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_void_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write only what has an effect."""
-        dump: dict[str, Any] = handler(self)
-        void = {name for name, users in PARTITION_OPTIONS.items() if not uses(self.name, users)}
-        void |= set() if self.skew else {"skew", "skew-strength"}
-        return {name: value for name, value in dump.items() if name.replace("_", "-") not in void}
+    def void(self) -> Iterator[Void]:
+        """Yield the options of other partitions, and of a skew that there is not."""
+        for key, users in _PARTITION_OPTIONS.items():
+            # "flwr:" stands for all partitioners of flwr-datasets.
+            if self.name not in users and not (FLOWER in users and self.name.startswith(FLOWER)):
+                choice = " or ".join(users)
+                problem = f"partition.name={self.name} does not use it; leave it out, or choose {choice}"
+                yield Void(key, ("name",), problem)
+        if not self.skew:
+            yield Void("skew-strength", ("skew",), "it needs partition.skew")
 
 
 class Model(Section):
@@ -216,6 +205,10 @@ class Deployment(Section):
     join_timeout: float = Field(600.0, gt=0)
 
 
+def _keys(section: Section) -> Iterator[str]:
+    return (str(field.alias) for field in type(section).model_fields.values())
+
+
 # "every N" rounds.
 EveryRounds = Annotated[str, Field(pattern=r"^every [1-9]\d*$")]
 
@@ -290,6 +283,14 @@ class Settings(Section):
     # A factory, because a plain default would import the algorithm together with this module.
     strategy: Strategy = Field(default_factory=lambda: Strategy.model_validate({}))
 
+    def effective(self) -> dict[str, Any]:
+        """Return all keys that have an effect, defaults included, as nested plain values."""
+        values = self.model_dump(mode="json", by_alias=True)
+        for void in self.void():
+            if not void.stays:
+                drop(values, void.key)
+        return values
+
     def keeps_models_of(self, number: int) -> bool:
         """Return whether the models of a round stay in the run folder."""
         if isinstance(self.keep_models, str):
@@ -350,26 +351,16 @@ class Settings(Section):
                 f"min-good-replies is {self.min_good_replies}, more than the {self.clients_per_round} clients of a "
                 "round; lower min-good-replies or raise clients-per-round"
             )
-        if (self.deployment.min_clients or 0) > self.clients:
+        if self.engine == "deployment" and (self.deployment.min_clients or 0) > self.clients:
             raise ValueError(
                 f"deployment.min-clients is {self.deployment.min_clients} but there are only {self.clients} clients; "
                 "lower deployment.min-clients"
             )
-        if self.keep_models_slots and not self.keep_models:
-            raise ValueError("keep-models-slots needs keep-models, the rounds whose models stay")
         if self.data.train_examples is not None and self.partition.name == "nodes":
             raise ValueError(
                 "data.train-examples draws from the server's data set, but with partition.name=nodes each client has "
                 "its own examples; leave one of them out"
             )
-        kind, _ = kind_and_path(self.data.name)
-        for name, kinds in _DATA_OPTIONS.items():
-            # With nodes it may be for their own files, of another kind than the server's.
-            if kind not in kinds and getattr(self.data, name) is not None and self.partition.name != "nodes":
-                raise ValueError(
-                    f"data.{name}: data.name={self.data.name} does not use it; leave it out, or choose "
-                    f"{' or '.join(f'{own}:PATH' for own in kinds)}"
-                )
         if self.evaluation.train != "never" and self.partition.name == "nodes":
             raise ValueError(
                 "evaluation.train scores the global model on the training examples of all clients, but with "
@@ -390,8 +381,6 @@ class Settings(Section):
                 "evaluation.forgetting would send each client's accuracy without the noise of privacy.local-dp; "
                 "leave one of them out"
             )
-        if self.evaluation.fine_tune and self.evaluation.clients == "never":
-            raise ValueError("evaluation.fine-tune needs evaluation.clients: a number of rounds, or end")
         training = self.training
         length = training.warmup_rounds + (training.decay_rounds or self.rounds)
         if training.schedule == "cosine" and not training.final_lr and self.rounds > length:
@@ -405,6 +394,83 @@ class Settings(Section):
                 "set ray.client-gpus (0.1 puts ten clients on one card)"
             )
         return self
+
+    def void(self) -> Iterator[Void]:
+        """Yield the keys that have no effect, of all sections."""
+        yield from super().void()
+        yield from self._void_by_engine()
+        yield from self._void_by_data()
+        yield from self._void_by_strategy()
+        yield from self._void_by_rounds()
+
+    def _void_by_engine(self) -> Iterator[Void]:
+        """Yield the keys of other engines."""
+        users = {f"{name}.{key}": (name,) for name in ("ray", "deployment") for key in _keys(getattr(self, name))}
+        users["round-timeout"] = ("ray", "deployment")  # the others call their clients directly
+        for key, engines in users.items():
+            if self.engine not in engines:
+                problem = f"engine={self.engine} does not use it; leave it out, or choose {' or '.join(engines)}"
+                yield Void(key, ("engine",), problem)
+
+    def _void_by_data(self) -> Iterator[Void]:
+        """Yield the keys that need data of another kind."""
+        name = self.data.name
+        kind, _ = kind_and_path(name)
+        for key, kinds in _DATA_OPTIONS.items():
+            # With nodes it may be for their own files, of another kind than the server's.
+            if kind not in kinds and self.partition.name != "nodes":
+                choice = " or ".join(f"{own}:PATH" for own in kinds)
+                yield Void(
+                    f"data.{key}",
+                    ("data.name", "partition.name"),
+                    f"data.name={name} does not use it; leave it out, or choose {choice}",
+                )
+        if (kind or name) in _WITHOUT_IMAGES:
+            for key in ("data.normalisation", "partition.skew", "training.augment"):
+                yield Void(key, ("data.name",), f"data.name={name} has no images; leave it out")
+        if (kind or name) in _WITHOUT_AUTHORS and self.partition.name != "nodes":
+            yield Void(
+                "partition.test",
+                ("data.name", "partition.name"),
+                f"data.name={name} names no authors of examples; leave it out",
+            )
+
+    def _void_by_strategy(self) -> Iterator[Void]:
+        """Yield the keys that only other strategies use."""
+        strategy = self.strategy
+        if not self.keep_models:
+            yield Void("keep-models-slots", ("keep-models",), "it needs keep-models, the rounds whose models stay")
+        elif not strategy.has_population:
+            problem = f"strategy.name={strategy.name} has no model of each slot; leave it out"
+            yield Void("keep-models-slots", ("strategy.name",), problem)
+        if not strategy.represents:
+            problem = (
+                f"clients of '{strategy.local_rule or strategy.name}' do not use it; leave it out, or choose moon"
+            )
+            yield Void("model.features", ("strategy.name", "strategy.local-rule"), problem)
+
+    def _void_by_rounds(self) -> Iterator[Void]:
+        """Yield the keys that first matter after the last round."""
+        training = self.training
+        kept = (
+            int(self.keep_models.removeprefix("every "))
+            if isinstance(self.keep_models, str)
+            else max(self.keep_models, default=0)
+        )
+        if kept > self.rounds:
+            yield Void(
+                "keep-models",
+                ("rounds",),
+                f"rounds is {self.rounds}, so round {kept} never comes; lower one or raise the other",
+                stays=True,
+            )
+        warm = training.warmup_rounds
+        if warm >= self.rounds:
+            problem = f"rounds is {self.rounds}, so training.lr is never reached; lower it, or raise rounds"
+            yield Void("training.warmup-rounds", ("rounds",), problem, stays=True)
+        if training.schedule == "step" and warm + (training.decay_rounds or 0) >= self.rounds:
+            problem = f"rounds is {self.rounds}, so the learning rate never falls; lower it, or raise rounds"
+            yield Void("training.decay-rounds", ("rounds", "training.warmup-rounds"), problem, stays=True)
 
     # Below `_fits_together`, because pydantic runs validators in this order: that one must run inside this one.
     @model_validator(mode="wrap")

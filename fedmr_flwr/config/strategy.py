@@ -1,5 +1,6 @@
 """The section `strategy`: an algorithm and a local rule, each with options of the type that it declares."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import (
@@ -13,7 +14,7 @@ from pydantic import (
 
 from fedmr_flwr.config import registry
 from fedmr_flwr.config.options import option_keys, options_type
-from fedmr_flwr.config.sections import Section, unknown_key, wrong_value
+from fedmr_flwr.config.sections import Section, Void, unknown_key, wrong_value
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.errors import ConfigError
 
@@ -85,6 +86,21 @@ class Strategy(Section):
     def exchanges(self) -> tuple[str, ...]:
         """The names of the vectors that its server and clients exchange besides models."""
         return tuple(registry.find(self.name).Rule.exchanges)
+
+    @property
+    def has_population(self) -> bool:
+        """Whether it has a model of each slot that can be kept."""
+        return "population" in type(self.options).model_fields
+
+    @property
+    def represents(self) -> bool:
+        """Whether its clients use the representations that `model.features` names."""
+        return bool(registry.find(self.local_rule or self.name).Rule.represents)
+
+    def void(self) -> Iterator[Void]:
+        """Yield the options of both halves that have no effect beside the others."""
+        yield from self.options.void()
+        yield from self.rule_options.void()
 
     def misfit(self, training: Training) -> str | None:
         """Return why the local rule does not work with a training; None if it does."""

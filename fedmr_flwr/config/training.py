@@ -1,11 +1,12 @@
 """The section `training`, and the precision of arithmetic."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from fedmr_flwr.config.sections import Section, wrong_value
+from fedmr_flwr.config.sections import Section, Void, wrong_value
 
 Precision = Literal["float32", "tf32", "bf16"]
 Schedule = Literal["constant", "step", "exponential", "cosine", "inverse"]
@@ -113,10 +114,6 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.optimizer == "sgd" and self.betas != _BETAS:
-            raise wrong_value("betas", self.betas, "they belong to training.optimizer=adam or adamw; leave them out")
-        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
-            raise wrong_value("nesterov", True, "it needs training.optimizer=sgd and training.momentum above 0")
         if self.optimizer == "adamw" and not self.weight_decay:
             raise wrong_value(
                 "optimizer", "adamw", "it needs training.weight-decay, without which it is adam; PyTorch's is 0.01"
@@ -133,19 +130,33 @@ class Training(Section):
         return self
 
     def _check_schedule(self) -> None:
-        """Check that a schedule has the options that it needs, and no others."""
-        given = {"decay": self.decay, "decay-rounds": self.decay_rounds, "final-lr": self.final_lr or None}
+        """Check that a schedule has the options that it needs."""
+        given = {"decay": self.decay, "decay-rounds": self.decay_rounds}
         for name in _NEEDED.get(self.schedule, ()):
             if given[name] is None:
                 raise wrong_value("schedule", self.schedule, f"{self.schedule} needs training.{name}")
-        for name, value in given.items():
-            if value is not None and name not in _OPTIONS[self.schedule]:
-                users = " or ".join(known for known, options in _OPTIONS.items() if name in options)
-                raise wrong_value(
-                    name, value, f"training.schedule={self.schedule} does not use it; leave it out, or choose {users}"
-                )
         if self.final_lr > self.lr:
             raise wrong_value("final-lr", self.final_lr, f"it is above training.lr = {self.lr:g}; lower it")
+
+    def void(self) -> Iterator[Void]:
+        """Yield the options of other optimisers and schedules."""
+        by_optimizer = {"momentum": ("sgd",), "nesterov": ("sgd",), "betas": ("adam", "adamw")}
+        by_schedule = {
+            option: tuple(known for known, options in _OPTIONS.items() if option in options)
+            for option in ("decay", "decay-rounds", "final-lr")
+        }
+        for choice, value, options in (
+            ("optimizer", self.optimizer, by_optimizer),
+            ("schedule", self.schedule, by_schedule),
+        ):
+            for option, users in options.items():
+                if value not in users:
+                    problem = (
+                        f"training.{choice}={value} does not use it; leave it out, or choose {' or '.join(users)}"
+                    )
+                    yield Void(option, (choice,), problem)
+        if self.optimizer == "sgd" and not self.momentum:
+            yield Void("nesterov", ("momentum",), "it needs training.momentum above 0")
 
     def over(self, rounds: int) -> "Training":
         """Return the training of a run: a cosine whose length is not given ends with the run.

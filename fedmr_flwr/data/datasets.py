@@ -34,7 +34,7 @@ from fedmr_flwr.data.leaf import Femnist, Shakespeare
 from fedmr_flwr.data.npz import Npz
 from fedmr_flwr.data.own import Choice, Form, Own
 from fedmr_flwr.data.table import Table
-from fedmr_flwr.errors import ConfigError, DataError
+from fedmr_flwr.errors import ConfigError, DataError, describe
 
 # CIFAR as in FedMR's published code; the others as usual in the literature.
 _CIFAR10 = Normalisation(mean=(0.5,), std=(0.5,))
@@ -77,6 +77,17 @@ def load(data: Data, data_dir: Path | None, seed: int | None = None) -> Dataset:
     """
     drawn = data.train_examples is not None or data.name not in DATASETS
     return _load(data, data_dir or default_data_dir(), seed if drawn else None)
+
+
+def check_name(name: str) -> None:
+    """Check that there is such a data set, or that it is named as one of a user's own.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in DATASETS and ":" not in name:
+        known = ", ".join([*sorted(DATASETS), *(f"{kind}:PATH" for kind in KINDS)])
+        raise ConfigError(f"data.name: unknown data set '{name}'; choose one of {known} or module:function")
 
 
 class InputForm(NamedTuple):
@@ -128,14 +139,12 @@ def own_source(name: str, data: Data, seed: int = 0, form: Form | None = None) -
 @lru_cache(maxsize=2)
 def _load(data: Data, data_dir: Path, seed: int | None) -> Dataset:
     measured = None
+    check_name(data.name)
     source = DATASETS.get(data.name) or own_source(data.name, data, seed or 0)
     if source:
         dataset, measured = _from_files(source, data.name, data_dir, data.download)
-    elif ":" in data.name:
-        dataset = _own(data.name, data_dir, seed or 0)
     else:
-        known = ", ".join([*sorted(DATASETS), *(f"{kind}:PATH" for kind in KINDS)])
-        raise ConfigError(f"data.name: unknown data set '{data.name}'; choose one of {known} or module:function")
+        dataset = _own(data.name, data_dir, seed or 0)
     dataset = _normalised(dataset, data.normalisation, measured)
     if data.train_examples is None:
         return dataset
@@ -277,13 +286,13 @@ def _own(name: str, data_dir: Path, seed: int) -> Dataset:
         loader = getattr(importlib.import_module(module), function)
     except Exception as error:  # a user's own code may raise anything
         raise ConfigError(
-            f"data.name: '{name}' cannot be imported: {error}; it must be in the current folder or on PYTHONPATH"
+            f"data.name: '{name}' cannot be imported: {describe(error)}; it must be in the current folder or on PYTHONPATH"
         ) from error
     try:
         found = loader(data_dir)
     except Exception as error:
         # With its cause, unlike our own errors: the author of the loader needs the traceback.
-        raise DataError(f"data.name: '{name}' failed with {type(error).__name__}: {error}") from error
+        raise DataError(f"data.name: '{name}' failed with {describe(error)}") from error
     parts = found if isinstance(found, tuple) else (found,)
     if len(parts) in (1, 2) and all(isinstance(part, torch.utils.data.Dataset) for part in parts):
         arrays = validate_arrays(arrays_of_items(parts, f"'{name}'", seed), f"'{name}'")

@@ -73,6 +73,20 @@ def client_tests(dataset: Dataset, parts: Sequence[Indices], partition: Partitio
     return [np.flatnonzero(of_tests == owners[part[0]]) for part in parts]
 
 
+def check_name(name: str) -> None:
+    """Check that there is such a partition.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = [*PARTITIONS, "natural", NODES]
+    if name not in known and not name.startswith((FILE, FLOWER)):
+        raise ConfigError(
+            f"partition.name: unknown partition '{name}'; choose one of {', '.join(sorted(known))}, file:PATH, "
+            f"{FLOWER}NAME"
+        )
+
+
 def _held_out(dataset: Dataset, clients: int, partition: Partition, seed: int) -> list[tuple[Indices, Indices]]:
     """Divide a training set among clients, and the part of each into examples for training and for testing."""
     parts, fraction = _divide(dataset, clients, partition, seed), partition.test_fraction
@@ -94,12 +108,8 @@ def _divide(dataset: Dataset, clients: int, partition: Partition, seed: int) -> 
             f"partition.name: '{NODES}' is for clients on their own machines, with their own examples; start "
             "them as in docs/guides/deploy.md, and the run with --superlink NAME"
         )
+    check_name(partition.name)
     flower = partition.name.startswith(FLOWER)
-    if partition.name not in PARTITIONS and not flower:
-        known = ", ".join(sorted([*PARTITIONS, "natural", NODES]))
-        raise ConfigError(
-            f"partition.name: unknown partition '{partition.name}'; choose one of {known}, file:PATH, {FLOWER}NAME"
-        )
     if clients > len(labels):
         raise PartitionError(f"{len(labels)} examples cannot be divided among {clients} clients; lower clients")
     if flower:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
 from math import ceil
@@ -23,6 +22,7 @@ from fedmr_flwr.errors import DeviceError, EngineError
 from fedmr_flwr.gpu.graphs import STREAMS, GraphLane
 from fedmr_flwr.gpu.lanes import ResidentLane, sizes_of
 from fedmr_flwr.models import layers
+from fedmr_flwr.models.base import duplicate
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.training.devices import arithmetic, is_out_of_memory, pick_device, place, threads, to_input
 from fedmr_flwr.training.evaluation import evaluate
@@ -211,7 +211,7 @@ class GpuGrid(InProcessGrid):
         return torch.cuda.max_memory_reserved() - before
 
     def _model(self) -> nn.Module:
-        model = deepcopy(self._untrained)
+        model = duplicate(self._untrained)
         place(model, self._device, self._settings.precision)
         return model
 

@@ -38,6 +38,7 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
     # Imported here and below, so that the ServerApp does not load engines that it does not use.
     from fedmr_flwr.data import datasets
 
+    check_names(settings)
     settings = resolve_paths(settings)
     # Before the display: it may take minutes, and has its own progress bar.
     datasets.load(settings.data, settings.data_dir, settings.seed)
@@ -54,6 +55,22 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
 
         with _flower_logs_warnings_only():
             return run_server(settings, grid_of(settings, report=display.print), display, prepared)
+
+
+def check_names(settings: Settings) -> None:
+    """Check the names of engine, data set, partition and model, before anything is read or written.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    from fedmr_flwr import models
+    from fedmr_flwr.data import datasets, partitions
+
+    if settings.engine not in ENGINES:
+        raise ConfigError(f"engine: unknown engine '{settings.engine}'; choose one of {', '.join(ENGINES)}")
+    datasets.check_name(settings.data.name)
+    partitions.check_name(settings.partition.name)
+    models.check_name(settings.model.name)
 
 
 @contextmanager
@@ -80,8 +97,7 @@ def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[st
         ConfigError: the engine is unknown, or needs Flower.
         DeviceError: the engine needs a GPU, and there is none.
     """
-    if settings.engine not in ENGINES:
-        raise ConfigError(f"engine: unknown engine '{settings.engine}'; choose one of {', '.join(ENGINES)}")
+    check_names(settings)
     if settings.engine == "in-process":
         from fedmr_flwr.client.app import client_app
 

@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fedmr_flwr.config.loading import load, resolve_paths
+from fedmr_flwr.config.loading import load, read_values, resolve_paths
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import engines
@@ -19,6 +19,8 @@ from fedmr_flwr.server.run import run
 from fedmr_flwr.wire.flower.environment import RAY_ADDRESS
 from fedmr_flwr.wire.flower.logs import log_errors_in_one_line
 from fedmr_flwr.wire.flower.simulation import is_simulation
+
+_SIMULATION, _DEPLOYMENT = "ray", "engine=deployment"
 
 
 def server_app(folder: Path) -> ServerApp:
@@ -40,12 +42,16 @@ def server_app(folder: Path) -> ServerApp:
 
 
 def _run(grid: Grid, conf: Path, overrides: list[str]) -> None:
-    settings = resolve_paths(load(conf, overrides))
+    # Before the options of an engine are checked: real clients are a deployment's, whatever is the default.
+    real = [] if is_simulation(grid) or read_values(conf).get("engine", _SIMULATION) != _SIMULATION else [_DEPLOYMENT]
+    settings = resolve_paths(load(conf, real, overrides))
+    if settings.engine == _SIMULATION and not is_simulation(grid):
+        raise ConfigError("'engine=ray': the clients of this SuperLink are not simulated; leave it out")
     quiet()
     # Flower writes this output to a log, where Rich would assume 80 columns.
     display = Display(settings.rounds, Console(width=120))
-    if not is_simulation(grid):
-        settings = _deployed(settings, display)
+    if real and not any(word.startswith("engine=") for word in overrides):
+        display.print("engine: deployment, not ray: the clients of this SuperLink are not simulated")
     _check_ray_address(settings)
     assert settings.run_dir is not None
     # `fedmr run` and `fedmr resume` have prepared the folder, and submit the configuration in it.
@@ -55,14 +61,6 @@ def _run(grid: Grid, conf: Path, overrides: list[str]) -> None:
     with display:
         run(settings, engines.grid_of(settings, grid, display.print), display, out if prepared else None)
     display.print(f"run folder: {settings.run_dir}")
-
-
-def _deployed(settings: Settings, display: Display) -> Settings:
-    """Return the settings for clients that are not simulated; the SuperLink of `flwr run` decides this."""
-    if settings.engine != "ray":
-        return settings
-    display.print("engine: deployment, not ray: the clients of this SuperLink are not simulated")
-    return settings.model_copy(update={"engine": "deployment"})
 
 
 def _check_ray_address(settings: Settings) -> None:

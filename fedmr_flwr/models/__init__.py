@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.errors import ConfigError, own_place
 from fedmr_flwr.models.base import Classifier, drawing_from, redraw
 from fedmr_flwr.models.charlstm import CharLSTM
 from fedmr_flwr.models.checks import check, only_torch_draws
@@ -68,11 +68,8 @@ def build(
     own = ":" in name
     if not own and initialise is False:
         raise ConfigError(f"model.initialise: '{name}' has no weights of its own to keep; leave it out")
-    builder = _import(name) if own else MODELS.get(name)
-    if builder is None:
-        raise ConfigError(
-            f"model.name: unknown model '{name}'; choose one of {', '.join(sorted(MODELS))}, or module:Class"
-        )
+    check_name(name)
+    builder = _import(name) if own else MODELS[name]
     inputs = _examples(tuple(input_shape), len(input_shape) == 1 if text is None else text)
 
     def make(*index: int) -> nn.Module:
@@ -113,6 +110,18 @@ def build(
     return model.train()
 
 
+def check_name(name: str) -> None:
+    """Check that there is such a model, or that it is named as one of a user's own.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in MODELS and ":" not in name:
+        raise ConfigError(
+            f"model.name: unknown model '{name}'; choose one of {', '.join(sorted(MODELS))}, or module:Class"
+        )
+
+
 def _examples(shape: tuple[int, ...], text: bool) -> torch.Tensor:
     """Return two random examples; of a text, its first two characters."""
     with drawing_from(stream(0, "examples")):
@@ -121,7 +130,9 @@ def _examples(shape: tuple[int, ...], text: bool) -> torch.Tensor:
 
 def _line(error: Exception) -> str:
     # PyTorch's messages can be pages long.
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    line = " ".join(str(error).split())[:200] or type(error).__name__
+    place = own_place(error)
+    return f"{line} ({place})" if place else line
 
 
 def _import(name: str) -> Builder:

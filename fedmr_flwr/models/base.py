@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -67,6 +68,15 @@ class Dropout(nn.Module):
         # From the default generator, which is the client's own in local training.
         kept = torch.empty_like(values).bernoulli_(1 - self.p)
         return values * kept / (1 - self.p)
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, which may have run: `deepcopy` refuses the tensors that a hook has computed then.
+
+    Those of pruning and of the older weight and spectral norm are computed anew before each use.
+    """
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
 
 
 @contextmanager

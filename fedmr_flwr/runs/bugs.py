@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedmr_flwr.errors import FedmrError, SystemRefusal, UnexpectedError
+from fedmr_flwr.errors import FedmrError, OwnCodeError, SystemRefusal, UnexpectedError, describe, own_place
 from fedmr_flwr.runs.versions import versions
 
 _FILE = "traceback.txt"
@@ -29,6 +29,7 @@ def in_one_line(folder: Path | None = None) -> Iterator[None]:
     Raises:
         FedmrError: one was raised inside the block.
         SystemRefusal: the operating system refused something.
+        OwnCodeError: code of the user's own raised anything else; it is the cause.
         UnexpectedError: anything else was raised; it is the cause.
     """
     try:
@@ -48,9 +49,12 @@ def in_one_line(folder: Path | None = None) -> Iterator[None]:
         raise _bug(error, folder) from error
 
 
-def _bug(error: Exception, folder: Path | None) -> UnexpectedError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    return UnexpectedError(f"this is a bug in fedmr_flwr: {reason}; {_keep(error, folder)}; please report it")
+def _bug(error: Exception, folder: Path | None) -> OwnCodeError | UnexpectedError:
+    if own_place(error):
+        return OwnCodeError(f"your own code failed: {describe(error)}; {_keep(error, folder)}")
+    return UnexpectedError(
+        f"this is a bug in fedmr_flwr: {describe(error)}; {_keep(error, folder)}; please report it"
+    )
 
 
 def _keep(error: Exception, folder: Path | None) -> str:

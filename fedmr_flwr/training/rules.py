@@ -71,12 +71,14 @@ class LocalRule:
         exchanges: names of the vectors that are sent to and from the server besides the model; a rule that has
             some works only with the strategy that uses them.
         keeps: whether the client keeps arrays for its next participation.
+        represents: whether it uses `features`; with other rules `model.features` is refused.
         capturable: whether a step may be captured and replayed; False if it must wait for the device.
     """
 
     options: Section
     exchanges: ClassVar[tuple[str, ...]] = ()
     keeps: ClassVar[bool] = False
+    represents: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
 
     def __init__(self, options: Section | None = None, features: str | None = None) -> None:

@@ -162,3 +162,5 @@ def test_unusable_strategies_are_refused(name, words):
 def test_wrong_argument_is_refused():
     with pytest.raises(ConfigError, match=r"^options: .*unexpected keyword argument 'etta'"):
         strategy("FedAdam", etta=1)
+    with pytest.raises(ConfigError, match=r"^options: 'fraction_train' has no effect: clients-per-round are drawn"):
+        strategy("FedAdam", eta=0.1, fraction_train=0.5)

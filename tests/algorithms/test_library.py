@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 
+import fedmr_flwr
 from fedmr_flwr import FedAvg, FedCross, FedMR, Indep, Scaffold
 from fedmr_flwr.algorithms.fedexp import FedExP
 from fedmr_flwr.algorithms.fedmut import FedMut
@@ -522,6 +524,19 @@ def test_scaffold_needs_its_own_clients(caplog):
     result = Scaffold().start(federation(), model(), num_rounds=1)
     assert result.train_metrics_clientapp[1]["failures"] == 4
     assert "the reply has no vector" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [FedMR, FedAvg])
+def test_arguments_have_names(kind):
+    with pytest.raises(TypeError, match=rf"^{kind.__name__} takes its arguments by name, such as {kind.__name__}\("):
+        kind(10)
+
+
+def test_version_is_the_changelogs():
+    assert fedmr_flwr.__version__ == version("fedmr-flwr")
+    root = Path(__file__).parents[2]
+    (named,) = re.findall(r"^version = \"(.+?)(?:\.dev\d+)?\"$", (root / "pyproject.toml").read_text(), re.MULTILINE)
+    assert named in (root / "CHANGELOG.md").read_text().partition("\n## ")[2].partition("\n")[0]
 
 
 def test_public_names_are_completed_before_they_are_used():

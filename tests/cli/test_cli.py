@@ -1,12 +1,15 @@
 """The command line: what it prints and how it ends."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
 
 import pytest
 import yaml
+
+import fedmr_flwr
 
 TINY = [
     "rounds=2",
@@ -234,21 +237,26 @@ def test_client_loads_nothing_that_few_runs_need():
 
 
 def test_version(fedmr):
-    from importlib.metadata import version
+    assert fedmr("--version") == (0, f"fedmr_flwr {fedmr_flwr.__version__}\n", "")
 
-    assert fedmr("--version") == (0, f"fedmr_flwr {version('fedmr-flwr')}\n", "")
+
+@pytest.mark.parametrize("override", ["engine=spark", "data.name=digit", "model.name=cn", "partition.name=idd"])
+def test_mistyped_names_come_before_the_run_folder(fedmr, override):
+    status, out, err = fedmr("run", "run.yaml", *TINY, override)
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"fedmr: error: [\w.]+: unknown [\w ]+ '\w+'; choose one of .*\n", err)
 
 
 def test_bug_in_a_run_is_one_line(fedmr, tmp_path, monkeypatch):
-    monkeypatch.setattr("fedmr_flwr.server.rounds.run", lambda *_: 1 // 0)
+    monkeypatch.setattr("fedmr_flwr.server.rounds.run", None)
     status, out, err = fedmr("run", "run.yaml", *TINY, "--engine", "in-process", "run-dir=out")
     assert (status, "Traceback" in out) == (1, False)
-    assert err.startswith("fedmr: error: this is a bug in fedmr_flwr: ZeroDivisionError: ")
+    assert err.startswith("fedmr: error: this is a bug in fedmr_flwr: TypeError: ")
     assert err.endswith(f"; the traceback is in {tmp_path}/out/traceback.txt; please report it\n")
     assert "rounds.run" in (tmp_path / "out" / "traceback.txt").read_text()
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["status"] == "failed"
-    assert manifest["error"].startswith("this is a bug in fedmr_flwr: ZeroDivisionError")
+    assert manifest["error"].startswith("this is a bug in fedmr_flwr: TypeError")
 
 
 def test_bug_without_a_run_is_one_line(fedmr, tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """A client's handlers: what a run with a model of a user's own computes."""
 
 import io
+import warnings
 
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from rich.console import Console
 from torch import nn
+from torch.nn.utils import prune
 
 from fedmr_flwr.client import app as client
 from fedmr_flwr.config import registry
@@ -64,25 +66,24 @@ def test_resumed_dropout_ends_the_same(dropping, monkeypatch):
 
 @pytest.mark.parametrize("node", [True, False])
 def test_bug_on_a_node_is_in_its_folder(node, tmp_path, monkeypatch):
-    def faulty(*_):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(client, "_number", faulty)
+    monkeypatch.setattr(client, "_number", None)
     own = {"data": "x.npz", "state": str(tmp_path / "state")} if node else {"partition-id": 0}
     context = Context(1, 1, own, RecordDict(), {})
     message = Message(RecordDict(), 1, "query")
-    with pytest.raises(UnexpectedError if node else ZeroDivisionError):
+    with pytest.raises(UnexpectedError if node else TypeError):
         client.client_app(message, context)
     assert (tmp_path / "state" / "traceback.txt").exists() == node
 
 
 class Plain(nn.Sequential):
-    """A model without parts, some of whose modules draw random numbers and one of which is used twice."""
+    """A model without parts: it draws random numbers, uses a layer twice, and computes weights in hooks."""
 
     def __init__(self, shape, classes):
-        hidden = nn.Linear(32, 32)
+        pruned, hidden = prune.random_unstructured(nn.Linear(64, 32), "weight", 0.5), nn.Linear(32, 32)
+        with warnings.catch_warnings(action="ignore"):  # the newer one needs no hook
+            normed = nn.utils.weight_norm(nn.Linear(32, 32))
         super().__init__(
-            nn.Flatten(), nn.Linear(64, 32), nn.RReLU(), hidden, nn.BatchNorm1d(32), hidden, nn.Linear(32, classes)
+            nn.Flatten(), pruned, nn.RReLU(), normed, hidden, nn.BatchNorm1d(32), hidden, nn.Linear(32, classes)
         )
 
 

@@ -1,5 +1,6 @@
 """From YAML and overrides to settings, and back."""
 
+import json
 import os
 import re
 import subprocess
@@ -245,32 +246,120 @@ def test_guard_of_another_word_is_refused(load):
         load("guard: on")
 
 
+# A key, a value, settings with which it has an effect, and others with which it has none.
+VOID = [
+    ("ray.client-gpus", 0.5, {}, {"engine": "in-process"}),
+    ("ray.address", "auto", {}, {"engine": "deployment"}),
+    ("deployment.min-clients", 50, {"engine": "deployment"}, {"engine": "ray", "clients": 20}),
+    ("deployment.join-timeout", 9, {"engine": "deployment"}, {"engine": "gpu"}),
+    ("deployment.superlink", "x", {"engine": "deployment"}, {"engine": "in-process"}),
+    ("round-timeout", 9, {}, {"engine": "in-process"}),
+    ("keep-models-slots", True, {"keep-models": [3]}, {"keep-models": []}),
+    ("keep-models-slots", True, {"keep-models": [3]}, {"keep-models": [3], "strategy.name": "fedavg"}),
+    ("evaluation.fine-tune", 3, {"evaluation.clients": "end"}, {"evaluation.clients": "never"}),
+    ("data.label", "y", {"data.name": "csv:x"}, {"data.name": "npz:x"}),
+    ("data.client", "y", {"data.name": "hf:x"}, {"data.name": "digits"}),
+    ("data.image", "y", {"data.name": "hf:x"}, {"data.name": "csv:x"}),
+    ("data.text", "y", {"data.name": "hf:x"}, {"data.name": "folder:x"}),
+    ("data.size", 8, {"data.name": "folder:x"}, {"data.name": "mnist"}),
+    ("data.normalisation", "none", {"data.name": "mnist"}, {"data.name": "breast-cancer"}),
+    ("partition.alpha", 0.1, {"partition.name": "dirichlet"}, {"partition.name": "iid"}),
+    ("partition.alpha", 0.5, {"partition.name": "quantity"}, {"partition.name": "shards"}),
+    ("partition.alpha", 2, {"partition.name": "dirichlet"}, {"partition.name": "file:x"}),
+    ("partition.shards-per-client", 3, {"partition.name": "shards"}, {"partition.name": "natural"}),
+    ("partition.fill-up", True, {"partition.name": "dirichlet"}, {"partition.name": "quantity"}),
+    ("partition.skew", "blur", {"data.name": "mnist"}, {"data.name": "csv:x"}),
+    ("partition.skew-strength", 0.1, {"partition.skew": "blur"}, {"partition.skew": None}),
+    ("partition.test", "all", {"data.name": "femnist"}, {"data.name": "cifar10"}),
+    ("training.augment", True, {"data.name": "mnist"}, {"data.name": "shakespeare"}),
+    ("training.momentum", 0.9, {}, {"training.optimizer": "adam"}),
+    ("training.nesterov", True, {}, {"training.optimizer": "adam"}),
+    ("training.nesterov", True, {}, {"training.momentum": 0}),
+    ("training.betas", [0.5, 0.9], {"training.optimizer": "adam"}, {"training.optimizer": "sgd"}),
+    ("training.final-lr", 0.001, {"training.schedule": "cosine"}, {"training.schedule": "inverse"}),
+    ("model.features", "body", {"strategy.name": "moon"}, {"strategy.name": "fedgen"}),
+    ("model.features", "body", {"strategy.local-rule": "moon"}, {"strategy.local-rule": "fedprox"}),
+    ("strategy.compare", "all", {"strategy.name": "fedcross"}, {"strategy.collaborator": "in-order"}),
+    ("strategy.collaborator", "highest", {"strategy.name": "fedcross"}, {"strategy.alpha": 1}),
+    ("strategy.temperature", 1, {"strategy.name": "moon"}, {"strategy.mu": 0}),
+    ("strategy.eta", 0.1, {"strategy.name": "fedasam"}, {"strategy.rho": 0}),
+    ("strategy.acceleration", 0.1, {"strategy.name": "fedmut"}, {"strategy.radius": 0}),
+    ("strategy.acceleration-rounds", 9, {"strategy.name": "fedmut"}, {"strategy.acceleration": 0}),
+]
+
+
+def as_file(settings):
+    """The settings by dotted key as YAML."""
+    values = {}
+    for key, value in settings.items():
+        section, _, last = key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[last] = value
+    return write_yaml(values)
+
+
+def as_overrides(settings):
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def value_of(settings, key):
+    values = read_yaml(loading.to_yaml(settings))
+    for part in key.split("."):
+        values = values.get(part, {})
+    return values or None
+
+
+@pytest.mark.parametrize(("key", "value", "good", "bad"), VOID, ids=lambda value: None)
+def test_option_has_an_effect_or_is_named(load, key, value, good, bad):
+    assert value_of(load(as_file({**good, key: value})), key) == value
+    void = {**good, **bad}
+    with pytest.raises(ConfigError, match=rf"run.yaml: {key}: "):
+        load(as_file({**void, key: value}))
+    typed = rf"^'{key}={re.escape(json.dumps(value))}': "
+    for text, overrides in (("", {**void, key: value}), (as_file(void), {key: value})):
+        with pytest.raises(ConfigError, match=typed):
+            load(text, *as_overrides(overrides))
+    # What a base file sets for another choice than the one that is typed.
+    settings = load(as_file({**good, key: value}), *as_overrides(bad))
+    assert value_of(settings, key) is None, "only what has an effect is written"
+    assert settings == load("", *as_overrides(void))
+    assert load(loading.to_yaml(settings)) == settings
+
+
 @pytest.mark.parametrize(
-    ("text", "overrides", "message"),
+    ("key", "value", "message"),
     [
-        ("partition: {name: iid, alpha: 0.1}", [], r"run.yaml: partition.alpha: partition.name=iid does not use it"),
-        (
-            "partition: {alpha: 0.1}",
-            [],
-            r"run.yaml: partition.alpha: partition.name=iid does not use it; leave it out",
-        ),
-        ("", ["partition.alpha=0.1"], r"^'partition.alpha=0.1': partition.name=iid does not use it"),
-        ("", ["partition.alpha=0.1", "partition.name=shards"], "partition.name=shards does not use it"),
-        ("partition: {name: natural, shards-per-client: 3}", [], "choose shards"),
-        ("partition: {name: quantity, fill-up: true}", [], "choose dirichlet or dirichlet-plain"),
-        ("partition: {name: 'file:x', alpha: 2}", [], "partition.name=file:x does not use it"),
+        ("keep-models", [3, 200], "rounds is 100, so round 200 never comes"),
+        ("keep-models", "every 101", "rounds is 100, so round 101 never comes"),
+        ("training.warmup-rounds", 100, "rounds is 100, so training.lr is never reached"),
+        ("training", {"schedule": "step", "decay": 0.1, "decay-rounds": 100}, "so the learning rate never falls"),
     ],
 )
-def test_option_without_effect_is_refused(load, text, overrides, message):
+def test_what_first_matters_after_the_last_round_is_named(load, key, value, message):
     with pytest.raises(ConfigError, match=message):
-        load(text, *overrides)
+        load(as_file({key: value}))
+    with pytest.raises(ConfigError, match=message):
+        load("", *as_overrides({key: value}))
+    # In a short trial of a long run it stays: the trial may be resumed, and has the first rates of the long run.
+    assert (
+        load(as_file({"rounds": 300, key: value}), "rounds=50").model_dump()
+        == load(as_file({"rounds": 300, key: value})).model_copy(update={"rounds": 50}).model_dump()
+    )
 
 
-def test_override_makes_options_of_the_file_void(load):
-    settings = load("partition: {name: dirichlet, alpha: 0.1, fill-up: true}", "partition.name=shards")
-    assert settings.partition.model_dump(by_alias=True).keys() & {"alpha", "fill-up"} == set()
-    kept = load("partition: {name: dirichlet, alpha: 0.1, fill-up: true}", "partition.name=quantity").partition
-    assert (kept.alpha, kept.fill_up) == (0.1, False)
+def test_a_run_of_a_comparison_may_void_what_is_given_for_all(load, tmp_path):
+    load("")
+    void = ["strategy.name=fedmr", "partition.name=iid"]
+    settings = loading.load(tmp_path / "run.yaml", ["model.features=body", "partition.alpha=0.1"], void)
+    assert settings == load("", *void)
+    with pytest.raises(ConfigError, match="'partition.alpha=0.1': partition.name=iid does not use it"):
+        loading.load(tmp_path / "run.yaml", [], ["partition.alpha=0.1", *void])
+
+
+def test_a_section_that_is_typed_as_one_is_one_source(load):
+    text = "partition: {name: dirichlet, alpha: 0.1}"
+    assert load(text, "partition={name: iid}").partition.name == "iid"
+    with pytest.raises(ConfigError, match=r"^'partition=\{name: iid, alpha: 2\}': partition.alpha: "):
+        load(text, "partition={name: iid, alpha: 2}")
 
 
 @pytest.mark.parametrize("name", ["iid", "shards", "quantity", "dirichlet"])

@@ -43,6 +43,15 @@ def test_real_clients_change_the_engine(flwr_run, grid_of, capsys):
     assert "engine: deployment, not ray: the clients of this SuperLink are not simulated" in capsys.readouterr().out
 
 
+def test_options_of_a_deployment_need_no_engine(flwr_run, grid_of, tmp_path):
+    ((settings, *_),) = flwr_run(grid_of(lambda *_: None), "deployment.min-clients=3")
+    assert settings.deployment.min_clients == 3
+    with pytest.raises(ConfigError, match="'engine=ray': the clients of this SuperLink are not simulated"):
+        flwr_run(grid_of(lambda *_: None), "engine=ray")
+    with pytest.raises(ConfigError, match="'deployment.min-clients=3': engine=ray does not use it"):
+        flwr_run(SIMULATED, "deployment.min-clients=3")
+
+
 def test_unchanged_engine_is_not_printed(flwr_run, grid_of, capsys):
     flwr_run(SIMULATED)
     flwr_run(grid_of(lambda *_: None), "engine=deployment")
@@ -69,6 +78,6 @@ def test_late_ray_address_is_refused(flwr_run, monkeypatch, tmp_path):
 
 def test_bug_of_the_server_is_one_line(flwr_run, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(server_app.engines, "grid_of", lambda *_: 1 // 0)
-    with pytest.raises(UnexpectedError, match=r"a bug in fedmr_flwr: ZeroDivisionError.*traceback is in .*; please"):
+    monkeypatch.setattr(server_app.engines, "grid_of", None)
+    with pytest.raises(UnexpectedError, match=r"a bug in fedmr_flwr: TypeError.*traceback is in .*; please"):
         flwr_run(SIMULATED)

@@ -217,7 +217,7 @@ def test_clients_without_tests_do_not_fine_tune(toy, tmp_path):
         ("evaluation.clients=1.5", "write a number of rounds, end or never"),
         ("evaluation.client=end", "unknown key 'evaluation.client'; did you mean 'evaluation.clients'"),
         ("partition.test-fraction=1", "less than 1"),
-        ("evaluation.fine-tune=5", "evaluation.fine-tune needs evaluation.clients"),
+        ("evaluation.fine-tune=5", "'evaluation.fine-tune=5': it needs evaluation.clients"),
         ("evaluation.fine-tune=0", "greater than or equal to 1"),
     ],
 )

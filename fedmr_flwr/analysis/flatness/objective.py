@@ -1,6 +1,5 @@
 """The loss of a network as a function of its weights, with its first two derivatives."""
 
-import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.models.base import duplicate
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -36,7 +36,7 @@ class Objective:
 
     def __init__(self, model: nn.Module, dataset: Dataset, examples: Examples, device: torch.device) -> None:
         self._dtype = torch.float32 if device.type == "cpu" else torch.float64
-        self._model = copy.deepcopy(model).eval().to(device, self._dtype)
+        self._model = duplicate(model).eval().to(device, self._dtype)
         self._dataset = dataset
         self._examples = examples.to(device)
         self._parameters = [own for own in self._model.parameters() if own.requires_grad]

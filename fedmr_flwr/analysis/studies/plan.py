@@ -59,10 +59,10 @@ def plan(study: Study, overrides: Iterable[str], out: Path) -> list[Planned]:
     for cell in cells:
         common = [*cell.overrides, *overrides]
         for variant in map(Variant, study.strategies):
-            options = [*common, *variant.overrides()]
-            for seed in study.seeds if study.seeds is not None else [load(cell.conf, common).seed]:
+            options = [*cell.chosen, *variant.overrides()]
+            for seed in study.seeds if study.seeds is not None else [load(cell.conf, common, options).seed]:
                 folder = out / cell.folder / f"{variant.folder}-seed{seed}"
-                settings = load(cell.conf, [*options, f"seed={seed}", f"run-dir={folder}"])
+                settings = load(cell.conf, common, [*options, f"seed={seed}", f"run-dir={folder}"])
                 runs.append(Planned(cell, variant, settings))
     _check_distinct(runs)
     # All of them before the first run starts, because an error after hours would be worse.

@@ -58,12 +58,14 @@ class Cell:
 
     Attributes:
         conf: the configuration.
-        overrides: its values as "key=value".
+        overrides: those of its configurations, as "key=value".
+        chosen: its values of the grid, likewise.
         label: what distinguishes it from the other rows; empty if there is only one row.
     """
 
     conf: str
     overrides: tuple[str, ...]
+    chosen: tuple[str, ...]
     label: str
 
     @property
@@ -149,11 +151,11 @@ def cells_of(study: Study) -> list[Cell]:
             if key in _NOT_IN_A_GRID or key.startswith("strategy.name."):
                 raise ConfigError(f"--grid {key}: use --strategies, --seeds and, for all runs, --out FOLDER")
         axes = [[(key, value) for value in values] for key, values in part.grid.items()]
-        fixed = [f"{key}={_text(value)}" for key, value in part.overrides.items()]
+        fixed = tuple(f"{key}={_text(value)}" for key, value in part.overrides.items())
         for conf, chosen in product(part.configurations, product(*axes)):
             names = ([Path(conf).stem] if several else []) + [_name(key, value, part.grid) for key, value in chosen]
-            own = [f"{key}={_text(value)}" for key, value in chosen]
-            cells.append(Cell(conf, (*fixed, *own), ", ".join(names)))
+            own = tuple(f"{key}={_text(value)}" for key, value in chosen)
+            cells.append(Cell(conf, fixed, own, ", ".join(names)))
     return cells
 
 

@@ -8,6 +8,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedmr_flwr.errors import describe
 from fedmr_flwr.wire.flower.messages import ErrorCode, assign_id
 from fedmr_flwr.wire.flower.nodes import NodeInfo
 from fedmr_flwr.wire.flower.tasks import Run, enter_task
@@ -114,7 +115,7 @@ class InProcessGrid(Grid):
 
 def reason_of(error: Exception) -> str:
     """Return a client's exception as one line."""
-    return f"{type(error).__name__}: {error}"
+    return describe(error)
 
 
 def failed(message: Message, reason: str) -> Message:
