@@ -68,14 +68,15 @@ class Corrected(LocalRule):
             torch.tensor(vectors.get(CONTROL, zeros), device=start.device) for vectors in (task.received, task.kept)
         )
         # Once for all steps, in the shapes of the parameters: a step then only adds them.
-        pieces = torch.split(server - own, [parameter.numel() for parameter in model.parameters()])
-        shaped = (piece.view_as(parameter) for piece, parameter in zip(pieces, model.parameters(), strict=True))
+        trained = _trained(model)
+        pieces = torch.split(server - own, [parameter.numel() for parameter in trained])
+        shaped = (piece.view_as(parameter) for piece, parameter in zip(pieces, trained, strict=True))
         return CorrectedState(start, server, own, tuple(shaped))
 
     @torch.no_grad()
     def adjust(self, model: nn.Module, state: CorrectedState) -> None:
         """Add the correction to the gradient."""
-        for parameter, correction in zip(model.parameters(), state.corrections, strict=True):
+        for parameter, correction in zip(_trained(model), state.corrections, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(correction)
 
@@ -95,8 +96,12 @@ class Corrected(LocalRule):
 
 
 def _flat(model: nn.Module) -> torch.Tensor:
-    """Copy all parameters into one vector, in the order of the state_dict."""
-    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+    """Copy all trainable parameters into one vector, in the order of the state_dict."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in _trained(model)])
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 class ScaffoldOptions(Section):

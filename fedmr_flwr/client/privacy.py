@@ -13,7 +13,7 @@ from fedmr_flwr.wire.npy import view
 
 
 def protect(trained: Packed, received: Packed, layout: Layout, how: LocalDp, message: Message) -> Packed:
-    """Clip a client's update and add noise to every float, with Flower's LocalDpMod.
+    """Clip a client's update and add noise to every float that training changes, with Flower's LocalDpMod.
 
     Trainable parameters and buffers are clipped and noised separately: BatchNorm's statistics move hundreds of times
     as far as the weights, and would leave them nothing of a common bound. Each of the two spends half of epsilon and
@@ -49,6 +49,9 @@ def protect(trained: Packed, received: Packed, layout: Layout, how: LocalDp, mes
         with np.errstate(over="ignore"):  # an update of infinite length is clipped to zero
             record = mod(request, context, lambda *_, reply=reply: reply).content.array_records[ARRAYS]
         floats[part] = view(record[FLOATS])
+    # They say nothing about the client, and a pretrained part would be lost under noise.
+    for columns in layout.frozen:
+        floats[columns] = received.floats[columns]
     for columns in layout.variances:
         np.maximum(floats[columns], 0, out=floats[columns])
     return Packed(floats, trained.ints)

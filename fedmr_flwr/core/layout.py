@@ -46,6 +46,7 @@ class Entry:
         dtype: its NumPy type.
         columns: the position of its values in `Packed.floats`, or in `Packed.ints` for an integer type.
         buffer: whether it is computed rather than trained, like BatchNorm's statistics.
+        frozen: whether it is a parameter that is not trained, like those of a pretrained part.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Entry:
     dtype: str
     columns: slice
     buffer: bool = False
+    frozen: bool = False
 
     @property
     def integer(self) -> bool:
@@ -81,6 +83,7 @@ class Layout:
         buffers: Collection[str] | None = None,
         blocks: Collection[str] = (),
         head: str = "classifier",
+        frozen: Collection[str] = (),
     ) -> "Layout":
         """Return the layout of a model.
 
@@ -89,6 +92,7 @@ class Layout:
             buffers: the keys of its buffers; None: those named like PyTorch's normalisation statistics.
             blocks: the paths of the modules that it declares as its blocks.
             head: the path of its last linear layer.
+            frozen: the keys of its parameters that are not trained.
 
         Raises:
             TypeError: a tensor's type cannot be converted to float64 or int64 without loss.
@@ -106,7 +110,7 @@ class Layout:
                     f"tensor '{name}' is {array.dtype}; supported are floats up to float64 and integers up to int64"
                 )
             buffer = name.rpartition(".")[2] in _STATISTICS if buffers is None else name in buffers
-            entries.append(Entry(name, tuple(array.shape), array.dtype.name, columns, buffer))
+            entries.append(Entry(name, tuple(array.shape), array.dtype.name, columns, buffer, name in frozen))
         return cls(tuple(entries), tuple(blocks), head)
 
     @cached_property
@@ -138,7 +142,12 @@ class Layout:
     @cached_property
     def parameters(self) -> Columns:
         """The column range of each trainable tensor in `Packed.floats`."""
-        return tuple(entry.columns for entry in self.entries if not entry.buffer and not entry.integer)
+        return tuple(e.columns for e in self.entries if not (e.buffer or e.frozen or e.integer))
+
+    @cached_property
+    def frozen(self) -> Columns:
+        """The column range of each parameter in `Packed.floats` that is not trained."""
+        return tuple(entry.columns for entry in self.entries if entry.frozen and not entry.integer)
 
     @cached_property
     def buffers(self) -> Columns:
@@ -158,8 +167,8 @@ class Layout:
     @cached_property
     def fingerprint(self) -> str:
         """A short hash of names, shapes and types: equal for two models of the same architecture."""
-        # Without `blocks` and `buffer`: a model that arrives as a record does not state them, and the vectors are
-        # equal.
+        # Without `blocks`, `buffer` and `frozen`: a model that arrives as a record does not state them, and the
+        # vectors are equal.
         facts = json.dumps([(entry.name, entry.shape, entry.dtype) for entry in self.entries])
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 

@@ -32,13 +32,25 @@ def check(model: nn.Module, another: nn.Module, inputs: torch.Tensor) -> None:
     except TypeError as error:
         raise ConfigError(f"cannot be sent: {error}") from None
     _check_memory(model)
+    for name, tensor in tensors_of(model).items():
+        if not tensor.isfinite().all():
+            raise ConfigError(f"begins with NaN or infinite values in '{name}'")
     another.load_state_dict(model.state_dict())
-    found, expected = (_outputs(each, inputs) for each in (another, model))
+    before = inputs._version  # counts changes in place
+    found, expected, again = (_outputs(each, inputs) for each in (another, model, model))
+    if inputs._version != before:
+        raise ConfigError("changes its examples in place, so that a second pass gets others; let it copy them first")
     if not torch.equal(found.nan_to_num(), expected.nan_to_num()):
         raise ConfigError(
             "answers otherwise than a new model with its state_dict, which lacks something that its constructor has "
             "drawn or computed; register it as a buffer"
         )
+    if not torch.equal(again.nan_to_num(), expected.nan_to_num()):
+        raise ConfigError(
+            "answers the same examples otherwise when it is asked again: it keeps something that its state_dict lacks"
+        )
+    if (expected >= 0).all() and torch.allclose(expected.sum(1), torch.ones_like(expected[:, 0])):
+        raise ConfigError("returns probabilities, expected logits: leave out its softmax, which the loss applies")
     _check_training(another, inputs)
 
 
@@ -94,7 +106,14 @@ def _check_training(model: nn.Module, inputs: torch.Tensor) -> None:
     kept = set(model.state_dict())
     lost = {name: buffer.clone() for name, buffer in model.named_buffers() if name not in kept}
     with drawing_from(stream(0, "check")):
-        model.train()(inputs)
+        logits = model.train()(inputs)
+    if not logits.requires_grad:
+        raise ConfigError("returns logits without gradients in training; leave out no_grad, detach and the like")
+    logits.sum().backward()
+    if sparse := [name for name, own in model.named_parameters() if own.grad is not None and own.grad.is_sparse]:
+        raise ConfigError(
+            f"has sparse gradients of '{sparse[0]}', which no optimiser here takes; leave out sparse=True"
+        )
     for name, buffer in model.named_buffers():
         if name in lost and not torch.equal(buffer, lost[name]):
             raise ConfigError(

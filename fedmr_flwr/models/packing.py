@@ -36,10 +36,11 @@ def layout_of(model: nn.Module) -> Layout:
         TypeError: a value of its state_dict is not a tensor, or of a type that cannot be averaged without loss.
     """
     buffers = {name for name, _ in model.named_buffers()}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     # A module of another project may have no `blocks`, or blocks of its own.
     blocks = getattr(model, "blocks", ())
     declared = isinstance(blocks, tuple) and all(isinstance(block, str) for block in blocks)
-    return Layout.of(_on_host(model), buffers, blocks if declared else (), last_layer(model))
+    return Layout.of(_on_host(model), buffers, blocks if declared else (), last_layer(model), frozen)
 
 
 def pack(model: nn.Module, layout: Layout) -> Packed:

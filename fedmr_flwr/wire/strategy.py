@@ -99,7 +99,9 @@ class ServerStrategy(Strategy, Generic[T]):
             }
             judged = rejecting(judged, negative)
         # Buffers by themselves: BatchNorm's statistics are long beside the weights, which would be lost in the sum.
-        for what, columns in (("its update is", layout.parameters), ("the update of its buffers is", layout.buffers)):
+        # Frozen weights with the others: no honest training moves them at all.
+        weights = layout.parameters + layout.frozen
+        for what, columns in (("its update is", weights), ("the update of its buffers is", layout.buffers)):
             if columns:
                 lengths = self._measure(judged, self._sent, trained, columns)
                 judged = without_outliers(judged, [*lengths.values()], guard, what)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import prune
 
+from fedmr_flwr import models
 from fedmr_flwr.client import app as client
 from fedmr_flwr.config import registry
 from fedmr_flwr.errors import UnexpectedError
@@ -76,10 +78,11 @@ def test_bug_on_a_node_is_in_its_folder(node, tmp_path, monkeypatch):
 
 
 class Plain(nn.Sequential):
-    """A model without parts: it draws random numbers, uses a layer twice, and computes weights in hooks."""
+    """A model without parts: it draws random numbers, uses a frozen layer twice, and computes weights in hooks."""
 
     def __init__(self, shape, classes):
         pruned, hidden = prune.random_unstructured(nn.Linear(64, 32), "weight", 0.5), nn.Linear(32, 32)
+        hidden.requires_grad_(False)
         with warnings.catch_warnings(action="ignore"):  # the newer one needs no hook
             normed = nn.utils.weight_norm(nn.Linear(32, 32))
         super().__init__(
@@ -92,4 +95,9 @@ def test_every_strategy_takes_any_model(toy, monkeypatch, strategy):
     monkeypatch.setitem(MODELS, "plain", Plain)
     settings = [toy("model.name=plain", f"strategy.name={strategy}", "rounds=3", run=name) for name in "ab"]
     assert run(settings[0]) == run(settings[1])
-    assert [row["failures"] for row in RunFolder(settings[0].run_dir).read_rows()] == [0, 0, 0]
+    out = RunFolder(settings[0].run_dir)
+    assert [row["failures"] for row in out.read_rows()] == [0, 0, 0]
+    start, end = models.build("plain", (1, 8, 8), 10).state_dict(), load_file(out.model)
+    assert torch.allclose(start["4.weight"], end["4.weight"], atol=1e-6), "frozen"
+    assert torch.equal(start["1.weight_mask"], end["1.weight_mask"])
+    assert not torch.allclose(start["1.weight_orig"], end["1.weight_orig"], atol=1e-3)

@@ -54,6 +54,15 @@ def test_only_long_updates_are_clipped():
     np.testing.assert_allclose(protected(trained, received).floats, trained.floats, atol=1e-6)
 
 
+def test_frozen_weights_get_no_noise():
+    arrays = {entry.name: np.zeros(entry.shape, entry.dtype) for entry in LAYOUT.entries}
+    layout = Layout.of(arrays, (), frozen=["weight"])
+    received, trained = model(0), model(1)
+    noisy, (columns,) = protected(trained, received, layout=layout, sensitivity=2.0), layout.frozen
+    np.testing.assert_array_equal(noisy.floats[columns], received.floats[columns])
+    assert (noisy.floats[layout.entries[1].columns] != trained.floats[layout.entries[1].columns]).all()
+
+
 WEIGHTS = Layout.of({"weight": np.zeros(200_000, np.float32), "count": np.zeros(1, np.int64)})
 
 

@@ -327,7 +327,53 @@ class BrokenInTraining(Plain):
         return {}["key"] if self.training else super().forward(images)
 
 
+class InPlace(Plain):
+    def forward(self, images):
+        return super().forward(images.clamp_(0, 1))
+
+
+class Probabilities(Plain):
+    def forward(self, images):
+        return super().forward(images).softmax(1)
+
+
+class Detached(Plain):
+    def forward(self, images):
+        return super().forward(images).detach()
+
+
+class Forgetful(Plain):
+    """Keeps what it has seen beside its state_dict."""
+
+    seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return super().forward(images) * self.seen
+
+
+class Infinite(Plain):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.body.bias.data[0] = torch.inf
+
+
+class Sparse(Plain):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.table = nn.Embedding(4, classes, sparse=True)
+
+    def forward(self, images):
+        return super().forward(images) + self.table(torch.zeros(len(images), dtype=torch.long))
+
+
 WRONG = {
+    InPlace: "changes its examples in place",
+    Probabilities: "returns probabilities, expected logits",
+    Detached: "returns logits without gradients in training",
+    Forgetful: "answers the same examples otherwise when it is asked again",
+    Infinite: "begins with NaN or infinite values in 'body.bias'",
+    Sparse: "has sparse gradients of 'table.weight'",
     Hidden: "answers otherwise than a new model with its state_dict",
     Counting: "training changes the buffer 'steps'",
     PythonDraws: "draws from the global generator of Python's random",
@@ -352,6 +398,19 @@ def test_wrong_model_is_one_line(build, own, words):
     with pytest.raises(ConfigError, match=words) as caught:
         build(own)
     assert "\n" not in str(caught.value) and str(caught.value).startswith("model.name: 'mine:Own' ")
+
+
+def test_frozen_weights_are_no_weights_of_training(build):
+    def frozen(shape, classes):
+        model = Plain(shape, classes)
+        model.body.requires_grad_(False)
+        return model
+
+    layout = layout_of(build(frozen))
+    sizes = {entry.name: entry.columns.stop - entry.columns.start for entry in layout.entries}
+    assert layout.trainable == sizes["last.weight"] + sizes["last.bias"]
+    assert [part.stop - part.start for part in layout.frozen] == [sizes["body.weight"], sizes["body.bias"]]
+    assert layout.buffers == ()
 
 
 OWN = """
