@@ -177,7 +177,7 @@ def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:
 def _set(values: dict[str, Any], override: str) -> str:
     """Apply an override "a.b=value" to nested mappings; return its key."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"'{shorten(override)}' is not an override; write key=value, for instance rounds=20")
     *path, last = key.split(".")
     for part in path:

@@ -160,7 +160,7 @@ def explain(details: ErrorDetails, name: str, known: Iterable[str], noun: str = 
     """
     kind, value = details["type"], _short.repr(details["input"])
     if kind == _UNKNOWN:
-        last = str(details["loc"][-1])
+        last = shorten(str(details["loc"][-1]))  # as in the name
         section = name.removesuffix(last)
         names = [key.removeprefix(section) for key in known if key.startswith(section)]
         # A strategy's keys depend on its algorithm and are not in the schema, so the error brings them along.

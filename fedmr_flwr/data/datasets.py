@@ -85,6 +85,8 @@ def check_name(name: str) -> None:
     Raises:
         ConfigError: there is none.
     """
+    if (kind := name.removesuffix(":")) in KINDS:
+        raise ConfigError(f"data.name: '{name}' has no path; write {kind}:PATH")
     if name not in DATASETS and ":" not in name:
         known = ", ".join([*sorted(DATASETS), *(f"{kind}:PATH" for kind in KINDS)])
         raise ConfigError(f"data.name: unknown data set '{name}'; choose one of {known} or module:function")

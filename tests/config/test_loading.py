@@ -90,6 +90,8 @@ def test_same_strategy_keeps_options(load):
         ("", ["keep-models=every"], r"^'keep-models=every': write a list of rounds, such as \[10, 30\], or every N$"),
         ("", ["privacy.local-dp.epsilon=1"], r"run.yaml: privacy.local-dp.clipping-norm is missing; "),
         ("", ["rounds"], r"'rounds' is not an override; write key=value"),
+        ("", ["training..lr=1"], r"'training..lr=1' is not an override; write key=value"),
+        ("", ["rounds = 3"], r"'rounds = 3': unknown key 'rounds'; did you mean 'rounds'\?"),
         ("rounds: true", [], r"rounds = True: must not be true or false"),
         ("", ["training.lr=true"], r"^'training.lr=true': must not be true or false"),
         ("", ["training=1"], r"^'training=1': training is a section; set one of its keys, such as training.lr"),

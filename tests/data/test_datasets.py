@@ -178,6 +178,8 @@ def test_unknown_data_set_is_refused():
         ConfigError, match="unknown data set 'imagenet'; choose one of breast-cancer, .*npz:PATH or module:function"
     ):
         load("imagenet", None)
+    with pytest.raises(ConfigError, match="data.name: 'npz:' has no path; write npz:PATH"):
+        load("npz:", None)
 
 
 @pytest.mark.skipif(
