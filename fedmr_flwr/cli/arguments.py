@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+from fedmr_flwr.errors import ConfigError
+
 # Arguments are described in the text of each command: Typer up to 0.20, which Flower 1.39 needs, loses their help
 # with click 8.5.
 Conf = Annotated[str, typer.Argument(hidden=True)]
@@ -43,6 +45,8 @@ class Command(TyperCommand):
 
 def engine_overrides(engine: str | None, superlink: str | None) -> list[str]:
     """Return the overrides for the options `--engine` and `--superlink`."""
+    if superlink == "":  # as from an empty variable: it would be run on this machine
+        raise ConfigError("--superlink needs the name of a SuperLink in Flower's configuration")
     if superlink:
         return [f"engine={engine or 'deployment'}", f"deployment.superlink={superlink}"]
     return [f"engine={engine}"] if engine else []

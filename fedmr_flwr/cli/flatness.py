@@ -41,6 +41,10 @@ def flatness(
 
     if paths != (other is not None):
         raise ConfigError("--paths compares two runs: fedmr flatness RUN OTHER --paths")
+    if paths and (number is not None or slots or clients or surface):
+        raise ConfigError(
+            "--paths draws both runs and measures neither; leave out --round, --slots, --clients and --surface"
+        )
     console = Console()
     results = load_run(run_folder)
     out, title = results.folder, results.folder.read_manifest().get("title", run_folder.name)

@@ -240,6 +240,15 @@ def test_version(fedmr):
     assert fedmr("--version") == (0, f"fedmr_flwr {fedmr_flwr.__version__}\n", "")
 
 
+def test_empty_name_of_a_superlink_is_no_run_on_this_machine(fedmr):
+    status, out, err = fedmr("run", "run.yaml", *TINY, "--superlink", "")
+    assert (status, out, err) == (
+        1,
+        "",
+        "fedmr: error: --superlink needs the name of a SuperLink in Flower's configuration\n",
+    )
+
+
 @pytest.mark.parametrize("override", ["engine=spark", "data.name=digit", "model.name=cn", "partition.name=idd"])
 def test_mistyped_names_come_before_the_run_folder(fedmr, override):
     status, out, err = fedmr("run", "run.yaml", *TINY, override)

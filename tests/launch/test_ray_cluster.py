@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import ConfigError, FedmrError
 from fedmr_flwr.launch import ray
 from fedmr_flwr.launch import ray_cluster as cluster
+from fedmr_flwr.wire.flower.environment import simulation_environment
 
 QUICKSTART = Path(__file__).parents[2] / "conf" / "quickstart.yaml"
 
@@ -32,6 +34,14 @@ def test_wrong_address_is_refused(tmp_path, address, words):
 def test_default_address_is_local(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert cluster.address_of(settings(tmp_path)) == "local"
+
+
+def test_own_ray_admits_only_processes_with_its_token(tmp_path):
+    one, other = (simulation_environment(tmp_path, tmp_path, "local", (1, 2)) for _ in range(2))
+    assert one["RAY_AUTH_MODE"] == other["RAY_AUTH_MODE"] == "token"
+    assert re.fullmatch("[0-9a-f]{64}", one["RAY_AUTH_TOKEN"]) and one["RAY_AUTH_TOKEN"] != other["RAY_AUTH_TOKEN"]
+    joined = simulation_environment(tmp_path, tmp_path, "10.0.0.1:6379", (1, 2))
+    assert "RAY_AUTH_TOKEN" not in joined, "a cluster has its own"
 
 
 def test_settings_override_the_environment(tmp_path, monkeypatch):

@@ -168,3 +168,5 @@ def test_the_command_draws_the_paths_of_two_runs(fedmr, runs):
 def test_paths_need_a_second_run(fedmr, runs):
     status, _, err = fedmr("flatness", str(runs[0]), "--paths")
     assert (status, err) == (1, "fedmr: error: --paths compares two runs: fedmr flatness RUN OTHER --paths\n")
+    status, _, err = fedmr("flatness", str(runs[0].path), str(runs[0].path), "--paths", "--slots")
+    assert status == 1 and "--paths draws both runs and measures neither; leave out --round, --slots" in err
