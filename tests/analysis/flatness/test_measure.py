@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
     few = ["rounds=2", "clients=6", "clients-per-round=3", "model.name=mlp", "data.train-examples=300"]
     kept = ["keep-models=every 1", "keep-models-slots=true", *LOCAL]
     return [
-        train(load(CONF / "quickstart.yaml", [*few, *kept, f"strategy.name={name}", f"run-dir={folder / name}"]))
+        train(load(CONF / "quickstart.yaml", [*few, *kept], [f"strategy.name={name}", f"run-dir={folder / name}"]))
         for name in ("fedmr", "fedavg")
     ]
 
@@ -168,5 +168,5 @@ def test_the_command_draws_the_paths_of_two_runs(fedmr, runs):
 def test_paths_need_a_second_run(fedmr, runs):
     status, _, err = fedmr("flatness", str(runs[0]), "--paths")
     assert (status, err) == (1, "fedmr: error: --paths compares two runs: fedmr flatness RUN OTHER --paths\n")
-    status, _, err = fedmr("flatness", str(runs[0].path), str(runs[0].path), "--paths", "--slots")
+    status, _, err = fedmr("flatness", str(runs[0]), str(runs[1]), "--paths", "--slots")
     assert status == 1 and "--paths draws both runs and measures neither; leave out --round, --slots" in err
