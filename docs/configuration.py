@@ -22,8 +22,17 @@ START = """\
 
 The names are the same in a YAML file (nested), on the command line (`fedmr run FILE key=value …`), and under
 `flwr run . --run-config "conf='FILE' set='key=value key=value'"`. An unknown key is an error. Files are YAML 1.2:
-`1e-3` is a number, `yes` and `2026-11-26` are text. Anchors and merge keys (`<<`) are read, tags are not. A run
-writes its configuration, every default included, to `config.yaml` in its folder; `fedmr run` reads such a file, too.
+`1e-3` is a number, `yes` and `2026-11-26` are text. Anchors and merge keys (`<<`) are read, tags are not.
+
+A key without any effect beside the others is an error, too: `partition.alpha` with `partition.name=iid`,
+`ray.address` with `engine=gpu`, `training.momentum` with `adam`, a round of `keep-models` after the last one. That
+holds within one source, a file or a command line. What a file sets and the command line leaves without effect is
+dropped, so that `partition.name=iid` can be typed after a file with `partition.alpha`; keys that count rounds
+(`keep-models`, `training.warmup-rounds`, `training.decay-rounds`) stay, since a run can be resumed to more. In a
+comparison, what distinguishes its runs may leave without effect what is set for all of them.
+
+A run writes its configuration, all defaults included but without keys that have no effect, to `config.yaml` in its
+folder; `fedmr run` reads such a file, too.
 """
 # The guides that have more about a section or an algorithm.
 GUIDES = {

@@ -238,9 +238,10 @@ class Settings(Section):
         checkpoint_every: rounds between checkpoints.
         keep_models: the rounds whose global model stays in the run folder, in `models/`: a list such as
             `[100, 500, 2000]`, or `every 100`.
-        keep_models_slots: whether the model of each slot stays, too.
+        keep_models_slots: whether the model of each slot stays, too, if the strategy has some.
         track: trackers that get the metrics of each round: `tensorboard`, `wandb`, `mlflow`, or a list of them.
-        round_timeout: seconds to wait for the replies of a round; a later reply counts as a failure.
+        round_timeout: of ray and deployment: seconds to wait for the replies of a round; a later reply counts as a
+            failure.
         min_good_replies: a round with fewer good replies is bad: nothing changes in it.
         max_bad_rounds: the number of consecutive bad rounds that are tolerated; one more stops the run, with a
             checkpoint.

@@ -287,9 +287,8 @@ def _own(name: str, data_dir: Path, seed: int) -> Dataset:
     try:
         loader = getattr(importlib.import_module(module), function)
     except Exception as error:  # a user's own code may raise anything
-        raise ConfigError(
-            f"data.name: '{name}' cannot be imported: {describe(error)}; it must be in the current folder or on PYTHONPATH"
-        ) from error
+        where = "it must be in the current folder or on PYTHONPATH"
+        raise ConfigError(f"data.name: '{name}' cannot be imported: {describe(error)}; {where}") from error
     try:
         found = loader(data_dir)
     except Exception as error:
