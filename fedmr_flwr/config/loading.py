@@ -4,6 +4,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ def _validate(
                 dropped = True
             continue
         override = override_of(void.key, overrides)
+        if override is None and not void.stays and _is_default(settings, values, void.key):
+            continue  # as in a configuration with all keys, which earlier versions wrote
         typed = "" if override is None else f"'{shorten(overrides[override])}'"
         # An override of a whole section does not begin with the key.
         about = ": ".join([typed or where, *([] if override == void.key else [void.key])])
@@ -116,6 +119,13 @@ def _validate(
         raise ConfigError("; ".join(problems))
     # Again, because a key may have had an effect on another one that is dropped now.
     return _validate(values, where, overrides, sources) if dropped else settings
+
+
+def _is_default(settings: Settings, values: Mapping[str, Any], key: str) -> bool:
+    """Return whether settings would be the same without a key "a.b" of their values."""
+    others = deepcopy({**values})
+    drop(others, key)
+    return Settings.model_validate(others, by_alias=True, by_name=False) == settings
 
 
 def _is_given(values: Mapping[str, Any], key: str) -> bool:

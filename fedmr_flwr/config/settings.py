@@ -406,7 +406,9 @@ class Settings(Section):
 
     def _void_by_engine(self) -> Iterator[Void]:
         """Yield the keys of other engines."""
-        users = {f"{name}.{key}": (name,) for name in ("ray", "deployment") for key in _keys(getattr(self, name))}
+        users: dict[str, tuple[str, ...]] = {
+            f"{name}.{key}": (name,) for name in ("ray", "deployment") for key in _keys(getattr(self, name))
+        }
         users["round-timeout"] = ("ray", "deployment")  # the others call their clients directly
         for key, engines in users.items():
             if self.engine not in engines:

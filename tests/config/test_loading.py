@@ -266,7 +266,7 @@ VOID = [
     ("data.size", 8, {"data.name": "folder:x"}, {"data.name": "mnist"}),
     ("data.normalisation", "none", {"data.name": "mnist"}, {"data.name": "breast-cancer"}),
     ("partition.alpha", 0.1, {"partition.name": "dirichlet"}, {"partition.name": "iid"}),
-    ("partition.alpha", 0.5, {"partition.name": "quantity"}, {"partition.name": "shards"}),
+    ("partition.alpha", 0.25, {"partition.name": "quantity"}, {"partition.name": "shards"}),
     ("partition.alpha", 2, {"partition.name": "dirichlet"}, {"partition.name": "file:x"}),
     ("partition.shards-per-client", 3, {"partition.name": "shards"}, {"partition.name": "natural"}),
     ("partition.fill-up", True, {"partition.name": "dirichlet"}, {"partition.name": "quantity"}),
@@ -362,6 +362,15 @@ def test_a_section_that_is_typed_as_one_is_one_source(load):
     assert load(text, "partition={name: iid}").partition.name == "iid"
     with pytest.raises(ConfigError, match=r"^'partition=\{name: iid, alpha: 2\}': partition.alpha: "):
         load(text, "partition={name: iid, alpha: 2}")
+
+
+def test_all_keys_with_their_defaults_are_read(load):
+    text = (
+        "engine: in-process\nround-timeout: 3600\npartition: {alpha: 0.5}\ntraining: {optimizer: adam, momentum: 0.5}"
+    )
+    assert load(text) == load("engine: in-process\ntraining: {optimizer: adam}"), "as earlier versions wrote them"
+    with pytest.raises(ConfigError, match="'partition.alpha=0.5': partition.name=iid does not use it"):
+        load(text, "partition.alpha=0.5")
 
 
 @pytest.mark.parametrize("name", ["iid", "shards", "quantity", "dirichlet"])
