@@ -84,7 +84,7 @@ def test_same_strategy_keeps_options(load):
         ("", ["device=cuda"], r"ray.client-gpus is 0, so Ray hides the GPU.*ray.client-gpus"),
         (
             "",
-            ["deployment.min-clients=101"],
+            ["engine=deployment", "deployment.min-clients=101"],
             r"deployment.min-clients is 101 but there are only 100 clients",
         ),
         ("", ["keep-models=every"], r"^'keep-models=every': write a list of rounds, such as \[10, 30\], or every N$"),

@@ -350,7 +350,7 @@ def test_wrong_own_loaders_are_refused(tmp_path, my_data):
         "my_data:owned": r"owners of 'my_data:owned' is int64\[30\]; expected 1438 non-negative integers",
         "broken:load": "'broken:load' cannot be imported: .*invalid syntax",
         "my_data:unfit": "y_train of 'my_data:unfit' has the label 9; expected 0 to 4",
-        "my_data:nothing": "cannot be imported: module 'my_data' has no attribute 'nothing'",
+        "my_data:nothing": "cannot be imported: AttributeError: module 'my_data' has no attribute 'nothing'",
         "nowhere:load": "cannot be imported: No module named 'nowhere'; it must be in the current folder or on",
         ":load": "cannot be imported",
     }.items():

@@ -44,7 +44,7 @@ def test_a_single_cell_has_no_folder(tmp_path):
         {"strategies": "fedprox/mu=0.1,fedprox/mu=1e-1"},
         {"strategies": "fedavg,fedavg/weighting=examples"},
         {"grid": ["training.lr=0.1,0.2"], "strategies": "fedmr/training.lr=0.3"},
-        {"grid": ["partition={name: iid},{name: iid, alpha: 0.5}"]},
+        {"grid": ["partition={name: iid},{name: iid, test-fraction: 0}"]},
         {"grid": ["engine=ray,in-process"]},
         {"strategies": "fedmr/unit=['a'],fedmr/unit=[\"a\"]"},
     ],

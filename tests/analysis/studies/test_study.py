@@ -39,7 +39,7 @@ def test_cells_are_all_combinations():
     assert [cell.label for cell in found] == [
         "lr=0.1, dirichlet alpha=1", "lr=0.1, iid", "lr=0.2, dirichlet alpha=1", "lr=0.2, iid",
     ]  # fmt: skip
-    assert found[1].overrides == ("training.lr=0.1", "partition={name: iid}")
+    assert found[1].chosen == ("training.lr=0.1", "partition={name: iid}")
     assert found[0].folder == "lr=0.1_dirichlet_alpha=1"
 
 
@@ -81,7 +81,8 @@ def test_studies_file_holds_everything(tmp_path):
     study = study_of([str(path)], seeds="5", grid=["clients=6,7"])
     assert (study.strategies, study.seeds) == (("fedmr", "fedavg"), (5,))
     assert [cell.label for cell in cells_of(study)][:2] == ["lr=0.1, clients=6", "lr=0.1, clients=7"]
-    assert cells_of(study)[0].overrides == ("rounds=7", "training.lr=0.1", "clients=6")
+    first = cells_of(study)[0]
+    assert (first.overrides, first.chosen) == (("rounds=7",), ("training.lr=0.1", "clients=6"))
     with pytest.raises(ConfigError, match="a study is compared by itself"):
         study_of([str(path), "quickstart"])
     path.write_text("cells:\n  - configuration: [quickstart]\n")
