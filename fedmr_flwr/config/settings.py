@@ -471,6 +471,10 @@ class Settings(Section):
         if warm >= self.rounds:
             problem = f"rounds is {self.rounds}, so training.lr is never reached; lower it, or raise rounds"
             yield Void("training.warmup-rounds", ("rounds",), problem, stays=True)
+        # The first evaluation is the best so far, whatever it gives.
+        if self.stop.patience and self.evaluate_every * (self.stop.patience + 1) >= self.rounds:
+            problem = f"rounds is {self.rounds}, so there are too few evaluations to end before; lower it"
+            yield Void("stop.patience", ("rounds", "evaluate-every"), problem, stays=True)
         if training.schedule == "step" and warm + (training.decay_rounds or 0) >= self.rounds:
             problem = f"rounds is {self.rounds}, so the learning rate never falls; lower it, or raise rounds"
             yield Void("training.decay-rounds", ("rounds", "training.warmup-rounds"), problem, stays=True)

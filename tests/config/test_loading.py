@@ -332,6 +332,7 @@ def test_option_has_an_effect_or_is_named(load, key, value, good, bad):
     [
         ("keep-models", [3, 200], "rounds is 100, so round 200 never comes"),
         ("keep-models", "every 101", "rounds is 100, so round 101 never comes"),
+        ("stop.patience", 99, "rounds is 100, so there are too few evaluations to end before"),
         ("training.warmup-rounds", 100, "rounds is 100, so training.lr is never reached"),
         ("training", {"schedule": "step", "decay": 0.1, "decay-rounds": 100}, "so the learning rate never falls"),
     ],
