@@ -39,12 +39,6 @@ def slots_after(out, number):
     return [state[f"{slot}.floats"] for slot in range(4)]
 
 
-def inner(part, what):
-    """The process of a part of the deployment whose command contains some words, the nearest one."""
-    processes = (process for process in part.process.children(recursive=True) if what in " ".join(process.cmdline()))
-    return next(processes)
-
-
 def test_dead_nodes_lose_one_round(deployment, env, there):
     with ExitStack() as stack:
 
@@ -77,18 +71,20 @@ def test_dead_nodes_lose_one_round(deployment, env, there):
             assert {failed["kind"] for failed in row.get("failed", ())} <= {"offline"}
         assert (slots_after(out, number)[its] != after[its]).any()
 
-        # What starts one's clients is killed, or what these are forks of: it leaves, and comes back by itself.
-        for client, what in ((3, "superexec.main"), (2, "multiprocessing.forkserver")):
-            until_one_trains(nodes[client])
-            number = len(out.read_rows()) + 1
-            inner(nodes[client], what).kill()
-            row = wait_for_rounds(out, number, seconds=30)
-            assert [(failed["client"], failed["kind"]) for failed in row["failed"]] == [(client, "node-lost")]
-            nodes[client].until("the node connects again", 20)
-            while row["replies"] < 4:
-                number += 1
-                row = wait_for_rounds(out, number)
-                assert {failed["kind"] for failed in row.get("failed", ())} <= {"offline"}
+        # The process that starts one's clients is killed: it leaves, and comes back by itself.
+        until_one_trains(nodes[3])
+        number = len(out.read_rows()) + 1
+        (executor,) = (
+            process for process in nodes[3].process.children() if "superexec.main" in " ".join(process.cmdline())
+        )
+        executor.kill()
+        row = wait_for_rounds(out, number, seconds=30)
+        assert [(failed["client"], failed["kind"]) for failed in row["failed"]] == [(3, "node-lost")]
+        nodes[3].until("the node connects again", 20)
+        while row["replies"] < 4:
+            number += 1
+            row = wait_for_rounds(out, number)
+            assert {failed["kind"] for failed in row.get("failed", ())} <= {"offline"}
 
         # Two at once, which stay away.
         until_all_train(nodes[0], nodes[2])
@@ -138,10 +134,6 @@ def test_killed_server_resumes_the_same(deployment, env, there):
                     process.kill()
         _, error = first.communicate(timeout=180)
         assert (first.returncode, error.count("\n")) == (1, 1), error
-
-        # What starts the ServerApps is killed, too, and started again.
-        inner(machine, "superexec.main").kill()
-        machine.until("SuperExec ended with status -9; starting it again")
 
         # Someone presses Ctrl-C.
         stopped = in_the_background(there, deployment, "resume", "run")
