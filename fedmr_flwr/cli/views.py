@@ -118,7 +118,11 @@ def partition(
         out.mkdir(parents=True, exist_ok=True)
     partitions.save(parts, out / "partition.npz")
     plots.clients(counts, format_partition(settings), out / f"clients.{form}")
-    Console().print(partition_table(counts, partitions.divergences(counts), format_partition(settings)))
+    distances = partitions.divergences(counts)
+    # Not as the table's title and caption, which would be wrapped to its width.
+    print_line(format_partition(settings))
+    Console().print(partition_table(counts, distances))
+    print_line(f"mean Jensen-Shannon distance to all labels: {distances.mean():.3f}")
     made = ["partition.npz", f"clients.{form}"]
     if settings.partition.skew:
         changed = skew.of_all(dataset, parts, settings.partition, settings.seed)

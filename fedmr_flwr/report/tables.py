@@ -86,16 +86,15 @@ def format_client_accuracy(over: Mapping[str, Any], what: str = "accuracy over c
     )
 
 
-def partition_table(counts: NDArray[np.int64], distances: NDArray[np.float64], title: str) -> Table:
+def partition_table(counts: NDArray[np.int64], distances: NDArray[np.float64]) -> Table:
     """Return a table of a partition: a row for each client, or only a summary for many clients.
 
     Args:
         counts: [clients, classes] examples.
         distances: [clients], the distance of each client's labels from those of all clients together.
-        title: of the table.
     """
     sizes, classes = counts.sum(1), np.count_nonzero(counts, axis=1)
-    out = Table(title=title, caption=f"mean Jensen-Shannon distance to all labels {distances.mean():.3f}")
+    out = Table()
     for name in ("client", "examples", "classes", "distance"):
         out.add_column(name, justify="right")
     if len(counts) <= _CLIENTS:

@@ -62,7 +62,7 @@ def test_files_of_a_user_do_not_travel(tmp_path, monkeypatch, copied):
 
 
 @pytest.mark.slow
-def test_wheel_holds_its_configurations(tmp_path):
+def test_wheel_holds_its_configurations_and_template(tmp_path):
     """A run from the wheel alone, in an empty folder."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     offline = ["--no-deps", "--no-build-isolation"]
@@ -71,6 +71,9 @@ def test_wheel_holds_its_configurations(tmp_path):
     site, empty = tmp_path / "site", tmp_path / "empty"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    template, copy = ROOT / "template", site / "fedmr_flwr/app/template"
+    own = {path.relative_to(template) for path in template.rglob("*.*") if "__pycache__" not in path.parts}
+    assert {path.relative_to(copy) for path in copy.rglob("*.*")} == own
     empty.mkdir()
     code = "from fedmr_flwr.cli import main; main()"
     short = ["rounds=1", "device=cpu", "run-dir=out", "--engine", "in-process"]
