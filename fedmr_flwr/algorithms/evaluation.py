@@ -2,15 +2,16 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 
 from fedmr_flwr.algorithms.drawing import draw_clients
 from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
 from fedmr_flwr.wire.checks import log_failures
+from fedmr_flwr.wire.flower.early_stop import FLOWER_STOPS_EARLY, run_until
 from fedmr_flwr.wire.foreign import judge_foreign, metrics_of
 from fedmr_flwr.wire.messages import LOST_STATE, ROUND
 
@@ -27,6 +28,29 @@ class ClientEvaluation(FedAvg):
 
     seed: int
     _asked: dict[int, Message]
+
+    if not FLOWER_STOPS_EARLY:
+
+        def start(
+            self,
+            grid: Grid,
+            initial_arrays: ArrayRecord,
+            num_rounds: int = 3,
+            timeout: float = 3600,
+            train_config: ConfigRecord | None = None,
+            evaluate_config: ConfigRecord | None = None,
+            evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+            should_stop: Callable[[int, Result], bool] | None = None,
+        ) -> Result:
+            """Run Flower's loop; as in its version 1.43, `should_stop` may end it early, see `run_until`."""
+            if should_stop is None:
+                return super().start(
+                    grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+                )
+            return run_until(
+                should_stop, self, grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config,
+                evaluate_fn,
+            )  # fmt: skip
 
     @abstractmethod
     def nodes(self, grid: Grid, least: int, first: bool = False) -> list[int]:
