@@ -54,9 +54,10 @@ $(VENV)/.docs: $(VENV)/.ready
 	$(call INSTALL,$(VENV)) --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
-# The same versions, except for Flower and its dependencies.
+# The newest Flower, and what it takes with it. By uv, because pip tries versions for more than ten minutes.
 $(LATEST)/.ready: pyproject.toml constraints.txt
 	$(MAKE_ENV) $(LATEST)
-	$(call INSTALL,$(LATEST)) --upgrade "flwr[simulation]>=1.40" \
+	$(call INSTALL,$(LATEST)) uv
+	$(LATEST)/bin/uv pip install --quiet --python $(LATEST)/bin/python --upgrade "flwr[simulation]>=1.40" \
 		$$(grep -E '^(torch|torchvision|ray|numpy)==' constraints.txt) --editable ".[dev]"
 	@touch $@
