@@ -19,7 +19,7 @@ from fedmr_flwr.algorithms.contract import Combined, Round, Slot
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions, Population
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Buffers, Parts, Recombination, Sources, sources
-from fedmr_flwr.core.units import format_unit, grouping, has_modules
+from fedmr_flwr.core.units import format_unit, grouping, has_modules, ties
 from fedmr_flwr.errors import ConfigError, OptionError
 
 # Flower's, which shows lines at this level.
@@ -109,11 +109,26 @@ class FedMR(MultiModel):
     def combine(self, round: Round, slots: Sequence[Slot]) -> Combined[Population]:
         """Put the trained models into the population; log the sources of their units, if configured."""
         first = self.state.models is None  # every slot was sent the initial model, whatever the round's number
+        if first and self._infers_layout:  # `fedmr run` knows of its models which tensors are tied
+            self._warn_of_ties(round.layout, [slot for slot in slots if slot.reply])
         combined = super().combine(round, slots)
         drawn = self._sources(round)
         if not self.options.log_recombination or first or drawn is None:
             return combined
         return replace(combined, diagnostics={**combined.diagnostics, "recombination": drawn.tolist()})
+
+    def _warn_of_ties(self, layout: Layout, slots: Sequence[Slot]) -> None:
+        """Tell the user if two names of one weight would be shuffled apart."""
+        unit_of = {key: unit for unit in self.units for key in unit.keys}
+        models = [slot.reply.model for slot in slots if slot.reply]
+        apart = [(one, two) for one, two in ties(layout, slots[0].sent, models) if unit_of[one] is not unit_of[two]]
+        if apart:
+            more = f", and {len(apart) - 1} more pairs," if len(apart) > 1 else ""
+            _log.warning(
+                "'%s' and '%s'%s are equal at every client, so one tied weight, but in units of their own: clients "
+                "get the one and the other from different models; put both into one pattern of unit",
+                *apart[0], more,
+            )  # fmt: skip
 
     def _sources(self, round: Round) -> Sources | None:
         return sources(round.seed, round.number, self.options.first_stage_rounds, len(self.units), self.slots)

@@ -1,11 +1,14 @@
 """Units of recombination: groups of tensors that move as one piece."""
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from fedmr_flwr.core.layout import Columns, Entry, Layout
+import numpy as np
+
+from fedmr_flwr.core.layout import Columns, Entry, Layout, Packed
 from fedmr_flwr.errors import ConfigError
 
 # A unit as a configuration states it: one of `KINDS`, or a list of regular expressions.
@@ -76,6 +79,32 @@ def units(layout: Layout, spec: Spec) -> tuple[Unit, ...]:
         )
         for name, entries in groups.items()
     )
+
+
+def ties(layout: Layout, sent: Packed, trained: Sequence[Packed]) -> list[tuple[str, str]]:
+    """Return the names of tensors that are one tied weight: training has changed both, and they are still equal.
+
+    Layers that are only initialised alike differ as soon as they are trained.
+
+    Args:
+        layout: of the models.
+        sent: a model as it was sent to a client.
+        trained: the models of all clients, that client's first.
+    """
+    first: dict[tuple[tuple[int, ...], bytes], Entry] = {}
+    pairs = []
+    for entry in layout.entries:
+        if entry.integer or entry.buffer:
+            continue
+        values = trained[0].floats[entry.columns]
+        if np.array_equal(values, sent.floats[entry.columns]):
+            continue
+        other = first.setdefault((entry.shape, hashlib.sha256(values.tobytes()).digest()), entry)
+        if other is not entry and all(
+            np.array_equal(model.floats[entry.columns], model.floats[other.columns]) for model in trained
+        ):
+            pairs.append((other.name, entry.name))
+    return pairs
 
 
 def grouping(spec: Spec) -> Callable[[Layout], _Groups]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
@@ -100,15 +101,37 @@ def test_guide_has_a_row_for_everything_of_flowers():
     wanted = {
         *inspect.signature(flower.FedAvg).parameters,
         *inspect.signature(flower.FedAvg.start).parameters,
+        "should_stop",  # of Flower from 1.43 on, and of ours with any
         *(field.name for field in dataclasses.fields(flower.Result)),
     }
     assert wanted - {"self"} - rows == set(), "describe what is new in Flower"
     assert rows - wanted == set(), "it is no longer in Flower"
 
 
-def test_flowers_loop_is_ours():
-    assert FedMR.start is flower.Strategy.start
+def test_flowers_start_is_ours():
+    theirs = dict(inspect.signature(flower.FedAvg.start).parameters)
+    own = dict(inspect.signature(FedMR.start).parameters)
+    stop = own.pop("should_stop")
+    assert (stop.default, theirs.pop("should_stop", stop)) == (None, stop)
+    assert own == theirs
     assert FedMR.summary is flower.FedAvg.summary
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_training_may_stop_early(kind):
+    def enough(number, result):
+        return result.evaluate_metrics_serverapp[number]["sum"] > flat(model()).sum() + 2 * flat(model()).size
+
+    strategy = kind(seed=3)
+    result = strategy.start(federation(), model(), num_rounds=20, evaluate_fn=scored, should_stop=enough)
+    rounds = len(result.train_metrics_clientapp)
+    assert 0 < rounds < 20
+    whole = kind(seed=3).start(federation(), model(), num_rounds=rounds, evaluate_fn=scored)
+    assert flat(result.arrays).tobytes() == flat(whole.arrays).tobytes()
+    assert list(result.evaluate_metrics_serverapp) == list(whole.evaluate_metrics_serverapp)
+    again = strategy.start(federation(), result.arrays, num_rounds=2)
+    longer = kind(seed=3).start(federation(), model(), num_rounds=rounds + 2)
+    assert flat(again.arrays).tobytes() == flat(longer.arrays).tobytes(), "it goes on where it stopped"
 
 
 @pytest.mark.parametrize("kind", OURS)
@@ -382,6 +405,37 @@ def test_layers_of_a_list_meet_other_clients_layers():
         FedMR(fraction_evaluate=0.0).start(federation(reply), record, num_rounds=6)
         counts.append(sum(mixed))
     assert counts[0] == counts[1] > 8
+
+
+@pytest.mark.parametrize("unit", ["layer", ["embed|head", "hidden"]])
+def test_tied_weights_stay_tied(unit, caplog):
+    """Two names of one tensor, as PyTorch's state_dict has them; `hidden` is only initialised alike."""
+    torn = []
+
+    def reply(content, client):
+        state = content["arrays"].to_torch_state_dict()
+        torn.append(not torch.equal(state["embed.weight"], state["head.weight"]))
+        net = Tied()
+        net.load_state_dict(state)
+        with torch.no_grad():
+            net.head.weight += client + 1
+            net.hidden.weight *= client + 2
+        return answer(ArrayRecord(net.state_dict()))
+
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.hidden, self.head = (torch.nn.Linear(3, 3, bias=False) for _ in range(3))
+            with torch.no_grad():
+                self.hidden.weight.copy_(self.embed.weight)
+            self.head.weight = self.embed.weight
+
+    result = FedMR(unit=unit, fraction_evaluate=0.0).start(federation(reply), ArrayRecord(Tied().state_dict()), 6)
+    assert flat(result.arrays).size == 27, "each name has an array of its own"
+    assert np.array_equal(result.arrays["embed.weight"].numpy(), result.arrays["head.weight"].numpy())
+    assert any(torn) == (unit == "layer")
+    told = [message for message in caplog.messages if "one tied weight" in message]
+    assert ["'embed.weight' and 'head.weight' are equal" in line for line in told] == [True] * (unit == "layer")
 
 
 def test_very_many_arrays_are_handled():
