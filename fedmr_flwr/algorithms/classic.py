@@ -39,7 +39,8 @@ from fedmr_flwr.wire.npy import in_dtype, read
 from fedmr_flwr.wire.numbers import LARGEST, find_metric_problem
 
 _log = logging.getLogger(__name__)
-_PATIENCE = 120.0
+# As long as Flower's own client manager waits by default: a deployment's nodes may start later than its run.
+_PATIENCE_SECONDS = 86400
 
 Evaluation = tuple[float, dict[str, Scalar]]
 Results = list[tuple[ClientProxy, FitRes]]
@@ -347,14 +348,16 @@ def _is_count(examples: object) -> bool:
 def _wait_for(count: int, client_manager: ClientManager) -> list[ClientProxy]:
     """Wait until at least `count` clients are connected; return all in the order of their identifiers."""
     # First the number, because this call makes Flower look for new clients, which it else does every few seconds.
-    if client_manager.num_available() < count:
-        client_manager.wait_for(count, timeout=int(_PATIENCE))
+    if (connected := client_manager.num_available()) < count:
+        # At once, because Flower does not tell this strategy whether it is a simulation, where no more will come.
+        _log.warning(
+            "Waiting for clients to connect: %d connected (minimum required: %d); start the others, or in a "
+            "simulation set --federation-config 'num-supernodes=%d'", connected, count, count
+        )  # fmt: skip
+        client_manager.wait_for(count, timeout=_PATIENCE_SECONDS)
     clients: Mapping[str, ClientProxy] = client_manager.all()
     if len(clients) < count:
-        raise RunError(
-            f"{len(clients)} of {count} clients are connected after {_PATIENCE:g} s; start the others, "
-            f"or in a simulation set --federation-config 'num-supernodes={count}'"
-        )
+        raise RunError(f"{len(clients)} of {count} clients are connected after {_PATIENCE_SECONDS} s")
     # The manager's own order depends on when the clients connected.
     return [clients[cid] for cid in sorted(clients)]
 

@@ -454,10 +454,27 @@ def test_clients_are_drawn_in_sorted_order():
     assert len({tuple(cids) for cids in rounds}) > 10
 
 
-def test_too_few_clients_are_refused(monkeypatch):
-    monkeypatch.setattr(classic, "_PATIENCE", 0)
-    with pytest.raises(RunError, match="3 of 5 clients are connected .*num-supernodes=5"):
-        FedMR(clients_per_round=5, keys=KEYS).configure_fit(1, model(0), manager_of(3))
+def test_waits_for_clients_as_flower_does(caplog):
+    manager, waits = manager_of(3), []
+
+    def later(count, timeout):
+        waits.append((count, timeout))
+        manager.register(Client("3"))
+        manager.register(Client("4"))
+
+    manager.wait_for = later
+    assert len(FedMR(clients_per_round=5, keys=KEYS).configure_fit(1, model(0), manager)) == 5
+    assert waits == [(5, 86400)]
+    (line,) = caplog.messages
+    assert line.startswith("Waiting for clients to connect: 3 connected (minimum required: 5); start the others, or")
+    assert line.endswith("'num-supernodes=5'")
+
+
+def test_too_few_clients_end_the_run():
+    manager = manager_of(3)
+    manager.wait_for = lambda count, timeout: False
+    with pytest.raises(RunError, match="3 of 5 clients are connected after 86400 s"):
+        FedMR(clients_per_round=5, keys=KEYS).configure_fit(1, model(0), manager)
 
 
 @pytest.mark.parametrize(
