@@ -102,7 +102,7 @@ def partition(
     from fedmr_flwr.config.loading import load
     from fedmr_flwr.data import datasets, partitions, skew
     from fedmr_flwr.files import writing
-    from fedmr_flwr.report import examples, plots
+    from fedmr_flwr.report import examples
     from fedmr_flwr.report.display import format_partition
     from fedmr_flwr.report.tables import partition_table
     from fedmr_flwr.runs import folder
@@ -117,19 +117,14 @@ def partition(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     partitions.save(parts, out / "partition.npz")
-    plots.clients(counts, format_partition(settings), out / f"clients.{form}")
-    distances = partitions.divergences(counts)
+    title, distances = format_partition(settings), partitions.divergences(counts)
+    drawn = examples.draw_partition(dataset, parts, settings, title, out, form)
     # Not as the table's title and caption, which would be wrapped to its width.
-    print_line(format_partition(settings))
+    print_line(title)
     Console().print(partition_table(counts, distances))
     print_line(f"mean Jensen-Shannon distance to all labels: {distances.mean():.3f}")
-    made = ["partition.npz", f"clients.{form}"]
-    if settings.partition.skew:
-        changed = skew.of_all(dataset, parts, settings.partition, settings.seed)
-        examples.draw_clients(dataset, changed, parts, format_partition(settings), out / f"skew.{form}")
-        made.append(f"skew.{form}")
-    for name in made:
-        print_line(str(out / name))
+    for path in (out / "partition.npz", *drawn):
+        print_line(str(path))
 
 
 def data(

@@ -1,4 +1,4 @@
-"""What a data set contains: a table, and a picture of some examples."""
+"""What a data set contains and who holds what: tables, and pictures of examples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from fedmr_flwr.data.base import Dataset, Examples
-from fedmr_flwr.report import figures
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.data import partitions, skew
+from fedmr_flwr.data.base import Dataset
+from fedmr_flwr.report import figures, plots
 
 # Rows and columns of the picture, and rows of the table.
 _CLASSES, _CLIENTS, _EACH, _LISTED = 10, 12, 8, 50
@@ -67,20 +69,38 @@ def draw(dataset: Dataset, title: str, path: Path) -> bool:
     return True
 
 
-def draw_clients(
-    dataset: Dataset, changed: Examples, parts: Sequence[NDArray[np.int64]], title: str, path: Path
-) -> None:
-    """Draw images of the first clients, as their skew changes them.
+def draw_partition(
+    dataset: Dataset,
+    parts: Sequence[NDArray[np.int64]],
+    settings: Settings,
+    title: str,
+    folder: Path,
+    form: str = "png",
+) -> list[Path]:
+    """Draw the class counts of all clients, and with a skew images of the first ones, as the skew changes them.
 
     Args:
         dataset: the data set.
-        changed: its training examples as the clients have them.
         parts: the indices of each client.
-        title: of the picture.
-        path: the file to write.
+        settings: of the run.
+        title: of the pictures.
+        folder: for the files.
+        form: the ending of their names.
+
+    Returns:
+        The files: clients.png, and with a skew skew.png.
     """
-    rows = {f"client {client}": changed.inputs[part[:_EACH]] for client, part in enumerate(parts[:_CLIENTS])}
-    _grid(rows, dataset, "Images of the first clients, as their skew changes them", title, path)
+    drawn = [folder / f"clients.{form}"]
+    plots.clients(partitions.class_counts(dataset, parts), title, drawn[0])
+    if settings.partition.skew:
+        images = {}
+        for client, part in enumerate(parts[:_CLIENTS]):
+            own = dataset.train.select(part[:_EACH], torch.device("cpu"))
+            changed = skew.of_client(own, dataset, settings.partition, settings.seed, client)
+            images[f"client {client}"] = changed.inputs
+        drawn.append(folder / f"skew.{form}")
+        _grid(images, dataset, "Images of the first clients, as their skew changes them", title, drawn[1])
+    return drawn
 
 
 @figures.styled

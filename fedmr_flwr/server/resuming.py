@@ -8,7 +8,7 @@ from fedmr_flwr import models
 from fedmr_flwr.config.identity import LENGTH, differences, identity, own_code
 from fedmr_flwr.data import partitions
 from fedmr_flwr.errors import RunFolderError
-from fedmr_flwr.report import plots
+from fedmr_flwr.report import examples
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
@@ -58,8 +58,7 @@ def write_description(experiment: Experiment, out: RunFolder) -> None:
         partitions.save(experiment.parts, out.partition)
         if experiment.tests is not None:
             partitions.save(experiment.tests, out.client_tests)
-        counts = partitions.class_counts(experiment.dataset, experiment.parts)
-        plots.clients(counts, experiment.title(), out.clients)
+        examples.draw_partition(experiment.dataset, experiment.parts, settings, experiment.title(), out.path)
 
 
 def resume(experiment: Experiment, ledger: Ledger, out: RunFolder, display: Display) -> tuple[int, ArrayRecord]:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+from matplotlib.image import imread
 
 import fedmr_flwr
 
@@ -103,6 +104,9 @@ def test_partition_saves_what_a_run_uses(fedmr, tmp_path):
     assert all(int(row[2]) <= 3 for row in rows[:6])
     assert "digits, 6 clients, shards of 1" in out
     assert out.split()[-2:] == ["partition/partition.npz", "partition/clients.png"]
+    status, out, _ = fedmr("partition", "run.yaml", "partition.skew=rotation", "--out", "skewed")
+    assert (status, out.split()[-1]) == (0, "skewed/skew.png")
+    assert imread(tmp_path / "skewed/skew.png").std() > 0.1
     status, out, _ = fedmr("partition", "run.yaml", "clients=300", "--out", "many")
     assert status == 0
     assert len([line for line in out.splitlines() if line.startswith("│")]) == 3

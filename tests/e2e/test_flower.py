@@ -46,7 +46,8 @@ def test_recipes_and_scores_equal_in_process(tmp_path, env):
     recipe = [
         "training.optimizer=adam", "training.lr=0.001", "training.schedule=cosine", "training.warmup-rounds=1",
         "training.local-epochs=2", "training.work=stragglers:0.5", "training.clip-norm=1",
-        "partition.test-fraction=0.2", "evaluation.clients=2", "evaluation.fine-tune=3", "evaluation.forgetting=true",
+        "partition.skew=source", "partition.test-fraction=0.2", "evaluation.clients=2",
+        "evaluation.fine-tune=3", "evaluation.forgetting=true",
         "rounds=3", "clients=6", "clients-per-round=3",
     ]  # fmt: skip
     for engine in ("ray", "in-process"):

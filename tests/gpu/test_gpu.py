@@ -89,7 +89,10 @@ def small(tmp_path):
 
 
 # On a CPU only some; all of them where there is a GPU, if only an emulated one.
-@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "fedgen strategy.generator-steps=3", "flwr:FedAdam"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["fedmr partition.skew=rotation", "scaffold", "fedgen strategy.generator-steps=3", "flwr:FedAdam"],
+)
 def test_strategies_equal_in_process(toy, strategy):
     settings = [toy(*f"strategy.name={strategy}".split(), run=name) for name in ("a", "b", "c")]
     expected = run(settings[0], engines.grid_of(settings[0]))
