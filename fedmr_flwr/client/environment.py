@@ -205,9 +205,9 @@ class NodeEnvironment(ClientEnvironment):
 
     Args:
         settings: of the run.
-        node_config: of the node: partition-id, data (files with the client's examples, "KIND:PATH" or an npz file,
-            or the folder of the run's data set, of which the client uses its part), name, device and state (a
-            folder).
+        node_config: of the node: partition-id, data (files with the client's examples, "KIND:PATH" or an npz file;
+            or the run's data set, a folder or a copy of the user's own files, of which the client uses its part),
+            name, device and state (a folder).
         spec: of the server's data.
         run: the identifier of the run.
 
@@ -220,6 +220,7 @@ class NodeEnvironment(ClientEnvironment):
         self._spec = spec
         kind, path = kind_and_path(str(node_config[DATA]))
         self._data = Path(path)
+        self._has_own = settings.partition.name == partitions.NODES
         self._has_folder = not kind and self._data.is_dir()
         self._files = f"{kind or 'npz'}:{path}"
         self._device = str(node_config.get(DEVICE, "auto"))
@@ -234,17 +235,27 @@ class NodeEnvironment(ClientEnvironment):
                 f"a node cannot open a file of the server: partition.name={settings.partition.name}; choose another "
                 f"partition, or give each node its own examples and set partition.name={partitions.NODES}"
             )
-        own = settings.partition.name == partitions.NODES
-        if own and self._has_folder:
+        kinds = f"an npz file on the node, or one of {', '.join(f'{kind}:PATH' for kind in KINDS)}"
+        if self._has_own and self._has_folder:
             raise ConfigError(
                 f"client {self.number} has the folder of a data set, but the run needs each client's own examples; "
-                f"set data to an npz file on the node, or one of {', '.join(f'{kind}:PATH' for kind in KINDS)}, or "
-                "change partition.name in the run's configuration"
+                f"set data to {kinds}, or change partition.name in the run's configuration"
             )
-        if not own and not self._has_folder:
+        if self._has_own:
+            return
+        instead = f"set partition.name={partitions.NODES} if each client has its own examples"
+        divided = settings.data.name
+        if divided in datasets.DATASETS and not self._has_folder:
             raise ConfigError(
                 f"client {self.number} has no data folder in its data setting, but the run divides a data set among "
-                f"the clients; set partition.name={partitions.NODES} if each client has its own examples"
+                f"the clients; {instead}"
+            )
+        if divided not in datasets.DATASETS and not kind_and_path(divided)[0]:
+            raise ConfigError(f"a node cannot call a function of the server: data.name={divided}; {instead}")
+        if divided not in datasets.DATASETS and self._has_folder:
+            raise ConfigError(
+                f"client {self.number} has the folder of a data set, but the run divides files of a user's own; set "
+                f"data to a copy of them, {kinds}, or {instead}"
             )
 
     @property
@@ -258,8 +269,8 @@ class NodeEnvironment(ClientEnvironment):
             return self._examples()
 
     def _examples(self) -> tuple[Dataset, Examples]:
-        if self._has_folder:
-            dataset = datasets.load(self._named, self._data, self.settings.seed)
+        if not self._has_own:
+            dataset = self._dataset()
             own = dataset.train.select(self._indices(dataset), _CPU)
             changed = skew.of_client(own, dataset, self.settings.partition, self.settings.seed, self.number)
             return dataset, changed.to(self.device)
@@ -272,11 +283,10 @@ class NodeEnvironment(ClientEnvironment):
     def tests(self) -> Examples | None:
         """Return the node's own test examples, or its part of those of its copy of the run's data set."""
         with self._private_errors():
-            if not self._has_folder:
+            if self._has_own:
                 _, tests = self._own
                 return tests and tests.to(self.device)
-            settings = self.settings
-            dataset = datasets.load(self._named, self._data, settings.seed)
+            settings, dataset = self.settings, self._dataset()
             parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
             of_all = partitions.client_tests(dataset, parts, settings.partition, settings.seed)
             return (
@@ -291,9 +301,9 @@ class NodeEnvironment(ClientEnvironment):
             return self._prepare(digest)
 
     def _prepare(self, digest: str) -> int:
-        if self._has_folder:
-            _check_digest(digest, self._named, self._data, self.settings.seed)
-            return len(self._indices(datasets.load(self._named, self._data, self.settings.seed), replace=True))
+        if not self._has_own:
+            _check_digest(digest, *self._copy, self.settings.seed)
+            return len(self._indices(self._dataset(), replace=True))
         (own, tests), most = self._own, self._spec.ceiling
         if self.settings.evaluation.fine_tune and tests is None:
             raise DataError(
@@ -325,14 +335,13 @@ class NodeEnvironment(ClientEnvironment):
             raise type(error)(f"{self._name}: {text}") from None
 
     @property
-    def _named(self) -> Data:
-        """The run's data set; the server cannot make a node open other files or download some."""
-        if self.settings.data.name not in datasets.DATASETS:
-            raise ConfigError(
-                f"a node reads data sets only by name, not '{self.settings.data.name}'; give each node its own npz "
-                f"file and set partition.name={partitions.NODES}"
-            )
-        return self.settings.data.model_copy(update={"download": False})
+    def _copy(self) -> tuple[Data, Path]:
+        """The run's data set on this node, and its folder; the server cannot choose the files, nor download some."""
+        data = self.settings.data.model_copy(update={"download": False})
+        return (data, self._data) if self._has_folder else (data.model_copy(update={"name": self._files}), Path())
+
+    def _dataset(self) -> Dataset:
+        return datasets.load(*self._copy, self.settings.seed)
 
     @cached_property
     def _own(self) -> tuple[Examples, Examples | None]:
@@ -376,7 +385,10 @@ def number_of(node_config: Mapping[str, Any]) -> int:
 
 def _check_digest(digest: str, data: Data, data_dir: Path | None, seed: int) -> None:
     if _digest(data, data_dir, seed) != digest:
-        raise DataError("this client's data differ from the server's; use the same files on all machines")
+        raise DataError(
+            "this client's data differ from the server's; use the same files on all machines, or in a deployment "
+            f"partition.name={partitions.NODES} for data of each client's own"
+        )
 
 
 @lru_cache(maxsize=2)

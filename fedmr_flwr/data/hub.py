@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # The bytes of a text that count if `data.size` is not given, as in LEAF's Shakespeare.
 _LENGTH = 80
 _REMEDY = (
-    "write hf:PATH, a folder that save_to_disk wrote, or hf:NAME, a data set in the local cache, or on the Hub with "
-    "data.download=true and a network"
+    "write hf:PATH, a folder that save_to_disk wrote, or hf:NAME or hf:NAME:SUBSET, a data set in the local cache, "
+    "or on the Hub with data.download=true and a network"
 )
 
 
@@ -42,8 +42,9 @@ class HuggingFace(Own):
             if path.is_dir():
                 self._parts = _parts(datasets.load_from_disk(path), self._name)
             else:
+                name, _, subset = self._name.partition(":")
                 with _network(download):
-                    self._parts = _parts(datasets.load_dataset(self._name), self._name)
+                    self._parts = _parts(datasets.load_dataset(name, subset or None), self._name)
             self._choose(self._parts["train"])
             return sorted({Path(file["filename"]) for part in self._parts.values() for file in part.cache_files})
 

@@ -196,5 +196,7 @@ def _loopback(host: str) -> bool:
 def _data(folder: Path, data: str) -> str:
     """Return a node's data, "KIND:PATH" or a path, with an absolute path; a relative one is in the node's folder."""
     kind, path = kind_and_path(data)
+    if kind == "hf" and not (folder / Path(path).expanduser()).is_dir():
+        return data  # the name of a data set in the cache of Hugging Face
     absolute = str((folder / Path(path).expanduser()).absolute())
     return f"{kind}:{absolute}" if kind else absolute

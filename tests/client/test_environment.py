@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from fedmr_flwr.client import environment
-from fedmr_flwr.client.environment import DataSpec, NodeEnvironment
+from fedmr_flwr.client.environment import DataSpec, NodeEnvironment, SimulatedEnvironment
 from fedmr_flwr.config.evaluation import Evaluation
 from fedmr_flwr.config.settings import Data, Partition
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Normalisation
 from fedmr_flwr.errors import ConfigError, DataError
+from fedmr_flwr.runs.folder import RunFolder
 
 SPEC = DataSpec((1, 8, 8), 10, Normalisation((0.5,), (0.25,), 16.0, 3), 16)
 RUN = "0123456789abcdef"
@@ -85,11 +86,62 @@ def test_node_splits_like_the_server(toy, own, tmp_path, monkeypatch):
         NodeEnvironment(settings, node_config, SPEC, RUN).prepare("another")
 
 
-@pytest.mark.parametrize("name", ["npz:/etc/passwd", "os:listdir", "npz:own.npz"])
+@pytest.mark.parametrize("name", ["npz:/etc/passwd", "npz:own.npz", "csv:/etc/passwd"])
 def test_server_cannot_name_data_files(toy, own, tmp_path, name):
     settings = toy().model_copy(update={"data": Data(name=name)})
-    with pytest.raises(ConfigError, match="a node reads data sets only by name"):
-        NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN).prepare("")
+    with pytest.raises(ConfigError, match="set data to a copy of them, an npz file on the node, or one of csv:PATH"):
+        NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
+    with pytest.raises(DataError, match="own.npz"):
+        NodeEnvironment(settings, own(x_train="damaged"), SPEC, RUN).prepare("")
+
+
+def test_server_cannot_name_functions(toy, own):
+    settings = toy().model_copy(update={"data": Data(name="os:listdir")})
+    with pytest.raises(ConfigError, match="a node cannot call a function of the server: data.name=os:listdir; set"):
+        NodeEnvironment(settings, own(), SPEC, RUN)
+
+
+def table_of(folder):
+    rng = np.random.default_rng(0)
+    rows = [f"{age},{'abc'[at % 3]},{at % 2}" for at, age in enumerate(rng.normal(50, 9, 60).round(2))]
+    folder.mkdir()
+    (folder / "patients.csv").write_text("\n".join(["age,ward,sick", *rows]))
+    return folder / "patients.csv"
+
+
+def test_node_divides_its_copy_of_the_files(toy, own, tmp_path):
+    """The path is the node's; size and columns are the run's."""
+    there, here = table_of(tmp_path / "server"), table_of(tmp_path / "node")
+    settings = toy("data.label=sick", f"data.name=csv:{there}", "clients=4", "partition.name=iid")
+    dataset = datasets.load(settings.data, None, settings.seed)
+    part = partitions.split(dataset, 4, settings.partition, settings.seed)[2]
+    there.unlink()
+    site = NodeEnvironment(settings, own() | {"data": f"csv:{here}"}, DataSpec.of(dataset), RUN)
+    assert site.prepare(dataset.digest()) == len(part)
+    assert torch.equal(site.examples()[1].inputs, dataset.train.inputs[part])
+    here.write_text(here.read_text().replace("a,", "b,", 1))
+    with pytest.raises(
+        DataError, match="differ from the server's; use the same files .*, or .* partition.name=nodes"
+    ):
+        NodeEnvironment(settings, own() | {"data": f"csv:{here}"}, DataSpec.of(dataset), RUN).prepare(
+            dataset.digest()
+        )
+
+
+@pytest.mark.parametrize("skew", ["rotation", "source"])
+def test_node_changes_its_part_as_a_simulation(toy, own, tmp_path, skew):
+    settings = toy("clients=6", f"partition.skew={skew}", "partition.test-fraction=0.3", "evaluation.clients=end")
+    site = NodeEnvironment(settings, own() | {"data": str(tmp_path)}, SPEC, RUN)
+    settings.run_dir.mkdir()
+    out = RunFolder(settings.run_dir)
+    dataset = datasets.load(settings.data, None)
+    parts = partitions.split(dataset, 6, settings.partition, settings.seed)
+    partitions.save(parts, out.partition)
+    partitions.save(partitions.client_tests(dataset, parts, settings.partition, settings.seed), out.client_tests)
+    simulated = SimulatedEnvironment(settings, 2)
+    assert torch.equal(site.examples()[1].inputs, simulated.examples()[1].inputs)
+    assert torch.equal(site.tests().inputs, simulated.tests().inputs)
+    assert not torch.equal(site.examples()[1].inputs, dataset.train.inputs[parts[2]])
 
 
 @pytest.mark.parametrize("name", ["file:/etc/hostname", "file:own.npz"])

@@ -3,7 +3,19 @@ import io
 import httpx
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import (
+    BuilderConfig,
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    GeneratorBasedBuilder,
+    Image,
+    SplitGenerator,
+    Value,
+    config,
+)
 from PIL import Image as Pictures
 
 from fedmr_flwr.config.settings import Data, Partition
@@ -97,6 +109,55 @@ def test_unfit_data_set_is_one_line(tmp_path, make, options, words):
     make().save_to_disk(tmp_path / "set")
     with pytest.raises(DataError, match=words) as caught:
         load(tmp_path / "set", **{"size": 4} | options)
+    assert "\n" not in str(caught.value)
+
+
+class Pets(GeneratorBasedBuilder):
+    """A data set with two subsets, each of whose texts has the subset's name."""
+
+    BUILDER_CONFIGS = (BuilderConfig("small"), BuilderConfig("large"))
+
+    def _info(self):
+        return DatasetInfo(features=Features(text=Value("string"), label=Value("int64")))
+
+    def _split_generators(self, _):
+        return [SplitGenerator("train")]
+
+    def _generate_examples(self):
+        yield from ((row, {"text": f"{self.config.name}{row}", "label": row % 2}) for row in range(20))
+
+
+class One(Pets):
+    """It has no subsets."""
+
+    BUILDER_CONFIGS = (BuilderConfig("default"),)
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Put data sets into a cache as those of the Hub are stored there."""
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path)
+    for kind, name in ((Pets, "pets"), (One, "one")):
+        for subset in kind.BUILDER_CONFIGS:
+            kind(
+                cache_dir=tmp_path, dataset_name=name, repo_id=f"nobody/{name}", config_name=subset.name, hash="abc"
+            ).download_and_prepare()
+
+
+@pytest.mark.parametrize("download", [False, True])
+@pytest.mark.parametrize(("name", "first"), [("one", "default"), ("pets:small", "small"), ("pets:large", "large")])
+def test_cache_needs_no_network(cached, monkeypatch, name, first, download):
+    if download:  # the library's own switch, HF_HUB_OFFLINE=1, is stronger
+        monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
+    data = load(f"nobody/{name}", size=9, download=download)
+    texts = [bytes(row.tolist()).rstrip(b"\0").decode() for part in (data.train, data.test) for row in part.inputs]
+    assert sorted(texts) == sorted(f"{first}{row}" for row in range(20))
+
+
+@pytest.mark.parametrize("name", ["pets", "pets:huge"])
+def test_subset_that_is_not_there_is_one_line(cached, name):
+    with pytest.raises(DataError, match=r"cannot read hf:nobody/pets.*large.*; write .* hf:NAME:SUBSET") as caught:
+        load(f"nobody/{name}")
     assert "\n" not in str(caught.value)
 
 

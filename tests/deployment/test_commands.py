@@ -209,7 +209,15 @@ def test_quotes_in_settings_are_refused(dep):
 
 
 @pytest.mark.parametrize(
-    ("data", "given"), [("x.npz", "{}/x.npz"), ("folder:x", "folder:{}/x"), ("npz:/x", "npz:/x")]
+    ("data", "given"),
+    [
+        ("x.npz", "{}/x.npz"),
+        ("folder:x", "folder:{}/x"),
+        ("npz:/x", "npz:/x"),
+        ("hf:saved", "hf:{}/saved"),
+        ("hf:owner/name", "hf:owner/name"),
+    ],
 )
 def test_data_of_a_kind_keep_their_kind(tmp_path, data, given):
+    (tmp_path / "saved").mkdir()
     assert commands._data(tmp_path, data) == given.format(tmp_path)
