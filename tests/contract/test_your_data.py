@@ -10,12 +10,14 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pictures
 from rich.console import Console
+from sklearn.datasets import load_wine
 
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.server.run import run as serve
 
+CONF = Path(__file__).parents[2] / "conf"
 PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "your-data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 RUNS = [block for block in BLOCKS if "clients" in block]
@@ -67,3 +69,20 @@ def test_example_trains(block, files, no_pictures):
         out = serve(settings, engines.grid_of(settings), display)
     (row,) = out.read_rows()
     assert (row["replies"], row["failures"]) == (settings.clients_per_round, 0)
+
+
+@pytest.mark.parametrize("model", ["logistic", "mlp"])
+def test_wine_is_learnt(tmp_path, no_pictures, model):
+    load_wine(as_frame=True).frame.to_csv(tmp_path / "wine.csv", index=False)
+    settings = load(
+        CONF / "table.yaml",
+        [
+            f"data.name=csv:{tmp_path / 'wine.csv'}", "data.label=target", f"model.name={model}", "clients=4",
+            "clients-per-round=4", "partition.alpha=1.0", "rounds=8", f"run-dir={tmp_path / 'run'}",
+            "engine=in-process", "device=cpu",
+        ],
+    )  # fmt: skip
+    with Display(settings.rounds, Console(file=io.StringIO())) as display:
+        rows = serve(settings, engines.grid_of(settings), display).read_rows()
+    assert rows[0]["test-accuracy"] < rows[-1]["test-accuracy"]
+    assert rows[-1]["test-accuracy"] > 0.9
