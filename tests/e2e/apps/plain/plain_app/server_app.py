@@ -1,4 +1,4 @@
-"""The server: Flower's current template with another strategy."""
+"""The server: Flower's current template, with either strategy."""
 
 import json
 import time
@@ -6,8 +6,9 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import strategy as flower
 
-from fedmr_flwr import FedMR
+import fedmr_flwr
 from plain_app.task import Net, load_data, test
 
 app = ServerApp()
@@ -18,8 +19,9 @@ def main(grid: Grid, context: Context) -> None:
     if context.run_config["trouble"]:
         wake_up(grid, context.run_config["clients-per-round"])
     model = Net()
+    kind = {"FedAvg": flower.FedAvg, "FedMR": fedmr_flwr.FedMR}[context.run_config["strategy"]]
     # Its clients do not evaluate: this server does.
-    strategy = FedMR(clients_per_round=context.run_config["clients-per-round"], fraction_evaluate=0.0)
+    strategy = kind(min_available_nodes=context.run_config["clients-per-round"], fraction_evaluate=0.0)
     result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
@@ -32,7 +34,6 @@ def main(grid: Grid, context: Context) -> None:
     found = {
         "accuracy": accuracy,
         "batches": int(model.norm.num_batches_tracked),
-        "counter": str(model.norm.num_batches_tracked.dtype),
         "metrics": {number: dict(metrics) for number, metrics in result.train_metrics_clientapp.items()},
     }
     Path(context.run_config["out"]).write_text(json.dumps(found))
