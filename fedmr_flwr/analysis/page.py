@@ -63,7 +63,7 @@ def _of_run(folder: RunFolder) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         drawn = [*plots.draw(folder, "svg", Path(scratch)), *scores.draw(folder, "svg", Path(scratch))]
         measured = [path for kind in ("flatness", "surface") for path in sorted(folder.path.glob(f"{kind}-*.png"))]
-        pictures = _pictures([*drawn, folder.clients, *measured])
+        pictures = _pictures([*drawn, folder.clients, folder.path / "skew.png", *measured])
     return {
         "title": manifest.get("title", folder.path.name),
         "state": f"{ends} · {folder.path.name}",
