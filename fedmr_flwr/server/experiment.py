@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmr_flwr import algorithms, models
+from fedmr_flwr.algorithms.fedmr import FedMR
 from fedmr_flwr.algorithms.multi_model import MultiModel
 from fedmr_flwr.config.loading import to_yaml
 from fedmr_flwr.config.settings import Settings
@@ -76,8 +77,15 @@ class Experiment:
                     "evaluation.fine-tune: the clients have no test examples of their own; set "
                     "partition.test-fraction"
                 )
-        notices = [self.strategy.notice, datasets.unused_labels(settings.data, self.dataset)]
+        notices = [self.strategy.notice, self._only_averages(), datasets.unused_labels(settings.data, self.dataset)]
         self.notices = [*filter(None, notices), *resources.check(settings, self.strategy, self.layout)]
+
+    def _only_averages(self) -> str | None:
+        """Return a line for the user if FedMR never recombines: an ablation, or a number too many."""
+        strategy, rounds = self.strategy, self.settings.rounds
+        if not isinstance(strategy, FedMR) or strategy.options.first_stage_rounds < rounds:
+            return None
+        return f"strategy.first-stage-rounds: all {rounds} rounds are averaged, and nothing is recombined"
 
     @cached_property
     def digest(self) -> str:

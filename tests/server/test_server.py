@@ -600,6 +600,12 @@ def test_a_mistake_of_ours_keeps_its_traceback_in_the_run_folder(toy, monkeypatc
     assert "server/evaluation.py" in (settings.run_dir / "traceback.txt").read_text()
 
 
+@pytest.mark.parametrize(("rounds", "said"), [(3, True), (4, False)])
+def test_a_first_stage_of_all_rounds_is_said(toy, rounds, said):
+    notices = experiment.Experiment(toy(f"rounds={rounds}", "strategy.first-stage-rounds=3")).notices
+    assert any("all 3 rounds are averaged, and nothing is recombined" in line for line in notices) == said
+
+
 @pytest.mark.parametrize(("choice", "tested"), [("participants", 4), ("all", 6)])
 def test_natural_runs_test_on_participants(toy, tmp_path, choice, tested):
     images = np.random.default_rng(0).integers(0, 256, (36, 8, 8), dtype=np.uint8)
