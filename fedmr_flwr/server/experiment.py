@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmr_flwr import algorithms, models
-from fedmr_flwr.algorithms.fedmr import FedMR
 from fedmr_flwr.algorithms.multi_model import MultiModel
 from fedmr_flwr.config.loading import to_yaml
 from fedmr_flwr.config.settings import Settings
@@ -82,8 +81,8 @@ class Experiment:
 
     def _only_averages(self) -> str | None:
         """Return a line for the user if FedMR never recombines: an ablation, or a number too many."""
-        strategy, rounds = self.strategy, self.settings.rounds
-        if not isinstance(strategy, FedMR) or strategy.options.first_stage_rounds < rounds:
+        rounds = self.settings.rounds
+        if dict(self.settings.strategy.options).get("first_stage_rounds", 0) < rounds:
             return None
         return f"strategy.first-stage-rounds: all {rounds} rounds are averaged, and nothing is recombined"
 
