@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
+from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -60,9 +61,14 @@ def _notebook(path: Path, config: Any) -> Iterator[File]:
     """Execute a notebook, and yield its page and its pictures."""
     notebook = jupytext.read(path)
     with tempfile.TemporaryDirectory() as folder:
-        ExecutePreprocessor(timeout=600).preprocess(notebook, {"metadata": {"path": folder}})
+        ExecutePreprocessor(timeout=600, extra_arguments=["--log-level=ERROR"]).preprocess(
+            notebook, {"metadata": {"path": folder}}
+        )
     names = {"unique_key": path.stem, "output_files_dir": path.stem}
-    text, found = MarkdownExporter().from_notebook_node(notebook, names)
+    # A cell with this tag prints a line for each round, which nobody wants to scroll past.
+    hidden = {"enabled": True, "remove_all_outputs_tags": ["remove_output"]}
+    exporter = MarkdownExporter(config=Config(TagRemovePreprocessor=hidden))
+    text, found = exporter.from_notebook_node(notebook, names)
     yield File.generated(config, f"notebooks/{path.stem}.md", content=text)
     for name, content in found["outputs"].items():
         yield File.generated(config, f"notebooks/{name}", content=content)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 
 from fedmr_flwr import run
@@ -28,15 +29,16 @@ from fedmr_flwr import run
 runs = Path(tempfile.mkdtemp())
 options = {"rounds": 20, "engine": "in-process", "device": "cpu"}
 
-# %%
+# %% tags=["remove_output"]
 fedmr = run("quickstart", run_dir=runs / "fedmr", **options)
 
-# %%
+# %% tags=["remove_output"]
 fedavg = run("quickstart", "strategy.name=fedavg", run_dir=runs / "fedavg", **options)
 
 # %% [markdown]
-# `run` does what `fedmr run quickstart` does: the results are in a folder, and `load_run(folder)` finds them again.
-# First, who holds what: a row for each client, a column for each digit.
+# `run` does what `fedmr run quickstart` does, and prints a line for each round (left out here): the results are in a
+# folder, and `load_run(folder)` finds them again. First, who holds what: a row for each client, a column for each
+# digit.
 
 # %%
 labels = fedmr.dataset.train.labels.numpy()
@@ -69,6 +71,7 @@ axes.set(
 )
 axes.grid(alpha=0.3)
 axes.legend()
+figure.tight_layout()
 # %% [markdown]
 # FedAvg is ahead in most of these rounds. Twenty rounds of one seed on small images say little else:
 # [results](../results.md) has longer runs, and `fedmr compare` tables over several seeds.
@@ -85,9 +88,9 @@ def accuracy(network: torch.nn.Module) -> float:
         return (network.eval()(inputs).argmax(1) == test.labels).float().mean().item()
 
 
-print(f"mean of the models: {accuracy(fedmr.model()):.3f}")
-for slot, network in enumerate(fedmr.population()):
-    print(f"slot {slot}:             {accuracy(network):.3f}")
+networks = {"mean of the models": fedmr.model()}
+networks |= {f"slot {slot}": network for slot, network in enumerate(fedmr.population())}
+pd.DataFrame({"test accuracy": {name: accuracy(network) for name, network in networks.items()}}).round(3)
 
 # %% [markdown]
 # Each slot's model has just been trained by one client, on that client's few classes, and some have forgotten the

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 
 from fedmr_flwr import run
@@ -32,6 +33,7 @@ variants = {
     "averaged, then recombined": ["strategy.name=fedmr", "strategy.first-stage-rounds=10"],
     "never mixed": ["strategy.name=indep"],
 }
+# %% tags=["remove_output"]
 results = {
     name: run("quickstart", *overrides, run_dir=runs / name.replace(", ", "-").replace(" ", "-"), **options)
     for name, overrides in variants.items()
@@ -50,6 +52,7 @@ for name, result in results.items():
 axes.set(xlabel="round", xticks=range(0, 21, 5), ylabel="cosine similarity", title="similarity of the five models")
 axes.grid(alpha=0.3)
 axes.legend()
+figure.tight_layout()
 # %% [markdown]
 # ## Spread
 # The standard deviation across the K models, for each unit of recombination. A unit whose spread stays large is one
@@ -65,6 +68,7 @@ axes.plot(result.metrics.index, spread, label=units)
 axes.set(xlabel="round", xticks=range(0, 21, 5), ylabel="standard deviation", title="spread of each unit, recombined")
 axes.grid(alpha=0.3)
 axes.legend()
+figure.tight_layout()
 # %% [markdown]
 # ## Lineage
 # Whose data has each layer of a slot's model passed through? Left: where each unit of slot 0's final model was
@@ -84,12 +88,15 @@ axes.set_axis_off()
 # %%
 from fedmr_flwr.analysis.flatness.measure import Flatness
 
+rows = {}
 for name, result in results.items():
     measured = Flatness(result, 200, torch.device("cpu"), lambda step: None).measure(None, False, 0)["global"]
-    print(
-        f"{name:26} loss {measured['loss']:.3f}   largest eigenvalue {measured['eigenvalues'][0]:8.2f}"
-        f"   sharpness {measured['sharpness']:.3f}"
-    )
+    rows[name] = {
+        "loss": measured["loss"],
+        "largest eigenvalue": measured["eigenvalues"][0],
+        "sharpness": measured["sharpness"],
+    }
+pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
 # The loss belongs beside it: a model that has learnt little is flat, too. Twenty rounds of one seed show how to read

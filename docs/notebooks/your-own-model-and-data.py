@@ -55,7 +55,7 @@ class Tanh(nn.Module):
 ''')
 sys.path.insert(0, str(folder))  # on the command line: export PYTHONPATH=FOLDER
 
-# %%
+# %% tags=["remove_output"]
 results = run(
     "quickstart",
     "data.name=moons:load",
@@ -85,9 +85,16 @@ with torch.no_grad():
 figure, axes = plt.subplots(figsize=(7, 5))
 axes.contourf(x, y, scores, levels=20, cmap="RdBu", alpha=0.5)
 axes.contour(x, y, scores, levels=[0.5], colors="black")
-axes.scatter(*dataset.test.inputs.T, c=dataset.test.labels, cmap="RdBu", s=12, edgecolor="white", linewidth=0.3)
+axes.scatter(
+    *dataset.test.inputs.T,
+    c=np.where(dataset.test.labels, "tab:blue", "tab:red"),
+    s=20,
+    edgecolor="white",
+    linewidth=0.3,
+)
 accuracy = results.metrics["test-accuracy"].iloc[-1]
 axes.set(title=f"two moons, test accuracy {100 * accuracy:.1f} %", aspect="equal")
+figure.tight_layout()
 # %% [markdown]
 # What each client had, and what recombination moved: the layers of the class above.
 
