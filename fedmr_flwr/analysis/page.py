@@ -152,4 +152,4 @@ def _software(manifest: dict[str, Any], hashes: Iterable[str]) -> dict[str, str]
     """Return what a result depends on besides the configuration, and some of the manifest's hashes."""
     facts = {name: manifest[name] for name in ("engine", "device") if name in manifest}
     sums = {f"SHA-256 of {name.removesuffix('-sha256')}": manifest[name] for name in hashes if name in manifest}
-    return facts | manifest.get("versions", {}) | sums
+    return {**facts, **manifest.get("versions", {}), **sums}

@@ -191,8 +191,8 @@ def lineage(past: History, units: Sequence[str], title: str, path: Path) -> None
         (past.by_model, "any unit of a slot's model", COLOURS[2], 1.5, "--"),
     ):
         figures.band(right, past.rounds, counts[:, [0, 2]], color=colour)
-        line = {"color": colour, "linewidth": width, "linestyle": style}
-        right.plot(past.rounds, counts[:, 1], **line, **figures.marks(past.rounds), label=name)
+        (line,) = right.plot(past.rounds, counts[:, 1], label=name, **figures.marks(past.rounds))
+        line.set(color=colour, linewidth=width, linestyle=style)
     _legend_below(figure, right, "clients that have trained (mean, fewest to most)", "outside lower right", 1)
     right.set_ylabel(f"distinct clients, of {past.run.clients}")
     right.set_ylim(0, 1.05 * min(past.run.clients, 1.5 * past.by_model[:, 2].max()))

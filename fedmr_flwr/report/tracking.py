@@ -65,7 +65,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(path))
         if not self.last:
             for summary in hparams(dict(parameters), {"test-accuracy": 0.0}):  # type: ignore[no-untyped-call]
-                self._writer.file_writer.add_summary(summary)
+                self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None by its types
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
         """Add the scalars of a round."""
