@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fedmr_flwr.analysis.results import load_run
     from fedmr_flwr.client.app import client_app
     from fedmr_flwr.config.sections import Section
+    from fedmr_flwr.core.distributions import Choice, LogUniform
     from fedmr_flwr.core.layout import Layout, Packed
     from fedmr_flwr.core.population import average
     from fedmr_flwr.core.recombination import Parts
@@ -46,21 +47,24 @@ if TYPE_CHECKING:
     from fedmr_flwr.wire.grids.roster import RosterGrid
 
 __all__ = [
-    "Algorithm", "Classifier", "CluSamp", "Combined", "Dataset", "FedASAM", "FedAvg", "FedCross", "FedExP",
-    "FedGen", "FedMR", "FedMut", "FedProx", "Indep", "Layout", "LocalRule", "Moon", "MultiModel", "NoState",
-    "Outcome", "Packed", "Parts", "Reply", "RosterGrid", "Round", "Scaffold", "Section", "Slot", "Task", "average",
-    "classic", "client_app", "load_run", "models", "run", "server_app",
+    "Algorithm", "Choice", "Classifier", "CluSamp", "Combined", "Dataset", "FedASAM", "FedAvg", "FedCross",
+    "FedExP", "FedGen", "FedMR", "FedMut", "FedProx", "Indep", "Layout", "LocalRule", "LogUniform", "Moon",
+    "MultiModel", "NoState", "Outcome", "Packed", "Parts", "Reply", "RosterGrid", "Round", "Scaffold", "Section",
+    "Slot", "Task", "average", "classic", "client_app", "load_run", "models", "run",
+    "server_app",
 ]  # fmt: skip
 
 # Where the other public names live, so that no user's import depends on the layout.
 _MODULES = {"classic": "fedmr_flwr.algorithms.classic", "models": "fedmr_flwr.models"}
 _HOMES = {
     "Algorithm": "fedmr_flwr.algorithms.base",
+    "Choice": "fedmr_flwr.core.distributions",
     "Classifier": "fedmr_flwr.models.base",
     "Combined": "fedmr_flwr.algorithms.contract",
     "Dataset": "fedmr_flwr.data.base",
     "Layout": "fedmr_flwr.core.layout",
     "LocalRule": "fedmr_flwr.training.rules",
+    "LogUniform": "fedmr_flwr.core.distributions",
     "MultiModel": "fedmr_flwr.algorithms.multi_model",
     "NoState": "fedmr_flwr.algorithms.contract",
     "Outcome": "fedmr_flwr.training.rules",

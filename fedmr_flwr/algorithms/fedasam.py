@@ -6,6 +6,7 @@ code published with FedMR; docs/guides/strategies.md lists others.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -13,6 +14,7 @@ from torch import nn
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.config.sections import Section, Void
+from fedmr_flwr.core.distributions import Choice, LogUniform
 from fedmr_flwr.training.norms import statistics_kept
 from fedmr_flwr.training.rules import LocalRule
 
@@ -25,8 +27,8 @@ class ASAMOptions(Section):
         eta: added to the absolute value of every weight.
     """
 
-    rho: float = Field(0.1, ge=0)
-    eta: float = Field(0.0, ge=0)
+    rho: Annotated[float, LogUniform(0.02, 1)] = Field(0.1, ge=0)
+    eta: Annotated[float, Choice((0.0, 0.01, 0.1, 0.2))] = Field(0.0, ge=0)
 
     def void(self) -> Iterator[Void]:
         """Yield the summand of a neighbourhood without a radius."""

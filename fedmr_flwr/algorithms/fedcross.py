@@ -5,7 +5,7 @@ Source: Hu et al., "FedCross: Towards Accurate Federated Learning via Multi-Mode
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,6 +13,7 @@ from pydantic import Field
 from fedmr_flwr.algorithms.contract import Round
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions
 from fedmr_flwr.config.sections import Void
+from fedmr_flwr.core.distributions import Choice
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.population import cosines
 
@@ -28,7 +29,7 @@ class FedCrossOptions(MultiModelOptions):
             published code. With BatchNorm the running statistics are most of a model's length.
     """
 
-    alpha: float = Field(0.99, gt=0, le=1)
+    alpha: Annotated[float, Choice((0.5, 0.8, 0.9, 0.95, 0.99, 0.999))] = Field(0.99, gt=0, le=1)
     collaborator: Literal["lowest", "highest", "in-order"] = "lowest"
     compare: Literal["weights", "all"] = "weights"
 

@@ -6,7 +6,7 @@ algorithm 1 and equation 4.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 from pydantic import Field
@@ -15,6 +15,7 @@ from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.algorithms.weighting import Weighting, weights
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.distributions import LogUniform
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.population import average, mean, squared_distance
 
@@ -28,7 +29,7 @@ class FedExPOptions(Section):
             by their `examples`, as in its published code.
     """
 
-    epsilon: float = Field(0.001, gt=0)
+    epsilon: Annotated[float, LogUniform(1e-4, 0.1)] = Field(0.001, gt=0)
     weighting: Weighting = "uniform"
 
 

@@ -8,7 +8,7 @@ those for CIFAR-10; docs/guides/strategies.md lists others.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.algorithms.fedavg import FedAvgOptions
 from fedmr_flwr.algorithms.weighting import weighted_mean
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.distributions import LogUniform
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.errors import ConfigError
@@ -111,8 +112,8 @@ class GuidedOptions(Section):
             generated representation of the same label.
     """
 
-    alpha: float = Field(0.2, ge=0)
-    beta: float = Field(0.2, ge=0)
+    alpha: Annotated[float, LogUniform(0.1, 10)] = Field(0.2, ge=0)
+    beta: Annotated[float, LogUniform(0.1, 10)] = Field(0.2, ge=0)
 
 
 class GuidedState(NamedTuple):

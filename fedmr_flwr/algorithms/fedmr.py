@@ -12,11 +12,13 @@ docs/fedmr.md.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions, Population
+from fedmr_flwr.core.distributions import Choice
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Buffers, Parts, Recombination, Sources, sources
 from fedmr_flwr.core.units import format_unit, grouping, has_modules, ties
@@ -37,7 +39,7 @@ class FedMROptions(MultiModelOptions):
         log_recombination: whether every round's metrics contain the source slot of each unit (units × slots numbers).
     """
 
-    unit: str | tuple[str, ...] = "layer"
+    unit: Annotated[str | tuple[str, ...], Choice(("layer", "tensor"))] = "layer"
     first_stage_rounds: int = Field(0, ge=0)
     buffers: Buffers = "move"
     log_recombination: bool = False

@@ -7,7 +7,7 @@ docs/guides/strategies.md).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.algorithms.weighting import Weighting, weighted_mean
 from fedmr_flwr.config.sections import Section, Void
+from fedmr_flwr.core.distributions import LogUniform
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 
 
@@ -33,7 +34,7 @@ class FedMutOptions(Section):
             other only in a uniform mean; or by their `examples`.
     """
 
-    radius: float = Field(5.0, ge=0)
+    radius: Annotated[float, LogUniform(0.5, 8)] = Field(5.0, ge=0)
     acceleration: float = Field(0.3, ge=0, le=1)
     acceleration_rounds: int = Field(100, ge=1)
     weighting: Weighting = "uniform"

@@ -3,7 +3,7 @@
 Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, algorithm 2.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from torch import nn
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.distributions import LogUniform
 from fedmr_flwr.training.rules import LocalRule, Task
 
 
@@ -21,7 +22,7 @@ class ProxOptions(Section):
         mu: weight of the proximal term.
     """
 
-    mu: float = Field(0.01, ge=0)
+    mu: Annotated[float, LogUniform(0.001, 1)] = Field(0.01, ge=0)
 
 
 class ProxState(NamedTuple):

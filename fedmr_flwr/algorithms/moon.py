@@ -6,7 +6,7 @@ its published code's example on CIFAR-10.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fedmr_flwr.algorithms.fedavg import FedAvg
 from fedmr_flwr.config.sections import Section, Void
+from fedmr_flwr.core.distributions import LogUniform
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.base import Classifier, duplicate
@@ -31,7 +32,7 @@ class ContrastiveOptions(Section):
         temperature: the divisor of the similarities.
     """
 
-    mu: float = Field(5.0, ge=0)
+    mu: Annotated[float, LogUniform(0.001, 10)] = Field(5.0, ge=0)
     temperature: float = Field(0.5, gt=0)
 
     def void(self) -> Iterator[Void]:

@@ -6,7 +6,7 @@ algorithm 1 with option II.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fedmr_flwr.algorithms.contract import Combined, Round, Slot, StateArrays
 from fedmr_flwr.algorithms.weighting import Weighting, client_weights, weighted_mean
 from fedmr_flwr.config.sections import Section
 from fedmr_flwr.config.training import Training
+from fedmr_flwr.core.distributions import Around
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.training.rules import LocalRule, Outcome, Task
 
@@ -113,7 +114,7 @@ class ScaffoldOptions(Section):
             `examples`.
     """
 
-    server_lr: float = Field(1.0, gt=0)
+    server_lr: Annotated[float, Around(3)] = Field(1.0, gt=0)
     weighting: Weighting = "uniform"
 
 

@@ -18,11 +18,13 @@ from fedmr_flwr.report import plots, scores
 from fedmr_flwr.report.summary import Metrics, score
 from fedmr_flwr.report.tables import format_score
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.runs.rows import scored_on
 
 _KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 # What a row of the metrics shows in the table of rounds.
 _COLUMNS = {
-    "round": "{}", "test-accuracy": "{:.4f}", "test-loss": "{:.4f}", "train-loss": "{:.4f}", "macro-f1": "{:.4f}",
+    "round": "{}", "test-accuracy": "{:.4f}", "test-loss": "{:.4f}", "validation-accuracy": "{:.4f}",
+    "validation-loss": "{:.4f}", "train-loss": "{:.4f}", "macro-f1": "{:.4f}",
     "similarity": "{:.4f}", "replies": "{}", "failures": "{}", "seconds": "{:.2f}",
 }  # fmt: skip
 
@@ -81,18 +83,21 @@ def _of_run(folder: RunFolder) -> dict[str, Any]:
 
 
 def _of_comparison(path: Path) -> dict[str, Any]:
+    folders = [RunFolder(config.parent) for config in sorted(path.rglob("config.yaml"))]
+    incomplete = [folder for folder in folders if folder.status != "completed"]
+    first = next((folder for folder in folders if folder not in incomplete), None)
+    part = scored_on(first.read_rows() if first else [])
     try:
         statistics = pd.read_csv(path / "comparison.csv").fillna({"cell": ""})
         runs = pd.read_csv(path / "runs.csv").fillna({"cell": ""})
         details = tables.details(statistics)
-        parts = [("All numbers", tables.CAPTION, details, len(set(details.columns) & {"cell", "strategy"}))]
+        names = len(set(details.columns) & {"cell", "strategy"})
+        parts = [("All numbers", tables.CAPTION.format(part), details, names)]
         if statistics["cell"].nunique() > 1:
-            parts.insert(0, ("Test accuracy", tables.CELLS_CAPTION, tables.by_cell(statistics, runs), 1))
+            caption = tables.CELLS_CAPTION.format(part)
+            parts.insert(0, (f"{part.capitalize()} accuracy", caption, tables.by_cell(statistics, runs), 1))
     except (KeyError, ValueError) as error:
         raise RunFolderError(f"a table in {path} is damaged ({error}); fedmr compare writes it anew") from None
-    folders = [RunFolder(config.parent) for config in sorted(path.rglob("config.yaml"))]
-    incomplete = [folder for folder in folders if folder.status != "completed"]
-    first = next((folder for folder in folders if folder not in incomplete), None)
     return {
         "title": f"Comparison: {', '.join(statistics['strategy'].unique())}",
         "state": f"{len(folders) - len(incomplete)} of {len(folders)} runs are complete · {path.name}",
@@ -110,9 +115,10 @@ def _of_comparison(path: Path) -> dict[str, Any]:
 def _highlights(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the numbers at the top: name, value and note."""
     bytes_sent = found["bytes-down"] + found["bytes-up"]
-    loss = found["test-loss"]
+    part = "test" if found["validation-accuracy"] is None else "validation"
+    loss = found[f"{part}-loss"]
     numbers = [
-        ("test accuracy", _percent(found["test-accuracy"]), "" if loss is None else f"loss {loss:.4f}"),
+        (f"{part} accuracy", _percent(found[f"{part}-accuracy"]), "" if loss is None else f"loss {loss:.4f}"),
         ("best", _percent(found["best-accuracy"]), f"round {found['best-round']}"),
         ("rounds", f"{found['rounds']:,}", f"{found['rounds-bad']} bad" if found["rounds-bad"] else ""),
         ("training", _duration(found["seconds"]), f"{found['seconds-per-round'] or 0:.2f} s a round"),

@@ -16,6 +16,7 @@ from fedmr_flwr.cli.compare import compare
 from fedmr_flwr.cli.flatness import flatness
 from fedmr_flwr.cli.init import init
 from fedmr_flwr.cli.output import lasting_output
+from fedmr_flwr.cli.tune import tune
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.report.display import quiet
 from fedmr_flwr.runs.bugs import in_one_line
@@ -55,8 +56,8 @@ def _options(
 
 
 for command in (
-    init, runs.run, runs.resume, compare, views.score, views.report, views.plot, views.export, flatness, views.data,
-    views.partition, views.units,
+    init, runs.run, runs.resume, compare, tune, views.score, views.report, views.plot, views.export, flatness,
+    views.data, views.partition, views.units,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.add_typer(deploy.app, name="deploy")

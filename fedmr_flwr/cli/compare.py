@@ -46,6 +46,7 @@ def compare(
     that are complete are not repeated, and those that were stopped are resumed.
     """
     from fedmr_flwr.analysis.studies import estimate, run
+    from fedmr_flwr.analysis.studies import jobs as side_by_side
     from fedmr_flwr.analysis.studies.plan import plan as plan_runs
     from fedmr_flwr.analysis.studies.study import study_of
     from fedmr_flwr.launch import engines
@@ -54,7 +55,7 @@ def compare(
     study = study_of(confs, strategies, seeds, grid or [], target)
     out = (out or Path("runs") / f"compare-{'-'.join(Path(conf).stem for conf in confs[:3])}").absolute()
     planned = plan_runs(study, [*overrides, *engine_overrides(engine, superlink)], out)
-    run.check_jobs(planned, jobs)
+    side_by_side.check(planned, jobs)
     if plan:
         estimate.show(planned, jobs, Console(), engines.run)
     else:

@@ -35,7 +35,8 @@ def flatness(
     is a run folder, OTHER the folder of a second run, for --paths.
     """
     from fedmr_flwr.analysis.flatness import plots
-    from fedmr_flwr.analysis.flatness.measure import Flatness, save
+    from fedmr_flwr.analysis.flatness.measure import Flatness
+    from fedmr_flwr.analysis.flatness.records import save
     from fedmr_flwr.analysis.results import load_run
     from fedmr_flwr.training.devices import pick_device
 

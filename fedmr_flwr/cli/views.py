@@ -150,7 +150,7 @@ def data(
     dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
     for line in (settings.data.name, *examples.describe(dataset)):
         print_line(line)
-    Console().print(examples.class_table(dataset))
+    Console().print(examples.class_table(dataset, settings.data.scored_on))
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     if examples.draw(dataset, settings.data.name, out):

@@ -175,7 +175,7 @@ def _names_first(overrides: Iterable[str], values: dict[str, Any]) -> list[str]:
     """Move the strategy's name before its options, and drop the file's options if the name is a different one."""
     # A stable sort, so that of two overrides of one key the later still wins.
     ordered = sorted(overrides, key=lambda override: not override.startswith("strategy.name="))
-    names = [_read(override.partition("=")[2]) for override in ordered if override.startswith("strategy.name=")]
+    names = [read_value(override.partition("=")[2]) for override in ordered if override.startswith("strategy.name=")]
     section = values.get("strategy")
     default = Strategy.model_fields["name"].default
     # Otherwise strategy.name=fedavg would be rejected because of an option that the file gives to FedMR.
@@ -195,12 +195,12 @@ def _set(values: dict[str, Any], override: str) -> str:
         if not isinstance(inner, dict):
             raise ConfigError(f"'{shorten(override)}': '{shorten(part)}' is a single value and has no keys")
         values = inner
-    values[last] = _read(text)
+    values[last] = read_value(text)
     return key
 
 
-def _read(text: str) -> Any:
-    """Return the value of an override."""
+def read_value(text: str) -> Any:
+    """Return the value of an override from its text."""
     try:
         value = read_yaml(text)
     except ConfigError:

@@ -34,6 +34,9 @@ class Data(Section):
             channel of the training images; or `none`, pixels from 0 to 1.
         train_examples: use only so many training examples, as many of each class, drawn from the run's seed; all if
             not given. The test set stays whole.
+        validation: the share of the training examples that is held out before the others are divided among the
+            clients, stratified by label and, where it is known, by author, drawn from the run's seed. Models are
+            scored on it instead of the test set, and metrics are named `validation-accuracy` and `validation-loss`.
         download: whether missing files may be downloaded.
         label: of `csv:` and `hf:`: the column with the labels; if not given, the one named `label`, `labels`,
             `fine_label`, `target`, `class` or `y`.
@@ -47,12 +50,18 @@ class Data(Section):
     name: str = "digits"
     normalisation: Literal["published", "measured", "none"] = "published"
     train_examples: int | None = Field(None, ge=1)
+    validation: float = Field(0.0, ge=0, lt=1)
     download: bool = False
     label: str | None = None
     client: str | None = None
     image: str | None = None
     text: str | None = None
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+
+    @property
+    def scored_on(self) -> Literal["test", "validation"]:
+        """The set on which models are scored."""
+        return "validation" if self.validation else "test"
 
     @property
     def height_and_width(self) -> tuple[int, int] | None:
@@ -357,10 +366,19 @@ class Settings(Section):
                 f"deployment.min-clients is {self.deployment.min_clients} but there are only {self.clients} clients; "
                 "lower deployment.min-clients"
             )
-        if self.data.train_examples is not None and self.partition.name == "nodes":
+        for name, drawn in (
+            ("train-examples", self.data.train_examples is not None),
+            ("validation", self.data.validation > 0),
+        ):
+            if drawn and self.partition.name == "nodes":
+                raise ValueError(
+                    f"data.{name} draws from the server's data set, but with partition.name=nodes each client has "
+                    "its own examples; leave one of them out"
+                )
+        if self.data.validation and self.partition.name.startswith("file:"):
             raise ValueError(
-                "data.train-examples draws from the server's data set, but with partition.name=nodes each client has "
-                "its own examples; leave one of them out"
+                "data.validation holds out training examples before they are divided, but the partition of a file "
+                "names all of them by their numbers; leave one of them out"
             )
         if self.evaluation.train != "never" and self.partition.name == "nodes":
             raise ValueError(

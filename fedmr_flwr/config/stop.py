@@ -9,8 +9,8 @@ class Stop(Section):
     """What ends a run early; whatever comes first.
 
     Attributes:
-        target: the accuracy of the global model on the test set, from 0 to 1.
-        patience: so many evaluations on the test set without a new best accuracy.
+        target: the accuracy of the global model on the test or validation set, from 0 to 1.
+        patience: so many evaluations on it without a new best accuracy.
         minutes: of all rounds together, with their evaluations, before and after an interruption. The number of
             rounds then depends on the machine.
     """

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fedmr_flwr.config.sections import Section, Void, wrong_value
+from fedmr_flwr.core.distributions import Around, LogUniform
 
 Precision = Literal["float32", "tf32", "bf16"]
 Schedule = Literal["constant", "step", "exponential", "cosine", "inverse"]
@@ -59,13 +60,13 @@ class Training(Section):
             differently in each epoch.
     """
 
-    lr: float = Field(0.01, gt=0)
+    lr: Annotated[float, Around(10)] = Field(0.01, gt=0)
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     # Below 1: at 1 the steps would grow without limit, and SCAFFOLD divides by the difference.
     momentum: float = Field(0.5, ge=0, lt=1)
     nesterov: bool = False
     betas: tuple[float, float] = _BETAS
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: Annotated[float, LogUniform(1e-5, 1e-2)] = Field(0.0, ge=0)
     schedule: Schedule = "constant"
     warmup_rounds: int = Field(0, ge=0)
     decay: float | None = Field(None, gt=0, lt=1)

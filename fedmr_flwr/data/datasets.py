@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedmr_flwr.config.paths import default_data_dir, kind_and_path
 from fedmr_flwr.config.settings import Data
@@ -27,6 +28,7 @@ from fedmr_flwr.data.base import (
 from fedmr_flwr.data.cifar import Cifar
 from fedmr_flwr.data.digits import BreastCancer, Digits
 from fedmr_flwr.data.folder import ImageFolder
+from fedmr_flwr.data.held_out import draw_validation_part
 from fedmr_flwr.data.hub import HuggingFace
 from fedmr_flwr.data.idx import Idx
 from fedmr_flwr.data.items import arrays_of_items
@@ -67,15 +69,19 @@ def load(data: Data, data_dir: Path | None, seed: int | None = None) -> Dataset:
     Args:
         data: its name: an entry of `DATASETS`; "KIND:PATH", a kind of `KINDS`, for a user's own files; or
             "module:function" for a user's own loader, which is called with the folder and returns a `Dataset`; its
-            normalisation; and how many of its training examples are used.
+            normalisation; how many of its training examples are used; and how many of these are for validation.
         data_dir: the folder of its files; None: `default_data_dir()`.
-        seed: of the run; needed only if some of the examples are drawn: those for training, or a test part.
+        seed: of the run; needed only if some of the examples are drawn: those for training or validation, or a test
+            part.
+
+    Returns:
+        The data set. With a part for validation that stands in place of the test examples, which nobody can reach.
 
     Raises:
         ConfigError: the data set is unknown, or cannot be normalised as configured.
         DataError: its files are missing or damaged, or it has fewer training examples than are asked for.
     """
-    drawn = data.train_examples is not None or data.name not in DATASETS
+    drawn = data.train_examples is not None or data.validation > 0 or data.name not in DATASETS
     return _load(data, data_dir or default_data_dir(), seed if drawn else None)
 
 
@@ -120,7 +126,7 @@ def form_of(data: Data, data_dir: Path | None, seed: int) -> InputForm:
     source = DATASETS.get(data.name)
     if source and source.input_shape and source.classes:
         return InputForm(source.input_shape, source.classes, source.text)
-    dataset = load(data.model_copy(update={"train_examples": None}), data_dir, seed)
+    dataset = load(data.model_copy(update={"train_examples": None, "validation": 0.0}), data_dir, seed)
     return InputForm(dataset.input_shape, dataset.classes, dataset.text)
 
 
@@ -148,10 +154,13 @@ def _load(data: Data, data_dir: Path, seed: int | None) -> Dataset:
     else:
         dataset = _own(data.name, data_dir, seed or 0)
     dataset = _normalised(dataset, data.normalisation, measured)
-    if data.train_examples is None:
-        return dataset
-    assert seed is not None, "a run's seed is needed to draw its training examples"
-    return _drawn(dataset, data.train_examples, seed)
+    if data.train_examples is not None:
+        assert seed is not None, "a run's seed is needed to draw its training examples"
+        dataset = _drawn(dataset, data.train_examples, seed)
+    if data.validation:
+        assert seed is not None, "a run's seed is needed to draw its validation part"
+        dataset = _with_validation(dataset, data.validation, seed)
+    return dataset
 
 
 def _from_files(source: Source, name: str, data_dir: Path, download: bool) -> tuple[Dataset, Normalisation | None]:
@@ -341,9 +350,23 @@ def _drawn(dataset: Dataset, count: int, seed: int) -> Dataset:
     # The first of every class come before the second of any.
     rank = np.arange(len(labels)) - np.searchsorted(grouped, grouped)
     # In the order of the files, so that all examples are the same data set as no choice.
-    chosen = torch.from_numpy(np.sort(by_class[np.lexsort((grouped, rank))[:count]]))
-    train = Examples(dataset.train.inputs[chosen], dataset.train.labels[chosen])
-    return replace(dataset, train=train, owners=None if dataset.owners is None else dataset.owners[chosen])
+    train, owners = _part(dataset, np.sort(by_class[np.lexsort((grouped, rank))[:count]]))
+    return replace(dataset, train=train, owners=owners)
+
+
+def _with_validation(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """Return the data set with a share of its training examples in place of its test examples."""
+    owners = None if dataset.owners is None else dataset.owners.numpy()
+    kept, held = draw_validation_part(dataset.train.labels.numpy(), owners, share, seed)
+    (train, owners_left), (validation, owners_held) = (_part(dataset, chosen) for chosen in (kept, held))
+    return replace(dataset, train=train, test=validation, owners=owners_left, test_owners=owners_held)
+
+
+def _part(dataset: Dataset, indices: NDArray[np.int64]) -> tuple[Examples, torch.Tensor | None]:
+    """Return some of the training examples, and their authors."""
+    chosen = torch.from_numpy(indices)
+    examples = Examples(dataset.train.inputs[chosen], dataset.train.labels[chosen])
+    return examples, None if dataset.owners is None else dataset.owners[chosen]
 
 
 def _normalised(dataset: Dataset, choice: str, measured: Normalisation | None) -> Dataset:

@@ -1,4 +1,6 @@
-"""The part of some examples that is kept for testing: of a client's, or of a user's files that have no test part."""
+"""Examples that are held out: of a client's for testing, of files that have no test part, and for validation."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,14 +55,51 @@ def draw_test_part(labels: NDArray[np.int64], seed: int, where: str) -> tuple[ND
     Raises:
         DataError: no example would be left for testing.
     """
-    every = np.arange(len(labels))
-    test = _stratified(every, labels, round(TEST_SHARE * len(labels)), stream(seed, "test-part"))
-    train = np.setdiff1d(every, test)
-    # The only example of a class is for training.
-    test = test[np.isin(labels[test], labels[train])]
+    train, test = _divide([labels], TEST_SHARE, stream(seed, "test-part"))
     if not len(test):
         raise DataError(f"{where}: {len(labels)} examples are too few to keep a fifth of them for testing; add more")
-    return np.setdiff1d(every, test), test
+    return train, test
+
+
+def draw_validation_part(
+    labels: NDArray[np.int64], owners: NDArray[np.int64] | None, share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide training examples into those that are left for training and those for validation.
+
+    Args:
+        labels: of the examples.
+        owners: the author of each, where they are known: each one has its share.
+        share: of the examples that is for validation, above 0 and below 1.
+        seed: of the run.
+
+    Returns:
+        The sorted indices of both, disjoint; every label and every author that occurs is among the former.
+
+    Raises:
+        DataError: no example would be left for validation.
+    """
+    groups = [labels] if owners is None else [owners, labels]
+    train, held = _divide(groups, share, stream(seed, "validation"))
+    if not len(held):
+        raise DataError(
+            f"data.validation = {share:g} holds out none of {len(labels)} training examples; raise it, or leave it "
+            "out"
+        )
+    return train, held
+
+
+def _divide(
+    groups: Sequence[NDArray[np.int64]], share: float, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hold out a share of all examples, stratified by groups, the first before the second; every group keeps some."""
+    count = len(groups[0])
+    every = np.arange(count)
+    strata = np.unique(np.stack(groups, axis=1), axis=0, return_inverse=True)[1].reshape(count)
+    held = _stratified(every, strata, round(share * count), rng)
+    # The only example of a class, or of an author, is for training.
+    for group in groups:
+        held = held[np.isin(group[held], np.delete(group, held))]
+    return np.setdiff1d(every, held), held
 
 
 def _stratified(

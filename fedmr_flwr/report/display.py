@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from fedmr_flwr.runs.rows import accuracy_of, loss_of
+
 if TYPE_CHECKING:
     from fedmr_flwr.config.settings import Settings
 
@@ -118,8 +120,8 @@ def format_row(row: Mapping[str, Any], room: int | None = None) -> str:
     """
     # What matters most has the lowest number.
     parts = []
-    if "test-loss" in row:
-        parts += [(0, f"accuracy {row['test-accuracy']:.4f}"), (3, f"loss {row['test-loss']:.4f}")]
+    if (accuracy := accuracy_of(row)) is not None:
+        parts += [(0, f"accuracy {accuracy:.4f}"), (3, f"loss {loss_of(row):.4f}")]
     if "train-loss" in row:
         parts.append((4, f"train loss {row['train-loss']:.4f}"))
     parts.append((2, f"{row['seconds']:.2f} s/round"))
@@ -144,4 +146,6 @@ def format_partition(settings: "Settings") -> str:
         detail = f" of {partition.shards_per_client}"
     if partition.skew:
         detail += f", {partition.skew} skew {partition.skew_strength:g}"
+    if settings.data.validation:
+        detail += f", validation share {settings.data.validation:g}"
     return f"{settings.data.name}, {settings.clients} clients, {partition.name}{detail}"

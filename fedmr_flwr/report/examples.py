@@ -32,11 +32,16 @@ def describe(dataset: Dataset) -> list[str]:
     return lines
 
 
-def class_table(dataset: Dataset) -> Table:
-    """Return a table with the number of examples of each class."""
+def class_table(dataset: Dataset, held_out: str) -> Table:
+    """Return a table with the number of examples of each class.
+
+    Args:
+        dataset: the data set.
+        held_out: what its examples besides those for training are for, "test" or "validation".
+    """
     facts, out = dataset.facts, Table()
     out.add_column("class")
-    for part in ("training", "test"):
+    for part in ("training", held_out):
         out.add_column(part, justify="right")
     counts = [part.labels.bincount(minlength=dataset.classes) for part in (dataset.train, dataset.test)]
     for at in range(min(dataset.classes, _LISTED)):

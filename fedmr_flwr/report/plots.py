@@ -22,6 +22,7 @@ from fedmr_flwr.report import figures
 from fedmr_flwr.report.figures import AREAS, COLOURS
 from fedmr_flwr.report.lineage import STRATEGIES, History, RunSpec, history, trace
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.runs.rows import accuracy_of, loss_of, scored_on
 
 _MOST_NUMBERED_SLOTS = 20
 
@@ -48,7 +49,7 @@ def draw(folder: RunFolder, form: str = "png", to: Path | None = None) -> list[P
     title = manifest.get("title", strategy.get("name", ""))
     drawn: list[Path] = []
     to = to or folder.path
-    if any("test-accuracy" in row or "train-loss" in row for row in rows):
+    if any(accuracy_of(row) is not None or "train-loss" in row for row in rows):
         drawn.append(to / f"curves.{form}")
         curves(rows, title, drawn[-1])
     if units and any("spread" in row for row in rows):
@@ -67,17 +68,18 @@ def draw(folder: RunFolder, form: str = "png", to: Path | None = None) -> list[P
 
 @figures.styled
 def curves(rows: Metrics, title: str, path: Path) -> None:
-    """Plot test accuracy and loss over the rounds.
+    """Plot accuracy and loss over the rounds.
 
     Args:
         rows: the metrics of all rounds; with "slot-accuracies" their range is drawn, too.
         title: of the plot.
         path: the file to write.
     """
-    scored = [row for row in rows if "test-accuracy" in row]
-    rounds = [row["round"] for row in scored]
+    scored = {row["round"]: (accuracy, loss_of(row)) for row in rows if (accuracy := accuracy_of(row)) is not None}
+    rounds, part = list(scored), scored_on(rows)
+    accuracies, losses = ([own[at] for own in scored.values()] for at in (0, 1))
     figure, (left, right) = figures.new(10, 4.2, columns=2)
-    left.plot(rounds, [100 * row["test-accuracy"] for row in scored], **figures.marks(scored), label="global model")
+    left.plot(rounds, [100 * accuracy for accuracy in accuracies], **figures.marks(rounds), label="global model")
     by_slot = {row["round"]: 100 * np.array(row["slot-accuracies"]) for row in rows if "slot-accuracies" in row}
     if by_slot:
         ends = np.array([[of.min(), of.max()] for of in by_slot.values()])
@@ -85,8 +87,8 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
         left.legend()
     if not scored:
         left.text(0.5, 0.5, "not evaluated yet", ha="center", transform=left.transAxes)
-    left.set_ylabel("test accuracy (%)")
-    right.plot(rounds, [row["test-loss"] for row in scored], **figures.marks(scored), label="test")
+    left.set_ylabel(f"{part} accuracy (%)")
+    right.plot(rounds, losses, **figures.marks(rounds), label=part)
     trained = [row for row in rows if "train-loss" in row]
     right.plot(
         [row["round"] for row in trained],

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.runs.rows import accuracy_of, scored_on
 
 Metrics = Sequence[Mapping[str, Any]]
 
@@ -25,7 +26,7 @@ def numbers(rows: Metrics, target: float | None) -> dict[str, float]:
         target: the accuracy to reach, from 0 to 1; None for none.
 
     Returns:
-        Test accuracy after the last evaluated round, the best one, the mean of the last five, the standard deviation
+        Accuracy after the last evaluated round, the best one, the mean of the last five, the standard deviation
         of the last ten; the first evaluated round with the target accuracy, and the bytes and the seconds of training
         until then, infinite if there was none; bytes sent to and returned by a client in a round, mean over rounds;
         seconds of a round, median over rounds; of the last such evaluation: mean and worst tenth of the accuracies
@@ -72,6 +73,7 @@ def score(folder: RunFolder, seed: int, rounds: int, target: float | None) -> di
     rows, manifest = folder.read_rows(), folder.read_manifest()
     found = numbers(rows, target)
     scored_rounds, accuracies = _scored(rows)
+    part = scored_on(rows)
     collapses = [row["round"] for row in rows if "collapse" in row]
     values = {
         "run": str(folder.path),
@@ -88,8 +90,10 @@ def score(folder: RunFolder, seed: int, rounds: int, target: float | None) -> di
         "failures": sum(row["failures"] for row in rows),
         "collapsed": bool(collapses),
         "collapse-rounds": collapses,
-        "test-accuracy": found["last"],
+        "test-accuracy": found["last"] if part == "test" else None,
         "test-loss": _latest(rows, "test-loss"),
+        "validation-accuracy": found["last"] if part == "validation" else None,
+        "validation-loss": _latest(rows, "validation-loss"),
         "train-loss": _latest(rows, "train-loss"),
         "best-accuracy": found["best"],
         "best-round": int(scored_rounds[accuracies.argmax()]) if len(accuracies) else None,
@@ -114,8 +118,8 @@ def score(folder: RunFolder, seed: int, rounds: int, target: float | None) -> di
 
 def _scored(rows: Metrics) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the evaluated rounds and their accuracies."""
-    scored = [row for row in rows if "test-accuracy" in row]
-    return np.array([row["round"] for row in scored], int), np.array([row["test-accuracy"] for row in scored], float)
+    scored = {row["round"]: accuracy for row in rows if (accuracy := accuracy_of(row)) is not None}
+    return np.array([*scored], int), np.array([*scored.values()], float)
 
 
 def _latest(rows: Metrics, name: str, *keys: str) -> float:

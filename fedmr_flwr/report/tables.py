@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.core.units import Spec, Unit, format_unit
+from fedmr_flwr.runs.rows import accuracy_of, loss_of, scored_on
 
 # The most rows of a run's table.
 _ROWS = 12
@@ -23,24 +24,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         rows: the metrics of all rounds.
     """
-    scored = [row for row in rows if "test-accuracy" in row]
+    scored = [(row, accuracy) for row in rows if (accuracy := accuracy_of(row)) is not None]
+    part = scored_on(rows)
     # Rounded up, so that there are never more rows.
     every = max(1, -(-len(scored) // _ROWS))
     out = Table(caption="no round was evaluated")
     if scored:
-        best = max(scored, key=lambda row: row["test-accuracy"])
-        collapses = [str(row["round"]) for row in scored if "collapse" in row]
-        out.caption = f"best test accuracy {best['test-accuracy']:.4f} in round {best['round']}"
+        best, accuracy = max(scored, key=lambda each: each[1])
+        collapses = [str(row["round"]) for row, _ in scored if "collapse" in row]
+        out.caption = f"best {part} accuracy {accuracy:.4f} in round {best['round']}"
         if collapses:
             out.caption += f"; the global model collapsed in round {', '.join(collapses)}"
-    for name in ("round", "test accuracy", "test loss", "train loss", "s/round", "failures"):
+    for name in ("round", f"{part} accuracy", f"{part} loss", "train loss", "s/round", "failures"):
         out.add_column(name, justify="right")
     # Counted from the end, so that the last evaluated round is always included.
-    for row in scored[::-1][::every][::-1]:
+    for row, accuracy in scored[::-1][::every][::-1]:
         out.add_row(
             str(row["round"]),
-            f"{row['test-accuracy']:.4f}",
-            f"{row['test-loss']:.4f}",
+            f"{accuracy:.4f}",
+            f"{loss_of(row):.4f}",
             f"{row['train-loss']:.4f}" if "train-loss" in row else "",
             f"{row['seconds']:.2f}",
             str(row["failures"]),

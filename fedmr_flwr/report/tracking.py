@@ -64,7 +64,8 @@ class TensorBoard:
                 self.last = found.Scalars("seconds")[-1].step
         self._writer = SummaryWriter(str(path))
         if not self.last:
-            for summary in hparams(dict(parameters), {"test-accuracy": 0.0}):  # type: ignore[no-untyped-call]
+            part = "validation" if parameters["data.validation"] else "test"
+            for summary in hparams(dict(parameters), {f"{part}-accuracy": 0.0}):  # type: ignore[no-untyped-call]
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None by its types
 
     def write(self, number: int, values: Mapping[str, float]) -> None:

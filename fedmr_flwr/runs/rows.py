@@ -3,7 +3,7 @@
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,30 @@ def _is_failure(value: Any) -> bool:
 _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("round", "replies", "failures"), _is_count),
     **dict.fromkeys(("seconds", "evaluation-seconds"), _is_number),
-    **dict.fromkeys(("test-loss", "test-accuracy", "train-loss", "similarity"), _is_number_or_null),
+    **dict.fromkeys(
+        (f"{part}-{number}" for part in ("test", "validation") for number in ("loss", "accuracy")), _is_number_or_null
+    ),
+    **dict.fromkeys(("train-loss", "similarity"), _is_number_or_null),
     **dict.fromkeys(("clients", "slots", "lost-state"), _list_of(_is_count)),
     **dict.fromkeys(("spread", "slot-accuracies"), _list_of(_is_number_or_null)),
     **dict.fromkeys(("bytes-down", "bytes-up", "failures-by-kind"), _counts_by_name),
     "failed": _list_of(_is_failure),
 }
+
+
+def scored_on(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the set on which the models of rows were scored: "test" or, with data.validation, "validation"."""
+    return "validation" if any("validation-accuracy" in row for row in rows) else "test"
+
+
+def accuracy_of(row: Mapping[str, Any]) -> float | None:
+    """Return the accuracy of a round's global model on the set of `scored_on`; None if it was not evaluated."""
+    return row.get("test-accuracy", row.get("validation-accuracy"))
+
+
+def loss_of(row: Mapping[str, Any]) -> float | None:
+    """Return the loss of a round's global model on the set of `scored_on`; None if it was not evaluated."""
+    return row.get("test-loss", row.get("validation-loss"))
 
 
 def to_line(row: Mapping[str, Any]) -> str:

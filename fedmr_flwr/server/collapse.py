@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import Any
 
+from fedmr_flwr.runs.rows import accuracy_of, loss_of
+
 # A loss so many times the best one is that of a model that has lost what it had learnt.
 _LOSS_FACTOR = 10.0
 # How much of the way from chance to perfection a model must have come before chance is a fall.
@@ -35,9 +37,9 @@ class Watch:
             row: the metrics of the round.
             lengths: returns how far each client's model has moved in it.
         """
-        if "test-loss" not in row:
+        loss, accuracy, number = loss_of(row), accuracy_of(row), row["round"]
+        if loss is None or accuracy is None:
             return None
-        loss, accuracy, number = row["test-loss"], row["test-accuracy"], row["round"]
         line = None
         collapsed = self._is_collapsed(loss, accuracy)
         if collapsed and not self._collapsed:

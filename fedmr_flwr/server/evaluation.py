@@ -1,4 +1,4 @@
-"""The evaluation of a global model after a round: on the test set, and on whatever else is configured."""
+"""The evaluation of a global model after a round: on the test or validation set, and on what else is configured."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,9 +69,10 @@ class Evaluator:
         return numbers
 
     def _on_test(self, arrays: ArrayRecord) -> dict[str, Any]:
-        """Score the global model and, if configured, the model of every slot on the test set."""
+        """Score the global model and, if configured, the model of every slot on the test or validation set."""
         score = self._score(self._decode(arrays), self._test)
-        numbers: dict[str, Any] = {"test-loss": score.loss, "test-accuracy": score.accuracy}
+        part = self._experiment.settings.data.scored_on
+        numbers: dict[str, Any] = {f"{part}-loss": score.loss, f"{part}-accuracy": score.accuracy}
         if self._slots:
             numbers["slot-accuracies"] = [self._score(model, self._test).accuracy for model in self._slots]
         return numbers
@@ -127,7 +128,7 @@ class Evaluator:
 
     @cached_property
     def _test(self) -> Examples:
-        """The test set on the device."""
+        """The test or validation set on the device."""
         return self._experiment.test.to(self._experiment.device)
 
     @cached_property

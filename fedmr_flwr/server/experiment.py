@@ -31,7 +31,7 @@ class Experiment:
         settings: of the run.
 
     Attributes:
-        test: the examples on which models are scored.
+        test: the examples on which models are scored, for testing or, with data.validation, for validation.
         tests: the test examples of each client, see `partitions.client_tests`.
         notices: lines for the user, before the run begins.
 
@@ -76,7 +76,12 @@ class Experiment:
                     "evaluation.fine-tune: the clients have no test examples of their own; set "
                     "partition.test-fraction"
                 )
-        notices = [self.strategy.notice, self._only_averages(), datasets.unused_labels(settings.data, self.dataset)]
+        notices = [
+            self.strategy.notice,
+            self._only_averages(),
+            datasets.unused_labels(settings.data, self.dataset),
+            self._scored_on,
+        ]
         self.notices = [*filter(None, notices), *resources.check(settings, self.strategy, self.layout)]
 
     def _only_averages(self) -> str | None:
@@ -86,6 +91,17 @@ class Experiment:
             return None
         return f"strategy.first-stage-rounds: all {rounds} rounds are averaged, and nothing is recombined"
 
+    @property
+    def _scored_on(self) -> str | None:
+        """A line for the user, if models are not scored on the test set."""
+        share = self.settings.data.validation
+        return (
+            f"data.validation = {share:g}: models are scored on {len(self.test):,} examples held out of the training "
+            "set, not on the test set"
+            if share
+            else None
+        )
+
     @cached_property
     def digest(self) -> str:
         """The SHA-256 of the data set."""
@@ -93,7 +109,7 @@ class Experiment:
 
     @property
     def chance(self) -> float:
-        """The accuracy on the test set of a model that always gives its most frequent label."""
+        """The accuracy on these examples of a model that always gives its most frequent label."""
         labels = self.test.labels
         return float(labels.bincount().max()) / len(labels)
 

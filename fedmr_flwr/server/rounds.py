@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import BadRoundError, LostActorError, RunError
+from fedmr_flwr.runs.rows import loss_of, scored_on
 from fedmr_flwr.wire.checks import UNKNOWN_CLIENT, Failure, is_finite, log_failures
 from fedmr_flwr.wire.codec import restore_dtypes
 from fedmr_flwr.wire.grids.roster import Exchange, RosterGrid
@@ -25,6 +26,7 @@ Row = dict[str, Any]
 _RESERVED = {
     "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
     "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
+    "validation-loss", "validation-accuracy",
     "slot-accuracies", "evaluation-seconds", "problem", "limited-examples", "collapse", "training-set-loss",
     "training-set-accuracy", "macro-f1", "balanced-accuracy", "top-5", "client-accuracy", "tuned-accuracy",
     "slot-client-accuracy", "slot-tuned-accuracy", "around-training",
@@ -130,8 +132,8 @@ def run(
             _evaluate(evaluate, row, arrays)
             if ends := should_stop(row):
                 _evaluate(evaluate, row, arrays, ends)
-            if not math.isfinite(row.get("test-loss", 0.0)):
-                row["problem"] = f"the loss of the global model on the test set is {row['test-loss']}"
+            if (loss := loss_of(row)) is not None and not math.isfinite(loss):
+                row["problem"] = f"the loss of the global model on the {scored_on([row])} set is {loss}"
         if "problem" in row:
             report(row, arrays, True)
             raise RunError(

@@ -8,8 +8,8 @@ import pytest
 from fedmr_flwr import cli
 
 COMMANDS = [
-    "", "init", "run", "resume", "compare", "plot", "data", "partition", "units", "flatness", "deploy", "deploy init",
-    "deploy server", "deploy node",
+    "", "init", "run", "resume", "compare", "tune", "plot", "data", "partition", "units", "flatness", "deploy",
+    "deploy init", "deploy server", "deploy node",
 ]  # fmt: skip
 
 

@@ -467,6 +467,15 @@ def test_drawing_from_the_servers_data_needs_clients_that_use_it():
 
 
 @pytest.mark.parametrize(
+    ("partition", "words"),
+    [("nodes", "data.validation draws from the server's data set"), ("file:a.npz", "names all of them by their num")],
+)
+def test_validation_needs_a_partition_of_what_is_left(partition, words):
+    with pytest.raises(ConfigError, match=words):
+        parse({"data": {"validation": 0.1}, "partition": {"name": partition}}, "test")
+
+
+@pytest.mark.parametrize(
     ("name", "option", "users"),
     [
         ("digits", {"size": 16}, "folder:PATH or hf:PATH"),

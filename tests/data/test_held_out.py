@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from fedmr_flwr.config.settings import Data, Partition
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.data.held_out import hold_out
-from fedmr_flwr.errors import PartitionError
+from fedmr_flwr.data.held_out import draw_validation_part, hold_out
+from fedmr_flwr.errors import DataError, PartitionError
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=80), st.floats(0.01, 0.6), st.integers(0, 99))
@@ -48,6 +48,59 @@ def test_tests_are_a_part_of_the_division(name):
         np.testing.assert_array_equal(np.sort(np.concatenate([kept, held])), own)
         assert len(held) == round(0.25 * len(own))
     assert partitions.client_tests(data, whole, Partition(name=name), 1) is None
+
+
+@given(st.lists(st.integers(0, 4), min_size=20, max_size=80), st.floats(0.1, 0.6), st.integers(0, 99))
+def test_each_label_has_its_share_of_validation(labels, share, seed):
+    labels = np.array(labels)
+    train, held = draw_validation_part(labels, None, share, seed)
+    assert sorted([*train, *held]) == [*range(len(labels))]
+    assert set(labels[train]) == set(labels)
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        exact = round(share * len(labels)) * count / len(labels)
+        assert (labels[held] == label).sum() in {np.floor(exact), np.ceil(exact), count - 1}
+
+
+def test_each_author_has_a_share_of_validation():
+    owners = np.repeat(np.arange(7), 10)
+    labels = np.tile(np.arange(5), 14)
+    train, held = draw_validation_part(labels, owners, 0.2, 3)
+    assert np.bincount(owners[held]).tolist() == [2] * 7
+    lonely = np.concatenate([owners, [7]])
+    for seed in range(20):
+        train, _ = draw_validation_part(np.append(labels, 0), lonely, 0.5, seed)
+        assert 70 in train, "the only example of an author is for training"
+
+
+def test_validation_of_no_example_is_an_error():
+    with pytest.raises(DataError, match="data.validation = 0.01 holds out none of 20 training examples; raise it"):
+        draw_validation_part(np.zeros(20, np.int64), None, 0.01, 0)
+
+
+def test_validation_is_taken_from_the_training_examples():
+    whole, data = datasets.load(Data(), None), datasets.load(Data(validation=0.2), None, 5)
+
+    def sorted_rows(*parts):
+        return sorted(inputs.numpy().tobytes() for part in parts for inputs in part.inputs)
+
+    assert sorted_rows(data.train, data.test) == sorted_rows(whole.train)
+    assert len(data.test) == round(0.2 * len(whole.train))
+    assert datasets.load(Data(validation=0.2), None, 6).digest() != data.digest()
+
+
+def test_validation_is_taken_from_the_chosen_training_examples():
+    data = datasets.load(Data(train_examples=200, validation=0.1), None, 0)
+    assert data.test.labels.bincount().tolist() == [2] * 10
+    assert data.train.labels.bincount().tolist() == [18] * 10
+
+
+def test_clients_have_validation_examples_of_their_own_writers(tmp_path, write_femnist):
+    write_femnist(tmp_path / "femnist", writers=5)
+    data = datasets.load(Data(name="femnist", validation=0.25), tmp_path, 0)
+    partition = Partition(name="natural")
+    parts = partitions.split(data, 3, partition, 4)
+    for part, own in zip(parts, partitions.client_tests(data, parts, partition, 4), strict=True):
+        assert set(data.test_owners[own].tolist()) == set(data.owners[part].tolist())
 
 
 def test_writers_have_leafs_own_tests(tmp_path, write_femnist):

@@ -76,6 +76,14 @@ def test_table_has_the_last_round():
     assert made.caption == "best test accuracy 0.9700 in round 97"
 
 
+def test_table_names_the_validation_set():
+    row = {"round": 1, "seconds": 0.5, "failures": 0, "validation-accuracy": 0.5, "validation-loss": 0.7}
+    made = table([row])
+    assert made.caption == "best validation accuracy 0.5000 in round 1"
+    assert [str(column.header) for column in made.columns][1:3] == ["validation accuracy", "validation loss"]
+    assert format_row(row) == "accuracy 0.5000  loss 0.7000  0.50 s/round"
+
+
 def test_collapse_is_shown_and_stands_beside_the_best():
     row = ROWS[1] | {"round": 7, "collapse": "the global model has collapsed: loss 23"}
     console = Console(file=io.StringIO(), width=100)

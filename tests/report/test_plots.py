@@ -83,6 +83,13 @@ def test_curves_show_accuracy_and_loss(tmp_path, drawn):
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
+def test_curves_name_the_validation_set(tmp_path, drawn):
+    plots.curves([{"round": 1, "validation-accuracy": 0.5, "validation-loss": 1.0}], "x", tmp_path / "curves.png")
+    left, right = drawn["curves.png"].axes
+    assert left.get_ylabel() == "validation accuracy (%)"
+    assert "validation" in lines(right)
+
+
 def test_curves_show_the_slot_range(tmp_path, figures):
     rows = [
         {"round": 2, "test-accuracy": 0.5, "test-loss": 1.5, "slot-accuracies": [0.25, 0.125, 0.375]},

@@ -50,6 +50,23 @@ def test_due_rounds(often, rounds):
     assert [number for number in range(1, 6) if is_due(often, number, 5)] == rounds
 
 
+def test_validation_never_sees_the_test_set(toy, tmp_path):
+    rng = np.random.default_rng(0)
+    own = {"x_train": rng.integers(0, 256, (200, 8, 8), dtype=np.uint8), "y_train": np.arange(200) % 4}
+    runs = []
+    for name in ("a", "b"):  # equal, but for their test parts
+        tests = {"x_test": rng.integers(0, 256, (30, 8, 8), dtype=np.uint8), "y_test": rng.integers(0, 4, 30)}
+        np.savez(tmp_path / f"{name}.npz", **own, **tests)
+        path = f"data.name=npz:{tmp_path / name}.npz"
+        runs.append(run(toy(path, "data.validation=0.2", "evaluation.classes=end", run=name)))
+    (first, second), manifests = ([own.read_rows() for own in runs], [own.read_manifest() for own in runs])
+    for row, same in zip(first, second, strict=True):
+        assert {**row, "seconds": 0, "evaluation-seconds": 0} == {**same, "seconds": 0, "evaluation-seconds": 0}
+        assert "validation-accuracy" in row and "test-accuracy" not in row
+    assert manifests[0]["data-sha256"] == manifests[1]["data-sha256"]
+    assert runs[0].classes.read_text() == runs[1].classes.read_text()
+
+
 def test_scores_the_training_set(toy):
     out = run(toy("evaluation.train=2", "evaluate-every=3"))
     rows = out.read_rows()

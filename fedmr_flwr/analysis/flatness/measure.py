@@ -1,8 +1,6 @@
 """How flat the minima are that a run found: its global model, its slots' models, and the lines between them."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +9,14 @@ import torch
 from fedmr_flwr.analysis.flatness.curvature import top_eigenvalues, trace
 from fedmr_flwr.analysis.flatness.landscape import Plane, barrier, line, principal_plane, random_plane, surface
 from fedmr_flwr.analysis.flatness.objective import Matrix, Objective, Vector
+from fedmr_flwr.analysis.flatness.records import Measured
 from fedmr_flwr.analysis.flatness.sharpness import adaptive_sharpness, sharpness
 from fedmr_flwr.analysis.results import RunResults
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import RunFolderError
-from fedmr_flwr.files import write_aside
 from fedmr_flwr.models.packing import unpack
-from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training.evaluation import Score, evaluate
 
 EIGENVALUES = 5
@@ -29,8 +26,6 @@ _POINTS_OF_A_LINE = 11
 _POINTS_OF_A_SIDE = 25
 # How far a surface reaches beyond its models, as a share of their extent; random directions have none.
 _MARGIN, _REACH = 0.35, 1.0
-
-Measured = dict[str, Any]
 
 
 class Surface(NamedTuple):
@@ -219,23 +214,3 @@ def _names(runs: Sequence[RunResults]) -> list[str]:
     """Return the strategies of runs, or if they are the same, the names of their folders."""
     names = [run.config.strategy.name for run in runs]
     return names if len(set(names)) == len(names) else [run.folder.path.name for run in runs]
-
-
-def save(measured: Measured, number: int, folder: RunFolder) -> Path:
-    """Add the measurements of a round to a run folder's flatness.json.
-
-    Args:
-        measured: the result of `Flatness.measure`.
-        number: the round.
-        folder: of the run.
-
-    Returns:
-        The path of the file.
-    """
-    path = folder.path / "flatness.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged ({error}); delete it to measure again") from None
-    write_aside(path, (json.dumps(before | {str(number): measured}, indent=1) + "\n").encode())
-    return path

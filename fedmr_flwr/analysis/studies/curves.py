@@ -1,7 +1,7 @@
 """The curves of a study: small multiples, one panel for each cell."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from fedmr_flwr.analysis.studies.earlier import Metrics
 from fedmr_flwr.report import figures
 from fedmr_flwr.report.summary import numbers
+from fedmr_flwr.runs.rows import accuracy_of, scored_on
 
 _PANEL = (4.2, 3.2)
 _MOST_COLUMNS = 4
-
-_WHAT = "Test accuracy of the global model by round"
 
 # The metrics of each strategy's runs, one for each seed.
 Runs = Mapping[str, Sequence[Metrics]]
@@ -23,7 +22,7 @@ Runs = Mapping[str, Sequence[Metrics]]
 
 @figures.styled
 def draw(found: Mapping[str, Runs], title: str, path: Path) -> None:
-    """Plot the test accuracy of several strategies over the rounds.
+    """Plot the accuracy of several strategies over the rounds.
 
     For several seeds the mean is drawn, and a band from the lowest to the highest. One cell of many strategies has a
     panel for each strategy, before the others in grey. In several cells of many strategies the first one and those
@@ -54,7 +53,12 @@ def draw(found: Mapping[str, Runs], title: str, path: Path) -> None:
     names = [*(figures.plain(label) for label in strategies if label in colours), "others"]
     shown = [name for name in names if name in handles]
     figure.legend([handles[name] for name in shown], shown, title="strategy", loc="outside right center")
-    figures.save(figure, _WHAT, title, path)
+    figures.save(figure, _what(found.values()), title, path)
+
+
+def _what(cells: Iterable[Runs]) -> str:
+    part = scored_on(row for runs in cells for by_seed in runs.values() for rows in by_seed for row in rows)
+    return f"{part.capitalize()} accuracy of the global model by round"
 
 
 def _foremost(found: Mapping[str, Runs], strategies: Sequence[str]) -> list[str]:
@@ -79,7 +83,7 @@ def _highlighted(runs: Runs, title: str, path: Path) -> None:
         # One colour for all: a panel's title names its strategy, and some colours are hard to see before grey.
         _line(axes, by_seed, figures.COLOURS[0], label)
         axes.set_title(figures.plain(label))
-    figures.save(figure, _WHAT, title, path)
+    figures.save(figure, _what([runs]), title, path)
 
 
 def _panels(number: int, single: tuple[float, float] | None = None) -> tuple[Figure, list[Axes]]:
@@ -91,7 +95,7 @@ def _panels(number: int, single: tuple[float, float] | None = None) -> tuple[Fig
     for axes in panels[number:]:
         axes.remove()
     for axes in panels[::columns]:
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel("accuracy (%)")
     figures.over_rounds(*panels[:number])
     return figure, panels[:number]
 
@@ -101,7 +105,9 @@ def _line(axes: Axes, by_seed: Sequence[Metrics], colour: str, label: str, behin
 
     Nothing is drawn without an evaluated round.
     """
-    scores = [{row["round"]: row["test-accuracy"] for row in rows if "test-accuracy" in row} for rows in by_seed]
+    scores = [
+        {row["round"]: accuracy for row in rows if (accuracy := accuracy_of(row)) is not None} for rows in by_seed
+    ]
     # Only rounds that all seeds have: a mean over some of them would jump.
     rounds = sorted(set.intersection(*map(set, scores))) if scores else []
     if not rounds:

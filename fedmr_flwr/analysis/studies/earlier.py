@@ -1,6 +1,6 @@
 """Runs that a comparison was asked for before: whether they are there, the same, and complete."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,24 @@ def find_earlier_run(settings: Settings) -> RunFolder | None:
     return None
 
 
-def check_same(settings: Settings) -> None:
+def is_complete(run: RunFolder, settings: Settings) -> bool:
+    """Return whether an earlier run has all rounds of some settings, or ended early by `stop`.
+
+    It may have been asked for more rounds by now.
+    """
+    # The manifest has the number of rounds only since they were complete; a run that was then continued and stopped
+    # has all of them, and others. With fewer rows, something was removed.
+    manifest = run.read_manifest()
+    reached = manifest.get("rounds", 0) >= settings.rounds or "stopped" in manifest
+    return reached and (run.status == "completed" or len(run.read_rows()) >= settings.rounds)
+
+
+def check_same(settings: Settings, but: Container[str] = ()) -> None:
     """Check that an earlier run in the folder has the same settings, data, partition and code.
+
+    Args:
+        settings: with the folder.
+        but: settings that may differ.
 
     Raises:
         RunFolderError: it has not, or the folder contains something else.
@@ -48,18 +64,24 @@ def check_same(settings: Settings) -> None:
     earlier = load(out.config)
     evaluated = earlier.evaluation.model_dump(mode="json", by_alias=True)
     for name, old, new in differences({**manifest, **identity(earlier), "evaluation": evaluated}, now):
-        raise RunFolderError(
-            f"{out.path} was started with {name} = {old}, but now it is {new}; choose another folder with --out"
-        )
+        if name not in but:
+            raise RunFolderError(
+                f"{out.path} was started with {name} = {old}, but now it is {new}; choose another folder with --out"
+            )
 
 
-def rows_of(run: RunFolder) -> Metrics:
+def rows_of(run: RunFolder, rounds: int | None = None) -> Metrics:
     """Return the metrics of a complete run.
+
+    Args:
+        run: its folder.
+        rounds: the number of its first rounds that are meant; None for all.
 
     Raises:
         RunFolderError: they are damaged.
     """
-    rows, rounds = run.read_rows(), run.read_manifest().get("rounds")
+    rows = run.read_rows()[:rounds]
+    rounds = rounds or run.read_manifest().get("rounds")
     # A complete run has all rows; with fewer, the mean over rounds would be wrong without an error.
     if len(rows) != rounds:
         raise RunFolderError(

@@ -64,6 +64,10 @@ def plan(study: Study, overrides: Iterable[str], out: Path) -> list[Planned]:
                 folder = out / cell.folder / f"{variant.folder}-seed{seed}"
                 settings = load(cell.conf, common, [*options, f"seed={seed}", f"run-dir={folder}"])
                 runs.append(Planned(cell, variant, settings))
+    if len({run.settings.data.scored_on for run in runs}) > 1:
+        raise ConfigError(
+            "data.validation: some runs would be scored on it and others on the test set; set it for all"
+        )
     _check_distinct(runs)
     # All of them before the first run starts, because an error after hours would be worse.
     for run in runs:

@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from fedmr_flwr.analysis.flatness.records import Measured
 from fedmr_flwr.analysis.studies.earlier import Metrics
 from fedmr_flwr.report.summary import numbers
 
 _CONFIDENCE = 0.95
 # The numbers of each run that are averaged over seeds. Accuracies are from 0 to 1.
-NUMBERS = list(numbers([], None))
+NUMBERS = [*numbers([], None), "lambda1", "trace", "sharpness"]
 
 
 class RunKey(NamedTuple):
@@ -32,15 +34,21 @@ class Interval(NamedTuple):
     high: float
 
 
-def collect(found: Mapping[RunKey, Metrics], target: float | None = None) -> pd.DataFrame:
+def collect(
+    found: Mapping[RunKey, Metrics],
+    target: float | None = None,
+    flat: Mapping[RunKey, Measured] = MappingProxyType({}),
+) -> pd.DataFrame:
     """Return a line for each complete run.
 
     Args:
         found: the metrics of the complete runs.
         target: the accuracy to reach; None: in each cell the highest whole percentage that all runs have reached.
+        flat: how flat the minima of runs are, where it was measured.
 
     Returns:
-        Columns "cell", "strategy", "seed", "target", and those of `report.summary.numbers`.
+        Columns "cell", "strategy", "seed", "target", those of `report.summary.numbers`, and "lambda1", "trace" and
+        "sharpness", NaN if they were not measured.
     """
     bests: dict[str, float] = {}
     for key, rows in found.items():
@@ -48,7 +56,7 @@ def collect(found: Mapping[RunKey, Metrics], target: float | None = None) -> pd.
     lines = []
     for key, rows in found.items():
         aim = floor_percent(bests[key.cell]) if target is None else target
-        lines.append({**key._asdict(), "target": aim, **numbers(rows, aim)})
+        lines.append({**key._asdict(), "target": aim, **numbers(rows, aim), **_flatness(flat.get(key))})
     return pd.DataFrame(lines, columns=["cell", "strategy", "seed", "target", *NUMBERS])
 
 
@@ -93,3 +101,9 @@ def best_of(runs: pd.DataFrame, cell: str) -> str | None:
     first = str(here.idxmax())
     intervals = [difference(runs, cell, first, str(other)) for other in here.index if other != first]
     return first if all(interval is not None and interval.low > 0 for interval in intervals) else None
+
+
+def _flatness(measured: Measured | None) -> dict[str, float]:
+    if measured is None:
+        return {}
+    return {"lambda1": measured["eigenvalues"][0], "trace": measured["trace"], "sharpness": measured["sharpness"]}

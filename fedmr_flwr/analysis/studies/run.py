@@ -6,24 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedmr_flwr.analysis.flatness import records
 from fedmr_flwr.analysis.studies import curves, jobs, results, tables, terminal
 from fedmr_flwr.analysis.studies.earlier import Metrics, find_earlier_run, rows_of
 from fedmr_flwr.analysis.studies.plan import Planned, Train
-from fedmr_flwr.errors import ConfigError, FedmrError, RunError, RunFolderError
+from fedmr_flwr.errors import FedmrError, RunError, RunFolderError
 from fedmr_flwr.files import write_aside
 from fedmr_flwr.report.display import format_partition
+from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.runs.versions import changed_versions
-
-
-def check_jobs(planned: Sequence[Planned], number: int) -> None:
-    """Check that the runs can be run side by side.
-
-    Raises:
-        ConfigError: their engine shares out the machine itself.
-    """
-    engine = next((run.settings.engine for run in planned if run.settings.engine not in jobs.SIDE_BY_SIDE), None)
-    if number > 1 and engine:
-        raise ConfigError(f"--jobs {number}: engine {engine} uses the whole machine; add --engine in-process")
 
 
 def run(
@@ -61,6 +52,7 @@ def run(
     strategies = list(dict.fromkeys(run.variant.label for run in planned))
     found: dict[str, dict[str, list[Metrics]]] = {cell: {name: [] for name in strategies} for cell in cells}
     by_run: dict[results.RunKey, Metrics] = {}
+    folders: dict[results.RunKey, RunFolder] = {}
     for line, number in _changed_versions(planned).items():
         _print(console, f"{line} for {number} of the runs: their results may differ in their last digits")
     for ended in jobs.run_all(planned, at_a_time, console, train):
@@ -68,11 +60,12 @@ def run(
         try:
             if ended.folder is None:
                 raise RunError(ended.error)
-            by_run[key] = rows_of(ended.folder)
+            by_run[key], folders[key] = rows_of(ended.folder), ended.folder
             found[key.cell][key.strategy].append(by_run[key])
         except FedmrError as error:
             _print(console, f"  failed: {error}")
-    numbers = results.collect(by_run, target)
+    measured = zip(folders, records.at_the_latest(folders.values()), strict=True)
+    numbers = results.collect(by_run, target, {key: own for key, own in measured if own})
     table = tables.statistics(numbers, cells, strategies, len(planned) // (len(cells) * len(strategies)))
     written = tables.write(table, numbers, out)
     picture = out / f"comparison.{form}"
@@ -80,7 +73,7 @@ def run(
     text, names, caption = tables.details(table), ["strategy"], tables.CAPTION
     if len(cells) > 1:
         text, names, caption = tables.by_cell(table, numbers), ["cell"], tables.CELLS_CAPTION
-    terminal.show(text, names, caption, console)
+    terminal.show(text, names, caption.format(planned[0].settings.data.scored_on), console)
     for path in [*written, picture]:
         _print(console, str(path))
     if failed := len(planned) - len(by_run):

@@ -101,6 +101,20 @@ class Variant:
         return _folder_name(self.label)
 
 
+def with_options(label: str, values: Mapping[str, Any]) -> str:
+    """Return a strategy as written with further options after it.
+
+    Args:
+        label: as in `Variant`.
+        values: by dotted key of the configuration.
+    """
+    for key, value in values.items():
+        option = f"{key}={_text(value)}"
+        short = option.removeprefix("strategy.")
+        label += f"/{short if _in_its_section(short) == option else option}"
+    return label
+
+
 def study_of(
     confs: Sequence[str],
     strategies: str | None = None,

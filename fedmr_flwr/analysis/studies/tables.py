@@ -11,18 +11,20 @@ from fedmr_flwr.analysis.studies.results import NUMBERS, best_of, difference
 from fedmr_flwr.files import write_aside
 from fedmr_flwr.report.summary import LAST, STEADY
 
-# What stands below a table.
-CAPTION = "test accuracy in %, mean ± standard deviation over runs; MB per client and round; s/round is the median"
+# What stands below a table; with the set on which models were scored.
+CAPTION = "{} accuracy in %, mean ± standard deviation over runs; MB per client and round; s/round is the median"
 CELLS_CAPTION = (
-    "test accuracy in %, mean of the last five evaluations; bold where it is higher than each other one at 95 %"
+    "{} accuracy in %, mean of the last five evaluations; bold where it is higher than each other one at 95 %"
 )
 _NO_NUMBER = "–"
 # The columns of evaluations that are made only if they are configured.
 _EVALUATED = {
     "clients": "client_mean", "worst tenth": "client_worst", "fine-tuned": "tuned_mean", "macro-F1": "macro_f1",
 }  # fmt: skip
+# The columns of `fedmr flatness`, with their decimals.
+_FLATNESS = {"λ1": ("lambda1", 1), "trace": ("trace", 0), "sharpness": ("sharpness", 3)}
 # What LaTeX writes otherwise.
-_LATEX = {"±": r"$\pm$", "–": "--", "−": "$-$"}
+_LATEX = {"±": r"$\pm$", "λ1": r"$\lambda_1$", "–": "--", "−": "$-$"}
 
 
 def statistics(runs: pd.DataFrame, cells: Sequence[str], strategies: Sequence[str], wanted: int) -> pd.DataFrame:
@@ -85,11 +87,13 @@ def details(table: pd.DataFrame) -> pd.DataFrame:
                 "MB up": _mean(line, "bytes_up", 1e-6, 2),
                 "s/round": _mean(line, "seconds", 1, 2),
                 **{title: _number(line, name, 100, 1) for title, name in _EVALUATED.items()},
+                **{title: _number(line, name, 1, digits) for title, (name, digits) in _FLATNESS.items()},
             }
         )
     found = pd.DataFrame(lines)
-    # Evaluations that no run has made are no columns.
-    found = found.drop(columns=[title for title in _EVALUATED if (found[title] == _NO_NUMBER).all()])
+    # What no run has measured is no column.
+    optional = [*_EVALUATED, *_FLATNESS]
+    found = found.drop(columns=[title for title in optional if (found[title] == _NO_NUMBER).all()])
     return found if (found["cell"] != "").any() else found.drop(columns="cell")
 
 

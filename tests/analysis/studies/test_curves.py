@@ -29,7 +29,7 @@ def test_each_strategy_has_a_line_and_a_band(drawn):
     assert len(axes.collections) == 2, "a single run has no band"
     heights = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((10, 90))
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "test accuracy (%)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "accuracy (%)")
 
 
 def test_each_cell_has_a_panel(drawn):

@@ -55,6 +55,11 @@ def test_cells_of_the_same_meaning_are_refused(tmp_path, options):
         planned(tmp_path, **options)
 
 
+def test_runs_on_validation_and_on_test_examples_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="data.validation: some runs would be scored on it and others on the test"):
+        planned(tmp_path, grid=["data.validation=0,0.1"])
+
+
 def test_override_of_a_grids_key_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="'partition.alpha=1': partition is in the grid of this comparison"):
         planned(tmp_path, "partition.alpha=1", grid=["partition={name: iid},{name: dirichlet}"])
