@@ -75,11 +75,11 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
         title: of the plot.
         path: the file to write.
     """
-    scored = {row["round"]: (accuracy, loss_of(row)) for row in rows if (accuracy := accuracy_of(row)) is not None}
-    rounds, part = list(scored), scored_on(rows)
-    accuracies, losses = ([own[at] for own in scored.values()] for at in (0, 1))
+    scored = [row for row in rows if accuracy_of(row) is not None]
+    rounds, part = [row["round"] for row in scored], scored_on(rows)
     figure, (left, right) = figures.new(10, 4.2, columns=2)
-    left.plot(rounds, [100 * accuracy for accuracy in accuracies], **figures.marks(rounds), label="global model")
+    accuracies = 100 * np.array([accuracy_of(row) for row in scored], dtype=float)
+    left.plot(rounds, accuracies, **figures.marks(rounds), label="global model")
     by_slot = {row["round"]: 100 * np.array(row["slot-accuracies"]) for row in rows if "slot-accuracies" in row}
     if by_slot:
         ends = np.array([[of.min(), of.max()] for of in by_slot.values()])
@@ -88,7 +88,7 @@ def curves(rows: Metrics, title: str, path: Path) -> None:
     if not scored:
         left.text(0.5, 0.5, "not evaluated yet", ha="center", transform=left.transAxes)
     left.set_ylabel(f"{part} accuracy (%)")
-    right.plot(rounds, losses, **figures.marks(rounds), label=part)
+    right.plot(rounds, np.array([loss_of(row) for row in scored], dtype=float), **figures.marks(rounds), label=part)
     trained = [row for row in rows if "train-loss" in row]
     right.plot(
         [row["round"] for row in trained],

@@ -60,12 +60,14 @@ def scored_on(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def accuracy_of(row: Mapping[str, Any]) -> float | None:
     """Return the accuracy of a round's global model on the set of `scored_on`; None if it was not evaluated."""
-    return row.get("test-accuracy", row.get("validation-accuracy"))
+    accuracy: float | None = row.get("test-accuracy", row.get("validation-accuracy"))
+    return accuracy
 
 
 def loss_of(row: Mapping[str, Any]) -> float | None:
     """Return the loss of a round's global model on the set of `scored_on`; None if it was not evaluated."""
-    return row.get("test-loss", row.get("validation-loss"))
+    loss: float | None = row.get("test-loss", row.get("validation-loss"))
+    return loss
 
 
 def to_line(row: Mapping[str, Any]) -> str:

@@ -105,9 +105,7 @@ def _line(axes: Axes, by_seed: Sequence[Metrics], colour: str, label: str, behin
 
     Nothing is drawn without an evaluated round.
     """
-    scores = [
-        {row["round"]: accuracy for row in rows if (accuracy := accuracy_of(row)) is not None} for rows in by_seed
-    ]
+    scores = [{row["round"]: score for row in rows if (score := accuracy_of(row)) is not None} for rows in by_seed]
     # Only rounds that all seeds have: a mean over some of them would jump.
     rounds = sorted(set.intersection(*map(set, scores))) if scores else []
     if not rounds:

@@ -120,7 +120,7 @@ def score_of(rows: Metrics, settings: Settings) -> float:
     """
     # Only those that are due with so many rounds: a trial that was stopped and continued has others, too.
     due = [row for row in rows if is_due(settings.evaluate_every, row["round"], settings.rounds)]
-    return float(np.mean([accuracy_of(row) for row in due][-LAST:]))
+    return float(np.mean(np.array([accuracy_of(row) for row in due], dtype=float)[-LAST:]))
 
 
 def _score(ended: "jobs.Ended[Trial]", rounds: int) -> Score:

@@ -66,8 +66,8 @@ def plan(conf: str, overrides: Sequence[str], strategies: Iterable[str], number:
     for override in overrides:
         if override.partition("=")[0] in ("run-dir", "strategy", "strategy.name"):
             raise ConfigError(f"'{override}': use --strategies and, for all runs, --out FOLDER")
-    given = any(override.partition("=")[0] == "data.validation" for override in overrides)
-    common = [*overrides, *([] if given or load(conf, overrides).data.validation else [VALIDATION])]
+    typed = any(override.partition("=")[0] == "data.validation" for override in overrides)
+    common = [*overrides, *([] if typed or load(conf, overrides).data.validation else [VALIDATION])]
     trials: list[Trial] = []
     for variant in map(Variant, strategies):
         options = variant.overrides()
