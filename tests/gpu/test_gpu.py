@@ -282,7 +282,9 @@ def test_failed_client_gets_a_new_lane(toy):
     out = run(settings, GpuGrid(settings, device=CPU, lane=Failing))
     rows = out.read_rows()
     assert [row["failures"] for row in rows] == [1, 0, 0]
-    assert rows[0]["failed"][0]["reason"] == "ValueError: too bad"
+    assert rows[0]["failed"][0]["reason"].startswith("ValueError: too bad ("), (
+        "with the place in the code that failed"
+    )
     assert [failure["client"] for failure in rows[0]["failed"]] == failing
     assert len(made) == 4
 
