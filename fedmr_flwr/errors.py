@@ -29,7 +29,8 @@ def own_place(error: BaseException) -> str:
 
 def describe(error: BaseException) -> str:
     """Return an exception in one line: its type and message, and its place if that is in code of the user's own."""
-    kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "  # whose message says it all
+    says_it_all = isinstance(error, (ImportError, OwnCodeError))
+    kind = "" if says_it_all else f"{type(error).__name__}: "
     line = " ".join(f"{kind}{error}".split()).removesuffix(":")
     place = own_place(error)
     return f"{line} ({place})" if place else line

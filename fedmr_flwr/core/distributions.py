@@ -5,8 +5,10 @@ An option declares its own beside its type: `mu: Annotated[float, LogUniform(0.0
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:  # a mistake in a configuration is named without loading NumPy
+    import numpy as np
 
 Value = float | int | str
 
@@ -26,7 +28,7 @@ class LogUniform:
     low: float
     high: float
 
-    def draw(self, rng: np.random.Generator) -> float:
+    def draw(self, rng: "np.random.Generator") -> float:
         """Draw a number."""
         drawn = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
         return min(max(float(f"{drawn:.{_DIGITS}g}"), self.low), self.high)
@@ -42,7 +44,7 @@ class Choice:
 
     values: tuple[Value, ...]
 
-    def draw(self, rng: np.random.Generator) -> Value:
+    def draw(self, rng: "np.random.Generator") -> Value:
         """Draw a value."""
         return self.values[int(rng.integers(len(self.values)))]
 

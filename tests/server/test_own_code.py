@@ -79,7 +79,7 @@ def test_model_that_fails_on_the_server(own, toy):
 def test_model_that_fails_at_the_clients(own, toy):
     path = own("failing_client", MODEL.format(when="self.training"))
     error = fails(toy("model.name=failing_client:Net"), RunError)
-    assert f"client-error: OwnCodeError: ValueError: not so many ({path}, line 12, in forward)" in error
+    assert f"client-error: ValueError: not so many ({path}, line 12, in forward)" in error
 
 
 @pytest.mark.parametrize(
