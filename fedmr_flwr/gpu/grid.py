@@ -18,7 +18,7 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data import datasets, skew
 from fedmr_flwr.data.base import Dataset, Examples
-from fedmr_flwr.errors import DeviceError, EngineError
+from fedmr_flwr.errors import DeviceError, EngineError, describe
 from fedmr_flwr.gpu.graphs import STREAMS, GraphLane
 from fedmr_flwr.gpu.lanes import ResidentLane, sizes_of
 from fedmr_flwr.models import layers
@@ -27,7 +27,7 @@ from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.training.devices import arithmetic, is_out_of_memory, pick_device, place, threads, to_input
 from fedmr_flwr.training.evaluation import evaluate
 from fedmr_flwr.training.rules import local_rule
-from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed, reason_of
+from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed
 from fedmr_flwr.wire.messages import ARRAYS, FLOATS
 from fedmr_flwr.wire.npy import DeviceArray
 from fedmr_flwr.wire.strategy import ServerStrategy
@@ -291,7 +291,7 @@ class _Turn:
         try:
             return act()
         except Exception as error:  # only its text is kept: its traceback would keep the lane's tensors alive
-            self.failure, self.starved = reason_of(error), is_out_of_memory(error)
+            self.failure, self.starved = describe(error), is_out_of_memory(error)
             return None
 
     def begin(self, context: Context, lane_for: Callable[[TrainRequest], ResidentLane]) -> None:

@@ -89,7 +89,7 @@ class InProcessGrid(Grid):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
             return reply
         except Exception as error:  # as under Flower, any exception is this client's failure
-            return failed(message, reason_of(error))
+            return failed(message, describe(error))
 
     def _call(self, message: Message) -> Message:
         context = self._context_of(message)
@@ -111,11 +111,6 @@ class InProcessGrid(Grid):
             state=RecordDict(),
             run_config={},
         )
-
-
-def reason_of(error: Exception) -> str:
-    """Return a client's exception as one line."""
-    return describe(error)
 
 
 def failed(message: Message, reason: str) -> Message:
