@@ -23,6 +23,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from hypothesis import HealthCheck, settings
 
 from fedmr_flwr import cli
 from fedmr_flwr.config.loading import load
@@ -32,6 +33,10 @@ from fedmr_flwr.wire.grids.in_process import InProcessGrid
 # Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# No example is timed: the cores may be busy.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 CONF = Path(__file__).parent.parent / "conf"
 

@@ -172,7 +172,7 @@ def test_averaged_buffers_are_global():
             assert sorted(row[name] for row in mixed) == trained
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(1, 6), unit=st.sampled_from(["tensor", "layer"]))
 def test_recombination_keeps_the_mean(seed, slots, unit):
     rng = np.random.default_rng(seed)

@@ -76,7 +76,7 @@ def test_names_that_flower_refuses_are_refused(tmp_path, monkeypatch, name):
 def test_only_an_empty_folder_is_filled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, ""])  # as for the command
-    Path("mine").mkdir()
-    init("mine")
-    with pytest.raises(RunFolderError, match="mine is not empty; choose another folder with another name"):
-        init("mine")
+    Path("still-empty").mkdir()
+    init("still-empty")
+    with pytest.raises(RunFolderError, match="still-empty is not empty; choose another folder with another name"):
+        init("still-empty")

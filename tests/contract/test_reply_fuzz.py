@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -255,8 +255,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("run")
 
 
-ALONE = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-TOGETHER = settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ALONE = settings(max_examples=8)
+TOGETHER = settings(max_examples=75)
 both_codecs = pytest.mark.parametrize("packed", [True, False], ids=["packed", "per tensor"])
 
 

@@ -48,7 +48,7 @@ def test_dead_nodes_lose_one_round(deployment, env, there):
         stack.enter_context(server(env, deployment))
         nodes = [start(client) for client in range(4)]
         # Models that are never mixed, so that one that is not trained is the same after the round.
-        settings = ["rounds=99", "clients-per-round=4", "strategy.name=indep", "deployment.join-timeout=10"]
+        settings = ["rounds=99", "clients-per-round=4", "strategy.name=indep", "deployment.join-timeout=30"]
         run = in_the_background(there, deployment, *RUN, *settings)
         out = RunFolder(deployment / "run")
         wait_for_rounds(out, 1)
@@ -104,7 +104,7 @@ def test_dead_nodes_lose_one_round(deployment, env, there):
         output, error = run.communicate(timeout=180)
         assert (run.returncode, error.count("\n")) == (1, 1), error
         assert "waiting: 0 of the 1 clients needed are connected" in output
-        assert "after 10 s 0 of the 1 clients needed are connected; start the others" in error
+        assert "after 30 s 0 of the 1 clients needed are connected; start the others" in error
         found, problems = checkpoint.latest(out.checkpoints)
         good = max(row["round"] for row in out.read_rows() if not row.get("bad"))
         assert (found.round >= good, problems, out.status) == (True, [], "failed")

@@ -15,7 +15,7 @@ from tests.support.tools import Part, deploy, family, free_ports, in_the_backgro
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 REPLIES, FIRST = 50, 5
-MEGABYTES = 20
+MEGABYTES = 8
 CONF = {
     "rounds": REPLIES, "clients": 1, "clients-per-round": 1, "device": "cpu", "evaluate-every": REPLIES,
     "max-bad-rounds": REPLIES, "checkpoint-every": REPLIES, "partition": {"name": "nodes"},

@@ -98,7 +98,7 @@ def test_only_the_latest_steps_are_kept():
 
 
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(1, 6), stage=st.integers(0, 4), loss=st.floats(0, 0.9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_client_is_lost_or_invented(seed, slots, stage, loss):
     rng = np.random.default_rng(seed)
     rows, trained = [], set()
