@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Dataset
 

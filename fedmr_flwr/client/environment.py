@@ -18,8 +18,9 @@ import torch
 from pydantic import TypeAdapter
 
 from fedmr_flwr.client.state import ClientState
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.paths import KINDS, kind_and_path
-from fedmr_flwr.config.settings import Data, Settings
+from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.data import datasets, partitions, skew
 from fedmr_flwr.data.base import Dataset, Examples, Facts, Normalisation
 from fedmr_flwr.data.held_out import hold_out

@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 
-from fedmr_flwr.config.settings import LocalDp
+from fedmr_flwr.config.privacy import LocalDp
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.wire.messages import ARRAYS, FLOATS
 from fedmr_flwr.wire.npy import view

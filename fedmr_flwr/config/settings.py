@@ -7,211 +7,23 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     Field,
     ModelWrapValidatorHandler,
-    PositiveInt,
     ValidationError,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
 
+from fedmr_flwr.config.data import OPTION_KINDS, Data
+from fedmr_flwr.config.engines import Deployment, Ray
 from fedmr_flwr.config.evaluation import Evaluation
-from fedmr_flwr.config.paths import kind_and_path
+from fedmr_flwr.config.model import Model
+from fedmr_flwr.config.partition import Partition
+from fedmr_flwr.config.privacy import Privacy
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import AbsolutePath, Section, Void, drop
 from fedmr_flwr.config.stop import Stop
 from fedmr_flwr.config.strategy import Strategy
 from fedmr_flwr.config.training import Precision, Training
-
-
-class Data(Section):
-    """The data set.
-
-    Attributes:
-        name: `digits`, `breast-cancer`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `cifar100-coarse`,
-            `femnist`, `shakespeare`; `folder:PATH`, `csv:PATH`, `hf:NAME_OR_PATH`, `npz:FILE` or
-            `module:function` for data of your own.
-        normalisation: of images: as `published` with the data set; `measured`, by the mean and deviation of each
-            channel of the training images; or `none`, pixels from 0 to 1.
-        train_examples: use only so many training examples, as many of each class, drawn from the run's seed; all if
-            not given. The test set stays whole.
-        validation: the share of the training examples that is held out before the others are divided among the
-            clients, stratified by label and, where it is known, by author, drawn from the run's seed. Models are
-            scored on it instead of the test set, and metrics are named `validation-accuracy` and `validation-loss`.
-        download: whether missing files may be downloaded.
-        label: of `csv:` and `hf:`: the column with the labels; if not given, the one named `label`, `labels`,
-            `fine_label`, `target`, `class` or `y`.
-        client: of `csv:` and `hf:`: the column with the clients, for `partition.name=natural`.
-        image: of `hf:`: the column with the images; not needed if there is only one.
-        text: of `hf:`: the column with the texts; not needed if there is only one and no images.
-        size: of `folder:` and `hf:`: the height and width to which images are resized, one number or `[H, W]`, not
-            needed if all have the same; or the bytes of each text that are used, 80 if not given.
-    """
-
-    name: str = "digits"
-    normalisation: Literal["published", "measured", "none"] = "published"
-    train_examples: int | None = Field(None, ge=1)
-    validation: float = Field(0.0, ge=0, lt=1)
-    download: bool = False
-    label: str | None = None
-    client: str | None = None
-    image: str | None = None
-    text: str | None = None
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-
-    @property
-    def scored_on(self) -> Literal["test", "validation"]:
-        """The set on which models are scored."""
-        return "validation" if self.validation else "test"
-
-    @property
-    def height_and_width(self) -> tuple[int, int] | None:
-        """The size of images."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-
-# The kinds of files of a user's own that use an option; no other data set does.
-_DATA_OPTIONS = {
-    "size": ("folder", "hf"),
-    "label": ("csv", "hf"),
-    "client": ("csv", "hf"),
-    "image": ("hf",),
-    "text": ("hf",),
-}
-# The data sets, and the kinds of files, that have no images.
-_WITHOUT_IMAGES = ("breast-cancer", "shakespeare", "csv")
-# The data sets that name the authors of no examples.
-_WITHOUT_AUTHORS = (
-    "breast-cancer", "cifar10", "cifar100", "cifar100-coarse", "digits", "fashion-mnist", "folder", "mnist",
-)  # fmt: skip
-# The partitions that use an option; no other does.
-_PARTITION_OPTIONS = {
-    "alpha": ("dirichlet", "dirichlet-plain", "quantity"),
-    "fill-up": ("dirichlet", "dirichlet-plain"),
-    "shards-per-client": ("shards",),
-    "arguments": (FLOWER,),
-}
-
-
-class Partition(Section):
-    """The division of the training examples among the clients.
-
-    Attributes:
-        name: `iid`, `dirichlet`, `dirichlet-plain`, `shards`, `quantity`, `natural`, `file:PATH`, `flwr:NAME` for a
-            partitioner of flwr-datasets, or `nodes`: each client has its own examples, in a deployment.
-        alpha: the Dirichlet concentration; small is more heterogeneous.
-        fill_up: of the Dirichlet partitions: whether clients that draw fewer than 10 examples take others from
-            the largest clients; otherwise the draw is repeated, which fails for many clients and a small alpha.
-        shards_per_client: of `shards`: the runs of equal labels that a client gets.
-        test: where the authors of examples are known (`femnist`, `shakespeare`, files of your own with
-            `owners_test`): test on examples of the `participants`, without authors whose training examples no client
-            has; or of `all` authors.
-        test_fraction: the fraction of its examples that each client keeps for testing, at least one, stratified by
-            label. With 0, clients of `natural` use their own test examples where the data set has them; a node
-            (`nodes`) that has some in its files uses those in any case.
-        arguments: of `flwr:NAME`: what the partitioner's constructor takes, by its Python names, such as
-            `{num_classes_per_partition: 2}`; the number of partitions, the column (`label`, or `client`) and the seed
-            are the run's.
-        skew: on top of any partition, changes each client's images in a measure of its own, drawn from the seed;
-            `source` is blur, brightness and colour together, as of another camera. The server's test set stays as it
-            is.
-        skew_strength: the largest measure of the skew: 1 is half a turn, a factor of 4, or a Gaussian of an eighth of
-            the height.
-    """
-
-    name: str = "iid"
-    alpha: float = Field(0.5, gt=0)
-    fill_up: bool = False
-    shards_per_client: int = Field(2, ge=1)
-    test: Literal["participants", "all"] = "participants"
-    test_fraction: float = Field(0.0, ge=0, lt=1)
-    arguments: dict[str, bool | int | float | str | list[int] | list[float]] | None = None
-    skew: Literal["rotation", "brightness", "blur", "colour", "source"] | None = None
-    skew_strength: float = Field(0.5, gt=0, le=1)
-
-    def void(self) -> Iterator[Void]:
-        """Yield the options of other partitions, and of a skew that there is not."""
-        for key, users in _PARTITION_OPTIONS.items():
-            # "flwr:" stands for all partitioners of flwr-datasets.
-            if self.name not in users and not (FLOWER in users and self.name.startswith(FLOWER)):
-                choice = " or ".join(users)
-                problem = f"partition.name={self.name} does not use it; leave it out, or choose {choice}"
-                yield Void(key, ("name",), problem)
-        if not self.skew:
-            yield Void("skew-strength", ("skew",), "it needs partition.skew")
-
-
-class Model(Section):
-    """What is trained.
-
-    Attributes:
-        name: `cnn` (the one for the image size), `mlp`, `logistic` (one linear layer), `resnet20`, `resnet20-fedmr`
-            (the published code's bottlenecks), `resnet18`, `resnet18-groupnorm`, `vgg16`, `vgg-fedmr` (the published
-            code's for 28×28), `mobilenet-v2`, `charlstm`; or `module:Class`, a model of your own.
-        initialise: whether its weights are drawn from the seed; if not, they are those that its constructor leaves,
-            such as trained ones. By default true, and false for a model of your own.
-        features: for `moon`, the path of the module whose output is a representation, such as `backbone`; if not
-            given, representations are the inputs of the last linear layer.
-    """
-
-    name: str = "cnn"
-    initialise: bool | None = None
-    features: str | None = None
-
-
-class LocalDp(Section):
-    """Local differential privacy of the model that a client returns in one round, with Flower's LocalDpMod.
-
-    The noise on each float has the standard deviation sensitivity sqrt(2 ln(1.25 / delta)) / epsilon.
-
-    Attributes:
-        clipping_norm: the longest update that leaves a client; longer ones are scaled to it.
-        sensitivity: the largest distance of two models that a client could return: twice clipping-norm, if nothing
-            else is known about its data.
-        epsilon: the privacy budget of a round; smaller is more private.
-        delta: the probability that the budget does not hold.
-    """
-
-    clipping_norm: float = Field(gt=0)
-    sensitivity: float = Field(gt=0)
-    epsilon: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=1)
-
-
-class Privacy(Section):
-    """Protection of a client's model before it is sent.
-
-    Attributes:
-        local_dp: clip each update and add noise; off unless all four keys are given.
-    """
-
-    local_dp: LocalDp | None = None
-
-
-class Ray(Section):
-    """Settings of the engine ray.
-
-    Attributes:
-        address: a running Ray cluster to join, `host:port`, or `auto` for the one on this machine; if not given,
-            `$RAY_ADDRESS`, and otherwise `local`, a Ray of the run's own.
-        client_gpus: the share of a GPU that a client reserves from Ray.
-    """
-
-    address: str | None = None
-    client_gpus: float = Field(0.0, ge=0)
-
-
-class Deployment(Section):
-    """Settings of the engine deployment.
-
-    Attributes:
-        superlink: the SuperLink's name in Flower's own configuration; `--superlink NAME` sets it, and the engine.
-        min_clients: the number of clients that must be connected before the first round; all if not given.
-        join_timeout: seconds to wait for clients that are not connected.
-    """
-
-    superlink: str | None = None
-    min_clients: int | None = Field(None, ge=1)
-    join_timeout: float = Field(600.0, gt=0)
 
 
 def _keys(section: Section) -> Iterator[str]:
@@ -436,20 +248,19 @@ class Settings(Section):
     def _void_by_data(self) -> Iterator[Void]:
         """Yield the keys that need data of another kind."""
         name = self.data.name
-        kind, _ = kind_and_path(name)
-        for key, kinds in _DATA_OPTIONS.items():
+        for key, kinds in OPTION_KINDS.items():
             # With nodes it may be for their own files, of another kind than the server's.
-            if kind not in kinds and self.partition.name != "nodes":
+            if self.data.kind not in kinds and self.partition.name != "nodes":
                 choice = " or ".join(f"{own}:PATH" for own in kinds)
                 yield Void(
                     f"data.{key}",
                     ("data.name", "partition.name"),
                     f"data.name={name} does not use it; leave it out, or choose {choice}",
                 )
-        if (kind or name) in _WITHOUT_IMAGES:
+        if not self.data.has_images:
             for key in ("data.normalisation", "partition.skew", "training.augment"):
                 yield Void(key, ("data.name",), f"data.name={name} has no images; leave it out")
-        if (kind or name) in _WITHOUT_AUTHORS and self.partition.name != "nodes":
+        if not self.data.has_authors and self.partition.name != "nodes":
             yield Void(
                 "partition.test",
                 ("data.name", "partition.name"),

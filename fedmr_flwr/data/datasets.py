@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.paths import default_data_dir, kind_and_path
-from fedmr_flwr.config.settings import Data
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import cache
 from fedmr_flwr.data.base import (

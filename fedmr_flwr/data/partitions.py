@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.config.registry import FLOWER
-from fedmr_flwr.config.settings import Partition
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import flower_partitions
 from fedmr_flwr.data.base import Dataset, Examples

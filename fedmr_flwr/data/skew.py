@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fedmr_flwr.config.settings import Partition
+from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import ConfigError

@@ -6,8 +6,9 @@ import torch
 
 from fedmr_flwr.client import environment
 from fedmr_flwr.client.environment import DataSpec, NodeEnvironment, SimulatedEnvironment
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.evaluation import Evaluation
-from fedmr_flwr.config.settings import Data, Partition
+from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.base import Normalisation
 from fedmr_flwr.errors import ConfigError, DataError

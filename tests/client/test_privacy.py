@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from fedmr_flwr.client import privacy
-from fedmr_flwr.config.settings import LocalDp
+from fedmr_flwr.config.privacy import LocalDp
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import engines

@@ -10,7 +10,7 @@ from rich.console import Console
 from fedmr_flwr import models
 from fedmr_flwr.algorithms.fedmr import FedMROptions
 from fedmr_flwr.config.loading import load
-from fedmr_flwr.config.settings import Partition
+from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.data import datasets
 from fedmr_flwr.launch import engines

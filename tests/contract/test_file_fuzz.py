@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedmr_flwr.client.state import ClientState
 from fedmr_flwr.config import loading
-from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.data import datasets, idx, images, partitions
 from fedmr_flwr.data.base import Facts

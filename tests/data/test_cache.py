@@ -168,7 +168,7 @@ def test_tensors_are_writable(files, reader):
 
 _PROCESS = """
 import sys, time, psutil, torch
-from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.data import datasets
 
 datasets.load(Data(name="digits"), None)  # imports are not what is measured

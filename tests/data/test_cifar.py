@@ -4,7 +4,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.data import datasets
 from fedmr_flwr.errors import DataError
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.loading import parse
-from fedmr_flwr.config.settings import Data
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Normalisation
 from fedmr_flwr.errors import ConfigError, DataError, FedmrError
@@ -287,7 +287,7 @@ def test_unreadable_npz_is_named(tmp_path):
 
 OWN = """
 import dataclasses
-from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.loading import parse
 from fedmr_flwr.data import datasets
 

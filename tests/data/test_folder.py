@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Facts
 from fedmr_flwr.data.own import Form

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmr_flwr.config.settings import Data, Partition
+from fedmr_flwr.config.data import Data
+from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.held_out import draw_validation_part, hold_out
 from fedmr_flwr.errors import DataError, PartitionError

@@ -18,7 +18,8 @@ from datasets import (
 )
 from PIL import Image as Pictures
 
-from fedmr_flwr.config.settings import Data, Partition
+from fedmr_flwr.config.data import Data
+from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.own import Form
 from fedmr_flwr.errors import DataError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.data import augmentation, datasets
 from fedmr_flwr.data.leaf import CHARACTERS
 from fedmr_flwr.errors import DataError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedmr_flwr.config.loading import parse
-from fedmr_flwr.config.settings import Partition
+from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import partitions
 from fedmr_flwr.data.base import Dataset, Examples

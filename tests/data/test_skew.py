@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.loading import parse
-from fedmr_flwr.config.settings import Data, Partition
+from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.data import datasets, skew
 from fedmr_flwr.data.base import Dataset, Examples, Normalisation
 from fedmr_flwr.errors import ConfigError

@@ -4,7 +4,8 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
-from fedmr_flwr.config.settings import Data, Partition
+from fedmr_flwr.config.data import Data
+from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.data.own import Form, in_order
 from fedmr_flwr.errors import DataError

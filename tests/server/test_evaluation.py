@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
 from fedmr_flwr import models
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.evaluation import is_due
-from fedmr_flwr.config.settings import Data
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.errors import ConfigError

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from fedmr_flwr import models
-from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.data import datasets
 from fedmr_flwr.training.devices import place

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedmr_flwr import models
-from fedmr_flwr.config.settings import Data
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Dataset, Examples, Normalisation

@@ -5,9 +5,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.identity import differences, identity, own_code
 from fedmr_flwr.config.loading import load
-from fedmr_flwr.config.settings import Data, Partition, Settings
+from fedmr_flwr.config.partition import Partition
+from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
