@@ -438,6 +438,7 @@ def test_tied_weights_stay_tied(unit, caplog):
     assert ["'embed.weight' and 'head.weight' are equal" in line for line in told] == [True] * (unit == "layer")
 
 
+@pytest.mark.slow
 def test_very_many_arrays_are_handled():
     arrays = [np.full((2, 2) if at % 2 == 0 else 2, at, np.float32) for at in range(4000)]
     strategy = FedMR(fraction_evaluate=0.0)

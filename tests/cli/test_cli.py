@@ -94,6 +94,7 @@ def test_units_prints_a_table(fedmr):
     assert (status, err) == (1, "fedmr: error: fedavg does not recombine; choose strategy.name=fedmr\n")
 
 
+@pytest.mark.slow
 def test_partition_saves_what_a_run_uses(fedmr, tmp_path):
     settings = ["clients=6", "clients-per-round=2", "partition.name=shards", "partition.shards-per-client=1"]
     status, out, _ = fedmr("partition", "run.yaml", *settings)
@@ -121,6 +122,7 @@ def test_partition_saves_what_a_run_uses(fedmr, tmp_path):
     assert (tmp_path / "out" / "partition.npz").read_bytes() == saved.read_bytes()
 
 
+@pytest.mark.slow
 def test_plot_draws_a_runs_pictures(fedmr, tmp_path):
     assert fedmr("run", "run.yaml", *TINY, "engine=in-process", "run-dir=out")[0] == 0
     pictures = [tmp_path / "out" / name for name in ("curves.png", "diversity.png", "lineage.png")]
@@ -233,6 +235,7 @@ def test_help_loads_no_large_library():
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_client_loads_nothing_that_few_runs_need():
     heavy = "{'torch._dynamo', 'torchvision', 'pandas', 'sklearn', 'matplotlib'}"
     code = f"import sys, fedmr_flwr.client.app; print(*sorted({heavy} & set(sys.modules)))"

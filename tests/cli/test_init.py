@@ -24,6 +24,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path / "first-try"
 
 
+@pytest.mark.slow
 def test_new_project_learns(project):
     command = [sys.executable, "-P", "-c", "from fedmr_flwr.cli import main; main()"]
     done = subprocess.run(

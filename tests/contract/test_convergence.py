@@ -20,7 +20,7 @@ LAYOUT = Layout.of({f"layer{at}.weight": np.zeros(WIDTH, np.float64) for at in r
 CURVATURES = np.random.default_rng(0).uniform(MU, SMOOTH, (CLIENTS, LAYOUT.size))
 OPTIMA = np.random.default_rng(1).normal(0, 2, (CLIENTS, LAYOUT.size))
 OPTIMUM = (CURVATURES * OPTIMA).sum(0) / CURVATURES.sum(0)
-SEEDS = range(6)
+SEEDS = range(3)
 ALGORITHMS = {
     "fedavg": (FedAvg, {"weighting": "uniform"}),
     "layer": (FedMR, {"unit": "layer"}),
@@ -38,11 +38,12 @@ def constant(step):
     return falling(0)
 
 
-def trained(start, client, number, seed, step_size):
-    """Take the local steps of a client from a model."""
-    noise, w = np.random.default_rng([seed, number, client]), start.copy()
+def trained(starts, clients, number, seed, step_size):
+    """Take the local steps of some clients, each from its model, and return their models."""
+    noise = np.random.default_rng([seed, number]).normal(0, NOISE, (STEPS, CLIENTS, LAYOUT.size))
+    w = np.stack(starts)
     for step in range(STEPS):
-        gradient = CURVATURES[client] * (w - OPTIMA[client]) + noise.normal(0, NOISE, len(w))
+        gradient = CURVATURES[clients] * (w - OPTIMA[clients]) + noise[step, clients]
         w -= step_size((number - 1) * STEPS + step) * gradient
     return w
 
@@ -58,9 +59,9 @@ def errors(name, drawn, step_size=falling):
         for number in range(1, ROUNDS + 1):
             plan = strategy.plan(Round(number, seed, LAYOUT, CLIENTS, None, lambda model=model: model))
             starts = [whole(model).floats for model in plan.models]
+            ends = trained(starts, [*plan.clients], number, seed, step_size)
             replies = {
-                client: Reply(Packed(trained(starts[slot], client, number, seed, step_size), model.ints), 1)
-                for slot, client in enumerate(plan.clients)
+                client: Reply(Packed(end, model.ints), 1) for client, end in zip(plan.clients, ends, strict=True)
             }
             slots = plan.results(replies, plan.models.__getitem__)
             model = strategy.finish(plan, slots, lambda made: made)

@@ -123,6 +123,7 @@ def test_command_is_accepted(name, tmp_path, monkeypatch):
 VIEWS = [words[1:] for words in RUN.values() if words[0] == "fedmr" and words[1] in ("data", "partition", "units")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", VIEWS, ids=" ".join)
 def test_view_runs(words, fedmr):
     words = ["quickstart" if word in READERS_FILES else word for word in words]

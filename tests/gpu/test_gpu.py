@@ -52,6 +52,11 @@ def cuda(test):
     return test
 
 
+def few(first, *others):
+    """Return parameters of which all but the first are slow."""
+    return [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
+
+
 # Strategies, with what else is set: rounds, for instance, in which clients come back.
 STRATEGIES = [
     "fedmr", "fedmr strategy.population=5 strategy.first-stage-rounds=1", "fedmr wire=float16", "fedavg", "fedprox",
@@ -91,7 +96,7 @@ def small(tmp_path):
 # On a CPU only some; all of them where there is a GPU, if only an emulated one.
 @pytest.mark.parametrize(
     "strategy",
-    ["fedmr partition.skew=rotation", "scaffold", "fedgen strategy.generator-steps=3", "flwr:FedAdam"],
+    few("fedmr partition.skew=rotation", "scaffold", "fedgen strategy.generator-steps=3", "flwr:FedAdam"),
 )
 def test_strategies_equal_in_process(toy, strategy):
     settings = [toy(*f"strategy.name={strategy}".split(), run=name) for name in ("a", "b", "c")]
@@ -118,6 +123,7 @@ RECIPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_equal_in_process(toy, recipe):
     options = ["training.batch-size=20", *(f"training.{option}" for option in recipe.split())]
@@ -132,7 +138,7 @@ def test_recipes_equal_in_process(toy, recipe):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("model", ["mlp", "charlstm"])
+@pytest.mark.parametrize("model", few("mlp", "charlstm"))
 def test_networks_equal_in_process(toy, small, model):
     settings = [toy(*small(model), run=name) for name in ("a", "b")]
     expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedLane.replays
@@ -156,7 +162,7 @@ def stop_in_round_4(monkeypatch):
 COSINE = " training.schedule=cosine training.warmup-rounds=1 training.work=stragglers:0.5 training.local-epochs=2"
 
 
-@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon", "fedmr training.optimizer=adam" + COSINE])
+@pytest.mark.parametrize("strategy", few("scaffold", "fedmr", "moon", "fedmr training.optimizer=adam" + COSINE))
 def test_resumed_run_ends_the_same(toy, monkeypatch, strategy):
     options = [*f"strategy.name={strategy}".split(), "rounds=5", "checkpoint-every=2"]
     settings = [toy(*options, run=name) for name in ("whole", "cut")]
@@ -469,7 +475,7 @@ class Plain(torch.nn.Sequential):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["fedmr", "scaffold", "moon", "fedgen", "fedasam"])
+@pytest.mark.parametrize("strategy", few("fedmr", "scaffold", "moon", "fedgen", "fedasam"))
 def test_any_model_equals_in_process(toy, monkeypatch, strategy):
     monkeypatch.setitem(MODELS, "plain", Plain)
     # The last batch of a client has a single example.

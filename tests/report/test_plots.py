@@ -304,6 +304,7 @@ FULL = [
 ]
 
 
+@pytest.mark.slow
 def test_draws_a_run_folder(run_of, drawn):
     folder = run_of(FULL, **{"population": 3, "first-stage-rounds": 1})
     names = ["curves.png", "diversity.png", "lineage.png"]

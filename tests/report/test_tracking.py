@@ -59,6 +59,7 @@ def interrupted(settings, monkeypatch, fits):
     return RunFolder(settings.run_dir)
 
 
+@pytest.mark.slow
 def test_resumed_run_has_every_round_once(toy, monkeypatch):
     options = ("rounds=4", "checkpoint-every=2", "evaluation.classes=end", "evaluate-every=2")
     whole, _ = run(toy(*options, run="whole"))

@@ -143,6 +143,7 @@ def test_slots_models_are_scored_by_clients(toy):
     assert row["slot-tuned-accuracy"]["clients"] == 6
 
 
+@pytest.mark.slow
 def test_clients_measure_around_training(toy):
     options = ("evaluation.forgetting=true", "partition.test-fraction=0.25", "training.work=stragglers:0.5")
     options += ("training.local-epochs=2",)
@@ -184,6 +185,7 @@ def test_gpu_engine_scores_the_same(toy):
     assert out.read_client_rows() == expected
 
 
+@pytest.mark.slow
 def test_resumed_run_scores_each_round_once(toy, monkeypatch):
     whole, settings = (
         run(toy(*TESTED, "rounds=5", "checkpoint-every=1", run="whole")),

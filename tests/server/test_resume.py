@@ -239,6 +239,7 @@ def test_fewer_rounds_than_done_are_refused(toy):
     assert load(out.config).rounds == 3
 
 
+@pytest.mark.slow
 def test_changed_code_of_ones_own_is_refused(toy, monkeypatch, tmp_path):
     module = tmp_path / "mine_of_resume.py"
     module.write_text("from fedmr_flwr.models.mlp import *\n")
@@ -428,6 +429,7 @@ def test_random_kills_end_the_same(toy, kills, options):
     assert not any("lost-state" in row for row in out.read_rows())
 
 
+@pytest.mark.slow
 def test_lost_client_state_is_reported(toy, monkeypatch):
     settings = toy("strategy.name=scaffold", "checkpoint-every=1", "clients=3", "rounds=4")
     out = stopped(settings, monkeypatch, fits=7)

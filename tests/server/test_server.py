@@ -326,6 +326,7 @@ def ones_from(monkeypatch, number, first):
 LIAR = ["rounds=8", "clients=4", "clients-per-round=4", "training.local-epochs=2", "training.batch-size=20"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedmr", "fedavg"])
 def test_collapse_names_the_client_that_caused_it(toy, monkeypatch, strategy):
     ones_from(monkeypatch, number=2, first=8)
@@ -335,6 +336,7 @@ def test_collapse_names_the_client_that_caused_it(toy, monkeypatch, strategy):
     assert last["failures"] == 0
 
 
+@pytest.mark.slow
 def test_guard_of_a_deployment_stops_a_model_of_ones(toy, monkeypatch):
     ones_from(monkeypatch, number=2, first=8)
     *_, last = run(toy(*LIAR, "partition.name=iid", "guard=10")).read_rows()

@@ -43,6 +43,7 @@ def flatness(path, examples=100):
     return Flatness(load_run(path), examples, CPU, lambda line: None)
 
 
+@pytest.mark.slow
 def test_every_slot_and_client_is_measured(runs):
     found = flatness(runs[0]).measure(None, slots=True, clients=2)
     assert len(found["slots"]) == 3
@@ -149,6 +150,7 @@ def call(fedmr, *arguments):
     return out
 
 
+@pytest.mark.slow
 def test_the_command_writes_numbers_and_pictures(fedmr, runs):
     out = call(fedmr, runs[0], "--surface", "--round", 1)
     assert "λ1/λ5" in out
@@ -159,6 +161,7 @@ def test_the_command_writes_numbers_and_pictures(fedmr, runs):
     assert list(json.loads((runs[0] / "flatness.json").read_text())) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_the_command_draws_the_paths_of_two_runs(fedmr, runs):
     out = call(fedmr, runs[0], runs[1], "--paths")
     assert out.splitlines()[-1] == str(runs[0] / "paths.png")

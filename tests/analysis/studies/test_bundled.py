@@ -65,11 +65,8 @@ def test_main_table_is_the_papers(tmp_path):
     assert names >= {"fedavg", "fedprox", "scaffold", "moon", "fedgen", "clusamp", "fedexp", "fedmr"}
 
 
-def slow_if_large(name):
-    return pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else [])
-
-
-@pytest.mark.parametrize("name", map(slow_if_large, STUDIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
 def test_every_study_starts(name, tmp_path, data_dir, no_pictures):
     planned = plan(study_of([f"studies/{name}"], seeds="0"), short(name, data_dir), tmp_path / "out")
     # Every strategy on the first cell, and a run of each configuration: all runs, though short, would take hours.

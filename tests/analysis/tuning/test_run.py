@@ -33,6 +33,7 @@ def files(out):
     return found, models
 
 
+@pytest.mark.slow
 def test_a_killed_tuning_continues_where_it_was(tmp_path, monkeypatch, capsys):
     table = run(tmp_path / "whole", strategies="fedavg", trials=4)
     # Four trials of one round, and two of three.
@@ -56,6 +57,7 @@ def test_a_killed_tuning_continues_where_it_was(tmp_path, monkeypatch, capsys):
     assert len(calls) == 7
 
 
+@pytest.mark.slow
 def test_best_is_what_compare_runs_on_test_data(tmp_path):
     out = tmp_path / "out"
     table = run(out, "training.lr=0.001", rungs=1)

@@ -93,6 +93,7 @@ def test_good_reply_arrives_as_it_was_sent(link, grid, sent):
     assert link.confirmed == [reply.metadata.message_id]
 
 
+@pytest.mark.slow
 def test_large_reply_is_refused_before_it_is_whole(link, grid, sent):
     link.upload(Message(content(more=noise(40)), reply_to=sent))
     reply = the_reply(grid)
@@ -105,6 +106,7 @@ def test_large_reply_is_refused_before_it_is_whole(link, grid, sent):
     assert find_problem(reply, sent) == ("malformed", reply.error.reason)
 
 
+@pytest.mark.slow
 def test_reply_that_grows_when_it_is_put_together_is_refused(link, grid, sent):
     link.upload(Message(RecordDict({"arrays": zeros(200)}), reply_to=sent))
     assert the_reply(grid, 11 * MEGABYTE).error.code == REFUSED

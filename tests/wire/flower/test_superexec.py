@@ -67,6 +67,7 @@ def clients(tmp_path_factory):
     return [json.loads((out / token).read_text()) for token in ("short", "long")]
 
 
+@pytest.mark.slow
 def test_each_client_has_its_process(clients):
     assert clients[0]["pid"] != clients[1]["pid"]
 
@@ -77,6 +78,7 @@ def test_clients_start_preloaded(clients):
         assert loaded == {"torch": True, "flwr.supernode.runtime.run_clientapp": True, "fedmr_flwr": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "words"), [("pid", "killed by signal 9"), ("server", "with its fork server")])
 def test_killed_client_ends_the_superexec(tmp_path, victim, words):
     (tmp_path / "probe.py").write_text(PROBE)
