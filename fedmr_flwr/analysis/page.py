@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 
 from fedmr_flwr.analysis.studies import tables
-from fedmr_flwr.config.loading import load
+from fedmr_flwr.config.loading import load_recorded
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.files import write_aside
 from fedmr_flwr.report import plots, scores
@@ -57,7 +57,7 @@ def write(path: Path, out: Path | None = None) -> Path:
 
 
 def _of_run(folder: RunFolder) -> dict[str, Any]:
-    settings, manifest, rows = load(folder.config), folder.read_manifest(), folder.read_rows()
+    settings, manifest, rows = load_recorded(folder.config), folder.read_manifest(), folder.read_rows()
     found = score(folder, settings.seed, settings.rounds, settings.stop.target)
     ends = f"{folder.status} after {len(rows)} of {settings.rounds} rounds"
     if reason := manifest.get("stopped") or manifest.get("error"):

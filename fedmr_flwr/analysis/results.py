@@ -12,7 +12,7 @@ from torch import nn
 
 from fedmr_flwr import models
 from fedmr_flwr.algorithms.multi_model import Population
-from fedmr_flwr.config.loading import load
+from fedmr_flwr.config.loading import load_recorded
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data import datasets, partitions
@@ -42,7 +42,7 @@ class RunResults:
 
     def __init__(self, path: Path | str) -> None:
         self.folder = RunFolder.open(Path(path).absolute())
-        self.config: Settings = load(self.folder.config)
+        self.config: Settings = load_recorded(self.folder.config)
 
     @property
     def metrics(self) -> pandas.DataFrame:

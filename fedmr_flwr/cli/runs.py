@@ -39,7 +39,7 @@ def resume(
     key=value: rounds=N for more rounds; engine, device, patience and stop may change, too, but nothing else.
     """
     from fedmr_flwr.config.identity import check_resumable
-    from fedmr_flwr.config.loading import load, to_yaml
+    from fedmr_flwr.config.loading import load_recorded, to_yaml
     from fedmr_flwr.runs.folder import RunFolder
     from fedmr_flwr.runs.versions import changed_versions
     from fedmr_flwr.server.stopping import Stopping
@@ -47,7 +47,7 @@ def resume(
     out = RunFolder.open(run_folder.absolute())
     changes = [*(overrides or []), *engine_overrides(engine, superlink)]
     check_resumable(changes)
-    settings = load(out.config, changes).model_copy(update={"run_dir": out.path})
+    settings = load_recorded(out.config, changes).model_copy(update={"run_dir": out.path})
     rows, manifest = out.read_rows(), out.read_manifest()
     if settings.rounds < len(rows):
         raise ConfigError(f"rounds is {settings.rounds}, but {out.path} has already {len(rows)} rounds; raise it")

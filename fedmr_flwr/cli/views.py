@@ -38,13 +38,13 @@ def score(
 
     Whether it is complete, accuracy, loss, and what they cost in rounds, bytes and seconds. RUN is its folder.
     """
-    from fedmr_flwr.config.loading import load
+    from fedmr_flwr.config.loading import load_recorded
     from fedmr_flwr.report import summary
     from fedmr_flwr.report.tables import score_table
     from fedmr_flwr.runs.folder import RunFolder
 
     out = RunFolder.open(run_folder.absolute())
-    settings = load(out.config)
+    settings = load_recorded(out.config)
     found = summary.score(out, settings.seed, settings.rounds, settings.stop.target if target is None else target)
     if as_json:
         print_line(json.dumps(found, indent=2))
@@ -75,7 +75,7 @@ def export(
     As `track` in the configuration does while a run trains; what is there already is not written again. RUN is its
     folder.
     """
-    from fedmr_flwr.config.loading import load
+    from fedmr_flwr.config.loading import load_recorded
     from fedmr_flwr.report import tracking
     from fedmr_flwr.runs.folder import RunFolder
 
@@ -83,7 +83,7 @@ def export(
     if to not in tracking.TRACKERS:
         raise ConfigError(f"--to {to}: choose one of {', '.join(tracking.TRACKERS)}")
     tracking.check([to])
-    with out.locked(), tracking.tracking([to], out, load(out.config), print_line):
+    with out.locked(), tracking.tracking([to], out, load_recorded(out.config), print_line):
         pass
 
 

@@ -41,8 +41,11 @@ def load(conf: str | Path, overrides: Iterable[str] = (), own: Iterable[str] = (
     Raises:
         ConfigError: the file cannot be read, or a key, type or value is wrong, or has no effect.
     """
+    return _load(conf, [*overrides], [*own], recorded=False)
+
+
+def _load(conf: str | Path, overrides: list[str], own: list[str], recorded: bool) -> Settings:
     values = read_values(conf)
-    overrides, own = list(overrides), list(own)
     every = [*overrides, *own]
     for key in {override.partition("=")[0] for override in every} & _REPLACED.keys():
         for replaced in _REPLACED[key]:
@@ -51,7 +54,20 @@ def load(conf: str | Path, overrides: Iterable[str] = (), own: Iterable[str] = (
     for override in _names_first(every, values):
         texts[_set(values, override)] = override
     later = {override.partition("=")[0] for override in own}
-    return _validate(values, str(conf), texts, {key: 2 if key in later else 1 for key in texts})
+    return _validate(values, str(conf), texts, {key: 2 if key in later else 1 for key in texts}, recorded)
+
+
+def load_recorded(conf: Path, overrides: Iterable[str] = ()) -> Settings:
+    """Read the configuration of a run from its folder.
+
+    Args:
+        conf: as the run has written it. It may name rounds that the run never reached: it can be continued.
+        overrides: "key=value", with which it is continued.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key, type or value is wrong, or has no effect.
+    """
+    return _load(conf, [*overrides], [], recorded=True)
 
 
 def read_values(conf: str | Path) -> dict[str, Any]:
@@ -76,11 +92,11 @@ def parse(values: dict[str, Any], where: str) -> Settings:
     Raises:
         ConfigError: a key, type or value is wrong.
     """
-    return _validate(values, where, {}, {})
+    return _validate(values, where, {}, {}, recorded=False)
 
 
 def _validate(
-    values: dict[str, Any], where: str, overrides: Mapping[str, str], sources: Mapping[str, int]
+    values: dict[str, Any], where: str, overrides: Mapping[str, str], sources: Mapping[str, int], recorded: bool
 ) -> Settings:
     """Validate a configuration, and drop what a later source has left without effect.
 
@@ -89,6 +105,7 @@ def _validate(
         where: the name of the file in an error.
         overrides: the text of each by its key.
         sources: the place of each override's source among all; the file's is 0.
+        recorded: whether a run has written the file.
 
     Raises:
         ConfigError: a key, type or value is wrong, or a source leaves something of its own without effect.
@@ -109,6 +126,8 @@ def _validate(
                 dropped = True
             continue
         override = override_of(void.key, overrides)
+        if override is None and recorded and void.stays:
+            continue
         if override is None and not void.stays and _is_default(settings, values, void.key):
             continue  # as in a configuration with all keys, which earlier versions wrote
         typed = "" if override is None else f"'{shorten(overrides[override])}'"
@@ -118,7 +137,7 @@ def _validate(
     if problems:
         raise ConfigError("; ".join(problems))
     # Again, because a key may have had an effect on another one that is dropped now.
-    return _validate(values, where, overrides, sources) if dropped else settings
+    return _validate(values, where, overrides, sources, recorded) if dropped else settings
 
 
 def _is_default(settings: Settings, values: Mapping[str, Any], key: str) -> bool:

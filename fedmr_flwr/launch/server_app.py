@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fedmr_flwr.config.loading import load, read_values, resolve_paths
+from fedmr_flwr.config.loading import load, load_recorded, read_values, resolve_paths
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import engines
@@ -44,7 +44,10 @@ def server_app(folder: Path) -> ServerApp:
 def _run(grid: Grid, conf: Path, overrides: list[str]) -> None:
     # Before the options of an engine are checked: real clients are a deployment's, whatever is the default.
     real = [] if is_simulation(grid) or read_values(conf).get("engine", _SIMULATION) != _SIMULATION else [_DEPLOYMENT]
-    settings = resolve_paths(load(conf, real, overrides))
+    # `fedmr run` and `fedmr resume` have prepared the folder, and submit the configuration in it.
+    out = RunFolder(conf.parent)
+    prepared = conf == out.config and out.status == "starting"
+    settings = resolve_paths(load_recorded(conf, [*real, *overrides]) if prepared else load(conf, real, overrides))
     if settings.engine == _SIMULATION and not is_simulation(grid):
         raise ConfigError("'engine=ray': the clients of this SuperLink are not simulated; leave it out")
     quiet()
@@ -54,9 +57,6 @@ def _run(grid: Grid, conf: Path, overrides: list[str]) -> None:
         display.print("engine: deployment, not ray: the clients of this SuperLink are not simulated")
     _check_ray_address(settings)
     assert settings.run_dir is not None
-    # `fedmr run` and `fedmr resume` have prepared the folder, and submit the configuration in it.
-    out = RunFolder(settings.run_dir)
-    prepared = conf == out.config and out.status == "starting"
     display.print(f"run folder: {settings.run_dir}")
     with display:
         run(settings, engines.grid_of(settings, grid, display.print), display, out if prepared else None)

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedmr_flwr.config.loading import load
+from fedmr_flwr.config.loading import load_recorded
 from fedmr_flwr.report import figures
 from fedmr_flwr.report.figures import AREAS, COLOURS
 from fedmr_flwr.report.lineage import STRATEGIES, History, RunSpec, history, trace
@@ -57,7 +57,7 @@ def draw(folder: RunFolder, form: str = "png", to: Path | None = None) -> list[P
         diversity(rows, units, title, drawn[-1])
     if units and strategy.get("name") in STRATEGIES and any("slots" in row for row in rows):
         # Read only here, because it imports the algorithm, and the other plots do not need it.
-        settings = load(folder.config)
+        settings = load_recorded(folder.config)
         slots = strategy.get("population") or settings.clients_per_round
         first_stage = strategy.get("first-stage-rounds", 0)
         run = RunSpec(strategy["name"], settings.seed, first_stage, len(units), slots, settings.clients)

@@ -37,6 +37,16 @@ def test_run_prints_folder_and_table(fedmr, tmp_path, no_pictures):
     assert resolved["strategy"]["unit"] == "layer", "defaults are written out, too"
 
 
+def test_a_short_trial_of_a_long_run_may_be_continued(fedmr, tmp_path, no_pictures):
+    with (tmp_path / "run.yaml").open("a") as file:
+        file.write("\nrounds: 20\nkeep-models: [1, 15]\n")
+    run = ["run", "run.yaml", *TINY, "run-dir=out", "--engine", "in-process"]
+    for command in (run, ["resume", "out", "rounds=3"], ["score", "out", "--json"]):
+        status, out, err = fedmr(*command)
+        assert (status, err) == (0, "")
+    assert json.loads(out)["rounds"] == 3
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

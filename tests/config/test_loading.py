@@ -14,6 +14,7 @@ from fedmr_flwr.algorithms.fedavg import FedAvgOptions
 from fedmr_flwr.algorithms.fedmr import FedMROptions
 from fedmr_flwr.algorithms.flower import FlowerOptions
 from fedmr_flwr.config import loading
+from fedmr_flwr.config.loading import to_yaml
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.config.yaml_text import read_yaml, write_yaml
 from fedmr_flwr.errors import ConfigError
@@ -337,16 +338,19 @@ def test_option_has_an_effect_or_is_named(load, key, value, good, bad):
         ("training", {"schedule": "step", "decay": 0.1, "decay-rounds": 100}, "so the learning rate never falls"),
     ],
 )
-def test_what_first_matters_after_the_last_round_is_named(load, key, value, message):
+def test_what_first_matters_after_the_last_round_is_named(load, tmp_path, key, value, message):
     with pytest.raises(ConfigError, match=message):
         load(as_file({key: value}))
     with pytest.raises(ConfigError, match=message):
         load("", *as_overrides({key: value}))
     # In a short trial of a long run it stays: the trial may be resumed, and has the first rates of the long run.
-    assert (
-        load(as_file({"rounds": 300, key: value}), "rounds=50").model_dump()
-        == load(as_file({"rounds": 300, key: value})).model_copy(update={"rounds": 50}).model_dump()
-    )
+    trial = load(as_file({"rounds": 300, key: value}), "rounds=50")
+    assert trial == load(as_file({"rounds": 300, key: value})).model_copy(update={"rounds": 50})
+    # Its folder can be read, and continued to any round.
+    (tmp_path / "config.yaml").write_text(to_yaml(trial))
+    assert loading.load_recorded(tmp_path / "config.yaml") == trial
+    longer = loading.load_recorded(tmp_path / "config.yaml", ["rounds=60"])
+    assert longer == trial.model_copy(update={"rounds": 60})
 
 
 def test_a_run_of_a_comparison_may_void_what_is_given_for_all(load, tmp_path):

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 from flwr.superlink.grid import InMemoryGrid
 
+from fedmr_flwr.config.loading import load, resolve_paths
 from fedmr_flwr.errors import ConfigError, UnexpectedError
 from fedmr_flwr.launch import server_app
+from fedmr_flwr.server.experiment import create_folder
 from fedmr_flwr.wire.grids.bounded import BoundedGrid
 from fedmr_flwr.wire.grids.pool import PoolGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
@@ -62,6 +64,16 @@ def test_app_brings_its_conf_files(flwr_run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     ((settings, *_),) = flwr_run(SIMULATED, conf=Path("conf/quickstart.yaml"))
     assert settings.clients == 20
+
+
+def test_prepared_folder_may_end_before_a_round_that_is_kept(flwr_run, monkeypatch, tmp_path):
+    settings = load(QUICKSTART, [f"run-dir={tmp_path / 'short'}", "keep-models=[50]"])
+    out = create_folder(resolve_paths(settings.model_copy(update={"rounds": 2})))
+    found = []
+    monkeypatch.setattr(server_app, "run", lambda *arguments: found.append(arguments))
+    server_app.server_app(ROOT)(SIMULATED, SimpleNamespace(run_config={"conf": str(out.config), "set": ""}))
+    ((used, _, _, folder),) = found
+    assert (used.rounds, used.keep_models, folder.path) == (2, (50,), out.path)
 
 
 def test_unquoted_overrides_are_one_line(flwr_run):

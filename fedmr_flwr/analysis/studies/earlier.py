@@ -7,7 +7,7 @@ from typing import Any
 
 from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.identity import differences, identity, own_code
-from fedmr_flwr.config.loading import load
+from fedmr_flwr.config.loading import load_recorded
 from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import RunFolderError
@@ -63,7 +63,7 @@ def check_same(settings: Settings, but: Container[str] = ()) -> None:
         now |= {name: digest for name, digest in digests.items() if name in manifest}
     # What was not evaluated then would be missing from the tables.
     now["evaluation"] = settings.evaluation.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    earlier = load(out.config)
+    earlier = load_recorded(out.config)
     evaluated = earlier.evaluation.model_dump(mode="json", by_alias=True)
     for name, old, new in differences({**manifest, **identity(earlier), "evaluation": evaluated}, now):
         if name not in but:

@@ -17,7 +17,7 @@ from rich.table import Column
 
 from fedmr_flwr.analysis.studies.earlier import find_earlier_run, is_complete
 from fedmr_flwr.analysis.studies.plan import Train
-from fedmr_flwr.config.loading import load, resolve_paths, to_yaml
+from fedmr_flwr.config.loading import load_recorded, resolve_paths, to_yaml
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError, FedmrError
 from fedmr_flwr.report.display import Display
@@ -88,7 +88,7 @@ def _in_turn(planned: Sequence[J], console: Console, train: Train) -> Iterator[E
         try:
             done = find_earlier_run(settings)
             if done is None or not is_complete(done, settings):
-                if done and load(done.config).rounds < settings.rounds:
+                if done and load_recorded(done.config).rounds < settings.rounds:
                     with done.locked():
                         done.configure(to_yaml(settings))
                 done = train(settings, Display(settings.rounds, console), done)
@@ -158,7 +158,8 @@ def _start(run: J, earlier: RunFolder | None, scratch: Path, bars: Progress) -> 
     if earlier is None:
         conf = scratch.with_suffix(".yaml")
         conf.write_text(to_yaml(settings), encoding="utf-8")
-        command = [*fedmr, "run", str(conf)]
+        # Fewer rounds than the file that they come from has may be meant, which only an override says.
+        command = [*fedmr, "run", str(conf), f"rounds={settings.rounds}"]
     else:
         command = [*fedmr, "resume", str(earlier.path), f"rounds={settings.rounds}", "--engine", settings.engine]
     log = scratch.with_suffix(".log")

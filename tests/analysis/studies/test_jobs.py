@@ -192,10 +192,11 @@ def test_interrupted_jobs_can_be_continued(tmp_path, how):
 def test_plan_runs_nothing_but_a_round(tmp_path, capsys, no_pictures, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"
-    compare(out, "fedavg", seeds="0")
+    # The measured round is not one that is kept.
+    compare(out, "fedavg", ["keep-models=[3]"], seeds="0")
     capsys.readouterr()
     before = sorted(out.rglob("*"))
-    compare(out, "fedavg,fedmr", seeds="0,1", plan=True)
+    compare(out, "fedavg,fedmr", ["keep-models=[3]"], seeds="0,1", plan=True)
     output = capsys.readouterr().out
     assert sorted(out.rglob("*")) == before
     assert output.count("measuring one round: ") == 1, "fedavg has been measured already"
