@@ -176,10 +176,15 @@ def _control_host(server: ServerSettings) -> str:
     return "127.0.0.1" if over_grpc() else server.listen
 
 
-def _control_address(server: ServerSettings) -> str:
-    """Return the address for commands from the server's own machine."""
+def control_endpoint(server: ServerSettings) -> tuple[str, int]:
+    """Return the host and port for commands from the server's own machine."""
     host = _control_host(server)
-    return f"{'127.0.0.1' if host in _EVERYWHERE else _bracketed(host)}:{server.port}"
+    return "127.0.0.1" if host in _EVERYWHERE else host, server.port
+
+
+def _control_address(server: ServerSettings) -> str:
+    host, port = control_endpoint(server)
+    return f"{_bracketed(host)}:{port}"
 
 
 def _bracketed(host: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def run_superlink(folder: Path, server: ServerSettings, insecure: bool, report: 
     command = commands.superlink(folder, server, insecure)
     env = commands.configure_server(folder, server, insecure)
     with _running(command, env, folder) as superlink:
-        _wait(superlink, env)
+        _wait(superlink, server, env)
         if not insecure:
             # After the start, because only a running SuperLink accepts keys.
             admitted, new, revoked = admit(folder, env)
@@ -152,7 +153,7 @@ def _stop(process: psutil.Popen) -> None:
     psutil.wait_procs(alive)
 
 
-def _wait(process: psutil.Popen, env: dict[str, str]) -> None:
+def _wait(process: psutil.Popen, server: ServerSettings, env: dict[str, str]) -> None:
     """Wait until the SuperLink replies to commands."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
@@ -161,8 +162,10 @@ def _wait(process: psutil.Popen, env: dict[str, str]) -> None:
                 f"Flower's SuperLink ended with status {process.returncode}; see its output above, perhaps a port is "
                 "in use"
             )
-        # A command, because the next step is one; an open port does not show that commands work.
-        with suppress(EngineError):
+        # A command, because the next step is one; an open port does not show that commands work. The port first,
+        # because a command takes a second of the processor on which the SuperLink is starting.
+        with suppress(EngineError, OSError):
+            socket.create_connection(commands.control_endpoint(server), timeout=1).close()
             Connection(commands.SUPERLINK, env).command("list", commands.SUPERLINK)
             return
         time.sleep(0.3)

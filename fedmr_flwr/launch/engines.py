@@ -11,7 +11,6 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.wire.grids.bounded import BoundedGrid
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 from fedmr_flwr.wire.grids.pool import PoolGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
@@ -109,5 +108,7 @@ def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[st
     if flower is None:
         raise ConfigError(f"engine '{settings.engine}' needs Flower; use `fedmr run` or `flwr run`")
     if settings.engine == "deployment":
+        from fedmr_flwr.wire.grids.bounded import BoundedGrid
+
         return SuperLinkGrid(BoundedGrid(flower))
     return PoolGrid(flower, settings.clients)

@@ -16,7 +16,6 @@ from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.data.base import Examples
 from fedmr_flwr.models.packing import unpack
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.server.classes import class_scores
 from fedmr_flwr.server.client_evaluation import ask, summary
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.devices import arithmetic, place
@@ -103,6 +102,8 @@ class Evaluator:
 
     def _on_classes(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
         """Score the global model on each class; return the numbers over all classes."""
+        from fedmr_flwr.server.classes import class_scores  # its import of scikit-learn takes a second
+
         experiment, test = self._experiment, self._experiment.test
         with self._loaded(self._decode(arrays)) as model:
             logits = logits_of(model, experiment.dataset, test, experiment.device)

@@ -246,11 +246,16 @@ def test_help_loads_no_large_library():
 
 
 @pytest.mark.slow
-def test_client_loads_nothing_that_few_runs_need():
-    heavy = "{'torch._dynamo', 'torchvision', 'pandas', 'sklearn', 'matplotlib'}"
-    code = f"import sys, fedmr_flwr.client.app; print(*sorted({heavy} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("part", "draws"),
+    [("client.app, fedmr_flwr.algorithms.fedmr", False), ("server.run, fedmr_flwr.launch.engines", True)],
+)
+def test_run_loads_nothing_that_few_need(part, draws):
+    heavy = "{'torch._dynamo', 'torchvision', 'pandas', 'sklearn', 'sqlalchemy', 'matplotlib'}"
+    code = f"import sys, fedmr_flwr.{part}; fedmr_flwr.data.datasets.load(fedmr_flwr.config.settings.Data(), None)"
+    code += f"; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    assert done.stdout.split() == ["matplotlib"] * draws
 
 
 def test_version(fedmr):

@@ -19,6 +19,16 @@ def load(name, folder, **options):
     return datasets.load(Data(name=name, **options), folder)
 
 
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    data, bunch = load("digits", None), load_digits()
+    held_out = np.arange(len(bunch.target)) % 5 == 4
+    for part, chosen in ((data.train, ~held_out), (data.test, held_out)):
+        assert (part.inputs[:, 0].numpy() == bunch.images[chosen]).all()
+        assert (part.labels.numpy() == bunch.target[chosen]).all()
+
+
 def test_digits_are_split():
     data = load("digits", None)
     assert (len(data.train), len(data.test), data.classes, data.input_shape) == (1438, 359, 10, (1, 8, 8))

@@ -26,6 +26,9 @@ from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExec
 from flwr.supercore.tls import get_client_tls_args, validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
+# What every client would import before it trains. The first optimiser of a process imports PyTorch's compiler even
+# though nothing is compiled.
+_PRELOADED = ["torch", "torch._dynamo", run_clientapp.__module__]
 # Python's exit code of a forked process whose fork server has died.
 _ORPHANED = 255
 
@@ -61,7 +64,7 @@ class ForkingExecutor(SubprocessExecutor):
     def __init__(self) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         # The fork server itself never uses a GPU: a process that has initialised CUDA cannot be forked.
-        self._context.set_forkserver_preload(["torch", run_clientapp.__module__])
+        self._context.set_forkserver_preload(_PRELOADED)
         self._clients: list[ForkServerProcess] = []
         forkserver.ensure_running()
 
