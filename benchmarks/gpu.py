@@ -30,7 +30,7 @@ from fedmr_flwr import models
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data import datasets, partition_files
 from fedmr_flwr.training.devices import arithmetic, place
 from fedmr_flwr.training.lane import Lane
 from fedmr_flwr.training.rules import LocalRule
@@ -108,7 +108,7 @@ def measure(options: list[str], conf: Path, overrides: list[str], warm: int) -> 
         with watched() as seen:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][warm:]
-        sizes = [len(part) for part in partitions.read(out / "partition.npz")]
+        sizes = [len(part) for part in partition_files.read(out / "partition.npz")]
         settings = load(out / "config.yaml")
     steps = np.mean([sum(steps_of(sizes[client], settings) for client in row["clients"]) for row in rows])
     seconds = np.mean([row["seconds"] + row.get("evaluation-seconds", 0) for row in rows])

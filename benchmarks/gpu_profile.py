@@ -27,7 +27,7 @@ from fedmr_flwr import models
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.data import partitions
+from fedmr_flwr.data import partition_files
 from fedmr_flwr.gpu.graphs import GraphLane
 from fedmr_flwr.gpu.grid import GpuGrid
 from fedmr_flwr.models.packing import overwrite, pack
@@ -94,7 +94,7 @@ def main(
         parts = Experiment(settings).parts
         assert parts is not None
         Path(folder, "run").mkdir()
-        partitions.save(parts, Path(folder, "run", "partition.npz"))
+        partition_files.save(parts, Path(folder, "run", "partition.npz"))
         chosen = stream(settings.seed, "cohort").choice(len(parts), settings.clients_per_round, replace=False)
         cohort = sorted(map(int, chosen), key=lambda client: -len(parts[client]))
         indices = [torch.from_numpy(parts[client]) for client in cohort]

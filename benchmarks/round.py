@@ -24,7 +24,8 @@ from fedmr_flwr import models
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data import datasets, partition_files
+from fedmr_flwr.data.base import Indices
 
 CONF = Path(__file__).parent.parent / "conf" / "fashion-mnist-cnn.yaml"
 
@@ -38,7 +39,7 @@ def engine_seconds(engine: str, rounds: int, data_dir: Path, run_dir: Path) -> l
     return [row["seconds"] for row in rows[1:]]
 
 
-def bare_seconds(settings: Settings, parts: list[partitions.Indices], channels_last: bool) -> list[float]:
+def bare_seconds(settings: Settings, parts: list[Indices], channels_last: bool) -> list[float]:
     """Train the same clients in a plain single-threaded PyTorch loop, as in a notebook."""
     torch.set_num_threads(1)
     data = datasets.load(settings.data, settings.data_dir, settings.seed)
@@ -73,7 +74,7 @@ def main(
             "Ray engine": engine_seconds("ray", rounds, data_dir, Path(folder, "ray")),
             "in-process engine": engine_seconds("in-process", rounds, data_dir, Path(folder, "in-process")),
         }
-        parts = partitions.read(Path(folder, "ray", "partition.npz"))
+        parts = partition_files.read(Path(folder, "ray", "partition.npz"))
     measured |= {
         "bare loop": bare_seconds(settings, parts, channels_last=False),
         "bare loop, channels last": bare_seconds(settings, parts, channels_last=True),

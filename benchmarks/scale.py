@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from fedmr_flwr import FedMR
 from fedmr_flwr.client import app as client
 from fedmr_flwr.config.loading import parse
-from fedmr_flwr.data import partitions
+from fedmr_flwr.data import partition_files, partitions
 from fedmr_flwr.launch import engines
 from fedmr_flwr.report import plots
 from fedmr_flwr.report.display import Display
@@ -139,7 +139,7 @@ def measure(case: Case, data_dir: Path) -> Cost:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         values = settings_of(case, folder, data_dir)
-        partitions.save(np.split(np.arange(EXAMPLES * WARM_CLIENTS), WARM_CLIENTS), folder / "warm.npz")
+        partition_files.save(np.split(np.arange(EXAMPLES * WARM_CLIENTS), WARM_CLIENTS), folder / "warm.npz")
         run(
             values
             | {"clients": WARM_CLIENTS, "clients-per-round": WARM_CLIENTS, "rounds": DROPPED}

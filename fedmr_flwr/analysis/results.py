@@ -15,8 +15,8 @@ from fedmr_flwr.algorithms.multi_model import Population
 from fedmr_flwr.config.loading import load_recorded
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout, Packed
-from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.data.base import Dataset
+from fedmr_flwr.data import datasets, partition_files
+from fedmr_flwr.data.base import Dataset, Indices
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.runs import checkpoint
@@ -81,9 +81,9 @@ class RunResults:
         return datasets.load(self.config.data, self.config.data_dir, self.config.seed)
 
     @cached_property
-    def parts(self) -> list[partitions.Indices]:
+    def parts(self) -> list[Indices]:
         """The indices of each client's training examples; none if the clients had their own."""
-        return partitions.read(self.folder.partition) if self.folder.partition.exists() else []
+        return partition_files.read(self.folder.partition) if self.folder.partition.exists() else []
 
     @cached_property
     def layout(self) -> Layout:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from fedmr_flwr.cli.arguments import Conf, Folder, Form, Format, Overrides, print_line
+from fedmr_flwr.data import heterogeneity, partition_files
 from fedmr_flwr.errors import ConfigError, RunFolderError
 
 
@@ -113,11 +114,11 @@ def partition(
     dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
     skew.check(dataset, settings.partition)
     parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
-    counts = partitions.class_counts(dataset, parts)
+    counts = heterogeneity.class_counts(dataset, parts)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    partitions.save(parts, out / "partition.npz")
-    title, distances = format_partition(settings), partitions.divergences(counts)
+    partition_files.save(parts, out / "partition.npz")
+    title, distances = format_partition(settings), heterogeneity.divergences(counts)
     drawn = examples.draw_partition(dataset, parts, settings, title, out, form)
     # Not as the table's title and caption, which would be wrapped to its width.
     print_line(title)

@@ -18,15 +18,9 @@ from torch import nn
 
 from fedmr_flwr import models
 from fedmr_flwr.client import privacy
-from fedmr_flwr.client.environment import (
-    DATA,
-    STATE,
-    ClientEnvironment,
-    DataSpec,
-    NodeEnvironment,
-    SimulatedEnvironment,
-    number_of,
-)
+from fedmr_flwr.client.data_spec import DataSpec
+from fedmr_flwr.client.environment import ClientEnvironment, SimulatedEnvironment
+from fedmr_flwr.client.node import DATA, STATE, NodeEnvironment, number_of
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Layout, Packed

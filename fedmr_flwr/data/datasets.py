@@ -1,7 +1,6 @@
 """Data sets by name: read once, then shared by all processes of a machine."""
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -9,34 +8,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.paths import default_data_dir, kind_and_path
-from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.data import cache
-from fedmr_flwr.data.base import (
-    PARTS,
-    Dataset,
-    DatasetArrays,
-    Examples,
-    Facts,
-    Normalisation,
-    Source,
-    validate_arrays,
-)
+from fedmr_flwr.data import cache, own_function, subsets
+from fedmr_flwr.data.base import Dataset, DatasetArrays, Examples, Facts, Normalisation, Source
 from fedmr_flwr.data.cifar import Cifar
 from fedmr_flwr.data.digits import BreastCancer, Digits
 from fedmr_flwr.data.folder import ImageFolder
-from fedmr_flwr.data.held_out import draw_validation_part
 from fedmr_flwr.data.hub import HuggingFace
 from fedmr_flwr.data.idx import Idx
-from fedmr_flwr.data.items import arrays_of_items
 from fedmr_flwr.data.leaf import Femnist, Shakespeare
 from fedmr_flwr.data.npz import Npz
 from fedmr_flwr.data.own import Choice, Form, Own
 from fedmr_flwr.data.table import Table
-from fedmr_flwr.errors import ConfigError, DataError, describe
+from fedmr_flwr.data.validation import count_classes, validate_arrays
+from fedmr_flwr.errors import ConfigError, DataError
 
 # CIFAR as in FedMR's published code; the others as usual in the literature.
 _CIFAR10 = Normalisation(mean=(0.5,), std=(0.5,))
@@ -152,14 +139,14 @@ def _load(data: Data, data_dir: Path, seed: int | None) -> Dataset:
     if source:
         dataset, measured = _from_files(source, data.name, data_dir, data.download)
     else:
-        dataset = _own(data.name, data_dir, seed or 0)
+        dataset = own_function.call(data.name, data_dir, seed or 0)
     dataset = _normalised(dataset, data.normalisation, measured)
     if data.train_examples is not None:
         assert seed is not None, "a run's seed is needed to draw its training examples"
-        dataset = _drawn(dataset, data.train_examples, seed)
+        dataset = subsets.draw(dataset, data.train_examples, seed)
     if data.validation:
         assert seed is not None, "a run's seed is needed to draw its validation part"
-        dataset = _with_validation(dataset, data.validation, seed)
+        dataset = subsets.with_validation(dataset, data.validation, seed)
     return dataset
 
 
@@ -184,7 +171,7 @@ def _from_files(source: Source, name: str, data_dir: Path, download: bool) -> tu
     dataset = Dataset(
         train=Examples(found["x_train"], found["y_train"]),
         test=Examples(found["x_test"], found["y_test"]),
-        classes=source.classes or len(facts.names) or _count_classes(found),
+        classes=source.classes or len(facts.names) or count_classes(found),
         normalisation=source.published or measured,
         owners=found.get("owners"),
         test_owners=found.get("owners_test"),
@@ -265,13 +252,6 @@ def read_examples(name: str, data: Data, form: Form) -> tuple[Examples, Examples
     return train, Examples(found["x_test"], found["y_test"]) if found.keys() >= {*_TEST} else None
 
 
-def _count_classes(found: Mapping[str, torch.Tensor]) -> int:
-    """Return one more than the largest label; for text, one more than the largest label or character."""
-    text = found["x_train"].ndim == 2 and found["x_train"].dtype == torch.uint8
-    counted = ["y_train", "y_test", *(["x_train", "x_test"] if text else [])]
-    return max(int(found[name].max()) for name in counted) + 1
-
-
 def unused_labels(data: Data, dataset: Dataset) -> str | None:
     """Return a line for the user if most outputs of a model would belong to no label of a user's own data.
 
@@ -289,84 +269,6 @@ def unused_labels(data: Data, dataset: Dataset) -> str | None:
 
 def _choice(data: Data) -> Choice:
     return Choice(data.height_and_width, data.label, data.client, data.image, data.text)
-
-
-def _own(name: str, data_dir: Path, seed: int) -> Dataset:
-    module, _, function = name.partition(":")
-    try:
-        loader = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a user's own code may raise anything
-        where = "it must be in the current folder or on PYTHONPATH"
-        raise ConfigError(f"data.name: '{name}' cannot be imported: {describe(error)}; {where}") from error
-    try:
-        found = loader(data_dir)
-    except Exception as error:
-        # With its cause, unlike our own errors: the author of the loader needs the traceback.
-        raise DataError(f"data.name: '{name}' failed with {describe(error)}") from error
-    parts = found if isinstance(found, tuple) else (found,)
-    if len(parts) in (1, 2) and all(isinstance(part, torch.utils.data.Dataset) for part in parts):
-        arrays = validate_arrays(arrays_of_items(parts, f"'{name}'", seed), f"'{name}'")
-        return _with_measured({key: torch.from_numpy(array) for key, array in arrays.items()})
-    if not isinstance(found, Dataset):
-        raise ConfigError(
-            f"data.name: '{name}' returned {type(found).__name__}, expected fedmr_flwr.Dataset, or one or two of "
-            "torch.utils.data.Dataset"
-        )
-    try:
-        arrays = {f"x_{part}": getattr(found, part).inputs.numpy() for part in PARTS}
-        arrays |= {f"y_{part}": getattr(found, part).labels.numpy() for part in PARTS}
-        arrays |= {} if found.owners is None else {"owners": found.owners.numpy()}
-        arrays |= {} if found.test_owners is None else {"owners_test": found.test_owners.numpy()}
-    except (AttributeError, TypeError) as error:
-        raise DataError(f"data.name: '{name}' must return tensors on the CPU: {error}") from None
-    good = {
-        key: torch.from_numpy(array) for key, array in validate_arrays(arrays, f"'{name}'", found.classes).items()
-    }
-    train, test = (Examples(good[f"x_{part}"], good[f"y_{part}"]) for part in PARTS)
-    normalisation = found.normalisation
-    if train.inputs.dtype != torch.uint8:
-        normalisation = None
-    elif normalisation is None and train.inputs.ndim == 4:
-        normalisation = Normalisation.measure(train.inputs.numpy())
-    owners, test_owners = good.get("owners"), good.get("owners_test")
-    return replace(found, train=train, test=test, normalisation=normalisation, owners=owners, test_owners=test_owners)
-
-
-def _with_measured(found: Mapping[str, torch.Tensor]) -> Dataset:
-    """Return a data set of arrays, with the measured normalisation of images."""
-    train, test = (Examples(found[f"x_{part}"], found[f"y_{part}"]) for part in PARTS)
-    image = train.inputs.ndim == 4 and train.inputs.dtype == torch.uint8
-    return Dataset(train, test, _count_classes(found), Normalisation.measure(train.inputs.numpy()) if image else None)
-
-
-def _drawn(dataset: Dataset, count: int, seed: int) -> Dataset:
-    """Return the data set with so many training examples, as many of each class, or all that a small class has."""
-    labels = dataset.train.labels.numpy()
-    if count > len(labels):
-        raise DataError(f"data.train-examples is {count}, but the data set has {len(labels)} training examples")
-    shuffled = stream(seed, "train-examples").permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    grouped = labels[by_class]
-    # The first of every class come before the second of any.
-    rank = np.arange(len(labels)) - np.searchsorted(grouped, grouped)
-    # In the order of the files, so that all examples are the same data set as no choice.
-    train, owners = _part(dataset, np.sort(by_class[np.lexsort((grouped, rank))[:count]]))
-    return replace(dataset, train=train, owners=owners)
-
-
-def _with_validation(dataset: Dataset, share: float, seed: int) -> Dataset:
-    """Return the data set with a share of its training examples in place of its test examples."""
-    owners = None if dataset.owners is None else dataset.owners.numpy()
-    kept, held = draw_validation_part(dataset.train.labels.numpy(), owners, share, seed)
-    (train, owners_left), (validation, owners_held) = (_part(dataset, chosen) for chosen in (kept, held))
-    return replace(dataset, train=train, test=validation, owners=owners_left, test_owners=owners_held)
-
-
-def _part(dataset: Dataset, indices: NDArray[np.int64]) -> tuple[Examples, torch.Tensor | None]:
-    """Return some of the training examples, and their authors."""
-    chosen = torch.from_numpy(indices)
-    examples = Examples(dataset.train.inputs[chosen], dataset.train.labels[chosen])
-    return examples, None if dataset.owners is None else dataset.owners[chosen]
 
 
 def _normalised(dataset: Dataset, choice: str, measured: Normalisation | None) -> Dataset:

@@ -1,26 +1,18 @@
 """The division of a training set among clients: labels -> one list of indices per client."""
 
-import hashlib
 import heapq
-import io
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.data import flower_partitions
-from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.data import flower_partitions, partition_files
+from fedmr_flwr.data.base import Dataset, Examples, Indices
 from fedmr_flwr.data.held_out import hold_out
 from fedmr_flwr.errors import ConfigError, PartitionError
-from fedmr_flwr.files import reading, write_aside
-
-Indices = NDArray[np.int64]
 
 # Not a division: every client is a node with its own examples.
 NODES = "nodes"
@@ -100,7 +92,7 @@ def _divide(dataset: Dataset, clients: int, partition: Partition, seed: int) -> 
     """Divide a training set among clients."""
     labels = dataset.train.labels.numpy()
     if partition.name.startswith(FILE):
-        return _from_file(Path(partition.name.removeprefix(FILE)).expanduser(), len(labels), clients)
+        return partition_files.read_for(Path(partition.name.removeprefix(FILE)).expanduser(), len(labels), clients)
     if partition.name == "natural":
         return _natural(dataset, clients, seed)
     if partition.name == NODES:
@@ -272,41 +264,6 @@ def _natural(dataset: Dataset, clients: int, seed: int) -> list[Indices]:
     return [parts[owner] for owner in drawn]
 
 
-def _from_file(path: Path, examples: int, clients: int) -> list[Indices]:
-    """Read a division from a file that `save` wrote, or from a JSON file of FedMR's published code."""
-    parts = [np.sort(part) for part in (_read_json(path) if path.suffix == ".json" else read(path))]
-    if len(parts) != clients:
-        raise PartitionError(f"{path} divides among {len(parts)} clients; set clients={len(parts)}")
-    every = np.concatenate(parts) if parts else np.empty(0, np.int64)
-    if not all(map(len, parts)) or every.min() < 0 or every.max() >= examples or len(np.unique(every)) != len(every):
-        raise PartitionError(
-            f"{path} does not match the {examples} examples: each client needs at least one, and each example has "
-            "at most one client; use the data set that the file was written for"
-        )
-    return parts
-
-
-def _read_json(path: Path) -> Iterator[Indices]:
-    with reading(path, PartitionError, 'it must contain {"train_data": {"0": [indices], ...}}'):
-        train = json.loads(path.read_text(encoding="utf-8"))["train_data"]
-        if isinstance(train, list):
-            train = {str(client): part for client, part in enumerate(train)}
-        return iter(
-            [_whole_numbers(np.array(train[str(client)] or np.empty(0, int))) for client in range(len(train))]
-        )
-
-
-def _whole_numbers(values: NDArray[Any]) -> Indices:
-    """Return a vector of integers as int64.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if values.ndim != 1 or values.dtype.kind not in "iu" or (values.size and values.max() >= 2**63):
-        raise ValueError(f"expected a list of whole numbers, found {values.dtype} in {values.ndim} dimensions")
-    return values.astype(np.int64)
-
-
 # Every partition that is a function of the labels; add one line to add one.
 PARTITIONS: dict[str, Callable[[Indices, int, Partition, int], Sequence[Indices]]] = {
     "iid": _iid,
@@ -315,76 +272,3 @@ PARTITIONS: dict[str, Callable[[Indices, int, Partition, int], Sequence[Indices]
     "shards": _shards,
     "quantity": _quantity,
 }
-
-
-def class_counts(dataset: Dataset, parts: Sequence[Indices]) -> NDArray[np.int64]:
-    """Count the training examples of each class at each client.
-
-    Returns:
-        [clients, classes].
-    """
-    labels = dataset.train.labels.numpy()
-    return np.stack([np.bincount(labels[part], minlength=dataset.classes) for part in parts])
-
-
-def divergences(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Measure the distance of each client's labels from those of all clients together.
-
-    Args:
-        counts: [clients, classes].
-
-    Returns:
-        [clients], the Jensen-Shannon distance (the root of the divergence, base 2) between the client's
-        distribution of labels and the global one: 0 if they are equal, 1 if they have no label in common.
-    """
-    # Not the Kullback-Leibler divergence, which is infinite where a client lacks a label.
-    own = counts / counts.sum(1, keepdims=True)
-    whole = counts.sum(0) / counts.sum()
-    middle = (own + whole) / 2
-
-    def entropies(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        logarithms = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-        return np.asarray(-(shares * logarithms).sum(-1))
-
-    squares = entropies(middle) - (entropies(own) + entropies(whole)) / 2
-    return np.asarray(np.sqrt(np.clip(squares, 0, 1)))
-
-
-def hash_partition(parts: Sequence[Indices]) -> str:
-    """Return the SHA-256 of a division, equal for equal divisions."""
-    edges, indices = _flat(parts)
-    return hashlib.sha256(edges.tobytes() + indices.tobytes()).hexdigest()
-
-
-def save(parts: Sequence[Indices], path: Path) -> None:
-    """Write a division to a file.
-
-    Raises:
-        RunFolderError: it cannot be written.
-    """
-    edges, indices = _flat(parts)
-    file = io.BytesIO()
-    np.savez(file, edges=edges, indices=indices)
-    write_aside(path, file.getvalue())
-
-
-def _flat(parts: Sequence[Indices]) -> tuple[Indices, Indices]:
-    return np.cumsum([len(part) for part in parts]), np.concatenate(list(parts))
-
-
-def read(path: Path) -> list[Indices]:
-    """Read a file that `save` wrote.
-
-    Raises:
-        PartitionError: the file is missing or damaged.
-    """
-    # Opened here, because NumPy does not close a damaged file.
-    with (
-        reading(path, PartitionError, "it must be a file that `fedmr partition` wrote"),
-        path.open("rb") as content,
-        np.load(content, allow_pickle=False) as file,
-    ):
-        indices, edges = (_whole_numbers(file[name]) for name in ("indices", "edges"))
-        if (np.diff(edges, prepend=0) < 0).any() or (edges[-1] if len(edges) else 0) != len(indices):
-            raise ValueError("'edges' does not divide 'indices'")
-        return np.split(indices, edges[:-1]) if len(edges) else []

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.data import partitions, skew
+from fedmr_flwr.data import heterogeneity, skew
 from fedmr_flwr.data.base import Dataset
 from fedmr_flwr.report import figures, plots
 
@@ -96,7 +96,7 @@ def draw_partition(
         The files: clients.png, and with a skew skew.png.
     """
     drawn = [folder / f"clients.{form}"]
-    plots.clients(partitions.class_counts(dataset, parts), title, drawn[0])
+    plots.clients(heterogeneity.class_counts(dataset, parts), title, drawn[0])
     if settings.partition.skew:
         images = {}
         for client, part in enumerate(parts[:_CLIENTS]):

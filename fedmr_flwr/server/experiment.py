@@ -14,6 +14,7 @@ from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.units import format_unit
 from fedmr_flwr.data import datasets, partitions, skew
+from fedmr_flwr.data.base import Indices
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.report import tracking
@@ -65,8 +66,8 @@ class Experiment:
         self.units = self.strategy.units if isinstance(self.strategy, MultiModel) else ()
         self.test = self.dataset.test
         # None if every client has its own examples, which the server does not know.
-        self.parts: list[partitions.Indices] | None = None
-        self.tests: list[partitions.Indices] | None = None
+        self.parts: list[Indices] | None = None
+        self.tests: list[Indices] | None = None
         if settings.engine != "deployment" or settings.partition.name != partitions.NODES:
             self.parts = partitions.split(self.dataset, settings.clients, settings.partition, settings.seed)
             self.test = partitions.test_examples(self.dataset, self.parts, settings.partition)

@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord
 
 from fedmr_flwr import models
 from fedmr_flwr.config.identity import LENGTH, differences, identity, own_code
-from fedmr_flwr.data import partitions
+from fedmr_flwr.data import partition_files
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.report import examples
 from fedmr_flwr.report.display import Display
@@ -33,9 +33,9 @@ def write_description(experiment: Experiment, out: RunFolder) -> None:
         "data-sha256": experiment.digest,
     }
     if experiment.parts is not None:
-        facts["partition-sha256"] = partitions.hash_partition(experiment.parts)
+        facts["partition-sha256"] = partition_files.sha256(experiment.parts)
     if experiment.tests is not None:
-        facts["client-tests-sha256"] = partitions.hash_partition(experiment.tests)
+        facts["client-tests-sha256"] = partition_files.sha256(experiment.tests)
     before = out.read_manifest()
     # Settings are named as in the configuration, without the "identity" before them.
     for name, old, new in differences({**before, **before.get("identity", {})}, {**decisive, **facts}):
@@ -55,9 +55,9 @@ def write_description(experiment: Experiment, out: RunFolder) -> None:
     )
     if experiment.parts is not None:
         # Written once, because computing it takes seconds in every client's process; and people can look at it.
-        partitions.save(experiment.parts, out.partition)
+        partition_files.save(experiment.parts, out.partition)
         if experiment.tests is not None:
-            partitions.save(experiment.tests, out.client_tests)
+            partition_files.save(experiment.tests, out.client_tests)
         examples.draw_partition(experiment.dataset, experiment.parts, settings, experiment.title(), out.path)
 
 

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 
 from fedmr_flwr.algorithms.multi_model import MultiModel
 from fedmr_flwr.client.app import DIGEST, train_config
-from fedmr_flwr.client.environment import DataSpec
+from fedmr_flwr.client.data_spec import DataSpec
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import DeviceError
 from fedmr_flwr.report import plots, scores, tracking

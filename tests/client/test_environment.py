@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from fedmr_flwr.client import environment
-from fedmr_flwr.client.environment import DataSpec, NodeEnvironment, SimulatedEnvironment
+from fedmr_flwr.client.data_spec import DataSpec
+from fedmr_flwr.client.environment import SimulatedEnvironment
+from fedmr_flwr.client.node import NodeEnvironment
 from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.evaluation import Evaluation
 from fedmr_flwr.config.partition import Partition
-from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data import datasets, partition_files, partitions
 from fedmr_flwr.data.base import Normalisation
 from fedmr_flwr.errors import ConfigError, DataError
 from fedmr_flwr.runs.folder import RunFolder
@@ -133,8 +135,8 @@ def test_node_changes_its_part_as_a_simulation(toy, own, tmp_path):
     out = RunFolder(settings.run_dir)
     dataset = datasets.load(settings.data, None)
     parts = partitions.split(dataset, 6, settings.partition, settings.seed)
-    partitions.save(parts, out.partition)
-    partitions.save(partitions.client_tests(dataset, parts, settings.partition, settings.seed), out.client_tests)
+    partition_files.save(parts, out.partition)
+    partition_files.save(partitions.client_tests(dataset, parts, settings.partition, settings.seed), out.client_tests)
     simulated = SimulatedEnvironment(settings, 2)
     assert torch.equal(site.examples()[1].inputs, simulated.examples()[1].inputs)
     assert torch.equal(site.tests().inputs, simulated.tests().inputs)

@@ -19,7 +19,7 @@ from fedmr_flwr.client.state import ClientState
 from fedmr_flwr.config import loading
 from fedmr_flwr.config.data import Data
 from fedmr_flwr.core.layout import Packed
-from fedmr_flwr.data import datasets, idx, images, partitions
+from fedmr_flwr.data import datasets, idx, images, partition_files
 from fedmr_flwr.data.base import Facts
 from fedmr_flwr.data.own import Form
 from fedmr_flwr.deployment import commands, folders
@@ -103,14 +103,14 @@ def of_metrics(folder):
 
 def of_partition(folder):
     path = folder / "p.npz"
-    partitions.save([np.arange(10), np.arange(10, 25), np.arange(25, 40)], path)
-    return path, lambda: partitions._from_file(path, 40, 3)
+    partition_files.save([np.arange(10), np.arange(10, 25), np.arange(25, 40)], path)
+    return path, lambda: partition_files.read_for(path, 40, 3)
 
 
 def of_json_partition(folder):
     path = folder / "p.json"
     path.write_text(json.dumps({"train_data": {"0": [0, 1, 2], "1": [3, 4], "2": [5, 6, 7, 8]}}))
-    return path, lambda: partitions._from_file(path, 40, 3)
+    return path, lambda: partition_files.read_for(path, 40, 3)
 
 
 def of_npz(write):

@@ -8,7 +8,7 @@ import torch
 from fedmr_flwr.config.loading import parse
 from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.data import partitions
+from fedmr_flwr.data import heterogeneity, partition_files, partitions
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import ConfigError, FedmrError, PartitionError
 
@@ -42,7 +42,7 @@ def test_seed_decides_the_partition(name):
 def test_iid_shares_are_equal():
     parts = partitions.split(DATA, 10, Partition(name="iid"), seed=0)
     assert {len(part) for part in parts} == {200}
-    counts = partitions.class_counts(DATA, parts)
+    counts = heterogeneity.class_counts(DATA, parts)
     assert counts.min() > 5, "sorted data would leave classes out"
 
 
@@ -51,7 +51,7 @@ def test_small_alpha_is_heterogeneous(seed):
     def spread(alpha):
         parts = partitions.split(DATA, 20, Partition(name="dirichlet", alpha=alpha), seed)
         assert min(map(len, parts)) >= 10
-        counts = partitions.class_counts(DATA, parts)
+        counts = heterogeneity.class_counts(DATA, parts)
         return (counts / counts.sum(1, keepdims=True)).max(1).mean()  # mean share of the largest class
 
     assert spread(0.1) > spread(1.0) + 0.1 > spread(100.0) + 0.2
@@ -78,7 +78,7 @@ def test_unknown_partition_is_refused():
 
 
 def test_class_counts_by_hand():
-    assert partitions.class_counts(dataset([0, 0, 1, 2, 2]), [np.array([0, 3]), np.array([1, 2, 4])]).tolist() == [
+    assert heterogeneity.class_counts(dataset([0, 0, 1, 2, 2]), [np.array([0, 3]), np.array([1, 2, 4])]).tolist() == [
         [1, 0, 1],
         [1, 1, 1],
     ]
@@ -86,11 +86,11 @@ def test_class_counts_by_hand():
 
 def test_saved_partition_reads_back(tmp_path):
     parts = [np.array([0, 2]), np.array([1]), np.array([3, 4])]
-    partitions.save(parts, tmp_path / "p.npz")
-    assert [part.tolist() for part in partitions.read(tmp_path / "p.npz")] == [[0, 2], [1], [3, 4]]
+    partition_files.save(parts, tmp_path / "p.npz")
+    assert [part.tolist() for part in partition_files.read(tmp_path / "p.npz")] == [[0, 2], [1], [3, 4]]
     moved = [np.array([0]), np.array([1, 2]), np.array([3, 4])]
-    again = partitions.read(tmp_path / "p.npz")
-    assert partitions.hash_partition(moved) != partitions.hash_partition(parts) == partitions.hash_partition(again)
+    again = partition_files.read(tmp_path / "p.npz")
+    assert partition_files.sha256(moved) != partition_files.sha256(parts) == partition_files.sha256(again)
 
 
 def test_dirichlet_takes_random_examples_of_a_class():
@@ -210,7 +210,7 @@ def test_iid_equals_flwr_datasets():
 def test_shards_have_few_classes(each):
     parts = partitions.split(DATA, 20, Partition(name="shards", shards_per_client=each), seed=1)
     assert {len(part) for part in parts} <= {99, 100, 101, 102}
-    counts = partitions.class_counts(DATA, parts)
+    counts = heterogeneity.class_counts(DATA, parts)
     # Twenty clients cut ten classes of about 200 into 20 * each runs: a run touches two classes at most.
     assert (counts > 0).sum(1).max() <= 2 * each
     assert (counts > 0).sum(1).min() <= each + 1
@@ -223,7 +223,7 @@ def test_quantity_skews_sizes_alone():
     sizes = np.array([len(part) for part in parts])
     assert sizes.min() >= 10
     assert sizes.max() > 10 * np.median(sizes) / 3
-    counts = partitions.class_counts(DATA, parts)
+    counts = heterogeneity.class_counts(DATA, parts)
     large = counts[sizes > 150]
     assert (large / large.sum(1, keepdims=True)).max() < 0.2, "every class has about a tenth"
     with pytest.raises(PartitionError, match="cannot give each of 201 clients at least 10; lower clients"):
@@ -232,7 +232,7 @@ def test_quantity_skews_sizes_alone():
 
 def test_reads_partition_files(tmp_path):
     parts = [np.array([4, 0]), np.array([1, 3])]
-    partitions.save(parts, tmp_path / "p.npz")
+    partition_files.save(parts, tmp_path / "p.npz")
     published = {"train_data": {"0": [4, 0], "1": [1, 3]}, "dataset": "cifar10", "num_users": 2, "data_beta": 0.1}
     (tmp_path / "p.json").write_text(json.dumps(published))
     for name in ("p.npz", "p.json"):
@@ -269,7 +269,7 @@ def test_damaged_partition_is_named(tmp_path, content):
     path = tmp_path / "p.npz"
     path.write_bytes(content)
     with pytest.raises(PartitionError, match=r"cannot read .*p\.npz"):
-        partitions.read(path)
+        partition_files.read(path)
 
 
 def test_divergences_by_hand():
@@ -277,13 +277,13 @@ def test_divergences_by_hand():
     counts = np.array([[5, 5], [4, 0], [0, 4]])
     half = 0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)  # minus the entropy of the middle, (3/4, 1/4)
     expected = np.sqrt(-half - (0 + 1) / 2)
-    np.testing.assert_allclose(partitions.divergences(counts), [0, expected, expected], atol=1e-12)
-    assert partitions.divergences(np.eye(100, dtype=np.int64))[0] > 0.9, "nothing in common with the others"
+    np.testing.assert_allclose(heterogeneity.divergences(counts), [0, expected, expected], atol=1e-12)
+    assert heterogeneity.divergences(np.eye(100, dtype=np.int64))[0] > 0.9, "nothing in common with the others"
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(PartitionError, match=r"none\.npz"):
-        partitions.read(tmp_path / "none.npz")
+        partition_files.read(tmp_path / "none.npz")
 
 
 def test_natural_clients_are_the_owners():
@@ -363,7 +363,7 @@ def test_impossible_natural_is_refused():
 @pytest.mark.parametrize("kind", ["int8", "int16", "uint32", "uint64", ">i4"])
 def test_any_integers_of_a_file_are_read(tmp_path, kind):
     np.savez(tmp_path / "p.npz", edges=np.array([2, 4], kind), indices=np.array([3, 0, 1, 2], kind))
-    parts = partitions.read(tmp_path / "p.npz")
+    parts = partition_files.read(tmp_path / "p.npz")
     assert [(part.tolist(), part.dtype) for part in parts] == [([3, 0], np.int64), ([1, 2], np.int64)]
 
 

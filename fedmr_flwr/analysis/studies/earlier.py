@@ -10,6 +10,7 @@ from fedmr_flwr.config.identity import differences, identity, own_code
 from fedmr_flwr.config.loading import load_recorded
 from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.data import partition_files
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
@@ -102,5 +103,5 @@ def _digests(data: Data, data_dir: Path | None, clients: int, partition: Partiti
     found = {"data-sha256": dataset.digest()}
     if partition.name != partitions.NODES:
         parts = partitions.split(dataset, clients, partition, seed)
-        found["partition-sha256"] = partitions.hash_partition(parts)
+        found["partition-sha256"] = partition_files.sha256(parts)
     return found

@@ -9,7 +9,7 @@ from fedmr_flwr.analysis.studies import earlier
 from fedmr_flwr.analysis.studies.plan import plan
 from fedmr_flwr.analysis.studies.study import study_of
 from fedmr_flwr.config.identity import own_code
-from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.data import datasets, partition_files, partitions
 from fedmr_flwr.errors import ConfigError, RunFolderError
 from fedmr_flwr.server.experiment import create_folder
 
@@ -136,7 +136,7 @@ def test_partition_file_is_known_by_its_contents(tmp_path):
     settings = run.settings
     dataset = datasets.load(settings.data, None, 0)
     parts = partitions.split(dataset, 6, settings.partition, 0)
-    known = {"data-sha256": dataset.digest(), "partition-sha256": partitions.hash_partition(parts)}
+    known = {"data-sha256": dataset.digest(), "partition-sha256": partition_files.sha256(parts)}
     create_folder(settings).note(**known)
     compare()
     write(1)
