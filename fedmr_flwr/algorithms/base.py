@@ -14,10 +14,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedmr_flwr.algorithms.contract import Combined, NoState, Plan, Reply, Round, S, Slot, StateArrays
+from fedmr_flwr.algorithms.contract import Combined, NoState, Reply, Round, S, Slot, StateArrays
 from fedmr_flwr.algorithms.drawing import draw_clients
 from fedmr_flwr.algorithms.evaluation import ClientEvaluation, mean_records
 from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
+from fedmr_flwr.algorithms.plan import Plan
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.sections import Section

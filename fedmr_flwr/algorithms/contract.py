@@ -1,6 +1,6 @@
 """The data that an algorithm and its base class exchange: a round, its slots and their combination."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.core.recombination import Parts
 
 StateArrays = Mapping[str, NDArray[Any]]
 
@@ -125,32 +124,3 @@ class Combined(Generic[S]):
     model: Packed
     state: S
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The clients and models of a round.
-
-    Attributes:
-        round: the round.
-        clients: [K], the client that trains each slot; None: not trained in this round.
-        models: the model of each slot.
-    """
-
-    round: Round
-    clients: tuple[int | None, ...]
-    models: Sequence[Packed | Parts]
-
-    def results(self, replies: Mapping[int, Reply], decode: Callable[[int], Packed]) -> list[Slot]:
-        """Return the slots after training.
-
-        Args:
-            replies: the good ones by client.
-            decode: returns the model of a slot as its client decoded it.
-        """
-
-        def slot(at: int, client: int | None) -> Slot:
-            # Not decoded yet: only slots without a reply need the model that was sent.
-            return Slot(client, None if client is None else replies.get(client), lambda: decode(at))
-
-        return [slot(at, client) for at, client in enumerate(self.clients)]

@@ -9,7 +9,6 @@ KDD 2024 (arXiv 2305.10730); where the paper and its published code differ or ar
 docs/fedmr.md.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -18,14 +17,12 @@ from pydantic import Field, field_validator
 
 from fedmr_flwr.algorithms.contract import Combined, Round, Slot
 from fedmr_flwr.algorithms.multi_model import MultiModel, MultiModelOptions, Population
+from fedmr_flwr.algorithms.unit_notices import nothing_to_recombine, tell_of_unnamed_units, warn_of_separate_ties
 from fedmr_flwr.core.distributions import Choice
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Buffers, Parts, Recombination, Sources, sources
-from fedmr_flwr.core.units import format_unit, grouping, has_modules, ties
+from fedmr_flwr.core.units import grouping
 from fedmr_flwr.errors import ConfigError, OptionError
-
-# Flower's, which shows lines at this level.
-_log = logging.getLogger("flwr")
 
 
 class FedMROptions(MultiModelOptions):
@@ -74,21 +71,10 @@ class FedMR(MultiModel):
         except ConfigError as error:
             raise OptionError("unit", str(error)) from None
         self.units = self.recombination.units
-        arrays = len(layout.entries)
-        if len(self.units) < 2:
-            unit, other = (
-                format_unit(self.options.unit),
-                "; choose another unit, such as 'tensor'" if arrays > 1 else "",
-            )
-            self._warn(
-                f"unit '{unit}' makes one unit of this model: whole models are permuted, and nothing is recombined"
-                + other
-            )
-        elif self.options.unit == "layer" and not has_modules(layout):
-            _log.info(
-                "the %d arrays have no names of modules: each is a unit, a weight with the bias that follows it (%d "
-                "units)", arrays, len(self.units)
-            )  # fmt: skip
+        if notice := nothing_to_recombine(layout, self.options.unit, self.units):
+            self._warn(notice)
+        elif self.options.unit == "layer":
+            tell_of_unnamed_units(layout, self.units)
         return population
 
     def dispatch(self, round: Round, models: Sequence[Packed]) -> Sequence[Packed | Parts]:
@@ -112,25 +98,12 @@ class FedMR(MultiModel):
         """Put the trained models into the population; log the sources of their units, if configured."""
         first = self.state.models is None  # every slot was sent the initial model, whatever the round's number
         if first and self._infers_layout:  # `fedmr run` knows of its models which tensors are tied
-            self._warn_of_ties(round.layout, [slot for slot in slots if slot.reply])
+            warn_of_separate_ties(round.layout, self.units, [slot for slot in slots if slot.reply])
         combined = super().combine(round, slots)
         drawn = self._sources(round)
         if not self.options.log_recombination or first or drawn is None:
             return combined
         return replace(combined, diagnostics={**combined.diagnostics, "recombination": drawn.tolist()})
-
-    def _warn_of_ties(self, layout: Layout, slots: Sequence[Slot]) -> None:
-        """Tell the user if two names of one weight would be shuffled apart."""
-        unit_of = {key: unit for unit in self.units for key in unit.keys}
-        models = [slot.reply.model for slot in slots if slot.reply]
-        apart = [(one, two) for one, two in ties(layout, slots[0].sent, models) if unit_of[one] is not unit_of[two]]
-        if apart:
-            more = f", and {len(apart) - 1} more pairs," if len(apart) > 1 else ""
-            _log.warning(
-                "'%s' and '%s'%s are equal at every client, so one tied weight, but in units of their own: clients "
-                "get the one and the other from different models; put both into one pattern of unit",
-                *apart[0], more,
-            )  # fmt: skip
 
     def _sources(self, round: Round) -> Sources | None:
         return sources(round.seed, round.number, self.options.first_stage_rounds, len(self.units), self.slots)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.core.layout import Columns, Entry, Layout, Packed
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.core.units import Spec, Unit, units
+from fedmr_flwr.core.units import Spec, Unit, sorted_ranges, units
 from fedmr_flwr.errors import OptionError
 
 Buffers = Literal["move", "average"]
@@ -85,28 +85,6 @@ def gather(pieces: Sequence[Sequence[T]], owners: Sequence[int], sources: Source
         [K][N]: piece n of new slot i is pieces[sources[owners[n], i]][n].
     """
     return [[pieces[source[unit]][at] for at, unit in enumerate(owners)] for source in sources.T]
-
-
-def sorted_ranges(units: Sequence[Columns], width: int) -> list[tuple[slice, int]]:
-    """Return the column ranges of all units from left to right.
-
-    Args:
-        units: the column ranges of each unit.
-        width: P, the number of columns.
-
-    Returns:
-        (range, index of its unit) for every range that is not empty.
-
-    Raises:
-        ValueError: the units overlap or leave columns out.
-    """
-    ranges = [(part, unit) for unit, columns in enumerate(units) for part in columns if part.start < part.stop]
-    ranges.sort(key=lambda found: found[0].start)
-    # Each range must start where the one before it ends: this finds overlaps and gaps at once.
-    edges = [0, *(part.stop for part, _ in ranges)]
-    if [part.start for part, _ in ranges] != edges[:-1] or edges[-1] != width:
-        raise ValueError(f"the units must cover {width} columns once each")
-    return ranges
 
 
 class Recombination:

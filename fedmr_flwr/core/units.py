@@ -266,3 +266,25 @@ def _ranges(columns: Sequence[slice]) -> Columns:
         else:
             joined.append(part)
     return tuple(joined)
+
+
+def sorted_ranges(units: Sequence[Columns], width: int) -> list[tuple[slice, int]]:
+    """Return the column ranges of all units from left to right.
+
+    Args:
+        units: the column ranges of each unit.
+        width: P, the number of columns.
+
+    Returns:
+        (range, index of its unit) for every range that is not empty.
+
+    Raises:
+        ValueError: the units overlap or leave columns out.
+    """
+    ranges = [(part, unit) for unit, columns in enumerate(units) for part in columns if part.start < part.stop]
+    ranges.sort(key=lambda found: found[0].start)
+    # Each range must start where the one before it ends: this finds overlaps and gaps at once.
+    edges = [0, *(part.stop for part, _ in ranges)]
+    if [part.start for part, _ in ranges] != edges[:-1] or edges[-1] != width:
+        raise ValueError(f"the units must cover {width} columns once each")
+    return ranges

@@ -14,7 +14,7 @@ from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.runs.versions import versions
 from fedmr_flwr.server.experiment import Experiment
-from fedmr_flwr.server.rounds import Ledger
+from fedmr_flwr.server.ledger import Ledger
 
 # The prefix of the ledger's arrays in a checkpoint, beside the strategy's.
 LEDGER = "roster."

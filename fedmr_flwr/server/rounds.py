@@ -2,77 +2,24 @@
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from numpy.typing import NDArray
+from flwr.app import ArrayRecord, ConfigRecord
 
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import BadRoundError, LostActorError, RunError
 from fedmr_flwr.runs.rows import loss_of, scored_on
-from fedmr_flwr.wire.checks import UNKNOWN_CLIENT, Failure, is_finite, log_failures
+from fedmr_flwr.server import accounts
+from fedmr_flwr.server.accounts import Row
+from fedmr_flwr.server.ledger import Ledger
+from fedmr_flwr.wire.checks import is_finite, log_failures
 from fedmr_flwr.wire.codec import restore_dtypes
-from fedmr_flwr.wire.grids.roster import Exchange, RosterGrid
-from fedmr_flwr.wire.messages import CONFIG, LAST_ROUND, METRICS
+from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.strategy import ServerStrategy
 
-Row = dict[str, Any]
-
-# The server reports these itself: clients' metrics with such names are dropped.
-_RESERVED = {
-    "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
-    "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
-    "validation-loss", "validation-accuracy",
-    "slot-accuracies", "evaluation-seconds", "problem", "limited-examples", "collapse", "training-set-loss",
-    "training-set-accuracy", "macro-f1", "balanced-accuracy", "top-5", "client-accuracy", "tuned-accuracy",
-    "slot-client-accuracy", "slot-tuned-accuracy", "around-training",
-}  # fmt: skip
-# What clients measure before and after they train.
-_AROUND = ("before-loss", "before-accuracy", "after-loss", "after-accuracy")
 # Failures of clients that are disconnected, or were disconnected while they trained.
 _ABSENT = {"offline", "node-lost"}
-
-
-class Ledger:
-    """The latest round with a good reply of each client.
-
-    A client keeps its state by round, and each message states the round of its last good reply; so a lost reply
-    counts for neither side.
-
-    Args:
-        clients: the number of clients.
-    """
-
-    def __init__(self, clients: int) -> None:
-        self._last_rounds = np.zeros(clients, np.int64)
-
-    def write_into(self, messages: Sequence[Message], grid: RosterGrid) -> None:
-        """Add to each message the round of its client's last good reply, 0 if there was none."""
-        for message in messages:
-            client = grid.client_of(message.metadata.dst_node_id)
-            last = {LAST_ROUND: int(self._last_rounds[client])}
-            # A new record, because strategies send the same one to all clients.
-            message.content[CONFIG] = ConfigRecord({**message.content.config_records[CONFIG], **last})
-
-    def settle(self, number: int, clients: Sequence[int]) -> None:
-        """Record a round as the last one of these clients."""
-        self._last_rounds[list(clients)] = number
-
-    def reset(self) -> None:
-        """Forget all rounds, so that every client restarts from zero."""
-        self._last_rounds[:] = 0
-
-    def save(self) -> dict[str, NDArray[Any]]:
-        """Return the ledger's state by name."""
-        return {"last-rounds": self._last_rounds.copy()}
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Continue from the result of an earlier `save`."""
-        self._last_rounds = arrays["last-rounds"].copy()
 
 
 def run(
@@ -185,11 +132,11 @@ def _train_round(
     ledger.write_into(messages, grid)
     exchange = grid.exchange(messages, timeout=settings.round_timeout)
     judged = strategy.judge(exchange.replies)
-    failures = [_offline_or(failure, exchange) for failure in judged.failures]
+    failures = [accounts.with_reason(failure, exchange) for failure in judged.failures]
     log_failures(failures)
-    account |= _account(exchange, len(judged.good), failures)
+    account |= accounts.counts(exchange, len(judged.good), failures)
     if settings.evaluation.forgetting:
-        account["around-training"] = _around_training(messages, exchange, judged.good)
+        account["around-training"] = accounts.around_training(messages, exchange, judged.good)
     if limited := {
         client: grid.limited_examples[client] for client in judged.good if client in grid.limited_examples
     }:
@@ -202,7 +149,7 @@ def _train_round(
         )
     if len(judged.good) < least:
         absent = all(failure.kind in _ABSENT for failure in failures) and grid.lacks_clients(least)
-        raise BadRoundError(_too_few(len(judged.good), failures, exchange, least), absent)
+        raise BadRoundError(accounts.too_few_replies(len(judged.good), failures, exchange, least), absent)
     # Judging and combining are separate calls, so that a bad round is known before the strategy changes.
     combined, metrics = strategy.aggregate(number, judged)
     assert combined is not None
@@ -211,48 +158,5 @@ def _train_round(
         account["lost-state"] = judged.lost_state
         if strategy.reset_clients():
             ledger.reset()
-    # A client chooses the names of its metrics, and must not overwrite the server's own; lists are no numbers.
-    numbers = {
-        name: value
-        for name, value in (metrics or {}).items()
-        if name not in _RESERVED and not isinstance(value, list)
-    }
-    return restore_dtypes(combined, arrays), numbers | dict(strategy.diagnostics)
-
-
-def _offline_or(failure: Failure, exchange: Exchange) -> Failure:
-    """Return the failure of a missing reply with its reason, if its node was not connected."""
-    if failure.client not in exchange.offline:
-        return failure
-    return replace(failure, kind="offline", reason="its node is not connected")
-
-
-def _account(exchange: Exchange, good: int, failures: Sequence[Failure]) -> Row:
-    """Return the counts of a round's messages, replies and bytes."""
-    row: Row = {"clients": exchange.clients, "replies": good, "failures": len(failures)}
-    row |= {"bytes-down": exchange.bytes_down, "bytes-up": exchange.bytes_up}
-    if failures:
-        kinds = Counter(failure.kind for failure in failures)
-        row |= {"failures-by-kind": dict(sorted(kinds.items())), "failed": [vars(failure) for failure in failures]}
-    return row
-
-
-def _around_training(messages: Sequence[Message], exchange: Exchange, good: Container[int]) -> list[Row]:
-    """Return what each client with a good reply measured before and after it trained."""
-    clients = {
-        message.metadata.message_id: client for message, client in zip(messages, exchange.clients, strict=True)
-    }
-    rows: list[Row] = []
-    for reply in exchange.replies:
-        client = clients.get(reply.metadata.reply_to_message_id, UNKNOWN_CLIENT)
-        if client in good:
-            metrics = reply.content.metric_records[METRICS]
-            rows.append({"client": client, **{name: metrics[name] for name in _AROUND if name in metrics}})
-    return rows
-
-
-def _too_few(good: int, failures: Sequence[Failure], exchange: Exchange, least: int) -> str:
-    who = f"{good} of {len(exchange.clients)} clients" if good else "no client"
-    fewer = f", fewer than min-good-replies = {least}" if good else ""
-    first = f" (client {failures[0].client}: {failures[0].kind}: {failures[0].reason})" if failures else ""
-    return f"{who} gave a good reply{fewer}{first}"
+    row = accounts.client_metrics(metrics or {}) | dict(strategy.diagnostics)
+    return restore_dtypes(combined, arrays), row

@@ -21,6 +21,7 @@ from fedmr_flwr.server import rounds
 from fedmr_flwr.server.collapse import Watch
 from fedmr_flwr.server.evaluation import Evaluator
 from fedmr_flwr.server.experiment import Experiment, create_folder
+from fedmr_flwr.server.ledger import Ledger
 from fedmr_flwr.server.resuming import LEDGER, resume, write_description
 from fedmr_flwr.server.stopping import Stopping
 from fedmr_flwr.training.devices import is_out_of_memory
@@ -87,7 +88,7 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
     """Write the run's description, and run the remaining rounds."""
     settings, strategy = experiment.settings, experiment.strategy
     write_description(experiment, out)
-    ledger = rounds.Ledger(settings.clients)
+    ledger = Ledger(settings.clients)
     completed, arrays = resume(experiment, ledger, out, display)
     out.note(status="running")
     for line in experiment.notices:

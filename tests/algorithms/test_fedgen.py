@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from fedmr_flwr import models
 from fedmr_flwr.algorithms import fedgen
-from fedmr_flwr.algorithms.contract import Plan, Reply
+from fedmr_flwr.algorithms.contract import Reply
 from fedmr_flwr.algorithms.fedgen import (
     COUNTS,
     GENERATOR,
@@ -20,6 +20,7 @@ from fedmr_flwr.algorithms.fedgen import (
     diversity,
     generator_loss,
 )
+from fedmr_flwr.algorithms.plan import Plan
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.data.base import Dataset, Examples

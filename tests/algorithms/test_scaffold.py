@@ -13,6 +13,7 @@ from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.server import rounds as loop
+from fedmr_flwr.server.ledger import Ledger
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.training.sgd import fit
 from fedmr_flwr.wire.codec import Codec
@@ -134,9 +135,7 @@ def train_rounds(grid_of, answer, strategy, rule, rounds, lost_in=None):
     grid = RosterGrid(grid_of(reply, 2, stated=True), 2)
     arrays = CODEC.encode(Parts([np.array([10.0], np.float32)], []))
     settings = Settings(rounds=rounds, clients=2, clients_per_round=2)
-    arrays = loop.run(
-        settings, strategy, grid, loop.Ledger(2), arrays, ConfigRecord(), lambda *_: {}, lambda *_: None
-    )
+    arrays = loop.run(settings, strategy, grid, Ledger(2), arrays, ConfigRecord(), lambda *_: {}, lambda *_: None)
     return CODEC.decode(arrays).floats[0]
 
 

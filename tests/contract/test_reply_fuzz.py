@@ -25,6 +25,7 @@ from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import rounds as loop
+from fedmr_flwr.server.ledger import Ledger
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.foreign import metrics_of
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
@@ -85,7 +86,7 @@ class Run:
     def __init__(self, folder, packed=True, guard=None, kind=FedMR, **options):
         self.codec, self.guard = CODECS[packed], guard
         self.inner = Grid(self.codec)
-        self.grid, self.ledger = RosterGrid(self.inner, K), loop.Ledger(K)
+        self.grid, self.ledger = RosterGrid(self.inner, K), Ledger(K)
         self.strategy = kind(clients_per_round=K, layout=LAYOUT if packed else None, guard=guard, **options)
         self.arrays = self.codec.encode(Packed(np.zeros(LAYOUT.size, np.float32), np.zeros(1, np.int64)))
         self.folder = RunFolder(folder)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmr_flwr.core.recombination import draw_permutations, gather, sorted_ranges, sources
+from fedmr_flwr.core.recombination import draw_permutations, gather, sources
+from fedmr_flwr.core.units import sorted_ranges
 
 P = 12
 # The second unit lies in two places, as all biases of a network would.

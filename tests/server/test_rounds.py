@@ -12,6 +12,7 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.core.layout import Layout
 from fedmr_flwr.errors import RunError
 from fedmr_flwr.server import rounds
+from fedmr_flwr.server.ledger import Ledger
 from fedmr_flwr.wire.codec import Codec, restore_dtypes
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from tests.support.rounds import packed
@@ -38,7 +39,7 @@ def run(grid_of, answer):
         settings = Settings(**{"rounds": 4, "clients": 5, "clients_per_round": 5, "engine": "in-process"} | settings)
         rows = []
         arrays = rounds.run(
-            settings, strategy, RosterGrid(grid_of(reply, 5), 5), ledger or rounds.Ledger(5),
+            settings, strategy, RosterGrid(grid_of(reply, 5), 5), ledger or Ledger(5),
             CODEC.encode(packed([1, 1, 1], [0])), ConfigRecord(), lambda *_: {},
             lambda row, arrays, stops: rows.append(row),
         )  # fmt: skip
@@ -121,7 +122,7 @@ def test_ledger_ignores_bad_rounds(run):
 
 
 def test_ledger_restores(run):
-    ledger, again, told = rounds.Ledger(5), rounds.Ledger(5), []
+    ledger, again, told = Ledger(5), Ledger(5), []
     run(average(), ledger=ledger, rounds=2)
     again.restore(ledger.save())
     run(average(), ledger=again, told=told, rounds=1)
