@@ -173,7 +173,7 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
         self._completed = self._offset = 0  # rounds, and those before the latest `start`
         self._latest: ArrayRecord | None = None  # the latest global model
         self._restored: StateArrays | None = None  # to continue from when the layout is known
-        self._goes_on = False  # whether the next first round continues from a restored state
+        self._continues = False  # whether the next first round continues from a restored state
         if layout is not None:
             self._codec = Codec(layout, wire=wire)
             if clients_per_round is not None:
@@ -299,7 +299,7 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
     def restore(self, arrays: StateArrays) -> None:
         """Continue from the result of an earlier `save`."""
         own = dict(arrays)
-        self._goes_on = True
+        self._continues = True
         if not self._infers_layout:
             self._continue_from(own)
             return
@@ -413,11 +413,11 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
         return encoded, MetricRecord({**numbers, **metrics})
 
     def _begin_round(self, server_round: int, arrays: ArrayRecord, nodes: int) -> None:
-        """Prepare the first round of a `start`, which begins a training or goes on with one."""
-        goes_on, self._goes_on = self._goes_on or self._is_latest(arrays), False
+        """Prepare the first round of a `start`, which begins a training or continues one."""
+        continues, self._continues = self._continues or self._is_latest(arrays), False
         if self._infers_layout:
             self._codec = Codec.infer(arrays)
-        if not goes_on:
+        if not continues:
             if self._given_clients is None:
                 self.settle(min(max(int(nodes * self.fraction_train), self.min_train_nodes), nodes))
                 _log.info(
@@ -430,7 +430,7 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
             self._restored = None
         # The round's number in all of the training: with it, clients and permutations are drawn.
         self._offset = self._completed + 1 - server_round
-        _log.info("configure_train: the training goes on after %s rounds", self._completed)
+        _log.info("configure_train: the training continues after %s rounds", self._completed)
 
     def _is_latest(self, arrays: ArrayRecord) -> bool:
         """Return whether a global model is the result of the latest round."""

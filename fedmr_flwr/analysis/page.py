@@ -97,7 +97,7 @@ def _of_comparison(path: Path) -> dict[str, Any]:
             caption = tables.CELLS_CAPTION.format(part)
             parts.insert(0, (f"{part.capitalize()} accuracy", caption, tables.by_cell(statistics, runs), 1))
     except (KeyError, ValueError) as error:
-        raise RunFolderError(f"a table in {path} is damaged ({error}); fedmr compare writes it anew") from None
+        raise RunFolderError(f"a table in {path} is damaged ({error}); fedmr compare writes it again") from None
     return {
         "title": f"Comparison: {', '.join(statistics['strategy'].unique())}",
         "state": f"{len(folders) - len(incomplete)} of {len(folders)} runs are complete · {path.name}",

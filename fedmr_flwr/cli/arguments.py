@@ -25,7 +25,7 @@ class Format(StrEnum):
     pdf = "pdf"
 
 
-Form = Annotated[Format, typer.Option("--format", metavar="NAME", help="Of the pictures: png, svg or pdf.")]
+PictureFormat = Annotated[Format, typer.Option("--format", metavar="NAME", help="Of the pictures: png, svg or pdf.")]
 Engine = Annotated[
     str | None, typer.Option(metavar="NAME", help="ray, in-process, gpu or deployment; short for engine=NAME.")
 ]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedmr_flwr.cli.arguments import Engine, Form, Format, Superlink, engine_overrides
+from fedmr_flwr.cli.arguments import Engine, Format, PictureFormat, Superlink, engine_overrides
 from fedmr_flwr.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The folder of all runs; default: runs/compare-CONF.")
     ] = None,
-    form: Form = Format.png,
+    form: PictureFormat = Format.png,
     engine: Engine = None,
     superlink: Superlink = None,
 ) -> None:

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedmr_flwr.cli.arguments import Folder, Form, Format, print_line
+from fedmr_flwr.cli.arguments import Folder, Format, PictureFormat, print_line
 from fedmr_flwr.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def flatness(
         int, typer.Option(metavar="N", min=1, help="The number of training examples for the loss.")
     ] = 1000,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    form: Form = Format.png,
+    form: PictureFormat = Format.png,
 ) -> None:
     """Measure how flat a run's minimum is.
 

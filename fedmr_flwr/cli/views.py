@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedmr_flwr.cli.arguments import Conf, Folder, Form, Format, Overrides, print_line
+from fedmr_flwr.cli.arguments import Conf, Folder, Format, Overrides, PictureFormat, print_line
 from fedmr_flwr.data import heterogeneity, partition_files
 from fedmr_flwr.errors import ConfigError, RunFolderError
 
 
-def plot(run_folder: Folder, form: Form = Format.png) -> None:
+def plot(run_folder: Folder, form: PictureFormat = Format.png) -> None:
     """Draw the plots of a run again.
 
     RUN is its folder.
@@ -94,7 +94,7 @@ def partition(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="A new folder for partition.npz and clients.png.")
     ] = Path("partition"),
-    form: Form = Format.png,
+    form: PictureFormat = Format.png,
 ) -> None:
     """Show the partition of the data among clients.
 

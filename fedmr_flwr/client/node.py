@@ -19,7 +19,7 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.data import datasets, partition_files, partitions, skew
 from fedmr_flwr.data.base import Dataset, Examples, Indices
 from fedmr_flwr.data.held_out import hold_out
-from fedmr_flwr.data.own import Form
+from fedmr_flwr.data.own import ExampleFormat
 from fedmr_flwr.errors import ConfigError, DataError, FedmrError
 from fedmr_flwr.files import writing
 from fedmr_flwr.training.devices import pick_device
@@ -173,7 +173,7 @@ class NodeEnvironment(ClientEnvironment):
     @cached_property
     def _own(self) -> tuple[Examples, Examples | None]:
         """The examples of the node's own files, and those for testing, in the files or a fraction of the others."""
-        form = Form(self._spec.input_shape, self._spec.classes, self._spec.facts)
+        form = ExampleFormat(self._spec.input_shape, self._spec.classes, self._spec.facts)
         train, tests = datasets.read_examples(self._files, self.settings.data, form)
         fraction, cpu = self.settings.partition.test_fraction, torch.device("cpu")
         if tests or not fraction:

@@ -20,7 +20,7 @@ from fedmr_flwr.data.hub import HuggingFace
 from fedmr_flwr.data.idx import Idx
 from fedmr_flwr.data.leaf import Femnist, Shakespeare
 from fedmr_flwr.data.npz import Npz
-from fedmr_flwr.data.own import Choice, Form, Own
+from fedmr_flwr.data.own import Choice, ExampleFormat, Own
 from fedmr_flwr.data.table import Table
 from fedmr_flwr.data.validation import count_classes, validate_arrays
 from fedmr_flwr.errors import ConfigError, DataError
@@ -117,7 +117,7 @@ def form_of(data: Data, data_dir: Path | None, seed: int) -> InputForm:
     return InputForm(dataset.input_shape, dataset.classes, dataset.text)
 
 
-def own_source(name: str, data: Data, seed: int = 0, form: Form | None = None) -> Own | None:
+def own_source(name: str, data: Data, seed: int = 0, form: ExampleFormat | None = None) -> Own | None:
     """Return the source of a user's own files; None if `name` is no "KIND:PATH".
 
     Args:
@@ -223,7 +223,7 @@ def copy_of(data: Data, data_dir: Path | None, seed: int) -> Path | None:
     return cache.find(_copy_name(source, data.name, files), files) if source and files else None
 
 
-def read_examples(name: str, data: Data, form: Form) -> tuple[Examples, Examples | None]:
+def read_examples(name: str, data: Data, form: ExampleFormat) -> tuple[Examples, Examples | None]:
     """Return a node's own examples.
 
     Args:

@@ -48,7 +48,7 @@ def _items(items: data.Dataset[Any], where: str) -> tuple[NDArray[np.generic], N
                 "of an image, transform=torchvision.transforms.PILToTensor()"
             )
         if np.ndim(label) or not np.issubdtype(np.asarray(label).dtype, np.integer):
-            raise DataError(f"the label of item {at} of {where} is no whole number; only classes can be learned")
+            raise DataError(f"the label of item {at} of {where} is not a whole number; only classes can be learned")
         if found is None:
             found = np.empty((len(labels), *values.shape), values.dtype)
         if values.shape != found.shape[1:] or values.dtype != found.dtype:

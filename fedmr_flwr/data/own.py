@@ -40,7 +40,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Form:
+class ExampleFormat:
     """The form of a run's examples, in which a node of a deployment reads its own files.
 
     Attributes:
@@ -64,7 +64,7 @@ class Own(Source):
         form: of the server's examples, if the files are a node's own; then no test part is drawn.
     """
 
-    def __init__(self, name: str, choice: Choice, seed: int = 0, form: Form | None = None) -> None:
+    def __init__(self, name: str, choice: Choice, seed: int = 0, form: ExampleFormat | None = None) -> None:
         self._name, self._choice, self._seed, self._form = name, choice, seed, form
 
     def variant(self, files: list[Path]) -> str:
@@ -121,7 +121,7 @@ class Own(Source):
             DataError: a label of the test part is not in the training part, or one is not among the known names.
         """
         facts = self._form.facts if self._form else facts
-        names = facts.names or in_order(set(labels["train"]))
+        names = facts.names or sorted_names(set(labels["train"]))
         for part, own in labels.items():
             if self._form and (unknown := sorted(set(own) - set(names))):
                 raise DataError(
@@ -144,12 +144,12 @@ class Own(Source):
 
 def numbered_clients(clients: Mapping[str, Sequence[str]]) -> DatasetArrays:
     """Return the names of clients of each part as numbers, owners and owners_test."""
-    numbers = {name: at for at, name in enumerate(in_order({name for own in clients.values() for name in own}))}
+    numbers = {name: at for at, name in enumerate(sorted_names({name for own in clients.values() for name in own}))}
     keys = {"train": "owners", "test": "owners_test"}
     return {keys[part]: np.array([numbers[name] for name in own], np.int64) for part, own in clients.items()}
 
 
-def in_order(names: set[str]) -> tuple[str, ...]:
+def sorted_names(names: set[str]) -> tuple[str, ...]:
     """Return names in alphabetical order, or numbers in that of their size."""
     # Sorted twice, for equal numbers such as 1 and 01; no integers, whose digits Python limits.
     return tuple(sorted(sorted(names), key=Decimal if all(name.isdecimal() for name in names) else None))

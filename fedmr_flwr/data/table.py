@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmr_flwr.data.base import PARTS, Column, DatasetArrays, Facts
-from fedmr_flwr.data.own import Own, in_order, listed, numbered_clients
+from fedmr_flwr.data.own import Own, listed, numbered_clients, sorted_names
 from fedmr_flwr.errors import DataError
 from fedmr_flwr.files import reading
 
@@ -139,7 +139,7 @@ def _column(table: "pd.DataFrame", name: str, where: str) -> Column:
         # Compared, because the deviation of equal numbers is not always 0, but may be a rounding error.
         constant = exact.min() == exact.max()
         return Column(name, float(exact.mean()), 1.0 if constant else float(exact.std()))
-    categories = in_order({*values.fillna("")})
+    categories = sorted_names({*values.fillna("")})
     if len(categories) > _MOST_TEXTS:
         raise DataError(
             f"the column '{name}' of {where} has {len(categories)} different texts, such as "

@@ -73,7 +73,7 @@ class Dropout(nn.Module):
 def duplicate(model: nn.Module) -> nn.Module:
     """Return a copy of a model, which may have run: `deepcopy` refuses the tensors that a hook has computed then.
 
-    Those of pruning and of the older weight and spectral norm are computed anew before each use.
+    Those of pruning and of the older weight and spectral norm are computed again before each use.
     """
     held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
     return deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
@@ -90,7 +90,7 @@ def drawing_from(rng: np.random.Generator) -> Iterator[None]:
 
 @torch.no_grad()
 def redraw(model: nn.Module) -> None:
-    """Draw all weights anew from PyTorch's default generator, as the layers' own `reset_parameters` does.
+    """Draw all weights again from PyTorch's default generator, as the layers' own `reset_parameters` does.
 
     Raises:
         ValueError: a parameter is not set by it.

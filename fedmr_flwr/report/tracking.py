@@ -98,7 +98,7 @@ class Wandb:
         )
         here = Path(self._run.sync_dir)
         if self._run.offline:
-            # It cannot be continued, but it can be written anew: what is here of an earlier part of this run.
+            # It cannot be continued, but it can be written again: what is here of an earlier part of this run.
             for earlier in set(here.parent.glob(f"offline-run-*-{self._run.id}")) - {here}:
                 shutil.rmtree(earlier)
         self.place = str(here) if self._run.offline else str(self._run.url)

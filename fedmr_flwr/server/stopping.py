@@ -18,7 +18,7 @@ class Stopping:
         rows: the metrics of the rounds before, if the run is resumed.
 
     Attributes:
-        reason: why the run ends after the latest round; None if it goes on.
+        reason: why the run ends after the latest round; None if it continues.
     """
 
     def __init__(self, stop: Stop, rows: Iterable[Mapping[str, Any]] = ()) -> None:

@@ -1,31 +1,21 @@
 """Flower's own strategies by name."""
 
-import io
-
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
-from rich.console import Console
 from safetensors.numpy import load_file
 
 from fedmr_flwr.algorithms.flower import flower_strategy
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import BadRoundError, ConfigError
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.display import Display
-from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.wire.codec import Codec, restore_dtypes
 from fedmr_flwr.wire.grids.roster import RosterGrid
+from tests.support.runs import run
 
 LAYOUT = Layout.of({"w": np.zeros(3, np.float32), "n": np.zeros(1, np.int64)})
 CODEC = Codec(LAYOUT)
 START = CODEC.encode(Parts([np.array([1, 2, 3], np.float32)], [np.zeros(1, np.int64)]))
-
-
-def run(settings):
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return serve(settings, engines.grid_of(settings), display)
 
 
 NAMES = {
@@ -45,8 +35,7 @@ def test_resumed_run_ends_the_same(toy, name):
     first = run(toy(*common, "rounds=1", run="c"))
     first.config.write_text(first.config.read_text().replace("rounds: 1\n", "rounds: 3\n"))
     settings = toy(*common, run="c")
-    with Display(3, Console(file=io.StringIO())) as display:
-        done = serve(settings, engines.grid_of(settings), display, first)
+    done = run(settings, first)
     assert done.read_manifest()["model-sha256"] == whole.read_manifest()["model-sha256"]
     rows = whole.read_rows()
     assert all(row["replies"] == 4 and row["test-accuracy"] > 0 for row in rows)

@@ -1,4 +1,4 @@
-"""Flower's own strategies, stopped after a round and taken up from the disk, go on bit for bit."""
+"""Flower's own strategies, stopped after a round and taken up from the disk, continue bit for bit."""
 
 import gc
 

@@ -131,7 +131,7 @@ def test_training_may_stop_early(kind):
     assert list(result.evaluate_metrics_serverapp) == list(whole.evaluate_metrics_serverapp)
     again = strategy.start(federation(), result.arrays, num_rounds=2)
     longer = kind(seed=3).start(federation(), model(), num_rounds=rounds + 2)
-    assert flat(again.arrays).tobytes() == flat(longer.arrays).tobytes(), "it goes on where it stopped"
+    assert flat(again.arrays).tobytes() == flat(longer.arrays).tobytes(), "it continues where it stopped"
 
 
 @pytest.mark.parametrize("kind", OURS)
@@ -518,13 +518,13 @@ def recording(seen):
 
 
 @pytest.mark.parametrize("kind", OURS)
-@pytest.mark.parametrize("anew", [False, True])
-def test_two_starts_are_as_good_as_one(kind, anew, tmp_path):
+@pytest.mark.parametrize("restarted", [False, True])
+def test_two_starts_are_as_good_as_one(kind, restarted, tmp_path):
     seen = []
     whole, expected = sent_in(kind(seed=3), model(), 5, seen)
     strategy = kind(seed=3)
     half, first = sent_in(strategy, model(), 2, seen)
-    if anew:
+    if restarted:
         np.savez(tmp_path / "state.npz", **strategy.save())
         strategy = kind(seed=3)
         strategy.restore(np.load(tmp_path / "state.npz"))
@@ -533,7 +533,7 @@ def test_two_starts_are_as_good_as_one(kind, anew, tmp_path):
     assert flat(rest).tobytes() == flat(whole).tobytes()
 
 
-def test_another_model_begins_anew():
+def test_another_model_restarts_from_zero():
     seen, strategy = [], FedMR(seed=3)
     _, first = sent_in(strategy, model(), 3, seen)
     _, again = sent_in(strategy, model(), 3, seen)

@@ -1,12 +1,10 @@
 """A client's handlers: what a run with a model of a user's own computes."""
 
-import io
 import warnings
 
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import prune
@@ -15,12 +13,10 @@ from fedmr_flwr import models
 from fedmr_flwr.client import app as client
 from fedmr_flwr.config import registry
 from fedmr_flwr.errors import UnexpectedError
-from fedmr_flwr.launch import engines
 from fedmr_flwr.models import MODELS
 from fedmr_flwr.models.base import Classifier
-from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.server.run import run as serve
+from tests.support.runs import run
 
 
 class Dropping(Classifier):
@@ -34,9 +30,8 @@ class Dropping(Classifier):
         return self.drop(torch.relu(self.body(images.flatten(1))))
 
 
-def run(settings, prepared=None):
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return serve(settings, engines.grid_of(settings), display, prepared).read_manifest()["model-sha256"]
+def sha256_of(settings, prepared=None):
+    return run(settings, prepared).read_manifest()["model-sha256"]
 
 
 @pytest.fixture
@@ -47,11 +42,11 @@ def dropping(toy, monkeypatch):
 
 
 def test_dropout_repeats(dropping):
-    assert run(dropping("a")) == run(dropping("b"))
+    assert sha256_of(dropping("a")) == sha256_of(dropping("b"))
 
 
 def test_resumed_dropout_ends_the_same(dropping, monkeypatch):
-    whole, settings, fits, fit = run(dropping("whole")), dropping("cut"), [], client.fit
+    whole, settings, fits, fit = sha256_of(dropping("whole")), dropping("cut"), [], client.fit
 
     def stopping(*arguments):
         fits.append(1)
@@ -61,9 +56,9 @@ def test_resumed_dropout_ends_the_same(dropping, monkeypatch):
 
     monkeypatch.setattr(client, "fit", stopping)
     with pytest.raises(KeyboardInterrupt):
-        run(settings)
+        sha256_of(settings)
     monkeypatch.setattr(client, "fit", fit)
-    assert run(settings, RunFolder(settings.run_dir)) == whole
+    assert sha256_of(settings, RunFolder(settings.run_dir)) == whole
 
 
 @pytest.mark.parametrize("node", [True, False])
@@ -94,7 +89,7 @@ class Plain(nn.Sequential):
 def test_every_strategy_takes_any_model(toy, monkeypatch, strategy):
     monkeypatch.setitem(MODELS, "plain", Plain)
     settings = [toy("model.name=plain", f"strategy.name={strategy}", "rounds=3", run=name) for name in "ab"]
-    assert run(settings[0]) == run(settings[1])
+    assert sha256_of(settings[0]) == sha256_of(settings[1])
     out = RunFolder(settings[0].run_dir)
     assert [row["failures"] for row in out.read_rows()] == [0, 0, 0]
     start, end = models.build("plain", (1, 8, 8), 10).state_dict(), load_file(out.model)

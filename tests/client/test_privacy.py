@@ -1,20 +1,15 @@
 """Local differential privacy: what leaves a client is clipped and noisy, and counters are neither."""
 
-import io
-
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
-from rich.console import Console
 from safetensors.numpy import load_file
 
 from fedmr_flwr.client import privacy
 from fedmr_flwr.config.privacy import LocalDp
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.display import Display
-from fedmr_flwr.server.run import run as serve
+from tests.support.runs import run
 
 LAYOUT = Layout.of(
     {
@@ -26,11 +21,6 @@ LAYOUT = Layout.of(
 LOCAL_DP = [
     f"privacy.local-dp.{key}" for key in ("clipping-norm=1", "sensitivity=0.01", "epsilon=1", "delta=0.00001")
 ]
-
-
-def run(settings):
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return serve(settings, engines.grid_of(settings), display)
 
 
 def protected(trained, received, layout=LAYOUT, **how):

@@ -1,20 +1,16 @@
-import io
 import random
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from fedmr_flwr.client import app as client_module
 from fedmr_flwr.client.state import ClientState
 from fedmr_flwr.errors import RunFolderError
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
-from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import Outcome
+from tests.support.runs import run
 
 
 def number(server_round, life):
@@ -91,14 +87,14 @@ def test_training_gets_last_good_state(toy, monkeypatch):
     fit.calls = 0
     training_fit = client_module.fit
     monkeypatch.setattr(client_module, "fit", fit)
-    out = serve(settings, engines.grid_of(settings), Display(8, Console(file=io.StringIO())))
+    out = run(settings)
     assert fit.calls == 16
     assert sum(row["failures"] for row in out.read_rows()) == len(spoiled) == 1
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_state_survives_any_history(tmp_path, seed):
-    """Servers are killed and go on from one of two checkpoints; replies get lost; a client takes part at times."""
+    """Servers are killed and continue from one of two checkpoints; replies get lost; a client takes part at times."""
     rng = random.Random(seed)
     every, state = rng.choice([1, 3, 7]), ClientState(tmp_path)
     last, checkpoints = (0, None), {0: (0, None)}  # round and value of the last good reply

@@ -1,11 +1,9 @@
 """Every file in conf/ is a run that works."""
 
-import io
 import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from fedmr_flwr import models
 from fedmr_flwr.algorithms.fedmr import FedMROptions
@@ -13,9 +11,7 @@ from fedmr_flwr.config.loading import load
 from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.data import datasets
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.display import Display
-from fedmr_flwr.server.run import run as serve
+from tests.support.runs import run
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.glob("*.yaml"))
@@ -40,8 +36,7 @@ def slow_if_large(path):
 def test_every_file_runs(path, tmp_path, data_dir, no_pictures):
     small = ["rounds=1", "clients=3", "clients-per-round=3", "training.local-epochs=1", "engine=in-process"]
     settings = load(path, [*small, f"data-dir={data_dir}", f"run-dir={tmp_path / 'run'}"])
-    with Display(1, Console(file=io.StringIO())) as display:
-        out = serve(settings, engines.grid_of(settings), display)
+    out = run(settings)
     (row,) = out.read_rows()
     assert (row["replies"], row["failures"]) == (3, 0)
 

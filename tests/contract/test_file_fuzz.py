@@ -21,7 +21,7 @@ from fedmr_flwr.config.data import Data
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.data import datasets, idx, images, partition_files
 from fedmr_flwr.data.base import Facts
-from fedmr_flwr.data.own import Form
+from fedmr_flwr.data.own import ExampleFormat
 from fedmr_flwr.deployment import commands, folders
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.runs import checkpoint
@@ -34,7 +34,7 @@ COUNT = int(os.environ.get("FEDMR_FUZZ", 100))
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 17, (20, 8, 8), dtype=np.uint8)
 LABELS = np.arange(20) % 10
-FORM = Form((1, 8, 8), 10, Facts())
+FORM = ExampleFormat((1, 8, 8), 10, Facts())
 ROW = {
     "round": 1, "seconds": 0.1, "clients": [1, 2], "slots": [0, 1], "replies": 2, "failures": 1, "test-accuracy": 0.5,
     "test-loss": 1.0, "bytes-down": {"arrays": 5}, "failed": [{"client": 1, "kind": "other", "reason": "x"}],

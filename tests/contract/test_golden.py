@@ -10,7 +10,6 @@ compared only where they were written, and its losses everywhere.
 """
 
 import hashlib
-import io
 import json
 import os
 import platform
@@ -22,7 +21,6 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from rich.console import Console
 
 from fedmr_flwr import FedAvg, FedMR
 from fedmr_flwr.algorithms.clusamp import CluSamp
@@ -33,14 +31,12 @@ from fedmr_flwr.algorithms.indep import Indep
 from fedmr_flwr.algorithms.scaffold import Scaffold
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.randomness import stream
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
-from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.messages import vector_record
+from tests.support.runs import run
 
 GOLDEN = Path(__file__).with_name("golden.json")
 REWRITE = "if the change is intended, rewrite the file: python tests/contract/test_golden.py"
@@ -201,8 +197,7 @@ def test_real_training_matches_golden(golden, name, toy, monkeypatch):
     monkeypatch.setattr(checkpoint, "KEPT", 3)
     unit = ["strategy.unit=layer"] if name == "fedmr" else []
     settings = toy(f"strategy.name={name}", *unit, "training.batch-size=20", "client-cpus=1", "checkpoint-every=1")
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        out = serve(settings, engines.grid_of(settings), display)
+    out = run(settings)
     rows = out.read_rows()
     saved = [checkpoint.load(note) for note in sorted(out.checkpoints.glob("*.json"))]
     hashes = [digest(Packed(*each.model), each.state) for each in saved]

@@ -1,15 +1,10 @@
 """Every registered algorithm trains with every option of local training, or refuses it in one line."""
 
-import io
-
 import pytest
-from rich.console import Console
 
 from fedmr_flwr.config import registry
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.display import Display
-from fedmr_flwr.server.run import run as serve
+from tests.support.runs import run
 
 RECIPES = {
     "adam": "optimizer=adam schedule=cosine",
@@ -31,6 +26,5 @@ def test_trains_with_every_recipe(name, recipe, toy):
         assert "\n" not in str(caught.value)
         return
     settings = toy(f"strategy.name={name}", *own, *options, "rounds=2", "clients-per-round=2")
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        out = serve(settings, engines.grid_of(settings), display)
+    out = run(settings)
     assert [row["failures"] for row in out.read_rows()] == [0, 0]

@@ -9,13 +9,10 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pictures
-from rich.console import Console
 from sklearn.datasets import load_wine
 
 from fedmr_flwr.config.loading import load
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.display import Display
-from fedmr_flwr.server.run import run as serve
+from tests.support.runs import run
 
 CONF = Path(__file__).parents[2] / "conf"
 PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "your-data.md").read_text(encoding="utf-8")
@@ -65,8 +62,7 @@ def test_example_trains(block, files, no_pictures):
     (files / "mine.yaml").write_text(block)
     small = ["rounds=1", "training.local-epochs=1", "engine=in-process", "device=cpu"]
     settings = load(files / "mine.yaml", [*small, f"data-dir={files}", f"run-dir={files / 'run'}"])
-    with Display(1, Console(file=io.StringIO())) as display:
-        out = serve(settings, engines.grid_of(settings), display)
+    out = run(settings)
     (row,) = out.read_rows()
     assert (row["replies"], row["failures"]) == (settings.clients_per_round, 0)
 
@@ -82,7 +78,6 @@ def test_wine_is_learnt(tmp_path, no_pictures, model):
             "engine=in-process", "device=cpu",
         ],
     )  # fmt: skip
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        rows = serve(settings, engines.grid_of(settings), display).read_rows()
+    rows = run(settings).read_rows()
     assert rows[0]["test-accuracy"] < rows[-1]["test-accuracy"]
     assert rows[-1]["test-accuracy"] > 0.9

@@ -592,7 +592,7 @@ def test_items_of_pytorch(items):
     [
         (
             "regression",
-            "the label of item 0 of 'my_items:regression' is no whole number; only classes can be learned",
+            "the label of item 0 of 'my_items:regression' is not a whole number; only classes can be learned",
         ),
         ("alone", "item 0 of 'my_items:alone' is a tuple; it must be an input and its label"),
         ("growing", r"items 0 and 1 of .* differ, float32\[1\] and float32\[2\]; all must have one type and shape"),

@@ -6,7 +6,7 @@ from PIL import Image
 from fedmr_flwr.config.data import Data
 from fedmr_flwr.data import datasets
 from fedmr_flwr.data.base import Facts
-from fedmr_flwr.data.own import Form
+from fedmr_flwr.data.own import ExampleFormat
 from fedmr_flwr.errors import DataError
 
 
@@ -159,7 +159,7 @@ def test_numbers_are_in_the_order_of_their_size(tmp_path):
 
 def test_node_reads_its_folder_in_the_servers_form(tmp_path):
     save(tmp_path / "node" / "dog" / "a.png", 200, (30, 20), "RGB")
-    form = Form((1, 8, 8), 3, Facts(("cat", "cow", "dog")))
+    form = ExampleFormat((1, 8, 8), 3, Facts(("cat", "cow", "dog")))
     train, tests = datasets.read_examples(f"folder:{tmp_path / 'node'}", Data(), form)
     assert (train.inputs.shape, train.labels.tolist(), tests) == ((1, 1, 8, 8), [2], None)
     save(tmp_path / "node" / "owl" / "a.png", 200)

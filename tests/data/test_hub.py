@@ -21,7 +21,7 @@ from PIL import Image as Pictures
 from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.data.own import Form
+from fedmr_flwr.data.own import ExampleFormat
 from fedmr_flwr.errors import DataError
 
 
@@ -185,6 +185,6 @@ def test_node_reads_the_servers_columns(tmp_path):
     pictures().save_to_disk(tmp_path / "set")
     server = load(tmp_path / "set", size=4)
     pictures(6).rename_column("writer", "place").save_to_disk(tmp_path / "node")
-    form = Form(server.input_shape, server.classes, server.facts)
+    form = ExampleFormat(server.input_shape, server.classes, server.facts)
     train, tests = datasets.read_examples(f"hf:{tmp_path / 'node'}", Data(client="writer"), form)
     assert (train.inputs.shape, train.labels.tolist(), tests) == ((6, 3, 4, 4), [0, 1] * 3, None)

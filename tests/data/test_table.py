@@ -7,7 +7,7 @@ from sklearn.datasets import load_wine
 from fedmr_flwr.config.data import Data
 from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.data import datasets, partitions
-from fedmr_flwr.data.own import Form, in_order
+from fedmr_flwr.data.own import ExampleFormat, sorted_names
 from fedmr_flwr.errors import DataError
 
 PEOPLE = """age,town,hospital,label
@@ -78,7 +78,7 @@ def test_clients_are_a_column(people):
 
 
 def test_names_have_one_order():
-    assert in_order({"2", "10", "01", "1", "001", "9" * 5000}) == ("001", "01", "1", "2", "10", "9" * 5000)
+    assert sorted_names({"2", "10", "01", "1", "001", "9" * 5000}) == ("001", "01", "1", "2", "10", "9" * 5000)
 
 
 def test_wine_is_learned(tmp_path):
@@ -146,7 +146,7 @@ def test_byte_order_mark_is_no_name(people):
 
 def test_node_encodes_as_the_server_does(people, tmp_path):
     server = load(people)
-    form = Form(server.input_shape, server.classes, server.facts)
+    form = ExampleFormat(server.input_shape, server.classes, server.facts)
     (tmp_path / "node.csv").write_text("label,more,hospital,town,age\nno,7,a,Paris,20\n")
     train, tests = datasets.read_examples(f"csv:{tmp_path / 'node.csv'}", Data(), form)
     age, *_ = server.facts.columns

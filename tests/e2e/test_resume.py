@@ -36,7 +36,7 @@ def test_killed_ray_run_ends_the_same(tmp_path, env):
     assert before < ROUNDS
     assert out.status == "running", "nobody was left to mark it as failed"
 
-    # One of Ray's processes is killed: Flower would go on without it and fail its clients in every round.
+    # One of Ray's processes is killed: Flower would continue without it and fail its clients in every round.
     second = in_the_background(env, tmp_path, "resume", "run")
     wait_for_rounds(out, before + 4)
     busy = subprocess.run(

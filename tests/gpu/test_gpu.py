@@ -4,7 +4,6 @@ On a CPU the lanes are eager ones, or ones that record a step and replay it with
 """
 
 import gc
-import io
 import re
 import weakref
 from functools import partial
@@ -15,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from fedmr_flwr.algorithms.fedprox import Prox
 from fedmr_flwr.config import registry
@@ -29,14 +27,13 @@ from fedmr_flwr.launch import engines
 from fedmr_flwr.models import MODELS
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.mlp import MLP
-from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import experiment
-from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.npy import DeviceArray
 from tests.support.recorder import RecordedLane
+from tests.support.runs import run
 
 CPU = torch.device("cpu")
 CUDA = [
@@ -64,11 +61,6 @@ STRATEGIES = [
     "indep strategy.weighting=examples", "flwr:FedAdam", "fedmr strategy.local-rule=fedprox training.momentum=0.0",
 ]  # fmt: skip
 NETWORKS = ["cnn", "mlp", "resnet20", "resnet20-fedmr", "vgg16", "charlstm"]
-
-
-def run(settings, grid, prepared=None):
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return serve(settings, grid, display, prepared)
 
 
 def digest(out):
@@ -100,10 +92,10 @@ def small(tmp_path):
 )
 def test_strategies_equal_in_process(toy, strategy):
     settings = [toy(*f"strategy.name={strategy}".split(), run=name) for name in ("a", "b", "c")]
-    expected = run(settings[0], engines.grid_of(settings[0]))
-    eager = run(settings[1], GpuGrid(settings[1], device=CPU, lane=ResidentLane))
+    expected = run(settings[0])
+    eager = run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=ResidentLane))
     replayed = RecordedLane.replays
-    recorded = run(settings[2], GpuGrid(settings[2], device=CPU, lane=RecordedLane))
+    recorded = run(settings[2], grid=GpuGrid(settings[2], device=CPU, lane=RecordedLane))
     assert digest(eager) == digest(recorded) == digest(expected)
     assert RecordedLane.replays > replayed + 5
     for ours, theirs in zip(recorded.read_rows(), expected.read_rows(), strict=True):
@@ -128,10 +120,10 @@ RECIPES = [
 def test_recipes_equal_in_process(toy, recipe):
     options = ["training.batch-size=20", *(f"training.{option}" for option in recipe.split())]
     settings = [toy(*options, "rounds=4", run=name) for name in ("a", "b", "c")]
-    expected = run(settings[0], engines.grid_of(settings[0]))
-    eager = run(settings[1], GpuGrid(settings[1], device=CPU, lane=ResidentLane))
+    expected = run(settings[0])
+    eager = run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=ResidentLane))
     replayed = RecordedLane.replays
-    recorded = run(settings[2], GpuGrid(settings[2], device=CPU, lane=RecordedLane))
+    recorded = run(settings[2], grid=GpuGrid(settings[2], device=CPU, lane=RecordedLane))
     assert digest(eager) == digest(recorded) == digest(expected)
     assert RecordedLane.replays > replayed + 5
     losses = [[row["train-loss"] for row in out.read_rows()] for out in (recorded, expected)]
@@ -141,8 +133,8 @@ def test_recipes_equal_in_process(toy, recipe):
 @pytest.mark.parametrize("model", few("mlp", "charlstm"))
 def test_networks_equal_in_process(toy, small, model):
     settings = [toy(*small(model), run=name) for name in ("a", "b")]
-    expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedLane.replays
-    assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane))) == digest(expected)
+    expected, replayed = run(settings[0]), RecordedLane.replays
+    assert digest(run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=RecordedLane))) == digest(expected)
     assert RecordedLane.replays > replayed
 
 
@@ -166,13 +158,13 @@ COSINE = " training.schedule=cosine training.warmup-rounds=1 training.work=strag
 def test_resumed_run_ends_the_same(toy, monkeypatch, strategy):
     options = [*f"strategy.name={strategy}".split(), "rounds=5", "checkpoint-every=2"]
     settings = [toy(*options, run=name) for name in ("whole", "cut")]
-    whole = run(settings[0], engines.grid_of(settings[0]))
+    whole = run(settings[0])
     stop_in_round_4(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane))
+        run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=RecordedLane))
     half = RunFolder(settings[1].run_dir)
     assert len(half.read_rows()) == 3
-    run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane), half)
+    run(settings[1], half, GpuGrid(settings[1], device=CPU, lane=RecordedLane))
     assert digest(half) == digest(whole)
 
 
@@ -189,7 +181,7 @@ def test_models_stay_on_the_device(toy):
         return replies
 
     grid.send_and_receive = look
-    run(settings, grid)
+    run(settings, grid=grid)
     # In the first round the initial model goes out as bytes; after that everything is where it was trained.
     assert [isinstance(array, DeviceArray) for array in seen] == [False] * 3 + [True] * (len(seen) - 3)
 
@@ -205,8 +197,8 @@ def test_full_memory_trains_in_waves(toy):
             super().__init__(**arguments)
 
     settings = [toy("clients-per-round=5", run=name) for name in ("a", "b")]
-    expected = run(settings[0], engines.grid_of(settings[0]))
-    out = run(settings[1], GpuGrid(settings[1], reported.append, CPU, Large))
+    expected = run(settings[0])
+    out = run(settings[1], grid=GpuGrid(settings[1], reported.append, CPU, Large))
     assert digest(out) == digest(expected)
     assert [row["failures"] for row in out.read_rows()] == [0, 0, 0]
     # The third lane finds no memory, so that three clients wait; no more lanes are made, and none fails again.
@@ -241,10 +233,10 @@ def test_client_out_of_memory_restarts(toy, error):
             gone.append([made[at]() is None for at in range(3)])
 
     settings = [toy(run=name) for name in ("a", "b")]
-    expected = run(settings[0], engines.grid_of(settings[0]))
+    expected = run(settings[0])
     gc.disable()
     try:
-        out = run(settings[1], Looking(settings[1], device=CPU, lane=Large))
+        out = run(settings[1], grid=Looking(settings[1], device=CPU, lane=Large))
     finally:
         gc.enable()
     assert digest(out) == digest(expected)
@@ -262,7 +254,7 @@ def test_no_memory_at_all_is_a_bad_round(toy):
     with pytest.raises(
         Exception, match=r"round 1: no client gave a good reply .*OutOfMemoryError: CUDA out of memory"
     ):
-        run(settings, GpuGrid(settings, device=CPU, lane=Huge))
+        run(settings, grid=GpuGrid(settings, device=CPU, lane=Huge))
 
 
 def test_failed_client_gets_a_new_lane(toy):
@@ -285,7 +277,7 @@ def test_failed_client_gets_a_new_lane(toy):
             super()._train_batch(size)
 
     settings = toy()
-    out = run(settings, GpuGrid(settings, device=CPU, lane=Failing))
+    out = run(settings, grid=GpuGrid(settings, device=CPU, lane=Failing))
     rows = out.read_rows()
     assert [row["failures"] for row in rows] == [1, 0, 0]
     assert rows[0]["failed"][0]["reason"].startswith("ValueError: too bad ("), (
@@ -303,7 +295,7 @@ def test_largest_clients_start_first(toy):
             super().take(client)
             taken.append(len(client.environment.indices))
 
-    run(settings, GpuGrid(settings, device=CPU, lane=Noted))
+    run(settings, grid=GpuGrid(settings, device=CPU, lane=Noted))
     assert taken == sorted(taken, reverse=True) and len(set(taken)) > 3
 
 
@@ -329,10 +321,10 @@ def test_uncapturable_rule_runs_eagerly(toy, monkeypatch):
                 super().adjust(model, state)
 
     settings = [toy("strategy.name=fedprox", run=name) for name in ("a", "b")]
-    expected = run(settings[0], engines.grid_of(settings[0]))
+    expected = run(settings[0])
     monkeypatch.setattr(registry.find("fedprox"), "Rule", Waiting)
     reported, replayed = [], RecordedLane.replays
-    assert digest(run(settings[1], GpuGrid(settings[1], reported.append, CPU, RecordedLane))) == digest(expected)
+    assert digest(run(settings[1], grid=GpuGrid(settings[1], reported.append, CPU, RecordedLane))) == digest(expected)
     assert reported == ["the steps of Waiting cannot be captured: launching them kernel by kernel"]
     assert RecordedLane.replays == replayed
 
@@ -348,7 +340,7 @@ def test_untraceable_state_is_refused(toy, monkeypatch):
     monkeypatch.setattr(registry.find("fedprox"), "Rule", Hiding)
     settings = toy("strategy.name=fedprox")
     with pytest.raises(RunError, match=r"cannot use Hidden\.received, a SimpleNamespace: a rule's state"):
-        run(settings, GpuGrid(settings, device=CPU, lane=ResidentLane))
+        run(settings, grid=GpuGrid(settings, device=CPU, lane=ResidentLane))
 
 
 def test_docs_list_captured_rules():
@@ -360,7 +352,7 @@ def test_docs_list_captured_rules():
 
 def test_waves_have_equal_sizes(toy):
     settings = [toy("clients=35", "clients-per-round=34", "rounds=1", run=name) for name in ("a", "b")]
-    expected = run(settings[0], engines.grid_of(settings[0]))
+    expected = run(settings[0])
     lanes, reported = [], []
 
     class Counted(ResidentLane):
@@ -368,7 +360,7 @@ def test_waves_have_equal_sizes(toy):
             super().__init__(**arguments)
             lanes.append(self)
 
-    assert digest(run(settings[1], GpuGrid(settings[1], reported.append, CPU, Counted))) == digest(expected)
+    assert digest(run(settings[1], grid=GpuGrid(settings[1], reported.append, CPU, Counted))) == digest(expected)
     assert len(lanes) == 17 and not reported, "two waves of 17, not one of 32 and one of 2"
 
 
@@ -391,7 +383,7 @@ def test_clients_return_to_their_lane(toy):
         return replies
 
     grid.send_and_receive = look
-    run(settings, grid)
+    run(settings, grid=grid)
     assert len({tuple(sizes) for sizes in seen[0]}) > 2
     assert seen == [seen[0]] * 4
 
@@ -460,8 +452,8 @@ class Dropping(Classifier):
 def test_dropout_equals_in_process(toy, monkeypatch, lane):
     monkeypatch.setitem(MODELS, "dropping", Dropping)
     settings = [toy("model.name=dropping", run=name) for name in "ab"]
-    expected = run(settings[0], engines.grid_of(settings[0]))
-    assert digest(run(settings[1], GpuGrid(settings[1], device=CPU, lane=lane))) == digest(expected)
+    expected = run(settings[0])
+    assert digest(run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=lane))) == digest(expected)
 
 
 class Plain(torch.nn.Sequential):
@@ -481,8 +473,8 @@ def test_any_model_equals_in_process(toy, monkeypatch, strategy):
     # The last batch of a client has a single example.
     more = ["model.name=plain", f"strategy.name={strategy}", "training.local-epochs=2"]
     settings = [toy(*more, run=name) for name in "ab"]
-    expected, replayed = run(settings[0], engines.grid_of(settings[0])), RecordedLane.replays
-    found = run(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane))
+    expected, replayed = run(settings[0]), RecordedLane.replays
+    found = run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=RecordedLane))
     assert digest(found) == digest(expected) and RecordedLane.replays > replayed
     assert [row["failures"] for row in found.read_rows()] == [0, 0, 0]
 
@@ -501,15 +493,15 @@ def test_missing_gpu_is_one_line(toy, monkeypatch, device):
 def test_cuda_strategies_equal_in_process(toy, strategy):
     assert {text.split()[0] for text in STRATEGIES} >= set(registry.ALGORITHMS)
     a, b = (toy("rounds=3", *f"strategy.name={strategy}".split(), "device=cuda", run=name) for name in "ab")
-    expected = run(a, engines.grid_of(a))
-    assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
+    expected = run(a)
+    assert digest(run(on_gpu(b))) == digest(expected)
 
 
 @pytest.mark.parametrize("model", [pytest.param(model, marks=CUDA) for model in NETWORKS])
 def test_cuda_networks_equal_in_process(toy, small, model):
     a, b = (toy(*small(model), "device=cuda", run=name) for name in "ab")
-    expected = run(a, engines.grid_of(a))
-    assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
+    expected = run(a)
+    assert digest(run(on_gpu(b))) == digest(expected)
 
 
 @cuda
@@ -517,15 +509,15 @@ def test_cuda_dropout_equals_in_process(toy, monkeypatch):
     monkeypatch.setitem(MODELS, "dropping", Dropping)
     a, b = (toy("model.name=dropping", "rounds=4", "device=cuda", run=name) for name in "ab")
     before = torch.cuda.get_rng_state()
-    expected = run(a, engines.grid_of(a))
-    assert digest(run(on_gpu(b), engines.grid_of(on_gpu(b)))) == digest(expected)
+    expected = run(a)
+    assert digest(run(on_gpu(b))) == digest(expected)
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("precision", [pytest.param(name, marks=CUDA) for name in ("float32", "tf32", "bf16")])
 def test_cuda_precisions_learn(toy, precision):
     settings = on_gpu(toy("rounds=10", "training.batch-size=20", f"precision={precision}"))
-    assert run(settings, engines.grid_of(settings)).read_rows()[-1]["test-accuracy"] > 0.5
+    assert run(settings).read_rows()[-1]["test-accuracy"] > 0.5
 
 
 @cuda
@@ -538,14 +530,14 @@ def test_cuda_small_memory_trains_in_waves(toy, small, monkeypatch):
     a, b = (on_gpu(toy(*small("wide-mlp"), run=name)) for name in "ab")
     free()
     torch.cuda.reset_peak_memory_stats()
-    expected = run(a, engines.grid_of(a))
+    expected = run(a)
     layout = experiment.Experiment(a).layout
     # A lane holds a model, its gradients and its momentum; of three lanes a half of them is missing.
     limit, reported = torch.cuda.max_memory_reserved() - 1.5 * 3 * 4 * layout.size, []
     free()
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
-        out = run(b, engines.grid_of(b, report=reported.append))
+        out = run(b, grid=engines.grid_of(b, report=reported.append))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert digest(out) == digest(expected)
@@ -556,7 +548,7 @@ def test_cuda_small_memory_trains_in_waves(toy, small, monkeypatch):
 @cuda
 def test_cuda_capture_is_retried(toy, monkeypatch):
     a, b = (toy("device=cuda", run=name) for name in "ab")
-    expected = run(a, engines.grid_of(a))
+    expected = run(a)
     tries, capture, forward = [], GraphLane._try_capture, LocalRule.forward
 
     def trying(lane, size):
@@ -572,7 +564,7 @@ def test_cuda_capture_is_retried(toy, monkeypatch):
     monkeypatch.setattr(GraphLane, "_try_capture", trying)
     monkeypatch.setattr(LocalRule, "forward", starving)
     reported = []
-    out = run(on_gpu(b), engines.grid_of(on_gpu(b), report=reported.append))
+    out = run(on_gpu(b), grid=engines.grid_of(on_gpu(b), report=reported.append))
     # Of the first try nothing is left, the gradients before it are gone, and what cuBLAS works with is not.
     gradients = 4 * experiment.Experiment(b).layout.size + 2**14
     assert len(tries) > 4 and not reported
@@ -596,7 +588,7 @@ def test_cuda_waiting_step_is_explained(toy, monkeypatch):
     monkeypatch.setattr(registry.find("fedavg"), "Rule", Waiting)
     settings = on_gpu(toy("strategy.name=fedavg"))
     with pytest.raises(RunError, match=r"a step of Waiting cannot be captured .* set capturable = False"):
-        run(settings, engines.grid_of(settings))
+        run(settings)
 
 
 @pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in ("fedmr", "scaffold")])
@@ -604,10 +596,10 @@ def test_cuda_resumed_run_ends_the_same(toy, monkeypatch, strategy):
     whole, cut = (
         on_gpu(toy(f"strategy.name={strategy}", "rounds=6", "checkpoint-every=2", run=name)) for name in ("a", "b")
     )
-    expected = run(whole, engines.grid_of(whole))
+    expected = run(whole)
     stop_in_round_4(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run(cut, engines.grid_of(cut))
+        run(cut)
     half = RunFolder(cut.run_dir)
-    run(cut, engines.grid_of(cut), half)
+    run(cut, half)
     assert digest(half) == digest(expected)

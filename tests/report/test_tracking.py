@@ -9,25 +9,20 @@ import struct
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from fedmr_flwr import cli
-from fedmr_flwr.client import app as client
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import ConfigError, RunError
-from fedmr_flwr.launch import engines
 from fedmr_flwr.report import tracking
-from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.server.run import run as serve
+from tests.support import runs
 
 
 def run(settings):
     text = io.StringIO()
-    with Display(settings.rounds, Console(file=text, width=200)) as display:
-        return serve(settings, engines.grid_of(settings), display), text.getvalue()
+    return runs.run(settings, output=text), text.getvalue()
 
 
 def fedmr(*arguments):
@@ -42,28 +37,11 @@ def events(out):
     return {name: [(event.step, event.value) for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
 
-def interrupted(settings, monkeypatch, fits):
-    """Start a run that is stopped at the given number of trainings."""
-    fit, calls = client.fit, []
-
-    def counted(*arguments):
-        calls.append(1)
-        if len(calls) > fits:
-            raise KeyboardInterrupt
-        return fit(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(client, "fit", counted)
-        with pytest.raises(KeyboardInterrupt):
-            run(settings)
-    return RunFolder(settings.run_dir)
-
-
 @pytest.mark.slow
 def test_resumed_run_has_every_round_once(toy, monkeypatch):
     options = ("rounds=4", "checkpoint-every=2", "evaluation.classes=end", "evaluate-every=2")
     whole, _ = run(toy(*options, run="whole"))
-    out = interrupted(toy(*options, "track=tensorboard", run="part"), monkeypatch, fits=3 * 3 + 1)
+    out = runs.stopped(toy(*options, "track=tensorboard", run="part"), monkeypatch, fits=3 * 3 + 1)
     assert [step for step, _ in events(out)["seconds"]] == [1, 2, 3], "round 3 is repeated from the checkpoint of 2"
     fedmr("resume", out.path)
     assert out.read_manifest()["model-sha256"] == whole.read_manifest()["model-sha256"]

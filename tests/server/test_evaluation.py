@@ -1,12 +1,10 @@
 """What a run measures besides the accuracy on the test set, and when."""
 
-import io
 import json
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -17,22 +15,15 @@ from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import datasets, partitions
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.gpu.grid import GpuGrid
-from fedmr_flwr.launch import engines
 from fedmr_flwr.report import scores
-from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.training.devices import place
 from fedmr_flwr.training.evaluation import evaluate
 from fedmr_flwr.training.sgd import fit
 from tests.support.recorder import RecordedLane
+from tests.support.runs import run
 
 CPU = torch.device("cpu")
-
-
-def run(settings, prepared=None):
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return serve(settings, engines.grid_of(settings), display, prepared)
 
 
 def final(out):
@@ -165,8 +156,7 @@ def test_clients_measure_around_training(toy):
     weights = [len(parts[each["client"]]) for each in rows[0]["around-training"]]
     after = [each["after-accuracy"] for each in rows[0]["around-training"]]
     assert rows[0]["after-accuracy"] == pytest.approx(np.average(after, weights=weights))
-    with Display(3, Console(file=io.StringIO())) as display:
-        gpu = serve(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane), display)
+    gpu = run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=RecordedLane))
     assert [row["around-training"] for row in gpu.read_rows()] == [row["around-training"] for row in rows]
 
 
@@ -180,8 +170,7 @@ def test_evaluation_does_not_change_the_model(toy):
 def test_gpu_engine_scores_the_same(toy):
     settings = [toy(*TESTED, run=name) for name in ("a", "b")]
     expected = run(settings[0]).read_client_rows()
-    with Display(3, Console(file=io.StringIO())) as display:
-        out = serve(settings[1], GpuGrid(settings[1], device=CPU, lane=RecordedLane), display)
+    out = run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=RecordedLane))
     assert out.read_client_rows() == expected
 
 

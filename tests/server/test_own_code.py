@@ -1,15 +1,11 @@
 """An error in a user's own code is named as such, with its file and line, on the server and at the clients."""
 
-import io
 import json
 
 import pytest
-from rich.console import Console
 
 from fedmr_flwr.errors import DataError, FedmrError, OwnCodeError, RunError
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.display import Display
-from fedmr_flwr.server.run import run as serve
+from tests.support.runs import run
 
 MODEL = """
 from torch import nn
@@ -59,8 +55,8 @@ def own(tmp_path, monkeypatch):
 
 def fails(settings, kind):
     """Run with the in-process engine; return the message of its error, which is in one line."""
-    with pytest.raises(kind) as caught, Display(settings.rounds, Console(file=io.StringIO())) as display:
-        serve(settings, engines.grid_of(settings), display)
+    with pytest.raises(kind) as caught:
+        run(settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -1,6 +1,5 @@
 """A run that is stopped at any moment resumes to the same final model, bit for bit."""
 
-import io
 import json
 import multiprocessing
 import os
@@ -14,7 +13,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from fedmr_flwr import cli
@@ -22,24 +20,18 @@ from fedmr_flwr.cli import runs
 from fedmr_flwr.client import app as client
 from fedmr_flwr.config.loading import load, to_yaml
 from fedmr_flwr.errors import ConfigError, RunError, RunFolderError
-from fedmr_flwr.launch import engines, ray
-from fedmr_flwr.report.display import Display
+from fedmr_flwr.launch import ray
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.experiment import create_folder
-from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.wire.grids import in_process
+from tests.support.runs import run, stopped
 
 # Processes that have everything imported already and so start in no time.
 _SERVERS = multiprocessing.get_context("forkserver")
 _SERVERS.set_forkserver_preload(
     ["fedmr_flwr.cli", "fedmr_flwr.server.run", "fedmr_flwr.client.app", "sklearn.datasets"]
 )
-
-
-def run(settings, prepared=None):
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return serve(settings, engines.grid_of(settings), display, prepared)
 
 
 def fedmr(*arguments, before=""):
@@ -67,23 +59,6 @@ def digest(out):
 
 class Stop(Exception):
     """What stops a run in the middle."""
-
-
-def stopped(settings, monkeypatch, fits):
-    """Start a run and let it end at the given number of trainings."""
-    fit, calls = client.fit, []
-
-    def counted(*arguments):
-        calls.append(1)
-        if len(calls) > fits:
-            raise KeyboardInterrupt
-        return fit(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(client, "fit", counted)
-        with pytest.raises(KeyboardInterrupt):
-            run(settings)
-    return RunFolder(settings.run_dir)
 
 
 STRATEGIES = [

@@ -1,14 +1,12 @@
 """Whole runs on real digits with the in-process engine."""
 
 import hashlib
-import io
 import json
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from rich.console import Console
 from safetensors.numpy import load_file
 
 from fedmr_flwr import models
@@ -27,20 +25,14 @@ from fedmr_flwr.errors import (
 )
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models.packing import layout_of
-from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import evaluation, experiment, resuming
 from fedmr_flwr.server import run as server_run
-from fedmr_flwr.server.run import run as serve
 from fedmr_flwr.training.evaluation import Score
+from tests.support.runs import run
 
 SLOTS = [f"-slot-00{slot}" for slot in range(3)]
-
-
-def run(settings):
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return serve(settings, engines.grid_of(settings), display)
 
 
 def test_run_writes_all_files(settings_of):

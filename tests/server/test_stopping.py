@@ -1,21 +1,16 @@
 """Runs that end before their last round: when, and that nothing else is different about them."""
 
-import io
-
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
 from fedmr_flwr import cli
 from fedmr_flwr.config.stop import Stop
 from fedmr_flwr.gpu.grid import GpuGrid
-from fedmr_flwr.launch import engines
-from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.server.run import run
 from fedmr_flwr.server.stopping import Stopping
 from tests.support.recorder import RecordedLane
+from tests.support.runs import run
 
 
 def rows(*accuracies, seconds=20.0):
@@ -68,11 +63,6 @@ def test_decides_as_if_never_interrupted():
         assert (Stopping(Stop(patience=3), found[:at]).reason is None) == (at < 4)
 
 
-def serve(settings, grid=None):
-    with Display(settings.rounds, Console(file=io.StringIO())) as display:
-        return run(settings, grid or engines.grid_of(settings), display)
-
-
 def resume(path, *options):
     return CliRunner().invoke(cli.app, ["resume", str(path), *options])
 
@@ -87,8 +77,8 @@ def digest(out):
 
 def test_end_is_evaluated(toy):
     options = ("evaluate-every=9", "evaluation.train=end")
-    part = serve(toy("rounds=6", "stop.minutes=0.000001", *options, run="part"))
-    whole = serve(toy("rounds=1", *options, run="whole"))
+    part = run(toy("rounds=6", "stop.minutes=0.000001", *options, run="part"))
+    whole = run(toy("rounds=1", *options, run="whole"))
     assert {"test-accuracy", "training-set-loss"} <= timeless(part)[0].keys()
     assert (timeless(part), digest(part)) == (timeless(whole), digest(whole))
     assert part.status == "completed"
@@ -97,7 +87,7 @@ def test_end_is_evaluated(toy):
 
 @pytest.fixture
 def whole(toy):
-    return serve(toy("rounds=5", run="whole"))
+    return run(toy("rounds=5", run="whole"))
 
 
 def target(out, number):
@@ -108,7 +98,7 @@ def target(out, number):
 
 
 def test_stopped_run_is_the_first_rounds_and_may_continue(toy, whole):
-    part = serve(toy("rounds=5", target(whole, 2), run="part"))
+    part = run(toy("rounds=5", target(whole, 2), run="part"))
     assert timeless(part) == timeless(whole)[:2]
     again = resume(part.path)
     assert again.exit_code == 0 and "is complete after round 2: test accuracy" in again.output
@@ -121,7 +111,7 @@ def test_stopped_run_is_the_first_rounds_and_may_continue(toy, whole):
 
 def test_gpu_engine_ends_there_too(toy, whole):
     settings = toy("rounds=5", "engine=gpu", target(whole, 2), run="gpu")
-    part = serve(settings, GpuGrid(settings, device=torch.device("cpu"), lane=RecordedLane))
+    part = run(settings, grid=GpuGrid(settings, device=torch.device("cpu"), lane=RecordedLane))
     scores = [[row["test-loss"] for row in out.read_rows()] for out in (part, whole)]
     assert scores[0] == scores[1][:2]
 
@@ -131,7 +121,7 @@ def test_killed_after_its_last_round_ends_there(toy, whole, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            serve(settings)
+            run(settings)
     part = RunFolder(settings.run_dir)
     assert (part.status, resume(part.path).exit_code) == ("failed", 0)
     assert (part.status, len(part.read_rows())) == ("completed", 2)
