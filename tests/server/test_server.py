@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from fedmr_flwr import models
 from fedmr_flwr.client import app as client
 from fedmr_flwr.client import environment
+from fedmr_flwr.client.data_spec import DataSpec
 from fedmr_flwr.config.registry import ALGORITHMS
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import (
@@ -154,7 +155,7 @@ def test_client_evaluates_on_its_own_data(toy):
     out = run(settings)
     prepared = experiment.Experiment(settings)
     grid = engines.grid_of(settings)
-    spec = environment.DataSpec.of(prepared.dataset)
+    spec = DataSpec.of(prepared.dataset)
     config = client.train_config(settings, prepared.layout, spec, out.identifier())
     packed = prepared.layout.pack(load_file(out.model))
     arrays = prepared.codec.encode(Parts([packed.floats], [packed.ints]))
