@@ -12,15 +12,15 @@ from typing import Annotated
 import numpy as np
 import typer
 import yaml
-from matplotlib.figure import Figure
 
+from fedmr_flwr.report import figures
 from fedmr_flwr.runs.folder import RunFolder
 
 
+@figures.styled
 def main(runs: Annotated[list[Path], typer.Argument(help="Run folders.")]) -> None:
     """Plot a line for every run; print last, best and mean of the last five evaluations."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = figures.new(8, 4)
     lines = []
     for path in runs:
         folder = RunFolder(path)
@@ -28,18 +28,17 @@ def main(runs: Annotated[list[Path], typer.Argument(help="Run folders.")]) -> No
         name, seed = settings["strategy"]["name"], settings["seed"]
         rows = [row for row in folder.read_rows() if "test-accuracy" in row]
         rounds, accuracy = ([row[key] for row in rows] for key in ("round", "test-accuracy"))
-        colour = {"fedmr": "#c44e52", "fedavg": "#4c72b0"}[name]
+        colour = dict(zip(("fedmr", "fedavg"), figures.COLOURS, strict=False))[name]
         style = ("-", "--", ":")[seed % 3]
         axes.plot(rounds, 100 * np.array(accuracy), color=colour, linestyle=style, label=f"{name}, seed {seed}")
         numbers = (100 * value for value in (accuracy[-1], max(accuracy), np.mean(accuracy[-5:])))
         cells = " | ".join(f"{number:.1f}" for number in numbers)
         lines.append(f"| {json.loads(folder.manifest.read_text())['strategy']['name']} | {seed} | {cells} |")
-    axes.set_xlabel("round")
-    axes.set_ylabel("test accuracy (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    axes.set_title("Fashion-MNIST, 100 clients, Dirichlet α = 0.1, 10 clients a round", fontsize=11)
-    figure.savefig(Path(__file__).with_suffix(".png"), dpi=120)
+    figures.over_rounds(axes)
+    axes.set_ylabel("accuracy (%)")
+    axes.legend()
+    title = "Fashion-MNIST, 100 clients, Dirichlet α = 0.1, 10 clients a round"
+    figures.save(figure, "Test accuracy of the global model by round", title, Path(__file__).with_suffix(".png"))
     print("\n".join(lines))
 
 

@@ -18,6 +18,7 @@ from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.checkpoint import Checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import rounds
+from fedmr_flwr.server.accounts import Row
 from fedmr_flwr.server.collapse import Watch
 from fedmr_flwr.server.evaluation import Evaluator
 from fedmr_flwr.server.experiment import Experiment, create_folder
@@ -97,7 +98,7 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
     earlier = out.read_rows()
     watch, stopping = Watch(experiment.chance, earlier), Stopping(settings.stop, earlier)
 
-    def report(row: rounds.Row, arrays: ArrayRecord, ends: bool) -> None:
+    def report(row: Row, arrays: ArrayRecord, ends: bool) -> None:
         if "problem" not in row and (collapse := watch.look(row, strategy.update_lengths)):
             row["collapse"] = collapse
         out.add_row(row)
