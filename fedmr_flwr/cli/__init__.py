@@ -11,7 +11,7 @@ import typer
 
 import fedmr_flwr
 from fedmr_flwr.cli import deploy, runs, views
-from fedmr_flwr.cli.arguments import Command, print_line
+from fedmr_flwr.cli.arguments import Command, ConfCommand, print_line
 from fedmr_flwr.cli.compare import compare
 from fedmr_flwr.cli.flatness import flatness
 from fedmr_flwr.cli.init import init
@@ -55,11 +55,12 @@ def _options(
     """  # noqa: D301  # Click wants the character itself, not a backslash
 
 
-for command in (
-    init, runs.run, runs.resume, compare, tune, views.score, views.report, views.plot, views.export, flatness,
-    views.data, views.partition, views.units,
+for command, kind in (
+    (init, Command), (runs.run, ConfCommand), (runs.resume, Command), (compare, ConfCommand), (tune, Command),
+    (views.score, Command), (views.report, Command), (views.plot, Command), (views.export, Command),
+    (flatness, Command), (views.data, Command), (views.partition, Command), (views.units, Command),
 ):  # fmt: skip
-    app.command(cls=Command)(command)
+    app.command(cls=kind)(command)
 app.add_typer(deploy.app, name="deploy")
 
 

@@ -1,5 +1,6 @@
 """Arguments that several commands share, the layout of help, and the printing of lines."""
 
+import textwrap
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+from fedmr_flwr.config.paths import bundled_names
 from fedmr_flwr.errors import ConfigError
 
 # Arguments are described in the text of each command: Typer up to 0.20, which Flower 1.39 needs, loses their help
@@ -41,6 +43,20 @@ class Command(TyperCommand):
     def get_help(self, ctx: Any) -> str:
         """Return the help without the backslashes that Typer up to 0.20 leaves before brackets."""
         return super().get_help(ctx).replace("\\[", "[")
+
+
+class ConfCommand(Command):
+    """A command whose help ends with the configurations that come with the package."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the names of the configurations."""
+        with formatter.section("Configurations"):
+            names, indent = ", ".join(bundled_names()), " " * formatter.current_indent
+            # Not Click's own way, which breaks names at their hyphens.
+            lines = textwrap.wrap(
+                names, formatter.width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+            )
+            formatter.write("\n".join(lines) + "\n")
 
 
 def engine_overrides(engine: str | None, superlink: str | None) -> list[str]:

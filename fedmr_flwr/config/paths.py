@@ -1,5 +1,6 @@
 """Where things are looked up: data files, the app's files, and configurations by name."""
 
+import difflib
 import os
 from pathlib import Path
 
@@ -53,4 +54,6 @@ def find_configuration(name: str | Path) -> Path:
     plain = path.as_posix().removeprefix("conf/").removesuffix(".yaml")
     if plain in known:
         return app_folder() / "conf" / f"{plain}.yaml"
-    raise ConfigError(f"there is no configuration {name}: give the path of a file, or one of {', '.join(known)}")
+    near = difflib.get_close_matches(plain, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "give the path of a file, or a name that `fedmr run --help` lists"
+    raise ConfigError(f"there is no configuration {name}; {hint}")

@@ -123,7 +123,7 @@ def test_errors_shorten_long_values(load):
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="there is no configuration .*nowhere.yaml: give the path of a file"):
+    with pytest.raises(ConfigError, match="there is no configuration .*nowhere.yaml; give the path of a file"):
         loading.load(tmp_path / "nowhere.yaml")
 
 

@@ -424,7 +424,7 @@ def test_client_with_another_model_fails(toy, monkeypatch):
 
 
 def test_clients_must_see_the_run_folder(toy, monkeypatch):
-    monkeypatch.setattr(resuming.partitions, "save", lambda parts, path: None)
+    monkeypatch.setattr(resuming.partition_files, "save", lambda parts, path: None)
     with pytest.raises(RunError, match=r"only 0 of the 6 clients .*partition.npz does not exist; all clients"):
         run(toy())
 
