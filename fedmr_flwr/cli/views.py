@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from fedmr_flwr.cli.arguments import Conf, Folder, Format, Overrides, PictureFormat, print_line
-from fedmr_flwr.data import heterogeneity, partition_files
 from fedmr_flwr.errors import ConfigError, RunFolderError
 
 
@@ -101,7 +100,7 @@ def partition(
     It is printed, drawn and saved. CONF is a configuration file, OVERRIDES are key=value.
     """
     from fedmr_flwr.config.loading import load
-    from fedmr_flwr.data import datasets, partitions, skew
+    from fedmr_flwr.data import datasets, heterogeneity, partition_files, partitions, skew
     from fedmr_flwr.files import writing
     from fedmr_flwr.report import examples
     from fedmr_flwr.report.display import format_partition

@@ -186,8 +186,8 @@ def test_missing_configuration_is_named(fedmr):
     status, _, err = fedmr("run", "none.yaml")
     assert status == 1
     assert err == (
-        "fedmr: error: there is no configuration none.yaml; give the path of a file, or a name that `fedmr run --help` "
-        "lists\n"
+        "fedmr: error: there is no configuration none.yaml; give the path of a file, or a name that "
+        "`fedmr run --help` lists\n"
     )
     assert fedmr("run", "fashion-mnist")[2].endswith("; did you mean fashion-mnist-cnn?\n")
 

@@ -10,7 +10,6 @@ from fedmr_flwr.config.identity import differences, identity, own_code
 from fedmr_flwr.config.loading import load_recorded
 from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.data import partition_files
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.runs import folder
 from fedmr_flwr.runs.folder import RunFolder
@@ -97,7 +96,7 @@ def rows_of(run: RunFolder, rounds: int | None = None) -> Metrics:
 @lru_cache(maxsize=256)
 def _digests(data: Data, data_dir: Path | None, clients: int, partition: Partition, seed: int) -> dict[str, str]:
     # Imported here, because they load PyTorch, which the help of the command line need not wait for.
-    from fedmr_flwr.data import datasets, partitions
+    from fedmr_flwr.data import datasets, partition_files, partitions
 
     dataset = datasets.load(data, data_dir, seed)
     found = {"data-sha256": dataset.digest()}
