@@ -388,7 +388,7 @@ def random_stops(out, rng, kills, seconds):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "options"),
-    [(8, ()), (5, ("strategy.name=scaffold",))],
+    [(4, ()), (4, ("strategy.name=scaffold",))],
     ids=["fedmr", "scaffold"],
 )
 def test_random_kills_end_the_same(toy, kills, options):

@@ -107,6 +107,6 @@ def test_score_is_that_of_the_evaluations_that_are_due():
 
 @pytest.mark.slow
 def test_side_by_side_gives_the_same_trials(tmp_path):
-    run(tmp_path / "a", strategies="fedavg")
-    run(tmp_path / "b", strategies="fedavg", jobs=2)
+    run(tmp_path / "a", strategies="fedavg", trials=2)
+    run(tmp_path / "b", strategies="fedavg", trials=2, jobs=2)
     assert files(tmp_path / "a") == files(tmp_path / "b")
