@@ -38,7 +38,7 @@ folder; `fedmr run` reads such a file, too.
 GUIDES = {
     "ray": "[cluster](../guides/cluster.md), [one GPU](../guides/one-gpu.md)",
     "deployment": "[deployment](../guides/deploy.md)",
-    "privacy": "[local differential privacy](../guides/privacy.md)",
+    "privacy": "[local differential privacy](../guides/privacy.md), [sealed recombination](../sealed.md)",
     "evaluation": "[measuring](../guides/measure.md)",
     "stop": "[ending early](../guides/run.md#ending-early)",
     "data": "[data and partitions](../guides/data.md), [your own data](../guides/your-data.md)",

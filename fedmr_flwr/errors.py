@@ -124,6 +124,10 @@ class RecordError(FedmrError):
     """A received record is damaged or has unexpected contents."""
 
 
+class SealError(RecordError):
+    """A sealed unit of a model cannot be opened, or is not the one that it should be."""
+
+
 class SystemRefusal(FedmrError):
     """The operating system refused memory, a file or a process, in a place where no better error is raised."""
 

@@ -101,6 +101,17 @@ def write_new(path: Path, content: bytes) -> None:
         raise
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read; never over an existing one.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    # With the mode at its creation: between a plain write and a `chmod` others could read the key.
+    with writing(path), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+
+
 def write_over(path: Path, content: bytes) -> None:
     """Write a file in its own place, for a disk that is too full for a second copy.
 

@@ -23,7 +23,7 @@ def create(settings: Settings, layout: Layout) -> ServerStrategy[Any]:
     strategy = settings.strategy
     kind: type[Algorithm[Any]] = registry.find(strategy.name)
     try:
-        return kind(
+        created = kind(
             clients_per_round=settings.clients_per_round,
             seed=settings.seed,
             layout=layout,
@@ -34,3 +34,11 @@ def create(settings: Settings, layout: Layout) -> ServerStrategy[Any]:
     except OptionError as error:
         # The algorithm names its Python argument; the user of a file knows the key.
         raise ConfigError(f"strategy.{error.option.replace('_', '-')}: {error.problem}") from None
+    if not settings.privacy.sealed:
+        return created
+    # Here, so that only the chosen algorithm is imported.
+    from fedmr_flwr.algorithms.sealed import Sealed
+    from fedmr_flwr.wire.sealed import dealing_of
+
+    logs = bool(dict(strategy.options).get("log_recombination"))
+    return Sealed(dealing_of(settings, layout), created.codec, created.notice, logs)

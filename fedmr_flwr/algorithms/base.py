@@ -15,13 +15,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from fedmr_flwr.algorithms.contract import Combined, NoState, Reply, Round, S, Slot, StateArrays
-from fedmr_flwr.algorithms.drawing import draw_clients
 from fedmr_flwr.algorithms.evaluation import ClientEvaluation, mean_records
 from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
 from fedmr_flwr.algorithms.plan import Plan
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.drawing import draw_clients, draw_slots
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, OptionError
@@ -252,7 +252,7 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
         """Draw a round's clients and slots, and compute the models."""
         drawn = self.clients(round)
         clients: list[int | None] = [None] * self.slots
-        for slot, client in zip(self._draw_slots(round, len(drawn)), drawn, strict=True):
+        for slot, client in zip(draw_slots(round.number, round.seed, self.slots, len(drawn)), drawn, strict=True):
             clients[slot] = client
         models = tuple(self.models(round))
         if len(models) != self.slots:
@@ -266,14 +266,6 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
         encoded = encode(combined.model)
         self.state, self.diagnostics = combined.state, combined.diagnostics
         return encoded
-
-    def _draw_slots(self, round: Round, count: int) -> list[int]:
-        """Draw the slots to train, if there are more of them than clients in the round."""
-        if self.slots == count:
-            return list(range(count))
-        drawn = round.stream("slots").choice(self.slots, count, replace=False)
-        # Sorted, because the order of the clients is already random.
-        return sorted(drawn.tolist())
 
     def settle(self, clients: int) -> None:
         """Fix M, if it follows from the number of connected clients."""

@@ -29,10 +29,10 @@ from flwr.server.strategy import FedAvg as ClassicFedAvg
 from fedmr_flwr.algorithms import fedavg, fedcross, fedexp, fedmr, fedmut, indep
 from fedmr_flwr.algorithms.base import Algorithm
 from fedmr_flwr.algorithms.contract import Reply, Round
-from fedmr_flwr.algorithms.drawing import draw_clients
 from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
 from fedmr_flwr.algorithms.plan import Plan
 from fedmr_flwr.algorithms.wrappers import refuse_unfit
+from fedmr_flwr.core.drawing import draw_clients
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, RecordError, RunError

@@ -8,8 +8,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
-from fedmr_flwr.algorithms.drawing import draw_clients
 from fedmr_flwr.algorithms.metrics import mean_metrics, plain_numbers
+from fedmr_flwr.core.drawing import draw_clients
 from fedmr_flwr.wire.checks import log_failures
 from fedmr_flwr.wire.flower.early_stop import FLOWER_STOPS_EARLY, run_until
 from fedmr_flwr.wire.foreign import judge_foreign, metrics_of

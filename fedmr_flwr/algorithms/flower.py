@@ -17,10 +17,10 @@ from pydantic import Field
 
 from fedmr_flwr.algorithms import wrappers
 from fedmr_flwr.algorithms.contract import StateArrays
-from fedmr_flwr.algorithms.drawing import draw_clients
 from fedmr_flwr.config import options as own_options
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.config.sections import Section
+from fedmr_flwr.core.drawing import draw_clients
 from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.population import mean
 from fedmr_flwr.errors import BadRoundError, ConfigError, OptionError

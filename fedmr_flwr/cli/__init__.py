@@ -61,6 +61,7 @@ for command, kind in (
     (flatness, Command), (views.data, Command), (views.partition, Command), (views.units, Command),
 ):  # fmt: skip
     app.command(cls=kind)(command)
+app.command("open", cls=Command)(views.open_model)
 app.add_typer(deploy.app, name="deploy")
 
 

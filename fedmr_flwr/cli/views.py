@@ -66,6 +66,22 @@ def report(
     print_line(str(page.write(folder.absolute(), out)))
 
 
+def open_model(
+    run_folder: Folder, key: Annotated[Path, typer.Option(metavar="FILE", help="The key of the run's nodes.")]
+) -> None:
+    """Make model.safetensors of a sealed run.
+
+    RUN is its folder, or a copy of it on a machine that has the key.
+    """
+    from fedmr_flwr.runs.folder import RunFolder
+    from fedmr_flwr.server.opening import open_run
+    from fedmr_flwr.wire.sealing import read_key
+
+    out = RunFolder.open(run_folder.absolute())
+    number = open_run(out, read_key(key))
+    print_line(f"{out.model}: the global model after round {number}")
+
+
 def export(
     run_folder: Folder,
     to: Annotated[str, typer.Option(metavar="NAME", help="tensorboard, wandb or mlflow.")],

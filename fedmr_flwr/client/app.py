@@ -21,6 +21,7 @@ from fedmr_flwr.client import privacy
 from fedmr_flwr.client.data_spec import DataSpec
 from fedmr_flwr.client.environment import ClientEnvironment, SimulatedEnvironment
 from fedmr_flwr.client.node import DATA, STATE, NodeEnvironment, number_of
+from fedmr_flwr.client.seals import Seals
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
 from fedmr_flwr.core.layout import Layout, Packed
@@ -35,6 +36,7 @@ from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import local_rule
 from fedmr_flwr.training.sgd import fit
 from fedmr_flwr.training.work import fine_tuning, work_of
+from fedmr_flwr.wire import sealing
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.flower.logs import log_errors_in_one_line
 from fedmr_flwr.wire.messages import (
@@ -42,6 +44,7 @@ from fedmr_flwr.wire.messages import (
     CLIENT,
     CONFIG,
     EXAMPLES,
+    KEY,
     LAST_ROUND,
     LOST_STATE,
     METRICS,
@@ -50,6 +53,7 @@ from fedmr_flwr.wire.messages import (
     vector_record,
     vectors,
 )
+from fedmr_flwr.wire.sealed import START, initial_arrays, skipped_rounds
 
 SETTINGS, LAYOUT, SPEC, RUN, DIGEST = "settings", "layout", "data-spec", "run", "data-sha256"
 
@@ -137,7 +141,10 @@ def query(message: Message, context: Context) -> Message:
     metrics = MetricRecord({CLIENT: _number(config, context)})
     # A client that lacks its data would fail at once in every round; it reports that before the first one instead.
     if SETTINGS in config:
-        metrics[EXAMPLES] = _environment(message, context).prepare(str(config[DIGEST]))
+        environment = _environment(message, context)
+        metrics[EXAMPLES] = environment.prepare(str(config[DIGEST]))
+        if environment.settings.privacy.sealed:
+            metrics[KEY] = sealing.identity(environment.sealing_key)
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
@@ -164,7 +171,17 @@ class _Request:
                 f"this client's model '{self.settings.model.name}' differs from the server's; "
                 "install the same version on both"
             )
-        self.received = self.codec.decode(message.content.array_records[ARRAYS])
+        arrays = message.content.array_records[ARRAYS]
+        self.seals: Seals | None = None
+        if self.settings.privacy.sealed:
+            key, run = self.environment.sealing_key, str(self.config[RUN])
+            self.seals = Seals.of_run(
+                self.settings, self.codec, key, run, initial_arrays(arrays), str(self.config[START]),
+                skipped_rounds(self.config),
+            )  # fmt: skip
+            self.received = self.seals.received(self.environment.number, self.config, arrays)
+        else:
+            self.received = self.codec.decode(arrays)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -239,6 +256,8 @@ class TrainRequest(_Request):
         if self._lost_state:
             metrics[LOST_STATE] = 1
         arrays = self.codec.encode(trained)
+        if self.seals:
+            arrays = self.seals.sealed(self.environment.number, self._round, arrays)
         returned = {name: vector_record(values) for name, values in result.outcome.returned.items()}
         return Message(RecordDict({ARRAYS: arrays, **returned, METRICS: metrics}), reply_to=self._message)
 

@@ -18,6 +18,7 @@ from fedmr_flwr.data.base import Dataset, Examples, Indices
 from fedmr_flwr.errors import DataError, PartitionError
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.training.devices import pick_device
+from fedmr_flwr.wire.sealing import read_key
 
 _CPU = torch.device("cpu")
 
@@ -51,6 +52,15 @@ class ClientEnvironment(ABC):
     @abstractmethod
     def tests(self) -> Examples | None:
         """Return this client's own test examples, on its device; None if it has none."""
+
+    @property
+    @abstractmethod
+    def sealing_key(self) -> bytes:
+        """The key of all clients, with which they seal their models.
+
+        Raises:
+            ConfigError: this one does not have it.
+        """
 
     @abstractmethod
     def prepare(self, digest: str) -> int:
@@ -99,6 +109,11 @@ class SimulatedEnvironment(ClientEnvironment):
         dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
         indices = read_partition(path, path.stat().st_mtime_ns)[self.number]
         return tests_of(dataset, settings, indices, self.number, self.device)
+
+    @property
+    def sealing_key(self) -> bytes:
+        """The key in the run folder, where a simulation has it."""
+        return read_key(self._folder.sealing_key)
 
     def prepare(self, digest: str) -> int:
         """Compare the data with the server's, and read the partition from the run folder."""

@@ -23,9 +23,10 @@ from fedmr_flwr.data.own import ExampleFormat
 from fedmr_flwr.errors import ConfigError, DataError, FedmrError
 from fedmr_flwr.files import writing
 from fedmr_flwr.training.devices import pick_device
+from fedmr_flwr.wire.sealing import read_key
 
 # Keys of a node's configuration.
-NUMBER, NAME, DATA, DEVICE, STATE = "partition-id", "name", "data", "device", "state"
+NUMBER, NAME, DATA, DEVICE, STATE, KEY = "partition-id", "name", "data", "device", "state", "sealing-key"
 _CPU = torch.device("cpu")
 
 
@@ -36,7 +37,7 @@ class NodeEnvironment(ClientEnvironment):
         settings: of the run.
         node_config: of the node: partition-id, data (files with the client's examples, "KIND:PATH" or an npz file;
             or the run's data set, a folder or a copy of the user's own files, of which the client uses its part),
-            name, device and state (a folder).
+            name, device, state (a folder) and sealing-key (a file), if it has one.
         spec: of the server's data.
         run: the identifier of the run.
 
@@ -53,6 +54,7 @@ class NodeEnvironment(ClientEnvironment):
         self._has_folder = not kind and self._data.is_dir()
         self._files = f"{kind or 'npz'}:{path}"
         self._device = str(node_config.get(DEVICE, "auto"))
+        self._key = Path(str(node_config[KEY])) if KEY in node_config else None
         # It becomes the name of a folder: a server must not be able to choose another path on the node.
         if not re.fullmatch("[0-9a-f]{16}", run):
             raise ConfigError(f"invalid run identifier {run!r}; install the same version on server and nodes")
@@ -122,6 +124,17 @@ class NodeEnvironment(ClientEnvironment):
                 None if of_all is None else tests_of(dataset, settings, of_all[self.number], self.number, self.device)
             )
 
+    @property
+    def sealing_key(self) -> bytes:
+        """The key of the node's settings."""
+        if not self._key:
+            raise ConfigError(
+                f"{self._name}: privacy.sealed needs a key that all nodes have and the server does not: put it into "
+                "sealing.key in the node's folder, and set sealing-key: sealing.key in its node.yaml"
+            )
+        with self._private_errors():
+            return read_key(self._key)
+
     def prepare(self, digest: str) -> int:
         """Compare the node's copy of the data set with the server's, or read the node's own examples."""
         with self._private_errors():
@@ -157,7 +170,7 @@ class NodeEnvironment(ClientEnvironment):
             yield
         except FedmrError as error:
             text = str(error)
-            for path in (self._data, self._state):
+            for path in filter(None, (self._data, self._state, self._key)):
                 text = text.replace(str(path), path.name)
             raise type(error)(f"{self._name}: {text}") from None
 

@@ -29,6 +29,9 @@ class Privacy(Section):
 
     Attributes:
         local_dp: clip each update and add noise; off unless all four keys are given.
+        sealed: of `fedmr` and `indep`: clients seal each unit of their models with a key that the server does not
+            have; it deals what it cannot read.
     """
 
     local_dp: LocalDp | None = None
+    sealed: bool = False

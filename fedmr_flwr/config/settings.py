@@ -20,6 +20,7 @@ from fedmr_flwr.config.model import Model
 from fedmr_flwr.config.partition import Partition
 from fedmr_flwr.config.privacy import Privacy
 from fedmr_flwr.config.registry import FLOWER
+from fedmr_flwr.config.sealed import sealed_problem
 from fedmr_flwr.config.sections import AbsolutePath, Section, Void, drop
 from fedmr_flwr.config.stop import Stop
 from fedmr_flwr.config.strategy import Strategy
@@ -137,7 +138,7 @@ class Settings(Section):
         """The guard in effect; None if there is none. If it is not set: 10 in a deployment, none in a simulation."""
         # Here and not in the default, because `flwr run` decides about the engine after the configuration is read.
         if self.guard is None:
-            return _DEPLOYED_GUARD if self.engine == "deployment" else None
+            return _DEPLOYED_GUARD if self.engine == "deployment" and not self.privacy.sealed else None
         return self.guard or None
 
     @field_validator("guard", mode="before")
@@ -329,6 +330,8 @@ class Settings(Section):
                 "choose another strategy"
             )
         if problem := self.strategy.misfit(self.training):
+            raise ValueError(problem)
+        if self.privacy.sealed and (problem := sealed_problem(self.model_dump(mode="json", by_alias=True))):
             raise ValueError(problem)
         if name.startswith(FLOWER) and self.wire != "float32":
             raise ValueError(f"wire={self.wire}: Flower's own strategies would compute in it; leave wire out")

@@ -2,9 +2,7 @@
 
 import datetime
 import ipaddress
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -16,8 +14,6 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-from fedmr_flwr.files import writing
 
 # Flower accepts it for its nodes' keys, and it is fast for TLS.
 _CURVE = ec.SECP384R1()
@@ -104,17 +100,6 @@ def node_keys() -> tuple[bytes, bytes]:
     key = ec.generate_private_key(_CURVE)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     return public + b"\n", _private(key, PrivateFormat.OpenSSH)
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read; never over an existing one.
-
-    Raises:
-        RunFolderError: it cannot be written.
-    """
-    # With the mode at its creation: between a plain write and a `chmod` others could read the key.
-    with writing(path), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
 
 
 def _private(key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> bytes:

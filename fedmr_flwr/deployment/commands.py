@@ -87,7 +87,8 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
             f"--insecure is only for one machine, but superlink is {node.superlink} in node.yaml; set it to 127.0.0.1"
         )
     # Flower splits this argument itself, without support for escapes.
-    if wrong := [text for text in (node.data, node.state, node.name) if '"' in text or "\\" in text]:
+    texts = filter(None, (node.data, node.state, node.name, node.sealing_key))
+    if wrong := [text for text in texts if '"' in text or "\\" in text]:
         raise ConfigError(f"{folder / 'node.yaml'}: Flower cannot parse {wrong[0]!r}; remove quotes and backslashes")
     own = {
         "partition-id": node.client,
@@ -96,6 +97,8 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
         "device": node.device,
         "state": str((folder / Path(node.state).expanduser()).absolute()),
     }
+    if node.sealing_key:
+        own["sealing-key"] = str((folder / Path(node.sealing_key).expanduser()).absolute())
     command = [
         sys.executable, "-m", "fedmr_flwr.wire.flower.supernode",
         "--superlink", f"{_bracketed(node.superlink)}:{node.fleet_port if over_grpc() else node.port}",

@@ -10,13 +10,15 @@ from pydantic import Field
 
 from fedmr_flwr.config.sections import Section, validate_section
 from fedmr_flwr.config.yaml_text import read_settings, write_yaml
-from fedmr_flwr.deployment.certificates import Authority, node_keys, write_private
+from fedmr_flwr.deployment.certificates import Authority, node_keys
 from fedmr_flwr.errors import ConfigError, RunFolderError
-from fedmr_flwr.files import write_aside, writing
+from fedmr_flwr.files import write_aside, write_private, writing
+from fedmr_flwr.wire.sealing import new_key
 
 S = TypeVar("S", bound=Section)
 
 AUTHORITY, CERTIFICATE, SERVER_KEY, NODE_KEY = "ca.crt", "server.crt", "server.key", "node.key"
+SEALING_KEY = "sealing.key"
 
 
 class ServerSettings(Section):
@@ -49,6 +51,7 @@ class NodeSettings(Section):
             of which the node uses its part.
         device: for training: auto, cpu, cuda or cuda:N.
         state: folder for its state between rounds.
+        sealing_key: file with the key of all nodes, for runs with privacy.sealed.
     """
 
     client: int = Field(ge=0)
@@ -60,6 +63,7 @@ class NodeSettings(Section):
     data: str | None = None
     device: str = "auto"
     state: str = "state"
+    sealing_key: str | None = None
 
 
 def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[ServerSettings, list[NodeSettings]]:
@@ -94,10 +98,12 @@ def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[ServerSettin
     write_private(server / SERVER_KEY, key)
     own = ServerSettings(hosts=list(hosts))
     _write(server / "server.yaml", own)
-    return own, [_create_node(folder, number, hosts[0], authority) for number in range(nodes)]
+    # One for all nodes, and none for the server.
+    sealing = new_key().encode()
+    return own, [_create_node(folder, number, hosts[0], authority, sealing) for number in range(nodes)]
 
 
-def _create_node(folder: Path, number: int, superlink: str, authority: Authority) -> NodeSettings:
+def _create_node(folder: Path, number: int, superlink: str, authority: Authority, sealing: bytes) -> NodeSettings:
     path = folder / f"node-{number}"
     with writing(path):
         path.mkdir(mode=0o700)
@@ -106,8 +112,14 @@ def _create_node(folder: Path, number: int, superlink: str, authority: Authority
     write_aside(folder / "server" / "nodes" / f"node-{number}.pub", public)
     write_aside(path / AUTHORITY, authority.certificate)
     write_private(path / NODE_KEY, private)
-    # Different ports, so that several nodes can share a machine.
-    node = NodeSettings(client=number, name=f"node-{number}", superlink=superlink, local_port=9094 + number)
+    write_private(path / SEALING_KEY, sealing)
+    node = NodeSettings(
+        client=number,
+        name=f"node-{number}",
+        superlink=superlink,
+        local_port=9094 + number,  # different ones, so that several nodes can share a machine
+        sealing_key=SEALING_KEY,
+    )
     _write(path / "node.yaml", node)
     return node
 

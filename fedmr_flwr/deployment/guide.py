@@ -11,13 +11,14 @@ _TEXT = """\
 For the server {hosts} and {clients} nodes. The certificate is valid for a year and only for these names; for
 other names create a new deployment.
 
-| folder | copy to | secret file |
+| folder | copy to | secret files |
 |---|---|---|
 | `server/` | the server | `server.key` |
 {rows}
 
 Copy each folder to its machine over a channel that you trust, and delete it here. Secret files are readable only for
 their owner; keep it that way (`scp -p`, `tar` and `rsync -p` do). The key that signed the certificates was not saved.
+All nodes have the same `sealing.key`, for runs with `privacy.sealed`; the server must never have it.
 On each machine use an account that owns only this folder and can read the data, not root. On machines that others
 use, too, read the first paragraph and the firewall rule in docs/guides/deploy.md of the project.
 
@@ -68,7 +69,7 @@ def text(server: ServerSettings, nodes: list[NodeSettings]) -> str:
     return _TEXT.format(
         hosts=", ".join(server.hosts),
         clients=len(nodes),
-        rows="\n".join(f"| `{folder}/` | a node | `node.key` |" for folder in folders),
+        rows="\n".join(f"| `{folder}/` | a node | `node.key`, `sealing.key` |" for folder in folders),
         port=server.fleet_port if over_grpc() else server.port,
         starts="\n".join(f"fedmr deploy node {folder}" for folder in folders),
         superlink=SUPERLINK,

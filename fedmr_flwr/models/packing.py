@@ -75,6 +75,18 @@ def unpack(packed: Packed, layout: Layout, model: nn.Module) -> None:
     overwrite(list(tensors_of(model).values()), packed, layout)
 
 
+def arrays_of(packed: Packed, layout: Layout, model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Return a model's state_dict, as its own class loads it: a tied tensor has all of its names.
+
+    Args:
+        packed: the model.
+        layout: of the model.
+        model: a network of its class, which is overwritten.
+    """
+    unpack(packed, layout, model)
+    return {name: np.ascontiguousarray(tensor.numpy(force=True)) for name, tensor in model.state_dict().items()}
+
+
 @torch.no_grad()
 def overwrite(tensors: list[torch.Tensor], packed: Packed, layout: Layout) -> None:
     """Overwrite a model's tensors, in the order of `tensors_of`, with two flat vectors, as `unpack`."""

@@ -50,7 +50,8 @@ class RunFolder:
     Files: config.yaml (complete), manifest.json (versions, hashes, status), metrics.jsonl (an object per
     round), clients.jsonl (an object per client and evaluation), partition.npz, client-tests.npz, checkpoints/,
     client-state/ (the clients' state between rounds, if the algorithm has any), classes.json (the latest scores of
-    each class), model.safetensors (the global model), models/ (those of rounds to be kept), and pictures.
+    each class), model.safetensors (the global model), models/ (those of rounds to be kept), sealing.key (of a sealed
+    simulation), and pictures.
 
     Args:
         path: an existing run folder.
@@ -71,6 +72,7 @@ class RunFolder:
         self.client_state = path / "client-state"
         self.config = path / "config.yaml"
         self.log = path / "flower.log"
+        self.sealing_key = path / "sealing.key"
 
     @classmethod
     def create(cls, path: Path, configuration: str, **facts: Any) -> "RunFolder":

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from torch import nn
 
 from fedmr_flwr.algorithms.multi_model import MultiModel
+from fedmr_flwr.algorithms.sealed import Sealed
 from fedmr_flwr.config.evaluation import is_due
 from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.data.base import Examples
@@ -47,12 +48,17 @@ class Evaluator:
         """
         settings, wanted = self._experiment.settings, self._experiment.settings.evaluation
         numbers: dict[str, Any] = {}
+        strategy, config = self._experiment.strategy, self._config
+        # Of a sealed run only clients can score the global model, which they make of the whole population.
+        if sealed := isinstance(strategy, Sealed):
+            arrays, told = strategy.population(arrays)
+            config = ConfigRecord({**config, **told})
 
         def due(often: int | str) -> bool:
             before = is_due(often, number, settings.rounds)
             return not before and is_due(often, number, number) if ends else before
 
-        if due(settings.evaluate_every):
+        if due(settings.evaluate_every) and not sealed:
             numbers |= self._on_test(arrays)
         if due(wanted.train):
             score = self._score(self._decode(arrays), self._train)
@@ -60,10 +66,10 @@ class Evaluator:
         if due(wanted.classes):
             numbers |= self._on_classes(number, arrays)
         if due(wanted.clients):
-            numbers |= self._on_clients(number, "global", lambda _: arrays)
+            numbers |= self._on_clients(number, "global", lambda _: arrays, config)
             if slots := self._slots:
                 records = [self._experiment.codec.encode(model) for model in slots]
-                of_slots = self._on_clients(number, "slot", lambda client: records[client % len(records)])
+                of_slots = self._on_clients(number, "slot", lambda client: records[client % len(records)], config)
                 numbers |= {f"slot-{name}": value for name, value in of_slots.items()}
         return numbers
 
@@ -83,10 +89,12 @@ class Evaluator:
         wanted = isinstance(strategy, MultiModel) and strategy.options.evaluate_slots
         return (strategy.state.models or ()) if wanted and isinstance(strategy, MultiModel) else ()
 
-    def _on_clients(self, number: int, model: str, model_of: Callable[[int], ArrayRecord]) -> dict[str, Any]:
+    def _on_clients(
+        self, number: int, model: str, model_of: Callable[[int], ArrayRecord], config: ConfigRecord
+    ) -> dict[str, Any]:
         """Let every client score a model on its own examples; return summaries over them."""
         settings = self._experiment.settings
-        config = ConfigRecord({**self._config, ROUND: number})
+        config = ConfigRecord({**config, ROUND: number})
         found = ask(self._grid, model_of, config, settings.clients_per_round, settings.round_timeout)
         self._out.add_client_rows(
             {"round": number, "client": client, "model": model, **scores}

@@ -3,11 +3,11 @@
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedmr_flwr import algorithms, models
 from fedmr_flwr.algorithms.multi_model import MultiModel
+from fedmr_flwr.algorithms.sealed import Sealed
 from fedmr_flwr.config.loading import to_yaml
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
@@ -16,7 +16,7 @@ from fedmr_flwr.core.units import format_unit
 from fedmr_flwr.data import datasets, partitions, skew
 from fedmr_flwr.data.base import Indices
 from fedmr_flwr.errors import ConfigError
-from fedmr_flwr.models.packing import layout_of, pack, unpack
+from fedmr_flwr.models.packing import arrays_of, layout_of, pack
 from fedmr_flwr.report import tracking
 from fedmr_flwr.report.display import format_partition
 from fedmr_flwr.runs.folder import RunFolder
@@ -63,7 +63,7 @@ class Experiment:
         # Kept for scoring: building a network for each evaluation would take longer than a small one.
         self.model = model
         self.strategy = algorithms.create(settings, self.layout)
-        self.units = self.strategy.units if isinstance(self.strategy, MultiModel) else ()
+        self.units = self.strategy.units if isinstance(self.strategy, MultiModel | Sealed) else ()
         self.test = self.dataset.test
         # None if every client has its own examples, which the server does not know.
         self.parts: list[Indices] | None = None
@@ -116,10 +116,7 @@ class Experiment:
 
     def state_dict(self, model: Packed) -> dict[str, NDArray[Any]]:
         """Return a model's state_dict, as its own class loads it: a tied tensor has all of its names."""
-        unpack(model.on_host(), self.layout, self.model)
-        return {
-            name: np.ascontiguousarray(tensor.numpy(force=True)) for name, tensor in self.model.state_dict().items()
-        }
+        return arrays_of(model.on_host(), self.layout, self.model)
 
     def title(self) -> str:
         """Return a title of the run in one line."""
@@ -132,6 +129,8 @@ class Experiment:
             changed |= section.model_dump(by_alias=True, exclude_defaults=True)
         if settings.privacy.local_dp:
             changed["local-dp ε"] = settings.privacy.local_dp.epsilon
+        if settings.privacy.sealed:
+            changed["sealed"] = "units"
         options = "".join(f", {name} {_plain(value)}" for name, value in changed.items())
         return f"{strategy.name}{options} · {format_partition(settings)} · seed {settings.seed}"
 

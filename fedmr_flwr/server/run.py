@@ -11,6 +11,7 @@ from fedmr_flwr.client.app import DIGEST, train_config
 from fedmr_flwr.client.data_spec import DataSpec
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import DeviceError
+from fedmr_flwr.files import write_private
 from fedmr_flwr.report import plots, scores, tracking
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import checkpoint, folder
@@ -27,6 +28,7 @@ from fedmr_flwr.server.resuming import LEDGER, resume, write_description
 from fedmr_flwr.server.stopping import Stopping
 from fedmr_flwr.training.devices import is_out_of_memory
 from fedmr_flwr.wire.grids.roster import RosterGrid
+from fedmr_flwr.wire.sealing import new_key
 
 # Seconds in which all clients of a simulation must have connected.
 _SIMULATION_SECONDS = 120.0
@@ -60,7 +62,10 @@ def run(settings: Settings, grid: Grid, display: Display, prepared: RunFolder | 
             out = create_folder(settings)
             stack.enter_context(_serving(out))
         arrays = _run_rounds(experiment, grid, out, display)
-        sha256 = out.save_model(experiment.state_dict(experiment.codec.decode(arrays)))
+        # Of a sealed run the server has only the initial model; `fedmr open` makes the trained one where the key is.
+        sha256 = None
+        if not settings.privacy.sealed:
+            sha256 = out.save_model(experiment.state_dict(experiment.codec.decode(arrays)))
         plots.draw(out)
         scores.draw(out)
         # Last, so that a run without all of its results is never called complete.
@@ -121,6 +126,10 @@ def _run_rounds(experiment: Experiment, grid: Grid, out: RunFolder, display: Dis
 
     spec = DataSpec.of(experiment.dataset)
     config = train_config(settings, experiment.layout, spec, out.identifier())
+    if settings.privacy.sealed:
+        out.note(**{"data-spec": spec.to_json()})  # `fedmr open` builds the model without the data
+        if settings.engine != "deployment" and not out.sealing_key.exists():  # nobody else could have made one
+            write_private(out.sealing_key, new_key().encode())
     # Only in the query: one comparison of the data before the first round is enough.
     query = ConfigRecord({**config, DIGEST: experiment.digest})
     remote = settings.engine == "deployment"

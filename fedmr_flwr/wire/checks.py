@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -53,8 +53,20 @@ class Judged(Generic[T]):
     lost_state: tuple[int, ...] = ()
 
 
+# Returns the kind and the reason of what is wrong with the model of a reply to a message; None for a good one.
+FindModelProblem = Callable[[ArrayRecord, Message], tuple[str, str] | None]
+
+
+def _differs_from_sent(record: ArrayRecord, sent: Message) -> tuple[str, str] | None:
+    """Check that a model has the arrays of the one that was sent, and that its values are finite."""
+    return _find_model_problem(record, sent.content.array_records[ARRAYS])
+
+
 def judge(
-    sent: Mapping[int, Message], replies: Iterable[Message], stated: Mapping[int, int] | None = None
+    sent: Mapping[int, Message],
+    replies: Iterable[Message],
+    stated: Mapping[int, int] | None = None,
+    find_model_problem: FindModelProblem = _differs_from_sent,
 ) -> Judged[Message]:
     """Divide the replies to a round's messages into good and rejected ones.
 
@@ -63,6 +75,7 @@ def judge(
         replies: in any order.
         stated: the number of examples that each client stated before the first round, as far as known; means are
             weighted by it, so a client must not change it.
+        find_model_problem: checks the model of a reply.
     """
     # By the message that it replies to: the late reply to an earlier round comes from the same node. Only messages
     # that a wrapper of the Grid replaced by its own were never given an identifier: they are matched by node.
@@ -79,7 +92,7 @@ def judge(
             found[client].append(reply)
     good, failures = {}, []
     for client, group in found.items():
-        if problem := _find_group_problem(group, sent[client], (stated or {}).get(client)):
+        if problem := _find_group_problem(group, sent[client], (stated or {}).get(client), find_model_problem):
             failures.append(Failure(client, *problem))
         else:
             good[client] = group[0]
@@ -90,13 +103,15 @@ def judge(
     return rejecting(Judged(good, (*failures, *unsolicited), lost), implausible)
 
 
-def _find_group_problem(group: Sequence[Message], sent: Message, stated: int | None) -> tuple[str, str] | None:
+def _find_group_problem(
+    group: Sequence[Message], sent: Message, stated: int | None, find_model_problem: FindModelProblem
+) -> tuple[str, str] | None:
     if not group:
         return "no-reply", "no reply in time"
     if len(group) > 1:
         # Neither of two replies to one message can be trusted: the slot keeps its model.
         return "duplicate", f"{len(group)} replies to one message"
-    return find_problem(group[0], sent, stated)
+    return find_problem(group[0], sent, stated, find_model_problem)
 
 
 def _lost_state(reply: Message) -> bool:
@@ -119,13 +134,19 @@ _KINDS = {
 }  # fmt: skip
 
 
-def find_problem(reply: Message, sent: Message, stated: int | None = None) -> tuple[str, str] | None:
+def find_problem(
+    reply: Message,
+    sent: Message,
+    stated: int | None = None,
+    find_model_problem: FindModelProblem = _differs_from_sent,
+) -> tuple[str, str] | None:
     """Check a reply.
 
     Args:
         reply: the reply.
-        sent: its message; unless it asks for an evaluation, the model of the reply must have the same arrays.
+        sent: its message; unless it asks for an evaluation, the reply must have a model.
         stated: the number of examples that the client stated before the first round; None if it is unknown.
+        find_model_problem: checks that model.
 
     Returns:
         The kind and the reason of a failure; None for a good reply.
@@ -138,7 +159,7 @@ def find_problem(reply: Message, sent: Message, stated: int | None = None) -> tu
             return "actor-died", f"the Ray worker of this client died: {one_line(reason)}"
         return kind, one_line(reason)
     try:
-        metrics, arrays, expected = reply.content.get(METRICS), reply.content.get(ARRAYS), sent.content[ARRAYS]
+        metrics, arrays = reply.content.get(METRICS), reply.content.get(ARRAYS)
         asked = {ARRAYS, METRICS, *sent.content.config_records.get(RETURNS, {})}
         if beyond := sorted(set(reply.content) - asked):
             return "malformed", one_line(f"the reply has records that nobody asked for: {', '.join(beyond)}")
@@ -156,8 +177,7 @@ def find_problem(reply: Message, sent: Message, stated: int | None = None) -> tu
             return None
         if not isinstance(arrays, ArrayRecord):
             return "malformed", f"the reply has no '{ARRAYS}'"
-        assert isinstance(expected, ArrayRecord)
-        return _find_model_problem(arrays, expected) or _find_vector_problem(reply.content, sent.content)
+        return find_model_problem(arrays, sent) or _find_vector_problem(reply.content, sent.content)
     except RecordError as error:
         return "malformed", one_line(str(error))
 

@@ -50,13 +50,16 @@ class Codec:
         packed: whether a model is sent as one array per type; otherwise as one array per tensor.
         wire: "float16" sends packed floats in half the bytes, with eleven bits for each value; "float32" sends them
             in the layout's own type.
+
+    Attributes:
+        wire: the type in which packed floats are sent.
     """
 
     def __init__(self, layout: Layout, packed: bool = True, wire: str = "float32") -> None:
         self.layout = layout
         self.packed = packed
         # "float32" is the default's name, but a float64 model must not lose half its digits on the way.
-        self._wire = np.dtype(wire) if wire == "float16" else layout.dtype
+        self.wire = np.dtype(wire) if wire == "float16" else layout.dtype
 
     @classmethod
     def infer(cls, record: ArrayRecord) -> "Codec":
@@ -102,13 +105,13 @@ class Codec:
         try:
             if not self.packed:
                 return self.layout.pack(arrays)
-            floats = arrays.pop(FLOATS, np.empty(0, self._wire))
+            floats = arrays.pop(FLOATS, np.empty(0, self.wire))
             ints = arrays.pop(INTS, np.empty(0, np.int64))
             if arrays:
                 raise ValueError(f"unknown arrays {', '.join(sorted(arrays))}")
             on_device = not isinstance(floats, np.ndarray)
-            if not on_device and (floats.dtype != self._wire or ints.dtype != np.int64):
-                raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, expected {self._wire} and int64")
+            if not on_device and (floats.dtype != self.wire or ints.dtype != np.int64):
+                raise ValueError(f"the types are {floats.dtype} and {ints.dtype}, expected {self.wire} and int64")
             self.layout.check(Packed(floats, ints))
         except ValueError as error:
             raise RecordError(f"the model does not match: {error}") from None
@@ -120,19 +123,19 @@ class Codec:
             from fedmr_flwr.core import tensors
 
             joined = tensors.join(floats)
-            if self._wire == np.float32:
+            if self.wire == np.float32:
                 # It stays on the GPU: with the one-GPU engine the reader is in the same process.
                 return DeviceArray(joined)
             floats = [joined.numpy(force=True)]
-        return join([self._narrow(piece) for piece in floats], self._wire)
+        return join([self._narrow(piece) for piece in floats], self.wire)
 
     def _narrow(self, floats: NDArray[Any]) -> NDArray[Any]:
         """Return floats in the type of the wire."""
         with np.errstate(over="ignore"):
-            narrow = floats.astype(self._wire, copy=False)
+            narrow = floats.astype(self.wire, copy=False)
         # A value that float16 cannot hold is an error: it must never become infinite unnoticed.
         if narrow is not floats and not np.isfinite(narrow).all() and np.isfinite(floats).all():
             raise RecordError(
-                f"the model has the value {np.abs(floats).max():g}, too large for {self._wire}; set wire=float32"
+                f"the model has the value {np.abs(floats).max():g}, too large for {self.wire}; set wire=float32"
             )
         return narrow

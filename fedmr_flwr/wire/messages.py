@@ -20,6 +20,8 @@ FLOATS, INTS = "floats", "ints"
 EXAMPLES = "num-examples"
 # A client's number: in its answer to a query, and in each message of a simulation.
 CLIENT = "client"
+# In a client's answer to a query: by which it shows that it has the same sealing key as the others.
+KEY = "sealing-key"
 ROUND = "server-round"
 # The key of the round of the client's last good reply, 0 if there was none.
 LAST_ROUND = "last-round"

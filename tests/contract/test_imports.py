@@ -27,6 +27,7 @@ ALLOWED = {
     "models.kernels": {"torch", "triton"},
     "training": {"numpy", "torch"},
     "wire": {"flwr", "numpy"},
+    "wire.sealing": {"cryptography"},
     "algorithms.classic": {"flwr", "numpy"},
     "runs": {"numpy", "safetensors"},
 }
@@ -141,9 +142,9 @@ def test_chains_of_imports_are_short():
     assert len(longest_chain()) <= LONGEST_CHAIN, " > ".join(longest_chain())
 
 
-# The base turns models into messages, with the half in which clients evaluate; the last one adapts Flower's own
-# strategies.
-SEE_RECORDS = {"base", "evaluation", "flower"}
+# The base turns models into messages, with the half in which clients evaluate; "flower" adapts Flower's own
+# strategies, and "sealed" has models that are nothing but bytes.
+SEE_RECORDS = {"base", "evaluation", "flower", "sealed"}
 
 
 @pytest.mark.parametrize("module", [name for name in FILES if name.startswith("fedmr_flwr.algorithms.")])

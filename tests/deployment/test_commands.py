@@ -12,6 +12,7 @@ from fedmr_flwr.cli import main
 from fedmr_flwr.deployment import commands, folders
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.wire.flower import access
+from fedmr_flwr.wire.sealing import read_key
 
 
 @pytest.fixture
@@ -49,7 +50,10 @@ def test_init_keeps_secrets_private(fedmr, tmp_path):
     }
     secret = {name for name, path in files.items() if b"PRIVATE KEY" in path.read_bytes()}
     assert secret == {"server/server.key", "node-0/node.key", "node-1/node.key"}
-    assert all(stat.S_IMODE(files[name].stat().st_mode) == 0o600 for name in secret)
+    sealing = {name for name in files if "sealing" in name}
+    assert sealing == {"node-0/sealing.key", "node-1/sealing.key"}, "the server never has it"
+    assert len({read_key(files[name]) for name in sealing}) == 1
+    assert all(stat.S_IMODE(files[name].stat().st_mode) == 0o600 for name in secret | sealing)
     before = {name: path.read_bytes() for name, path in files.items()}
     status, _, error = fedmr("deploy", "init", tmp_path / "dep", "--host", "server.example", "--nodes", 2)
     assert (status, error.count("\n")) == (1, 1)
@@ -86,6 +90,7 @@ def test_commands_require_keys_and_data(dep, monkeypatch):
     assert command[command.index("--auth-supernode-private-key") + 1] == str(dep / "node-1/node.key")
     assert f"{dep}/node-1/a folder/own.npz" in command[command.index("--node-config") + 1]
     assert own["partition-id"].startswith("1 ")
+    assert f'sealing-key="{dep}/node-1/sealing.key"' in command[command.index("--node-config") + 1]
     server = commands.superlink(dep / "server", folders.read_server(dep / "server"))
     assert "--enable-supernode-auth" in server
     assert "--insecure" not in server

@@ -188,3 +188,32 @@ def test_known_sizes_are_not_limited(away):
     register = Attendance(away, 4, least=4, sizes=sizes)
     register._counts = dict(enumerate([1, 2, 3, 4000]))
     assert register.examples.tolist() == [1, 2, 3, 4000]
+
+
+def test_node_with_another_sealing_key_is_refused(away, monkeypatch):
+    keys = {0: 5, 1: 6, 2: 5, 3: 5}
+    honest = away._app
+
+    def app(message, context):
+        reply = honest(message, context)
+        reply.content["metrics"]["sealing-key"] = keys[context.node_config["partition-id"]]
+        return reply
+
+    monkeypatch.setattr(away, "_app", app)
+    reported = []
+    away.gone = {1, 2, 3}
+    found = Attendance(away, 4, least=1, patience=1)
+    away.gone = set()
+    monkeypatch.setattr(attendance, "_REFUSED_SECONDS", 0.0)
+
+    def report(line):
+        reported.append(line)
+        keys[1] = 5  # it gets the right one
+
+    found._report = report
+    found.gather(4)
+    assert reported[0] == (
+        "waiting: 3 of the 4 clients needed are connected; 1 refused, the first one: client 1 has another sealing "
+        "key than client 0"
+    )
+    assert found.present() == 4

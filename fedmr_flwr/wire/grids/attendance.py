@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.errors import AbsentClientsError, RunError
 from fedmr_flwr.wire.checks import NOT_A_NODES, one_line
-from fedmr_flwr.wire.messages import CLIENT, CONFIG, EXAMPLES, METRICS
+from fedmr_flwr.wire.messages import CLIENT, CONFIG, EXAMPLES, KEY, METRICS
 from fedmr_flwr.wire.numbers import LARGEST, counted_examples
 
 # Flower's, which shows lines at this level.
@@ -64,6 +64,7 @@ class Attendance:
         self._stay = least is None
         self._nodes: dict[int, int] = {}  # by client
         self._counts: dict[int, object] = {}
+        self._keys: dict[int, object] = {}  # the sealing key that each client shows, None without privacy.sealed
         self._known: set[int] = set()  # nodes that have replied
         self._refusals: dict[int, str] = {}  # by node
         self._open: dict[str, int] = {}  # the node of each query without a reply
@@ -191,6 +192,9 @@ class Attendance:
             self._refusals[node] = f"two nodes have client number {number}"
         elif self._sizes and count != self._sizes[number]:
             self._refusals[node] = f"client {number} states {count} examples, but has {self._sizes[number]}"
+        # It could open nothing, and nobody could open what it returns.
+        elif others := [client for client, key in self._keys.items() if client != number and key != facts.get(KEY)]:
+            self._refusals[node] = f"client {number} has another sealing key than client {others[0]}"
         # Of a node that states none no reply could be compared with it.
         elif not self._stay and not _is_valid(count):
             self._refusals[node] = f"client {number} states {count} examples; expected a number from 1"
@@ -199,6 +203,7 @@ class Attendance:
             self._known.discard(self._nodes.get(number, node))
             self._known.add(node)
             self._nodes[number] = node
+            self._keys[number] = facts.get(KEY)
             # The number of the first time: a client must not gain weight by returning with another.
             if not _is_valid(self._counts.get(number)):
                 self._counts[number] = count
