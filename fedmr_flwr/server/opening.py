@@ -4,7 +4,7 @@ from fedmr_flwr import models
 from fedmr_flwr.algorithms.sealed import SealedPopulation
 from fedmr_flwr.client.data_spec import DataSpec
 from fedmr_flwr.client.seals import Seals
-from fedmr_flwr.config.loading import load
+from fedmr_flwr.config.loading import load_recorded
 from fedmr_flwr.errors import RunFolderError
 from fedmr_flwr.models.packing import arrays_of, layout_of
 from fedmr_flwr.runs import checkpoint
@@ -27,7 +27,7 @@ def open_run(out: RunFolder, key: bytes) -> int:
         RunFolderError: the run is not sealed, or has no checkpoint yet.
         SealError: a unit cannot be opened, or is not the one that should be there.
     """
-    settings, manifest = load(out.config), out.read_manifest()
+    settings, manifest = load_recorded(out.config), out.read_manifest()
     if not settings.privacy.sealed:
         raise RunFolderError(f"{out.path} is not the folder of a sealed run; its model can be read as it is")
     found, _ = checkpoint.latest(out.checkpoints)
