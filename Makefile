@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 LATEST := .venv-latest
 FAST := -m "not e2e and not slow"
-# Two at a time: tests of deployments wait for minutes until Flower notices that a node is dead.
-PYTEST := pytest -n 2 --dist worksteal
+# Followed by the number of tests at a time. Tests of deployments wait most of the time, so one more than two cores.
+PYTEST := pytest --dist worksteal -n
 # uv, where it is installed, makes the same environments in a fraction of the time. With pip in them: a test uses it.
 ifneq ($(shell command -v uv),)
 MAKE_ENV = uv venv --quiet --seed --allow-existing --python $(PYTHON)
@@ -28,14 +28,14 @@ lint: $(VENV)/.ready ## Check style and types.
 	$(VENV)/bin/mypy
 
 check: lint ## Check style and types, run unit and contract tests.
-	$(VENV)/bin/$(PYTEST) $(FAST)
+	$(VENV)/bin/$(PYTEST) 2 $(FAST)
 
 test: $(VENV)/.ready ## Run all tests; the end-to-end ones start Flower.
-	$(VENV)/bin/$(PYTEST)
+	$(VENV)/bin/$(PYTEST) 3
 
 test-latest: $(LATEST)/.ready ## Run all tests with the newest Flower.
 	$(LATEST)/bin/python -c "from importlib.metadata import version; print('flwr', version('flwr'))"
-	$(LATEST)/bin/$(PYTEST)
+	$(LATEST)/bin/$(PYTEST) 3
 
 docs: $(VENV)/.docs ## Build the documentation site, in site/.
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
