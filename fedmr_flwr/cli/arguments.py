@@ -1,6 +1,8 @@
-"""Arguments that several commands share, the layout of help, and the printing of lines."""
+"""Arguments that several commands share, the layout of help, and the printing of lines and of progress."""
 
 import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,3 +73,26 @@ def engine_overrides(engine: str | None, superlink: str | None) -> list[str]:
 def print_line(line: str) -> None:
     """Print a line unchanged, without wrapping."""
     Console().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def progress(step: str) -> Iterator[Callable[[str], None]]:
+    """Show on standard error what a command does that may take long: in place in a terminal, otherwise line by line.
+
+    Args:
+        step: the first step.
+
+    Yields:
+        What is called with each further step.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(step) as status:
+            yield status.update
+        return
+
+    def show(step: str) -> None:
+        console.print(step, soft_wrap=True, highlight=False, markup=False)
+
+    show(step)
+    yield show

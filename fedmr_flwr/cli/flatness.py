@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedmr_flwr.cli.arguments import Folder, Format, PictureFormat, print_line
+from fedmr_flwr.cli.arguments import Folder, Format, PictureFormat, print_line, progress
 from fedmr_flwr.errors import ConfigError
 
 
@@ -46,11 +46,10 @@ def flatness(
         raise ConfigError(
             "--paths draws both runs and measures neither; leave out --round, --slots, --clients and --surface"
         )
-    console = Console()
     results = load_run(run_folder)
     out, title = results.folder, results.folder.read_manifest().get("title", run_folder.name)
-    with console.status("reading the data") as status:
-        found = Flatness(results, examples, pick_device(device), status.update)
+    with progress("reading the data") as report:
+        found = Flatness(results, examples, pick_device(device), report)
         if other is not None:
             picture = out.path / f"paths.{form}"
             plots.surface(found.paths(load_run(other)), f"{title}, and {other.name}", picture)
@@ -64,7 +63,7 @@ def flatness(
         if surface:
             written.append(out.path / f"surface-{after:06d}.{form}")
             plots.surface(found.surface(number), title, written[-1])
-    console.print(_table(measured))
+    Console().print(_table(measured))
     for path in written:
         print_line(str(path))
 

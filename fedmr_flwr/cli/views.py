@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedmr_flwr.cli.arguments import Conf, Folder, Format, Overrides, PictureFormat, print_line
+from fedmr_flwr.cli.arguments import Conf, Folder, Format, Overrides, PictureFormat, print_line, progress
 from fedmr_flwr.errors import ConfigError, RunFolderError
 
 
@@ -126,7 +126,8 @@ def partition(
     settings = load(conf, overrides or [])
     # Before the data are loaded, which may take minutes.
     folder.check_free(out, "--out FOLDER")
-    dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
+    with progress("reading the data"):
+        dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
     skew.check(dataset, settings.partition)
     parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
     counts = heterogeneity.class_counts(dataset, parts)
@@ -163,7 +164,8 @@ def data(
     if out.suffix not in {f".{form}" for form in Format}:
         raise ConfigError(f"--out {out}: the end of its name is its format; choose .png, .svg or .pdf")
     settings = load(conf, overrides or [])
-    dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
+    with progress("reading the data"):
+        dataset = datasets.load(settings.data, settings.data_dir, settings.seed)
     for line in (settings.data.name, *examples.describe(dataset)):
         print_line(line)
     Console().print(examples.class_table(dataset, settings.data.scored_on))

@@ -315,7 +315,7 @@ def test_data_are_shown(fedmr, tmp_path):
         for number in range(10):
             Image.new("RGB", (9, 8), (number, 0, 255)).save(tmp_path / "pets" / kind / f"{number}.png")
     status, out, err = fedmr("data", "run.yaml", f"data.name=folder:{tmp_path / 'pets'}")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "reading the data\n")
     for words in ("cat", "dog", "images of shape [3, 8, 9]", "examples.png", f"shared copy: {tmp_path}/pets/.pets-"):
         assert words in out
     assert (tmp_path / "examples.png").exists()

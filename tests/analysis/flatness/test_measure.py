@@ -147,6 +147,7 @@ def test_a_model_of_another_run_is_refused(runs, tmp_path):
 def call(fedmr, *arguments):
     status, out, err = fedmr("flatness", *map(str, arguments), "--examples", "50", "--device", "cpu")
     assert status == 0, err
+    assert err.startswith("reading the data\n") and len(err.splitlines()) > 1, "a line for each step"
     return out
 
 
