@@ -151,7 +151,11 @@ def tests_of(
 
 
 def check_digest(digest: str, data: Data, data_dir: Path | None, seed: int) -> None:
-    """Check that a client has the data that the server has, by their hash."""
+    """Check that a client has the data that the server has, by their hash.
+
+    Raises:
+        DataError: it has others.
+    """
     if _digest(data, data_dir, seed) != digest:
         raise DataError(
             "this client's data differ from the server's; use the same files on all machines, or in a deployment "

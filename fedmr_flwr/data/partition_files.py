@@ -52,7 +52,16 @@ def sha256(parts: Sequence[Indices]) -> str:
 
 
 def read_for(path: Path, examples: int, clients: int) -> list[Indices]:
-    """Read a division from a file that `save` wrote, or from a JSON file of FedMR's published code."""
+    """Read a division of a data set from a file that `save` wrote, or from a JSON file of FedMR's published code.
+
+    Args:
+        path: of the file.
+        examples: the number of the data set's training examples.
+        clients: the number of clients.
+
+    Raises:
+        PartitionError: the file is missing or damaged, or divides something else.
+    """
     parts = [np.sort(part) for part in (_read_json(path) if path.suffix == ".json" else read(path))]
     if len(parts) != clients:
         raise PartitionError(f"{path} divides among {len(parts)} clients; set clients={len(parts)}")
