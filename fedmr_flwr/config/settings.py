@@ -179,29 +179,10 @@ class Settings(Section):
                 f"deployment.min-clients is {self.deployment.min_clients} but there are only {self.clients} clients; "
                 "lower deployment.min-clients"
             )
-        for name, drawn in (
-            ("train-examples", self.data.train_examples is not None),
-            ("validation", self.data.validation > 0),
-        ):
-            if drawn and self.partition.name == "nodes":
-                raise ValueError(
-                    f"data.{name} draws from the server's data set, but with partition.name=nodes each client has "
-                    "its own examples; leave one of them out"
-                )
         if self.data.validation and self.partition.name.startswith("file:"):
             raise ValueError(
                 "data.validation holds out training examples before they are divided, but the partition of a file "
                 "names all of them by their numbers; leave one of them out"
-            )
-        if self.evaluation.train != "never" and self.partition.name == "nodes":
-            raise ValueError(
-                "evaluation.train scores the global model on the training examples of all clients, but with "
-                "partition.name=nodes the server does not have them; use evaluation.clients"
-            )
-        if self.partition.skew and self.partition.name == "nodes":
-            raise ValueError(
-                "partition.skew changes the clients' parts of the server's data set, but with partition.name=nodes "
-                "each client has its own examples; leave one of them out"
             )
         if self.privacy.local_dp and self.evaluation.clients != "never":
             raise ValueError(
@@ -258,6 +239,15 @@ class Settings(Section):
                     ("data.name", "partition.name"),
                     f"data.name={name} does not use it; leave it out, or choose {choice}",
                 )
+        if self.partition.name == "nodes":
+            own = "but with partition.name=nodes each client has its own examples; leave one of them out"
+            for key, problem in {
+                "data.train-examples": f"it draws from the server's data set, {own}",
+                "data.validation": f"it draws from the server's data set, {own}",
+                "partition.skew": f"it changes the clients' parts of the server's data set, {own}",
+                "evaluation.train": f"it scores training examples, {own}, or use evaluation.clients",
+            }.items():
+                yield Void(key, ("partition.name",), problem)
         if not self.data.has_images:
             for key in ("data.normalisation", "partition.skew", "training.augment"):
                 yield Void(key, ("data.name",), f"data.name={name} has no images; leave it out")

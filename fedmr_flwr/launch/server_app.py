@@ -56,6 +56,11 @@ def _run(grid: Grid, conf: Path, overrides: list[str]) -> None:
     if real and not any(word.startswith("engine=") for word in overrides):
         display.print("engine: deployment, not ray: the clients of this SuperLink are not simulated")
     _check_ray_address(settings)
+    if settings.engine == "ray" and (share := settings.ray.client_gpus) and not prepared:
+        display.print(
+            f"ray.client-gpus={share:g} has no effect by itself under `flwr run`, where Ray starts before the "
+            f"configuration is read; add --federation-config client-resources-num-gpus={share:g}, or use `fedmr run`"
+        )
     assert settings.run_dir is not None
     display.print(f"run folder: {settings.run_dir}")
     with display:

@@ -251,6 +251,10 @@ def test_guard_of_another_word_is_refused(load):
 
 # A key, a value, settings with which it has an effect, and others with which it has none.
 VOID = [
+    ("data.train-examples", 100, {"partition.name": "iid"}, {"partition.name": "nodes"}),
+    ("data.validation", 0.2, {"partition.name": "iid"}, {"partition.name": "nodes"}),
+    ("partition.skew", "blur", {"partition.name": "iid"}, {"partition.name": "nodes"}),
+    ("evaluation.train", 2, {"partition.name": "iid"}, {"partition.name": "nodes"}),
     ("ray.client-gpus", 0.5, {}, {"engine": "in-process"}),
     ("ray.address", "auto", {}, {"engine": "deployment"}),
     ("deployment.min-clients", 50, {"engine": "deployment"}, {"engine": "ray", "clients": 20}),

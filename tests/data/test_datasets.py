@@ -472,13 +472,16 @@ def test_more_training_examples_than_there_are_is_an_error():
 
 
 def test_drawing_from_the_servers_data_needs_clients_that_use_it():
-    with pytest.raises(ConfigError, match="data.train-examples draws from the server's data set"):
+    with pytest.raises(ConfigError, match="data.train-examples: it draws from the server's data set"):
         parse({"data": {"train-examples": 100}, "partition": {"name": "nodes"}}, "test")
 
 
 @pytest.mark.parametrize(
     ("partition", "words"),
-    [("nodes", "data.validation draws from the server's data set"), ("file:a.npz", "names all of them by their num")],
+    [
+        ("nodes", "data.validation: it draws from the server's data set"),
+        ("file:a.npz", "names all of them by their num"),
+    ],
 )
 def test_validation_needs_a_partition_of_what_is_left(partition, words):
     with pytest.raises(ConfigError, match=words):
@@ -502,7 +505,9 @@ def test_options_without_effect_are_refused(name, option, users):
 
 
 def test_scoring_on_clients_examples_needs_those_that_the_server_has():
-    with pytest.raises(ConfigError, match="the server does not have them; use evaluation.clients"):
+    with pytest.raises(
+        ConfigError, match="evaluation.train: it scores training examples, but .* or use evaluation.clients"
+    ):
         parse({"evaluation": {"train": "end"}, "partition": {"name": "nodes"}}, "test")
 
 

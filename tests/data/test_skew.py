@@ -70,5 +70,5 @@ def test_skew_of_other_data_is_refused():
         skew.check(DIGITS, Partition(skew="colour"))
     with pytest.raises(ConfigError, match="partition.skew-strength: it needs partition.skew"):
         parse({"partition": {"skew-strength": 0.7}}, "test")
-    with pytest.raises(ConfigError, match="partition.skew changes the clients' parts"):
+    with pytest.raises(ConfigError, match="partition.skew: it changes the clients' parts"):
         parse({"partition": {"name": "nodes", "skew": "blur"}}, "test")

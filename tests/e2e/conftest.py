@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from fedmr_flwr.launch.local_superlink import local_superlink
-from tests.support.tools import BIN, ROOT, deploy, family, free_ports, settle
+from tests.support.tools import BIN, ROOT, commanding, deploy_here, family
 
 # A deployment: four nodes, each with examples of its own.
 CLIENTS = 4
@@ -35,16 +35,11 @@ def local(tmp_path_factory):
 @pytest.fixture
 def deployment(tmp_path, env):
     """A folder with a deployment of four nodes on free ports of this machine."""
-    deploy(env, tmp_path, CONF, "localhost", CLIENTS)
-    ports = free_ports(2 + CLIENTS)
-    reach = {"fleet-port": ports[0], "port": ports[1]}
-    settle(tmp_path / "dep/server", listen="127.0.0.1", **reach)
-    for client in range(CLIENTS):
-        settle(tmp_path / f"dep/node-{client}", **{"local-port": ports[2 + client]}, **reach)
+    deploy_here(env, tmp_path, CONF, CLIENTS)
     return tmp_path
 
 
 @pytest.fixture
 def there(env, deployment):
     """The environment of commands that talk to the deployment's SuperLink."""
-    return env | {"FLWR_HOME": str(deployment / "dep/server/flower")}
+    return commanding(env, deployment)

@@ -13,7 +13,9 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedmr_flwr.deployment import commands, folders
+from fedmr_flwr.launch.python import run as run_here
 from fedmr_flwr.runs.folder import RunFolder
+from tests.e2e.conftest import CLIENTS
 from tests.support.tools import (
     BIN,
     ROOT,
@@ -26,6 +28,7 @@ from tests.support.tools import (
     node,
     server,
     settle,
+    supernode,
     wait_for_end,
 )
 
@@ -60,10 +63,10 @@ def strangers(folder, env):
     for name, file in {"unknown": "node.key", "distrustful": "ca.crt", "impostor": "node.key"}.items():
         shutil.copy(folder / "other/node-0" / file, folder / name / file)
     return {
-        "unknown": node(env, folder, "unknown"),
-        "distrustful": node(env, folder, "distrustful"),
+        "unknown": supernode(env, folder, "unknown"),
+        "distrustful": supernode(env, folder, "distrustful"),
         "impostor": with_keys_of(folder, env, "impostor", claimed="node-0"),
-        "plain": node(env, folder, "plain", "--insecure"),
+        "plain": supernode(env, folder, "plain", insecure=True),
     }
 
 
@@ -102,17 +105,16 @@ RUNS = {
 def test_deployment_equals_in_process(deployment, env, there):
     folder = deployment
     for name, settings in RUNS.items():
-        done = fedmr(env, folder, "run", "conf.yaml", *settings, f"run-dir={name}-here", "--engine", "in-process")
-        assert done.returncode == 0, done.stderr
+        run_here(folder / "conf.yaml", *settings, "engine=in-process", f"run-dir={folder / f'{name}-here'}")
     with ExitStack() as stack:
         output = stack.enter_context(server(env, folder)).output()
-        assert "admitted 4 nodes (4 new)" in output
+        assert f"admitted {CLIENTS} nodes ({CLIENTS} new)" in output
         # The impostor's way works with the right private key, so that it is the key for which it is refused.
         own = stack.enter_context(with_keys_of(folder, env, "dep/node-0", claimed="node-0"))
         its = folder / "dep/node-0"
         clients = commands.supernode_executor(its, folders.read_node(its), own.process.pid)
         stack.enter_context(Part(env, folder, "clients", clients))
-        for client in range(1, 4):
+        for client in range(1, CLIENTS):
             stack.enter_context(node(env, folder, f"dep/node-{client}"))
         outside = strangers(folder, env)
         for part in outside.values():
@@ -136,11 +138,11 @@ def test_deployment_equals_in_process(deployment, env, there):
             assert "SuperNode ID" not in part.output(), part.output()
         other_account(there, folder)
         nodes = flwr(there, "supernode", "list", "deployment")["nodes"]
-        assert [one["status"] for one in nodes] == ["online"] * 4
+        assert [one["status"] for one in nodes] == ["online"] * CLIENTS
     # A key that is taken away opens no more.
     (folder / "dep/server/nodes/node-3.pub").unlink()
-    with server(env, folder) as link, node(env, folder, "dep/node-3") as former:
-        assert "admitted 3 nodes (0 new), revoked 1" in link.output()
+    with server(env, folder) as link, supernode(env, folder, "dep/node-3") as former:
+        assert f"admitted {CLIENTS - 1} nodes (0 new), revoked 1" in link.output()
         former.until("Failed to activate SuperNode")
     for name in RUNS:
         assert manifest(folder / name)["engine"] == "deployment"

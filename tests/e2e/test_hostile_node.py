@@ -1,16 +1,13 @@
 """An admitted node that answers with what nobody asked for, through a real SuperLink."""
 
-from contextlib import suppress
-
 import numpy as np
-import psutil
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from fedmr_flwr.deployment import commands, folders
+from fedmr_flwr.deployment import folders
 from fedmr_flwr.runs.folder import RunFolder
 from tests.support.hostile import answer_all
-from tests.support.tools import Part, deploy, family, free_ports, in_the_background, left, server, settle
+from tests.support.tools import deploy_here, family, in_the_background, left, server, supernode
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -23,16 +20,11 @@ CONF = {
 }  # fmt: skip
 
 
-def megabytes(env):
-    """The memory of SuperLink and ServerApp."""
-    found = {}
-    for process in family(env):
-        with suppress(psutil.Error):
-            command = " ".join(process.cmdline())
-            for word, name in (("flower.superlink", "SuperLink"), ("flwr-serverapp", "ServerApp")):
-                if word in command:
-                    found[name] = max(found.get(name, 0), process.memory_info().rss / 1e6)
-    return found
+def servers(env):
+    """The processes of SuperLink and ServerApp."""
+    commands = {" ".join(process.cmdline()): process for process in family(env)}
+    words = {"SuperLink": "flower.superlink", "ServerApp": "flwr-serverapp"}
+    return {name: next(commands[command] for command in commands if word in command) for name, word in words.items()}
 
 
 def unwanted(kind, seed):
@@ -46,33 +38,34 @@ def unwanted(kind, seed):
 
 
 def test_memory_survives_fifty_replies_that_nobody_asked_for(tmp_path, env):
-    deploy(env, tmp_path, CONF | {"partition": {"name": "iid"}}, "localhost", 1)
-    (port, control, local) = free_ports(3)
-    settle(tmp_path / "dep/server", listen="127.0.0.1", **{"fleet-port": port, "port": control})
-    settle(tmp_path / "dep/node-0", **{"fleet-port": port, "port": control, "local-port": local})
-    there = env | {"FLWR_HOME": str(tmp_path / "dep/server/flower")}
-    seen = []
+    there = deploy_here(env, tmp_path, CONF | {"partition": {"name": "iid"}}, 1)
+    home = tmp_path / "dep/node-0"
+    seen, processes = [], {}
 
     def train(message):
-        seen.append(megabytes(env))
+        processes.update(processes or servers(env))
+        seen.append({name: process.memory_info().rss / 1e6 for name, process in processes.items()})
         kind = ("a record", "parts of a record", "a metric")[len(seen) % 3]
         honest = {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 10})}
         return RecordDict(honest | unwanted(kind, len(seen)))
 
-    home = tmp_path / "dep/node-0"
-    commands.configure_node(home)
-    node = commands.supernode(home, folders.read_node(home))  # without the process that starts its clients
-    with server(env, tmp_path), Part(env, tmp_path, "node", node):
+    with server(env, tmp_path), supernode(env, tmp_path, "dep/node-0"):
         run = in_the_background(
             there, tmp_path, "run", "conf.yaml", "run-dir=run", "partition.name=nodes", "--superlink", "deployment"
         )
-        answer_all(local, (home / "flower/superexec.key").read_bytes(), train, lambda: run.poll() is not None)
+        answer_all(
+            folders.read_node(home).local_port,
+            (home / "flower/superexec.key").read_bytes(),
+            train,
+            lambda: run.poll() is not None,
+        )
         output, error = run.communicate(timeout=60)
     rows = RunFolder(tmp_path / "run").read_rows()
     assert len(rows) == len(seen) == REPLIES, output + error
     assert [failed["kind"] for row in rows for failed in row["failed"]] == ["malformed"] * REPLIES
     assert {failed["client"] for row in rows for failed in row["failed"]} == {0}
     kept = (REPLIES - FIRST) * MEGABYTES  # what memory would grow by
+    assert seen[FIRST].keys() == {"SuperLink", "ServerApp"}
     for name in seen[FIRST]:
         values = [memory[name] for memory in seen]
         assert max(values[FIRST:]) < max(values[: FIRST + 1]) + kept / 4, values

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 import pytest
 
 from fedmr_flwr.deployment.commands import over_grpc
+from fedmr_flwr.launch.python import run as run_here
 from fedmr_flwr.runs.folder import RunFolder
 from tests.support.network import Network, obstacle
-from tests.support.tools import deploy, fedmr, in_the_background, left, manifest, node, server
+from tests.support.tools import commanding, deploy, in_the_background, left, manifest, node, server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -31,7 +32,7 @@ def network():
 
 def test_run_survives_a_cut_link(network, tmp_path, env):
     deploy(env, tmp_path, CONF, network.address(SERVER), NODES)
-    there = env | {"FLWR_HOME": str(tmp_path / "dep/server/flower")}
+    there = commanding(env, tmp_path)
     with ExitStack() as stack:
         stack.enter_context(server(env, tmp_path, within=network.inside(SERVER)))
         assert network.connect_seconds(CUT, SERVER, port=9092 if over_grpc() else 8000) >= 0.1
@@ -46,8 +47,7 @@ def test_run_survives_a_cut_link(network, tmp_path, env):
         nodes[CUT - 1].until("(?s)(Receiving: train message.*){2}Received successfully", seconds=180)
         network.cut(CUT)
         threading.Timer(20, network.mend, [CUT]).start()
-        done = fedmr(env, tmp_path, "run", "conf.yaml", "run-dir=reference", "--engine", "in-process")
-        assert done.returncode == 0, done.stderr
+        run_here(tmp_path / "conf.yaml", "engine=in-process", f"run-dir={tmp_path / 'reference'}")
         output, error = run.communicate(timeout=240)
         assert (run.returncode, error) == (0, ""), output
     rows = RunFolder(tmp_path / "run").read_rows()

@@ -60,6 +60,18 @@ def test_unchanged_engine_is_not_printed(flwr_run, grid_of, capsys):
     assert "engine:" not in capsys.readouterr().out
 
 
+def test_gpus_of_clients_are_flowers_to_give(flwr_run, tmp_path, capsys):
+    flwr_run(SIMULATED)
+    assert "client-gpus" not in capsys.readouterr().out
+    flwr_run(SIMULATED, "ray.client-gpus=0.25")
+    assert "; add --federation-config client-resources-num-gpus=0.25, or use `fedmr run`" in capsys.readouterr().out
+    # `fedmr run` has given Flower the same number.
+    settings = load(QUICKSTART, [f"run-dir={tmp_path / 'own'}", "ray.client-gpus=0.25"])
+    out = create_folder(resolve_paths(settings))
+    server_app.server_app(ROOT)(SIMULATED, SimpleNamespace(run_config={"conf": str(out.config), "set": ""}))
+    assert "client-gpus" not in capsys.readouterr().out
+
+
 def test_app_brings_its_conf_files(flwr_run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     ((settings, *_),) = flwr_run(SIMULATED, conf=Path("conf/quickstart.yaml"))

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from flwr.simulation.ray_transport.ray_actor import VirtualClientEngineActor
 
+from fedmr_flwr.client.app import client_app
 from fedmr_flwr.errors import DataError, FedmrError, OwnCodeError, RunError
+from fedmr_flwr.wire.grids.in_process import InProcessGrid
 from tests.support.runs import run
 
 MODEL = """
@@ -53,10 +56,10 @@ def own(tmp_path, monkeypatch):
     return write
 
 
-def fails(settings, kind):
+def fails(settings, kind, grid=None):
     """Run with the in-process engine; return the message of its error, which is in one line."""
     with pytest.raises(kind) as caught:
-        run(settings)
+        run(settings, grid=grid)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -75,6 +78,18 @@ def test_model_that_fails_on_the_server(own, toy):
 def test_model_that_fails_at_the_clients(own, toy):
     path = own("failing_client", MODEL.format(when="self.training"))
     error = fails(toy("model.name=failing_client:Net"), RunError)
+    assert f"client-error: ValueError: not so many ({path}, line 12, in forward)" in error
+
+
+def test_model_that_fails_in_rays_process(own, toy):
+    path = own("failing_in_ray", MODEL.format(when="self.training"))
+    settings = toy("model.name=failing_in_ray:Net")
+
+    # Of an exception, Flower's actor passes on the text alone.
+    def actor(message, context):
+        return VirtualClientEngineActor().run(lambda: client_app, message, "0", context)[1]
+
+    error = fails(settings, RunError, InProcessGrid(actor, settings.clients))
     assert f"client-error: ValueError: not so many ({path}, line 12, in forward)" in error
 
 

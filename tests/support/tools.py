@@ -16,6 +16,7 @@ import yaml
 
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.data import datasets, partitions
+from fedmr_flwr.deployment import commands, folders
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -113,7 +114,13 @@ class Part:
         self.process.wait()
 
 
-def deploy(env, folder, conf, host, count):
+def npz(path, examples, part):
+    """Write a node's own examples; return the setting that names them."""
+    np.savez(f"{path}.npz", x_train=examples.inputs[part].numpy(), y_train=examples.labels[part].numpy())
+    return f"{path}.npz"
+
+
+def deploy(env, folder, conf, host, count, write=npz):
     """Make a deployment in `dep` and the configuration `conf.yaml`; each node has its own part of the examples."""
     done = fedmr(env, folder, "deploy", "init", "dep", "--host", host, "--nodes", count)
     assert done.returncode == 0, done.stderr
@@ -121,9 +128,23 @@ def deploy(env, folder, conf, host, count):
     settings = load(folder / "conf.yaml")
     dataset = datasets.load(settings.data, None, settings.seed)
     for client, part in enumerate(partitions.split(dataset, count, settings.partition, settings.seed)):
-        path = folder / f"own{client}.npz"
-        np.savez(path, x_train=dataset.train.inputs[part].numpy(), y_train=dataset.train.labels[part].numpy())
-        settle(folder / f"dep/node-{client}", data=str(path))
+        settle(folder / f"dep/node-{client}", data=write(folder / f"own{client}", dataset.train, part))
+
+
+def deploy_here(env, folder, conf, count, write=npz):
+    """Make a deployment on free ports of this machine; return the environment of commands to its SuperLink."""
+    deploy(env, folder, conf, "localhost", count, write)
+    ports = free_ports(2 + count)
+    reach = {"fleet-port": ports[0], "port": ports[1]}
+    settle(folder / "dep/server", listen="127.0.0.1", **reach)
+    for client in range(count):
+        settle(folder / f"dep/node-{client}", **{"local-port": ports[2 + client]}, **reach)
+    return commanding(env, folder)
+
+
+def commanding(env, folder):
+    """The environment of commands to a deployment's SuperLink."""
+    return env | {"FLWR_HOME": str(folder / "dep/server/flower")}
 
 
 def settle(folder, **values):
@@ -145,6 +166,14 @@ def server(env, folder, within=()):
 def node(env, folder, name, *options, within=()):
     """A node, in the background."""
     return Part(env, folder, name, [*within, BIN / "fedmr", "deploy", "node", name, "--allow-root", *options])
+
+
+def supernode(env, folder, name, insecure=False):
+    """A node's SuperNode, in the background, without what starts its clients."""
+    home = folder / name
+    own = commands.configure_node(home)
+    command = commands.supernode(home, folders.read_node(home), insecure)
+    return Part(env | {"FLWR_HOME": own["FLWR_HOME"]}, folder, name, command)
 
 
 def until_one_trains(*nodes):
@@ -177,10 +206,11 @@ def in_the_background(env, folder, *arguments, within=()):
     )  # fmt: skip
 
 
-def wait_for_rounds(out, count, seconds=300):
-    """Wait until a run has finished so many rounds; return the last one's metrics."""
+def wait_for_rounds(out, count, run=None, seconds=300):
+    """Wait until a run has finished so many rounds, which it must outlive; return the last one's metrics."""
     deadline = time.monotonic() + seconds
     while len(rows := out.read_rows()) < count:
+        assert run is None or run.poll() is None, run.communicate()
         assert time.monotonic() < deadline, "no progress"
-        time.sleep(0.01)
+        time.sleep(0.05)
     return rows[count - 1]
