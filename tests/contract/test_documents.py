@@ -72,3 +72,16 @@ def test_guide_has_each_data_set_and_partition():
 def test_reference_has_each_model():
     page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     assert [name for name in MODELS if f"`{name}`" not in page] == []
+
+
+def test_guide_says_of_each_data_set_whether_it_was_trained_on_its_real_files():
+    page = (ROOT / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"^Trained by us on the real files: .*?never trained on the real ones", page, re.M | re.S)
+    assert sorted(re.findall(r"`([\w-]+)`", said)) == sorted(DATASETS)
+
+
+def test_idea_is_shown_in_two_pictures():
+    page = (ROOT / "docs" / "fedmr.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[.+\]\((\w+)\.png\)", page)
+    assert pictures[:2] == ["one_round", "paths"]
+    assert (ROOT / "docs" / "one_round.py").is_file(), "the first is drawn by a script"
