@@ -136,13 +136,14 @@ def exchange(connection: Connection, folder: Path, model: str, exchanges: int, r
     return found["seconds"][1:], found["megabytes"]
 
 
-def rounds(connection: Connection, folder: Path, model: str, count: int, wire: str) -> Measured:
+def rounds(connection: Connection, folder: Path, model: str, count: int, wire: str, sealed: bool = False) -> Measured:
     """Run `fedmr run` with one step of training at each node; return the seconds of all rounds but the first."""
-    run_dir = folder / f"run-{model}-{wire}"
+    run_dir = folder / f"run-{model}-{wire}{'-sealed' * sealed}"
     conf = {
         "rounds": count, "clients": NODES, "clients-per-round": NODES, "evaluate-every": count, "wire": wire,
         "checkpoint-every": count, "data": {"name": f"npz:{folder / 'own-0.npz'}"}, "partition": {"name": "nodes"},
         "model": {"name": model}, "training": {"local-epochs": 1, "batch-size": 10}, "run-dir": str(run_dir),
+        "privacy": {"sealed": sealed},
     }  # fmt: skip
     path = folder / "conf.yaml"
     path.write_text(yaml.safe_dump(conf))
@@ -173,6 +174,8 @@ def measure(models: list[str], exchanges: int, report: Callable[[str], None]) ->
                 for wire in ("float32", "float16"):
                     name = f"fedmr run, a whole round, {wire}"
                     note(name, model, rounds(connection, folder, model, exchanges, wire))
+                name = "fedmr run, a whole round, float32, sealed"
+                note(name, model, rounds(connection, folder, model, exchanges, "float32", sealed=True))
     return found
 
 

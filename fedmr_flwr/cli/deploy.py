@@ -71,3 +71,15 @@ def node(folder: Dir, insecure: Insecure = False, allow_root: AllowRoot = False)
     processes.check_account(allow_root)
     path = folder.absolute()
     processes.run_supernode(path, folders.read_node(path), insecure, print_line)
+
+
+@app.command("app-sha256", cls=Command)
+def app_sha256() -> None:
+    """Print the hash of the app that nodes get.
+
+    It is the SHA-256 of what `fedmr run` of this version sends. With it as `app-sha256` in its node.yaml a node runs
+    no other app.
+    """
+    from fedmr_flwr.launch import flower
+
+    print_line(flower.app_sha256())

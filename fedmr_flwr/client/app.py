@@ -43,6 +43,7 @@ from fedmr_flwr.wire.messages import (
     ARRAYS,
     CLIENT,
     CONFIG,
+    EVALUATES,
     EXAMPLES,
     KEY,
     LAST_ROUND,
@@ -145,6 +146,8 @@ def query(message: Message, context: Context) -> Message:
         metrics[EXAMPLES] = environment.prepare(str(config[DIGEST]))
         if environment.settings.privacy.sealed:
             metrics[KEY] = sealing.identity(environment.sealing_key)
+        if isinstance(environment, NodeEnvironment) and environment.evaluates:
+            metrics[EVALUATES] = 1
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 

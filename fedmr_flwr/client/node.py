@@ -27,6 +27,7 @@ from fedmr_flwr.wire.sealing import read_key
 
 # Keys of a node's configuration.
 NUMBER, NAME, DATA, DEVICE, STATE, KEY = "partition-id", "name", "data", "device", "state", "sealing-key"
+ROLE, EVALUATOR = "role", "evaluator"
 _CPU = torch.device("cpu")
 
 
@@ -50,7 +51,8 @@ class NodeEnvironment(ClientEnvironment):
         self._spec = spec
         kind, path = kind_and_path(str(node_config[DATA]))
         self._data = Path(path)
-        self._has_own = settings.partition.name == partitions.NODES
+        self.evaluates = node_config.get(ROLE) == EVALUATOR
+        self._has_own = self.evaluates or settings.partition.name == partitions.NODES
         self._has_folder = not kind and self._data.is_dir()
         self._files = f"{kind or 'npz'}:{path}"
         self._device = str(node_config.get(DEVICE, "auto"))

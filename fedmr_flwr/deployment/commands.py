@@ -11,6 +11,7 @@ from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERV
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.files import write_aside, writing
 from fedmr_flwr.wire.flower import access
+from fedmr_flwr.wire.flower.commands import PIN
 from fedmr_flwr.wire.flower.environment import environment, server_environment
 
 # The name in Flower's configuration of the SuperLink that `fedmr deploy server` starts.
@@ -96,11 +97,13 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
         "data": _data(folder, node.data),
         "device": node.device,
         "state": str((folder / Path(node.state).expanduser()).absolute()),
+        "role": node.role,
     }
     if node.sealing_key:
         own["sealing-key"] = str((folder / Path(node.sealing_key).expanduser()).absolute())
     command = [
         sys.executable, "-m", "fedmr_flwr.wire.flower.supernode",
+        *([PIN, node.app_sha256] if node.app_sha256 else []),
         "--superlink", f"{_bracketed(node.superlink)}:{node.fleet_port if over_grpc() else node.port}",
         "--port", str(node.local_port), *access.options(folder / _HOME),
         "--node-config", " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items()),

@@ -4,7 +4,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -52,6 +52,9 @@ class NodeSettings(Section):
         device: for training: auto, cpu, cuda or cuda:N.
         state: folder for its state between rounds.
         sealing_key: file with the key of all nodes, for runs with privacy.sealed.
+        app_sha256: the SHA-256 of the only app that it runs, in hexadecimal digits; if not given, any.
+        role: a client, which trains; or an evaluator, which scores the models of sealed runs on the test examples of
+            its data, and whose number does not matter.
     """
 
     client: int = Field(ge=0)
@@ -64,6 +67,8 @@ class NodeSettings(Section):
     device: str = "auto"
     state: str = "state"
     sealing_key: str | None = None
+    app_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    role: Literal["client", "evaluator"] = "client"
 
 
 def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[ServerSettings, list[NodeSettings]]:

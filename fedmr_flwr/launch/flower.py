@@ -17,7 +17,7 @@ from fedmr_flwr.errors import EngineError
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs.folder import Place, RunFolder
 from fedmr_flwr.server.experiment import check, create_folder
-from fedmr_flwr.wire.flower.commands import Connection
+from fedmr_flwr.wire.flower.commands import Connection, hash_app
 from fedmr_flwr.wire.flower.reasons import reason
 
 # Attempts of `flwr list`, which may fail on a busy machine; that must not end a long run.
@@ -83,6 +83,16 @@ def submit(
             *(["--federation-config", " ".join(extra)] if extra else []),
         )  # fmt: skip
     return str(output["run-id"])
+
+
+def app_sha256() -> str:
+    """Return the SHA-256 of the app that `submit` sends, which a node may pin.
+
+    Raises:
+        EngineError: it cannot be built.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedmr-app-") as folder:
+        return hash_app(_copy_app(Path(folder, "app")))
 
 
 def follow(

@@ -19,15 +19,17 @@ _ACCURACIES, _LOSSES = ("accuracy", "tuned-accuracy"), ("loss", "tuned-loss")
 
 def ask(
     grid: RosterGrid,
+    nodes: Sequence[int],
     model_of: Callable[[int], ArrayRecord],
     config: ConfigRecord,
     at_once: int,
     timeout: float,
 ) -> list[Scores | None]:
-    """Let every client score a model on its own examples.
+    """Let nodes score a model on their own examples.
 
     Args:
         grid: sends the messages.
+        nodes: in the order of their clients' numbers.
         model_of: returns the model for a client.
         config: sent with the model.
         at_once: the number of clients at a time; each gets the whole model.
@@ -36,7 +38,6 @@ def ask(
     Returns:
         For each client, in the order of their numbers, what it measured; None for one without a usable reply.
     """
-    nodes = grid.get_node_ids()
     found: list[Scores | None] = []
     # In portions: messages to all clients at once would need memory for as many models.
     for start in range(0, len(nodes), at_once):

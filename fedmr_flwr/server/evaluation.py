@@ -1,5 +1,6 @@
 """The evaluation of a global model after a round: on the test or validation set, and on what else is configured."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,7 +23,7 @@ from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.devices import arithmetic, place
 from fedmr_flwr.training.evaluation import Score, evaluate, logits_of
 from fedmr_flwr.wire.grids.roster import RosterGrid
-from fedmr_flwr.wire.messages import ROUND
+from fedmr_flwr.wire.messages import EXAMPLES, ROUND
 
 
 class Evaluator:
@@ -58,8 +59,8 @@ class Evaluator:
             before = is_due(often, number, settings.rounds)
             return not before and is_due(often, number, number) if ends else before
 
-        if due(settings.evaluate_every) and not sealed:
-            numbers |= self._on_test(arrays)
+        if due(settings.evaluate_every):
+            numbers |= self._by_evaluators(number, arrays, config) if sealed else self._on_test(arrays)
         if due(wanted.train):
             score = self._score(self._decode(arrays), self._train)
             numbers |= {"training-set-loss": score.loss, "training-set-accuracy": score.accuracy}
@@ -89,13 +90,26 @@ class Evaluator:
         wanted = isinstance(strategy, MultiModel) and strategy.options.evaluate_slots
         return (strategy.state.models or ()) if wanted and isinstance(strategy, MultiModel) else ()
 
+    def _by_evaluators(self, number: int, arrays: ArrayRecord, config: ConfigRecord) -> dict[str, float]:
+        """Let the evaluators score the model of a sealed run; return their means, weighted by their examples."""
+        settings, config = self._experiment.settings, ConfigRecord({**config, ROUND: number})
+        nodes = self._grid.evaluators
+        found = ask(self._grid, nodes, lambda _: arrays, config, len(nodes) or 1, settings.round_timeout)
+        scores = [{"loss": math.nan, **each} for each in found if each is not None]
+        weights = [each[EXAMPLES] for each in scores]
+        return {
+            f"test-{name}": float(np.average([each[name] for each in scores], weights=weights))
+            for name in ("loss", "accuracy") if scores
+        }  # fmt: skip
+
     def _on_clients(
         self, number: int, model: str, model_of: Callable[[int], ArrayRecord], config: ConfigRecord
     ) -> dict[str, Any]:
         """Let every client score a model on its own examples; return summaries over them."""
         settings = self._experiment.settings
         config = ConfigRecord({**config, ROUND: number})
-        found = ask(self._grid, model_of, config, settings.clients_per_round, settings.round_timeout)
+        nodes = self._grid.get_node_ids()
+        found = ask(self._grid, nodes, model_of, config, settings.clients_per_round, settings.round_timeout)
         self._out.add_client_rows(
             {"round": number, "client": client, "model": model, **scores}
             for client, scores in enumerate(found)

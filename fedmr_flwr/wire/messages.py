@@ -22,6 +22,8 @@ EXAMPLES = "num-examples"
 CLIENT = "client"
 # In a client's answer to a query: by which it shows that it has the same sealing key as the others.
 KEY = "sealing-key"
+# In such an answer: 1 if the node only scores models, and is no client.
+EVALUATES = "evaluates"
 ROUND = "server-round"
 # The key of the round of the client's last good reply, 0 if there was none.
 LAST_ROUND = "last-round"

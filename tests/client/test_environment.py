@@ -272,3 +272,21 @@ def test_node_reads_float_values(toy, own):
         of_its_own(toy, own(x_train=np.full((12, 5), -300.0)), spec).prepare("")
     with pytest.raises(DataError, match="the run's data are float values, but those of own.npz are bytes"):
         of_its_own(toy, own(x_train=np.zeros((12, 5), "u1")), spec).prepare("")
+
+
+def test_node_has_the_sealing_key_of_its_settings(toy, own, tmp_path):
+    (tmp_path / "sealing.key").write_text("ab" * 32)
+    node_config = own() | {"sealing-key": str(tmp_path / "sealing.key"), "name": "node-2"}
+    assert of_its_own(toy, node_config).sealing_key == b"\xab" * 32
+    (tmp_path / "sealing.key").write_text("ab")
+    with pytest.raises(ConfigError, match="node-2: cannot read sealing.key: it has 1 bytes, not 32"):
+        of_its_own(toy, node_config).sealing_key  # noqa: B018
+    with pytest.raises(ConfigError, match="needs a key that all nodes have and the server does not"):
+        of_its_own(toy, own()).sealing_key  # noqa: B018
+
+
+def test_evaluator_has_tests_of_its_own_in_any_partition(toy, own):
+    rng = np.random.default_rng(0)
+    tests = {"x_test": rng.integers(0, 17, (5, 8, 8), np.uint8), "y_test": np.arange(5)}
+    site = NodeEnvironment(toy(), own(**tests) | {"role": "evaluator"}, SPEC, RUN)
+    assert len(site.tests()) == 5

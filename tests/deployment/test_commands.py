@@ -91,6 +91,9 @@ def test_commands_require_keys_and_data(dep, monkeypatch):
     assert f"{dep}/node-1/a folder/own.npz" in command[command.index("--node-config") + 1]
     assert own["partition-id"].startswith("1 ")
     assert f'sealing-key="{dep}/node-1/sealing.key"' in command[command.index("--node-config") + 1]
+    assert "--app-sha256" not in command
+    pinned = commands.supernode(dep / "node-1", node.model_copy(update={"app_sha256": "0" * 64}))
+    assert pinned[2:5] == ["fedmr_flwr.wire.flower.supernode", "--app-sha256", "0" * 64], "before Flower's own"
     server = commands.superlink(dep / "server", folders.read_server(dep / "server"))
     assert "--enable-supernode-auth" in server
     assert "--insecure" not in server

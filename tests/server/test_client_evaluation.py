@@ -39,7 +39,14 @@ def test_failed_clients_score_none(grid, at_once):
     asked, sent_to = [], []
     send = grid.send_and_receive
     grid.send_and_receive = lambda messages, timeout=None: asked.append(len(messages)) or send(messages)
-    found = clients.ask(grid, lambda client: sent_to.append(client) or MODEL, ConfigRecord({"x": 1}), at_once, 5.0)
+    found = clients.ask(
+        grid,
+        grid.get_node_ids(),
+        lambda client: sent_to.append(client) or MODEL,
+        ConfigRecord({"x": 1}),
+        at_once,
+        5.0,
+    )
     accuracies = [None if scores is None else scores["accuracy"] for scores in found]
     assert accuracies == pytest.approx([0.0, None, None, 0.3, 0.4, 0.5, 0.6])
     assert max(asked) == min(at_once, 7)
@@ -96,4 +103,4 @@ def test_nonsense_is_no_score(metrics):
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     grid = RosterGrid(InProcessGrid(app, 1), 1)
-    assert clients.ask(grid, lambda _: MODEL, ConfigRecord(), 1, 5.0) == [None]
+    assert clients.ask(grid, grid.get_node_ids(), lambda _: MODEL, ConfigRecord(), 1, 5.0) == [None]

@@ -217,3 +217,21 @@ def test_node_with_another_sealing_key_is_refused(away, monkeypatch):
         "key than client 0"
     )
     assert found.present() == 4
+
+
+def test_evaluator_is_no_client(away, monkeypatch):
+    honest = away._app
+
+    def app(message, context):
+        reply = honest(message, context)
+        if context.node_config["partition-id"] == 3:
+            reply.content["metrics"]["evaluates"] = 1
+        return reply
+
+    monkeypatch.setattr(away, "_app", app)
+    roster = RosterGrid(away, 3, min_clients=3, patience=1)
+    (evaluator,) = roster.evaluators
+    assert evaluator not in roster.get_node_ids()
+    assert len(roster.get_node_ids()) == 3
+    away.gone = {3}
+    assert roster.evaluators == []

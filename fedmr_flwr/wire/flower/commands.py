@@ -1,15 +1,22 @@
 """Calls of Flower's command line."""
 
+import hashlib
 import json
 import shlex
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fedmr_flwr.errors import EngineError
+from fedmr_flwr.wire.flower.environment import environment
 from fedmr_flwr.wire.flower.reasons import plain
+
+# The first argument of our SuperNode, before the SHA-256 of the only app that it runs.
+PIN = "--app-sha256"
 
 
 class Connection:
@@ -55,6 +62,26 @@ class Connection:
             env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
         )  # fmt: skip
         return plain(done.stdout if done.returncode == 0 else f"{done.stdout}{done.stderr}")
+
+
+def hash_app(app: Path) -> str:
+    """Return the SHA-256 of what `flwr run` sends of an app.
+
+    Args:
+        app: its folder.
+
+    Raises:
+        EngineError: it cannot be built.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedmr-app-") as folder:
+        done = subprocess.run(
+            ["flwr", "build", "--app", str(app)], cwd=folder, env=environment(), stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        bundles = [*Path(folder).glob("*.fab")]
+        if len(bundles) != 1:
+            raise EngineError(f"`flwr build` failed: {' '.join(f'{done.stdout} {done.stderr}'.split())}")
+        return hashlib.sha256(bundles[0].read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmr_flwr.errors import AbsentClientsError, RunError
 from fedmr_flwr.wire.checks import NOT_A_NODES, one_line
-from fedmr_flwr.wire.messages import CLIENT, CONFIG, EXAMPLES, KEY, METRICS
+from fedmr_flwr.wire.messages import CLIENT, CONFIG, EVALUATES, EXAMPLES, KEY, METRICS
 from fedmr_flwr.wire.numbers import LARGEST, counted_examples
 
 # Flower's, which shows lines at this level.
@@ -66,6 +66,7 @@ class Attendance:
         self._counts: dict[int, object] = {}
         self._keys: dict[int, object] = {}  # the sealing key that each client shows, None without privacy.sealed
         self._known: set[int] = set()  # nodes that have replied
+        self._evaluators: set[int] = set()
         self._refusals: dict[int, str] = {}  # by node
         self._open: dict[str, int] = {}  # the node of each query without a reply
         self._query_after: dict[int, float] = {}  # when a node may be queried again
@@ -101,6 +102,11 @@ class Attendance:
     def connected(self) -> set[int]:
         """Return the nodes that are connected now."""
         return set(self._nodes.values()) if self._stay else set(self._grid.get_node_ids())
+
+    @property
+    def evaluators(self) -> list[int]:
+        """The connected nodes that only score models."""
+        return sorted(self._evaluators & self.connected()) if self._evaluators else []
 
     def present(self) -> int:
         """Return how many clients are connected."""
@@ -185,7 +191,10 @@ class Attendance:
         metrics = reply.content.get(METRICS)
         facts = metrics if isinstance(metrics, MetricRecord) else MetricRecord()
         number, count = facts.get(CLIENT), facts.get(EXAMPLES)
-        if not isinstance(number, int) or not (0 <= number < self._clients):
+        if facts.get(EVALUATES) == 1:
+            self._known.add(node)
+            self._evaluators.add(node)
+        elif not isinstance(number, int) or not (0 <= number < self._clients):
             self._refusals[node] = f"a node has client number {number}, expected 0 to {self._clients - 1}"
         # Only a connected one: a client that returns as another node takes its number over.
         elif self._nodes.get(number, node) in here - {node}:

@@ -92,6 +92,11 @@ class RosterGrid(WrappedGrid):
         return self._attendance is not None
 
     @property
+    def evaluators(self) -> list[int]:
+        """The connected nodes that are no clients and only score models."""
+        return self._attendance.evaluators if self._attendance else []
+
+    @property
     def examples(self) -> NDArray[np.int64] | None:
         """The number of examples that count of each client, in their order, if all have stated theirs."""
         return self._attendance.examples if self._attendance else None
