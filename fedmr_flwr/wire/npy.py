@@ -14,9 +14,10 @@ from fedmr_flwr.errors import RecordError
 
 # The header of an .npy file as NumPy writes it for plain numbers. NumPy's own reader evaluates the text as a
 # Python literal, and bytes from the network can make that fail in many ways.
+_SIZE = rb"(?:0|[1-9]\d*)"
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<>|][fiub]\d+)', "
-    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<>|][fiub]\d+)', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:%b,|%b(?:, %b)+)?)\), \} *\n" % (_SIZE, _SIZE, _SIZE),
     re.DOTALL,
 )
 # Complex numbers and JAX's bfloat16 have no order or no place in NumPy.
