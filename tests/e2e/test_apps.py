@@ -88,8 +88,9 @@ def test_current_template_trains(run, strategy):
     assert found["accuracy"] > 0.8
     extra = {"similarity"} if strategy == "FedMR" else set()
     assert [set(metrics) for metrics in found["metrics"].values()] == [{*extra, "train_loss"}] * 3
-    # Each client has 239 images, so 7 batches of 32, three times in a round; FedMR neither averages nor loses any.
-    assert found["batches"] == 3 * 3 * 7
+    # Each client has 239 images, so 7 batches of 32, three times in a round. FedMR neither averages nor loses any;
+    # Flower's FedAvg averages the counters in each round, and cuts off what follows the point.
+    assert 0 <= 3 * 3 * 7 - found["batches"] <= (3 if strategy == "FedAvg" else 0)
     assert warnings(log) == []
 
 
