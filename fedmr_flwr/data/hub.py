@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,14 +36,14 @@ class HuggingFace(Own):
         except ImportError:
             raise DataError("hf: needs the package datasets; install it with pip install 'fedmr-flwr[hf]'") from None
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()  # where a data set came from is no warning
         path = self.path(folder)
         with reading(f"hf:{self._name}", DataError, _REMEDY):
             if path.is_dir():
                 self._parts = _parts(datasets.load_from_disk(path), self._name)
             else:
                 name, _, subset = self._name.partition(":")
-                with _network(download):
-                    self._parts = _parts(datasets.load_dataset(name, subset or None), self._name)
+                self._parts = _parts(_load(name, subset or None, download), self._name)
             self._choose(self._parts["train"])
             return sorted({Path(file["filename"]) for part in self._parts.values() for file in part.cache_files})
 
@@ -119,17 +118,23 @@ class HuggingFace(Own):
         return images.Shape(images.channels_of(every), self._choice.size)
 
 
-@contextmanager
-def _network(allowed: bool) -> Iterator[None]:
-    """Let the library use nothing but its cache inside the block, unless the network is allowed."""
-    from datasets import config
+def _load(name: str, subset: str | None, download: bool) -> "Dataset | DatasetDict":
+    """Return a data set from the local cache; one that is not there from the Hub, if it may be downloaded."""
+    from datasets import config, load_dataset
 
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or not allowed
+    offline, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
     try:
-        yield
+        # Before the Hub is asked: a run that is repeated or resumed has the same data, and needs no network.
+        return load_dataset(name, subset)
+    except ConnectionError:
+        if not download:
+            raise ValueError("it is not in the local cache") from None
+    except ValueError:  # this subset is not there
+        if not download:
+            raise
     finally:
-        config.HF_HUB_OFFLINE = before
+        config.HF_HUB_OFFLINE = offline
+    return load_dataset(name, subset)
 
 
 def _parts(found: "Dataset | DatasetDict", name: str) -> "dict[str, Dataset]":
