@@ -88,6 +88,9 @@ class HuggingFace(Own):
     def read(self, files: list[Path]) -> DatasetArrays:
         """Read the columns; images are resized to `data.size`, texts cut to so many bytes."""
         where = f"hf:{self._name}"
+        with reading(where, DataError, "its files are damaged; save or download it again"):
+            for data in self._parts.values():
+                data.data.validate(full=True)  # damaged offsets lead out of the mapped memory: the process would die
         labels = {
             part: _labels(data, self._label, f"the {part} part of {where}") for part, data in self._parts.items()
         }

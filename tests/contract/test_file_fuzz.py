@@ -13,6 +13,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from datasets import Dataset as Saved
 from PIL import Image
 
 from fedmr_flwr.client.state import ClientState
@@ -166,6 +167,21 @@ def of_table(folder):
     return path, lambda: source.read(source.find(folder, False))
 
 
+def of_saved(which):
+    def make(folder):
+        texts = {"text": [f"t{at}" for at in range(20)], "label": [at % 2 for at in range(20)]}
+        Saved.from_dict(texts).save_to_disk(folder / "set")
+        (path,) = folder.glob(f"set/{which}")
+
+        def read():
+            source = datasets.own_source(f"hf:{folder / 'set'}", Data(size=4), 0)
+            source.read(source.find(folder, False))
+
+        return path, read
+
+    return make
+
+
 def of_leaf(name, x, y):
     def make(folder):
         content = {"users": ["a", "b"], "num_samples": [1, 1], "user_data": {u: {"x": x, "y": y} for u in "ab"}}
@@ -243,6 +259,9 @@ FORMATS = {
     "png": of_image(".png"),
     "jpeg": of_image(".jpg"),
     "gif": of_image(".gif"),
+    "Arrow": of_saved("*.arrow"),
+    "Arrow's state": of_saved("state.json"),
+    "Arrow's columns": of_saved("dataset_info.json"),
     "femnist": of_leaf("femnist", PIXELS, [5]),
     "shakespeare": of_leaf("shakespeare", ["a" * 80, "b" * 80], ["c", "d"]),
     "cifar": of_cifar,
