@@ -1,7 +1,7 @@
 """A sealed deployment: the same model as without seals, and nothing of it where the server could read it."""
 
 import signal
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import psutil
@@ -63,6 +63,18 @@ def on_the_server(env, folder):
     return found
 
 
+@contextmanager
+def held(processes):
+    """Stop processes for a while, so that none ends before its turn."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.resume()
+
+
 def look(env, folder, windows, name, *settings):
     """Run on the deployment; return the programs of the server in whose memory windows are found meanwhile."""
     there = env | {"FLWR_HOME": str(folder / "dep/server/flower")}
@@ -71,12 +83,13 @@ def look(env, folder, windows, name, *settings):
         "--superlink", "deployment",
     )  # fmt: skip
     wait_for_rounds(RunFolder(folder / name), 3)
-    found = {
-        word
-        for process, command in on_the_server(env, folder).items()
-        for word in ("superlink", "serverapp")
-        if word in command and windows.in_memory(process)
-    }
+    with held(on_the_server(env, folder)) as processes:
+        found = {
+            word
+            for process, command in processes.items()
+            for word in ("superlink", "serverapp")
+            if word in command and windows.in_memory(process)
+        }
     output, error = run.communicate(timeout=240)
     assert run.returncode == 0, output + error
     return found
