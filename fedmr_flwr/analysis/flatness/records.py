@@ -50,11 +50,11 @@ def at_the_latest(folders: Iterable[RunFolder]) -> list[Measured | None]:
         folders: of the runs.
 
     Returns:
-        The measurements of each global model; None of a run without any, and of all if they have no round in common.
+        The measurements of each global model, and "round", the round; None of a run without any, and of all if they have no round in common.
 
     Raises:
         RunFolderError: a file is damaged.
     """
     found = [read(folder) for folder in folders]
     common = set.intersection(*(set(own) for own in found if own)) if any(found) else set()
-    return [own[max(common)]["global"] if own and common else None for own in found]
+    return [{**own[max(common)]["global"], "round": max(common)} if own and common else None for own in found]

@@ -15,7 +15,7 @@ from fedmr_flwr.report.summary import numbers
 
 _CONFIDENCE = 0.95
 # The numbers of each run that are averaged over seeds. Accuracies are from 0 to 1.
-NUMBERS = [*numbers([], None), "lambda1", "trace", "sharpness"]
+NUMBERS = [*numbers([], None), "flatness_round", "lambda1", "trace", "sharpness"]
 
 
 class RunKey(NamedTuple):
@@ -47,8 +47,8 @@ def collect(
         flat: how flat the minima of runs are, where it was measured.
 
     Returns:
-        Columns "cell", "strategy", "seed", "target", those of `report.summary.numbers`, and "lambda1", "trace" and
-        "sharpness", NaN if they were not measured.
+        Columns "cell", "strategy", "seed", "target", those of `report.summary.numbers`, and "flatness_round", "lambda1",
+        "trace" and "sharpness", NaN if they were not measured.
     """
     bests: dict[str, float] = {}
     for key, rows in found.items():
@@ -106,4 +106,5 @@ def best_of(runs: pd.DataFrame, cell: str) -> str | None:
 def _flatness(measured: Measured | None) -> dict[str, float]:
     if measured is None:
         return {}
-    return {"lambda1": measured["eigenvalues"][0], "trace": measured["trace"], "sharpness": measured["sharpness"]}
+    numbers = {name: measured[name] for name in ("trace", "sharpness")}
+    return {"flatness_round": measured["round"], "lambda1": measured["eigenvalues"][0], **numbers}

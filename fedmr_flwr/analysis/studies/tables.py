@@ -21,7 +21,8 @@ _NO_NUMBER = "–"
 _EVALUATED = {
     "clients": "client_mean", "worst tenth": "client_worst", "fine-tuned": "tuned_mean", "macro-F1": "macro_f1",
 }  # fmt: skip
-# The columns of `fedmr flatness`, with their decimals.
+# The columns of `fedmr flatness`, with their decimals; before them the round.
+_MEASURED = "at round"
 _FLATNESS = {"λ1": ("lambda1", 1), "trace": ("trace", 0), "sharpness": ("sharpness", 3)}
 # What LaTeX writes otherwise.
 _LATEX = {"±": r"$\pm$", "λ1": r"$\lambda_1$", "–": "--", "−": "$-$"}
@@ -87,12 +88,13 @@ def details(table: pd.DataFrame) -> pd.DataFrame:
                 "MB up": _mean(line, "bytes_up", 1e-6, 2),
                 "s/round": _mean(line, "seconds", 1, 2),
                 **{title: _number(line, name, 100, 1) for title, name in _EVALUATED.items()},
+                _MEASURED: _mean(line, "flatness_round", 1, 0),
                 **{title: _number(line, name, 1, digits) for title, (name, digits) in _FLATNESS.items()},
             }
         )
     found = pd.DataFrame(lines)
     # What no run has measured is no column.
-    optional = [*_EVALUATED, *_FLATNESS]
+    optional = [*_EVALUATED, _MEASURED, *_FLATNESS]
     found = found.drop(columns=[title for title in optional if (found[title] == _NO_NUMBER).all()])
     return found if (found["cell"] != "").any() else found.drop(columns="cell")
 

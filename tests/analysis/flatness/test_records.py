@@ -35,7 +35,7 @@ def test_rounds_add_up(measured):
 def test_runs_are_compared_after_the_same_round(measured):
     folders = [measured("a", r10=1.0, r30=2.0, r50=3.0), measured("b", r10=4.0, r30=5.0), measured("c")]
     found = at_the_latest(folders)
-    assert [own and own["eigenvalues"][0] for own in found] == [2.0, 5.0, None]
+    assert [own and (own["round"], own["eigenvalues"][0]) for own in found] == [(30, 2.0), (30, 5.0), None]
 
 
 def test_runs_without_a_common_round_have_no_numbers(measured):
@@ -55,8 +55,8 @@ def test_table_has_columns_where_something_was_measured(measured):
     flat = at_the_latest([measured("a", r2=1.0), measured("b", r2=3.0)])
     table = statistics(collect(found, flat=dict(zip(keys, flat, strict=False))), [""], ["fedmr", "fedavg"], 2)
     text = details(table)
-    assert text[["λ1", "trace", "sharpness"]].values.tolist() == [
-        ["2.0 ± 1.4", "20 ± 14", "0.020 ± 0.014"],
-        ["–"] * 3,
+    assert text[["at round", "λ1", "trace", "sharpness"]].values.tolist() == [
+        ["2", "2.0 ± 1.4", "20 ± 14", "0.020 ± 0.014"],
+        ["–"] * 4,
     ]
     assert "λ1" not in details(statistics(collect(found), [""], ["fedmr", "fedavg"], 2))
