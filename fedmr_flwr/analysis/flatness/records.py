@@ -50,7 +50,8 @@ def at_the_latest(folders: Iterable[RunFolder]) -> list[Measured | None]:
         folders: of the runs.
 
     Returns:
-        The measurements of each global model, and "round", the round; None of a run without any, and of all if they have no round in common.
+        The measurements of each global model, and "round", the round; None of a run without any, and of all if they
+        have no round in common.
 
     Raises:
         RunFolderError: a file is damaged.

@@ -47,8 +47,8 @@ def collect(
         flat: how flat the minima of runs are, where it was measured.
 
     Returns:
-        Columns "cell", "strategy", "seed", "target", those of `report.summary.numbers`, and "flatness_round", "lambda1",
-        "trace" and "sharpness", NaN if they were not measured.
+        Columns "cell", "strategy", "seed", "target", those of `report.summary.numbers`, and "flatness_round",
+        "lambda1", "trace" and "sharpness", NaN if they were not measured.
     """
     bests: dict[str, float] = {}
     for key, rows in found.items():
