@@ -1,7 +1,7 @@
 """A sealed deployment: the same model as without seals, and nothing of it where the server could read it."""
 
 import signal
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import psutil
@@ -26,7 +26,7 @@ from tests.support.tools import (
     settle,
     wait_for_rounds,
 )
-from tests.support.windows import Windows
+from tests.support.windows import Windows, memory_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -63,18 +63,6 @@ def on_the_server(env, folder):
     return found
 
 
-@contextmanager
-def held(processes):
-    """Stop processes for a while, so that none ends before its turn."""
-    for process in processes:
-        process.suspend()
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.resume()
-
-
 def look(env, folder, windows, name, *settings):
     """Run on the deployment; return the programs of the server in whose memory windows are found meanwhile."""
     there = env | {"FLWR_HOME": str(folder / "dep/server/flower")}
@@ -83,13 +71,14 @@ def look(env, folder, windows, name, *settings):
         "--superlink", "deployment",
     )  # fmt: skip
     wait_for_rounds(RunFolder(folder / name), 3)
-    with held(on_the_server(env, folder)) as processes:
-        found = {
-            word
-            for process, command in processes.items()
-            for word in ("superlink", "serverapp")
-            if word in command and windows.in_memory(process)
-        }
+    # Read at once and searched later: the run may end, and must not be stopped for long.
+    memories = {command: memory_of(process) for process, command in on_the_server(env, folder).items()}
+    found = {
+        word
+        for command, blocks in memories.items()
+        for word in ("superlink", "serverapp")
+        if word in command and any(map(windows.found_in, blocks))
+    }
     output, error = run.communicate(timeout=240)
     assert run.returncode == 0, output + error
     return found

@@ -95,7 +95,7 @@ class Part:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(120)
 
     def output(self):
         return self._log.read_bytes()[self._start :].decode(errors="replace")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 # Bytes of a window, and of what is read at a time.
-WINDOW, _BLOCK = 32, 1 << 26
+WINDOW, _BLOCK = 32, 1 << 20
 _BITS = 24
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -44,11 +44,18 @@ class Windows:
                 found |= {content[place : place + WINDOW]} & self._windows
         return len(found)
 
-    def in_memory(self, process):
-        """Return how many windows are in what a process may write to."""
-        found = 0
-        facts = Path("/proc", str(process.pid))
-        with suppress(OSError), (facts / "mem").open("rb", 0) as memory:
+    def in_files(self, folder):
+        """Return the files below a folder that contain windows."""
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)) for path in files if self.found_in(path.read_bytes())}
+
+
+def memory_of(process):
+    """Return what a process has written to its memory, which is stopped while this is read."""
+    blocks, facts = [], Path("/proc", str(process.pid))
+    process.suspend()
+    try:
+        with (facts / "mem").open("rb", 0) as memory:
             for line in (facts / "maps").read_text().splitlines():
                 start, end, rights = re.match(r"(\w+)-(\w+) (\S+)", line).groups()
                 if "w" not in rights:
@@ -56,13 +63,11 @@ class Windows:
                 for at in range(int(start, 16), int(end, 16), _BLOCK - WINDOW):
                     with suppress(OSError):
                         memory.seek(at)
-                        found += self.found_in(memory.read(min(_BLOCK, int(end, 16) - at)))
-        return found
-
-    def in_files(self, folder):
-        """Return the files below a folder that contain windows."""
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        return {str(path.relative_to(folder)) for path in files if self.found_in(path.read_bytes())}
+                        block = memory.read(min(_BLOCK, int(end, 16) - at))
+                        blocks += [block] if np.frombuffer(block, np.uint8).any() else []
+    finally:
+        process.resume()
+    return blocks
 
 
 def _cut(tensor):
