@@ -107,3 +107,9 @@ def test_models_of_volumes_are_placed():
     place(model, torch.device("cpu"))
     assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
     assert model[0].weight.is_contiguous()
+
+
+def test_convolutions_of_one_channel_give_channels_last():
+    model = torch.nn.Conv2d(1, 8, 5)
+    place(model, CPU)
+    assert model(torch.zeros(4, 1, 12, 12)).is_contiguous(memory_format=torch.channels_last)
