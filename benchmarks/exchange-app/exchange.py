@@ -13,7 +13,7 @@ from fedmr_flwr import models
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.models.packing import layout_of, pack, unpack
 from fedmr_flwr.wire.codec import Codec
-from fedmr_flwr.wire.flower import serverapp
+from fedmr_flwr.wire.grids.bounded import BoundedGrid
 from fedmr_flwr.wire.grids.superlink import SuperLinkGrid
 
 SHAPE, CLASSES, CLIENTS = (3, 32, 32), 10, 2
@@ -42,8 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     while len(nodes := list(grid.get_node_ids())) < CLIENTS:
         time.sleep(0.5)
     if config["loop"] == "own":
-        serverapp.apply()
-        grid = SuperLinkGrid(grid)
+        grid = SuperLinkGrid(BoundedGrid(grid))
     arrays = [write(models.build(config["model"], SHAPE, CLASSES, seed), records) for seed in range(CLIENTS)]
     seconds = []
     for _ in range(config["exchanges"]):

@@ -1,6 +1,7 @@
 """The examples of the documents: Python runs as printed, each command is accepted by the program that it calls."""
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,3 +156,8 @@ def test_python_runs(page, flower_app, tmp_path, monkeypatch, no_pictures):
         code = compile(block, page.name, "exec")
         if not block.startswith(tuple(NOT_EXECUTED)):
             exec(code, {**vars(module)} if module else names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
+def test_benchmark_imports_what_there_is(path):
+    runpy.run_path(str(path), run_name="benchmark")
