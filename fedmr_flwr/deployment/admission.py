@@ -35,11 +35,20 @@ def admit(folder: Path, env: dict[str, str]) -> Admission:
     removed = registered.keys() - keys.keys()
     for key in removed:
         _revoke(connection, registered[key])
-    identifiers = {key: _register(connection, file) for key, file in keys.items()}
+    # One command, where registering all keys again would take a second for each.
+    known = _registered(connection) if registered else set()
+    missing = {key: file for key, file in keys.items() if registered.get(key) not in known}
+    identifiers = {key: _register(connection, file) for key, file in missing.items()}
     # Flower does not return the identifier of a key that is already registered.
-    kept = {key: new or registered.get(key, "") for key, new in identifiers.items()}
+    kept = {key: identifiers.get(key) or registered.get(key, "") for key in keys}
     write_aside(path, json.dumps(kept, indent=1).encode())
     return Admission(len(keys), sum(map(bool, identifiers.values())), len(removed))
+
+
+def _registered(connection: Connection) -> set[str]:
+    """Return Flower's identifiers of all keys that the SuperLink admits."""
+    nodes = connection.command("supernode", "list", SUPERLINK)["nodes"]
+    return {str(node["node-id"]) for node in nodes if node["status"] != "unregistered"}
 
 
 def _register(connection: Connection, key: Path) -> str:

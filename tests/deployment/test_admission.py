@@ -13,11 +13,15 @@ class Link:
     """Plays a SuperLink: knows keys by the text of their files."""
 
     def __init__(self):
-        self.keys, self.taken, self.trouble = {}, 0, ""
+        self.keys, self.taken, self.trouble, self.verbs = {}, 0, "", []
 
     def command(self, kind, verb, what, *_):
+        self.verbs.append(verb)
         if self.trouble:
             raise EngineError(self.trouble)
+        if verb == "list":
+            past = [str(number) for number in range(1, self.taken + 1)]
+            return {"nodes": [{"node-id": key, "status": self.status(key)} for key in past]}
         if verb == "register":
             text = Path(what).read_text()
             if text in self.keys.values():
@@ -28,6 +32,9 @@ class Link:
         if what not in self.keys:
             raise EngineError("node not found")
         return {"node-id": self.keys.pop(what)}
+
+    def status(self, key):
+        return "registered" if key in self.keys else "unregistered"
 
 
 @pytest.fixture
@@ -55,6 +62,20 @@ def test_admits_and_revokes_keys(link, folder):
     (folder / "nodes/a.pub").write_text("another key\n")
     assert admission.admit(folder, {}) == (3, 1, 1)
     assert "key of a\n" not in link.keys.values()
+
+
+def test_known_keys_cost_one_command(link, folder):
+    admission.admit(folder, {})
+    link.verbs.clear()
+    assert admission.admit(folder, {}) == (3, 0, 0)
+    assert link.verbs == ["list"]
+
+
+def test_key_that_the_superlink_no_longer_admits_is_registered(link, folder):
+    admission.admit(folder, {})
+    del link.keys["2"]
+    assert admission.admit(folder, {}) == (3, 1, 0)
+    assert "key of b\n" in link.keys.values()
 
 
 def test_new_database_gets_all_keys(link, folder):
