@@ -131,7 +131,9 @@ def exchange(connection: Connection, folder: Path, model: str, exchanges: int, r
         if time.monotonic() - asked > 15:  # seldom: a query of Flower takes a second of a processor
             state, asked = status(connection, run), time.monotonic()
             if state[0].startswith("finished") and not out.exists():
-                sys.exit(f"the exchange app has ended without a result: {' '.join(state)}; its log: {folder}/flower.log")
+                sys.exit(
+                    f"the exchange app has ended without a result: {' '.join(state)}; its log: {folder}/flower.log"
+                )
     found = json.loads(out.read_text())
     while status(connection, run)[0] != "finished:completed":
         time.sleep(1)

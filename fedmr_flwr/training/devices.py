@@ -36,8 +36,8 @@ def place(model: nn.Module, device: torch.device, precision: Precision = "float3
     # Not `model.to(memory_format=…)`, which fails for a model with three-dimensional convolutions.
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.ndim == 4:
-            # Not `contiguous`, which leaves a kernel of one channel as it is; a convolution's output then has the other
-            # format, in which pooling takes seven times as long.
+            # Not `contiguous`, which leaves a kernel of one channel as it is; its output then has the other format,
+            # in which pooling takes seven times as long.
             tensor.data = tensor.data.to(memory_format=_memory_format(device, precision))
 
 

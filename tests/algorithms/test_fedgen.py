@@ -149,6 +149,7 @@ def test_teaching_loss_by_hand():
     assert generator_loss(made, labels, heads, shares).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_generator_learns_from_heads():
     generator = _new_generator(4, 3, np.random.default_rng(0))
     heads = 3 * torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 4)
@@ -232,6 +233,7 @@ def test_no_labels_teach_nothing():
     assert _train_generator(generator, heads, torch.zeros(1, 4), FedGenOptions(), torch.Generator()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_generator_fits_every_models_head(name):
     model = models.build(name, shape := SHAPES.get(name, (3, 32, 32)), 7).eval()

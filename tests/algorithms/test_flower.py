@@ -92,6 +92,7 @@ def test_reply_order_does_not_matter(grid):
     assert metrics["loss"] == pytest.approx(34 / 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -112,6 +112,7 @@ def values(arrays):
     return {name: (array.dtype, tuple(array.shape), array.data) for name, array in arrays.items()}
 
 
+@pytest.mark.slow
 @every_strategy
 def test_restored_strategy_continues_exactly(run_rounds, whole, tmp_path, name):
     before = STRATEGIES[name]()

@@ -169,6 +169,7 @@ def test_unknown_examples_are_refused(grid_of, answer):
     Scaffold(clients_per_round=2, layout=LAYOUT).configure_train(1, arrays, ConfigRecord(), grid)
 
 
+@pytest.mark.slow
 def test_reaches_optimum_after_lost_variate(grid_of, answer):
     a, b = CURVES.T
     strategy = Scaffold(clients_per_round=2, layout=LAYOUT)

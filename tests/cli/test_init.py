@@ -51,6 +51,7 @@ def test_flower_sends_the_code_alone(project):
     assert {*names} == {".info/CONTENT", "pyproject.toml", "conf.yaml", *own}
 
 
+@pytest.mark.slow
 @given(st.from_regex(r"[A-Za-z0-9_.-]{0,34}", fullmatch=True))
 def test_names_are_valid_for_flower(name):
     try:

@@ -85,6 +85,7 @@ class Plain(nn.Sequential):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", sorted(registry.ALGORITHMS))
 def test_every_strategy_takes_any_model(toy, monkeypatch, strategy):
     monkeypatch.setitem(MODELS, "plain", Plain)

@@ -143,6 +143,7 @@ def test_yaml_12_tells_numbers_from_text(text, value):
 NUMBERS = st.integers(-(2**64) + 1, 2**64 - 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.recursive(st.none() | st.booleans() | NUMBERS | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_values_survive_yaml(value):

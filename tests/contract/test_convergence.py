@@ -76,6 +76,7 @@ def scaled(name, drawn, last, step_size=falling):
 
 
 # All clients in each round, as in the theory, or half of them.
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [CLIENTS, CLIENTS // 2])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_error_falls_as_one_over_t(name, drawn):
@@ -89,6 +90,7 @@ def test_fedmr_is_as_fast_as_fedavg(name, drawn):
         assert 1 / 2 < scaled(name, drawn, last) / scaled("fedavg", drawn, last) < 2, last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_constant_steps_do_not_arrive(name):
     assert scaled(name, CLIENTS, ROUNDS, constant) > 10 * scaled(name, CLIENTS, ROUNDS)

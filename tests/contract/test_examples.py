@@ -147,6 +147,7 @@ def flower_app(grid_of, answer):
 PYTHON = [page for page in PAGES if blocks(page, "python")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
 def test_python_runs(page, flower_app, tmp_path, monkeypatch, no_pictures):
     monkeypatch.chdir(tmp_path)

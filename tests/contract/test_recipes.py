@@ -15,6 +15,7 @@ RECIPES = {
 SUMS = {"scaffold"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
 def test_trains_with_every_recipe(name, recipe, toy):

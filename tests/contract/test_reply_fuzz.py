@@ -278,6 +278,7 @@ def test_random_replies_never_crash(folder, packed, guard, data):
     check_a_round(Run(folder, packed, guard), meddle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [*OF_AN_ARRAY, *OF_THE_CONTENT], ids=lambda how: how.__name__)
 @ALONE
 @given(data=st.data(), packed=st.booleans())
@@ -478,6 +479,7 @@ def test_a_bad_round_changes_nothing(folder):
     check_a_round(Run(folder), lambda messages, replies: [])
 
 
+@pytest.mark.slow
 @both_codecs
 def test_messages_do_not_outlive_their_round(folder, packed):
     run = Run(folder, packed)

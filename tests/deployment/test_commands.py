@@ -130,6 +130,7 @@ def test_root_is_refused(fedmr, tmp_path, monkeypatch, command):
     assert "this is root, and the code of every run would have its rights" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
 def test_files_are_private_under_any_umask(tmp_path, mask):
     code = f"import os, sys; os.umask({mask}); from fedmr_flwr.cli import main; main()"

@@ -86,6 +86,7 @@ def small(tmp_path):
 
 
 # On a CPU only some; all of them where there is a GPU, if only an emulated one.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     few("fedmr partition.skew=rotation", "scaffold", "fedgen strategy.generator-steps=3", "flwr:FedAdam"),

@@ -169,6 +169,7 @@ def test_image_models_take_grey_images(name):
     assert models.build(name, GREY, 62).training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_training_changes_every_parameter(name, shape):
     model = models.build(name, shape, 7)

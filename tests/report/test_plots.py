@@ -58,6 +58,7 @@ def names(legend):
     return [text.get_text() for text in legend.get_texts()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "classes"), [(3, 2), (100, 10), (1000, 62)])
 def test_draws_few_and_many_clients(tmp_path, clients, classes):
     counts = np.random.default_rng(0).integers(0, 50, (clients, classes))
@@ -357,6 +358,7 @@ def test_curves_without_evaluation(run_of, figures):
     assert lines(right)["training, mean over the round's clients"] == ([1], [2.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_formats_repeat_byte_for_byte(tmp_path, form, begins):
     contents = []

@@ -148,6 +148,7 @@ def test_missing_package_is_named_before_a_run(toy, monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_unless_asked():
     for path in Path(tracking.__file__).parents[1].rglob("*.py"):
         for node in ast.parse(path.read_text()).body:

@@ -178,6 +178,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", REFUSALS, ids=[wrong.__name__ for wrong in REFUSALS])
 def test_changed_message_is_refused_and_the_slot_keeps_its_units(toy, wrong):
     settings = toy("rounds=4", "strategy.unit=tensor", SEALED, run="sealed")

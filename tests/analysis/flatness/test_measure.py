@@ -55,6 +55,7 @@ def test_every_slot_and_client_is_measured(runs):
     assert len(found["lines"]["between-slots"]["losses"]) == len(found["accuracy"]["slots"]) == 3
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_on_examples_which_clients_train_on(runs):
     results = load_run(runs[1])
     results.parts = results.parts[:2]  # as if the others were kept for testing

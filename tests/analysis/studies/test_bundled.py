@@ -46,6 +46,7 @@ def test_first_line_names_the_data(name):
     assert "data.download=true" in first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_studies_have_the_published_setting(name, tmp_path):
     for run in plan(study_of([f"studies/{name}"]), [], tmp_path):

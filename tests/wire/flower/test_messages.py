@@ -44,6 +44,7 @@ def test_error_codes_have_known_numbers():
     assert [getattr(ErrorCode, name) for name in names] == [2, 3, 4, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entered", "status"), [("", 1), ("from fedmr_flwr.wire.flower import tasks; tasks.enter_task()", 0)]
 )

@@ -73,6 +73,7 @@ def test_each_client_has_its_process(clients):
     assert clients[0]["pid"] != clients[1]["pid"]
 
 
+@pytest.mark.slow
 def test_clients_start_preloaded(clients):
     for found in clients:
         loaded = {name for name, there in found.items() if there and name not in ("pid", "server")}

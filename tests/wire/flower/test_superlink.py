@@ -36,6 +36,7 @@ def test_models_are_kept_in_memory(stores):
     assert state.object_store is objects
 
 
+@pytest.mark.slow
 def test_nodes_and_runs_are_kept_on_disk(stores, tmp_path):
     assert type(stores[1]).__name__ == "SqlLinkState"
     assert (tmp_path / "state.db").exists()
@@ -59,6 +60,7 @@ def test_without_a_file_no_token_is_valid(monkeypatch, tmp_path):
     assert superlink.TokenPlugin().validate_tokens_in_metadata([(ACCESS_TOKEN_KEY, "")]) == (False, None)
 
 
+@pytest.mark.slow
 def test_flowers_commands_send_the_token(monkeypatch, tmp_path):
     access.create(tmp_path, "127.0.0.1:8000")
     code = (
