@@ -28,6 +28,7 @@ from fedmr_flwr.wire.sealing import read_key
 # Keys of a node's configuration.
 NUMBER, NAME, DATA, DEVICE, STATE, KEY = "partition-id", "name", "data", "device", "state", "sealing-key"
 ROLE, EVALUATOR = "role", "evaluator"
+PINNED = "app-sha256"
 _CPU = torch.device("cpu")
 
 
@@ -38,12 +39,13 @@ class NodeEnvironment(ClientEnvironment):
         settings: of the run.
         node_config: of the node: partition-id, data (files with the client's examples, "KIND:PATH" or an npz file;
             or the run's data set, a folder or a copy of the user's own files, of which the client uses its part),
-            name, device, state (a folder) and sealing-key (a file), if it has one.
+            name, device, state (a folder), sealing-key (a file), if it has one, and app-sha256, if it runs one app
+            alone.
         spec: of the server's data.
         run: the identifier of the run.
 
     Raises:
-        ConfigError: data and partition do not match.
+        ConfigError: data and partition do not match; or the node takes part in sealed runs alone.
     """
 
     def __init__(self, settings: Settings, node_config: Mapping[str, Any], spec: DataSpec, run: str) -> None:
@@ -63,6 +65,12 @@ class NodeEnvironment(ClientEnvironment):
         self._state = Path(str(node_config.get(STATE, "state"))) / run
         self.state = ClientState(self._state / f"client-{self.number:06d}")
         self._name = str(node_config.get(NAME, f"client {self.number}"))
+        # The settings come with each message: a server could ask for models without seals.
+        if PINNED in node_config and self._key and not settings.privacy.sealed:
+            raise ConfigError(
+                f"{self._name}: with app-sha256 and sealing-key in its node.yaml this node takes part in sealed runs "
+                "alone; set privacy.sealed=true, or remove one of them there"
+            )
         if settings.partition.name.startswith(partitions.FILE):
             raise ConfigError(
                 f"a node cannot open a file of the server: partition.name={settings.partition.name}; choose another "

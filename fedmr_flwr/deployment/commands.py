@@ -101,6 +101,8 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
     }
     if node.sealing_key:
         own["sealing-key"] = str((folder / Path(node.sealing_key).expanduser()).absolute())
+    if node.app_sha256:
+        own["app-sha256"] = node.app_sha256
     command = [
         sys.executable, "-m", "fedmr_flwr.wire.flower.supernode",
         *([PIN, node.app_sha256] if node.app_sha256 else []),

@@ -52,7 +52,8 @@ class NodeSettings(Section):
         device: for training: auto, cpu, cuda or cuda:N.
         state: folder for its state between rounds.
         sealing_key: file with the key of all nodes, for runs with privacy.sealed.
-        app_sha256: the SHA-256 of the only app that it runs, in hexadecimal digits; if not given, any.
+        app_sha256: the SHA-256 of the only app that it runs, in hexadecimal digits, and with sealing-key in sealed
+            runs alone; if not given, any.
         role: a client, which trains; or an evaluator, which scores the models of sealed runs on the test examples of
             its data, and whose number does not matter.
     """

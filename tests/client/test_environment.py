@@ -285,6 +285,16 @@ def test_node_has_the_sealing_key_of_its_settings(toy, own, tmp_path):
         of_its_own(toy, own()).sealing_key  # noqa: B018
 
 
+def test_pinned_node_with_a_key_takes_part_in_sealed_runs_alone(toy, own, tmp_path):
+    node_config = own() | {"sealing-key": str(tmp_path / "sealing.key"), "app-sha256": "0" * 64, "name": "node-2"}
+    with pytest.raises(ConfigError, match="node-2: .* takes part in sealed runs alone; set privacy.sealed=true, or"):
+        of_its_own(toy, node_config)
+    sealed = toy("privacy.sealed=true").model_copy(update={"partition": Partition(name="nodes")})
+    assert NodeEnvironment(sealed, node_config, SPEC, RUN)
+    for key in ("sealing-key", "app-sha256"):
+        assert of_its_own(toy, {name: value for name, value in node_config.items() if name != key})
+
+
 def test_evaluator_has_tests_of_its_own_in_any_partition(toy, own):
     rng = np.random.default_rng(0)
     tests = {"x_test": rng.integers(0, 17, (5, 8, 8), np.uint8), "y_test": np.arange(5)}

@@ -94,6 +94,7 @@ def test_commands_require_keys_and_data(dep, monkeypatch):
     assert "--app-sha256" not in command
     pinned = commands.supernode(dep / "node-1", node.model_copy(update={"app_sha256": "0" * 64}))
     assert pinned[2:5] == ["fedmr_flwr.wire.flower.supernode", "--app-sha256", "0" * 64], "before Flower's own"
+    assert f'app-sha256="{"0" * 64}"' in pinned[pinned.index("--node-config") + 1], "and for the client"
     server = commands.superlink(dep / "server", folders.read_server(dep / "server"))
     assert "--enable-supernode-auth" in server
     assert "--insecure" not in server

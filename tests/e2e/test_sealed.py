@@ -1,7 +1,7 @@
 """A sealed deployment: the same model as without seals, and nothing of it where the server could read it."""
 
 import signal
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import psutil
@@ -84,6 +84,16 @@ def look(env, folder, windows, name, *settings):
     return found
 
 
+@contextmanager
+def all_nodes(env, folder, app):
+    """Run the nodes, which allow one app, or any."""
+    with ExitStack() as stack:
+        for client in range(CLIENTS):
+            settle(folder / f"dep/node-{client}", **{"app-sha256": app})
+            stack.enter_context(node(env, folder, f"dep/node-{client}"))
+        yield
+
+
 def test_server_never_has_a_layer(deployment, env):
     folder = deployment
     plain = plain_run(env, folder)
@@ -92,13 +102,13 @@ def test_server_never_has_a_layer(deployment, env):
     app = fedmr(env, folder, "deploy", "app-sha256").stdout.strip()
     with ExitStack() as stack:
         stack.enter_context(server(env, folder))
-        for client in range(CLIENTS):
-            settle(folder / f"dep/node-{client}", **{"app-sha256": app})
-            stack.enter_context(node(env, folder, f"dep/node-{client}"))
-        # Before the other run, of which the SuperLink's memory keeps something.
-        assert look(env, folder, windows, "sealed", "privacy.sealed=true") == set()
+        with all_nodes(env, folder, app):
+            # Before the other run, of which the SuperLink's memory keeps something.
+            assert look(env, folder, windows, "sealed", "privacy.sealed=true") == set()
         for place in ("sealed", "dep/server"):
             assert windows.in_files(folder / place) == set()
+        # A node that allows one app takes part in sealed runs alone.
+        stack.enter_context(all_nodes(env, folder, None))
         assert look(env, folder, windows, "plain") == {"superlink", "serverapp"}, "this test can find them"
         assert any("checkpoints" in path for path in windows.in_files(folder / "plain"))
     assert left(env) == []
