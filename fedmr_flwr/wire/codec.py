@@ -135,7 +135,6 @@ class Codec:
             narrow = floats.astype(self.wire, copy=False)
         # A value that float16 cannot hold is an error: it must never become infinite unnoticed.
         if narrow is not floats and not np.isfinite(narrow).all() and np.isfinite(floats).all():
-            raise RecordError(
-                f"the model has the value {np.abs(floats).max():g}, too large for {self.wire}; set wire=float32"
-            )
+            # Without the value: errors are sent in the clear, also where models are sealed.
+            raise RecordError(f"the model has a value that is too large for {self.wire}; set wire=float32")
         return narrow
