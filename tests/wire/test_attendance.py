@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -235,3 +236,24 @@ def test_evaluator_is_no_client(away, monkeypatch):
     assert len(roster.get_node_ids()) == 3
     away.gone = {3}
     assert roster.evaluators == []
+
+
+def test_evaluator_with_another_sealing_key_is_refused(away, monkeypatch):
+    honest = away._app
+
+    def app(message, context):
+        reply = honest(message, context)
+        number = context.node_config["partition-id"]
+        reply.content["metrics"]["sealing-key"] = 6 if number == 3 else 5
+        if number == 3:
+            reply.content["metrics"]["evaluates"] = 1
+        return reply
+
+    monkeypatch.setattr(away, "_app", app)
+    away.gone = {3}
+    found = Attendance(away, 3, least=3, patience=1)
+    away.gone = set()
+    found.gather(3)
+    assert found.evaluators == []
+    (refusal,) = found._refusals.values()
+    assert re.fullmatch("an evaluator has another sealing key than client [012]", refusal)

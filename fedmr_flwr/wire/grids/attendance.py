@@ -192,6 +192,10 @@ class Attendance:
         facts = metrics if isinstance(metrics, MetricRecord) else MetricRecord()
         number, count = facts.get(CLIENT), facts.get(EXAMPLES)
         if facts.get(EVALUATES) == 1:
+            # It could open nothing, and the run would have no scores without a reason.
+            if others := [client for client, key in self._keys.items() if key != facts.get(KEY)]:
+                self._refusals[node] = f"an evaluator has another sealing key than client {others[0]}"
+                return
             self._known.add(node)
             self._evaluators.add(node)
         elif not isinstance(number, int) or not (0 <= number < self._clients):
