@@ -79,16 +79,21 @@ class SealedCodec:
         """Put models into one array."""
         return join([piece for model in models for piece in model], np.uint8)
 
-    def split(self, joined: NDArray[np.generic]) -> list[list[Piece]]:
+    def split(self, joined: NDArray[np.generic], count: int = 1) -> list[list[Piece]]:
         """Return the models of an array, as views of it.
 
+        Args:
+            joined: the result of `join`.
+            count: of models.
+
         Raises:
-            RecordError: it does not consist of whole models.
+            RecordError: it does not consist of so many whole models.
         """
         if joined.dtype != np.uint8 or joined.ndim != 1:
             raise RecordError(f"sealed models are {joined.dtype}{list(joined.shape)}, expected a vector of bytes")
         models, at = [], 0
-        while at < len(joined):
+        # Not until the end of the bytes: a reply of zeros would be millions of units that nobody has trained.
+        for _ in range(count):
             model = []
             for length in self._lengths:
                 sealed = origin_of(joined[at:].data).round > 0
@@ -98,6 +103,8 @@ class SealedCodec:
                 model.append(joined[at:end].view(np.uint8))
                 at = end
             models.append(model)
+        if at < len(joined):
+            raise RecordError(f"sealed models have {len(joined) - at} bytes too many; expected {count} of them")
         return models
 
     def split_record(self, record: ArrayRecord, count: int) -> list[list[Piece]]:
@@ -112,10 +119,7 @@ class SealedCodec:
         """
         if SEALED not in record:
             raise RecordError(f"the record has no array '{SEALED}'; server and clients need the same privacy.sealed")
-        models = self.split(view(record[SEALED]))
-        if len(models) != count:
-            raise RecordError(f"there are {len(models)} sealed models, expected {count}")
-        return models
+        return self.split(view(record[SEALED]), count)
 
 
 def initial_arrays(record: ArrayRecord) -> ArrayRecord:
