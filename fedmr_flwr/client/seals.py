@@ -73,12 +73,14 @@ class Seals:
         # The clients' units are bound to the hash, so that nobody can exchange the initial model during a run.
         if initial and hash_initial(initial) != start:
             raise SealError("the initial model is not the one with which the run has begun")
+        dealing = dealing_of(settings, codec.layout)
         return cls(
-            dealing_of(settings, codec.layout),
+            dealing,
             codec,
             str(settings.strategy.options.model_dump()["weighting"]),
             key,
-            Binding(run, codec.layout.fingerprint, start),
+            # With the deals, because each message states the seed: another one could move a unit anywhere.
+            Binding(run, codec.layout.fingerprint, start, dealing.fingerprint),
             skipped,
             codec.decode(initial) if initial else None,
         )

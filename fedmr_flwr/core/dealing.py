@@ -3,8 +3,11 @@
 With them a client of a sealed run checks the server, which deals units that it cannot read.
 """
 
+import hashlib
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedmr_flwr.core.drawing import draw_clients, draw_slots
 from fedmr_flwr.core.recombination import Sources, sources
@@ -30,6 +33,14 @@ class Dealing:
     slots: int
     units: tuple[Unit, ...]
     recombines: bool
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that the draws and deals follow from."""
+        columns = [each for unit in self.units for each in (unit.floats, unit.ints)]
+        of_units = [[[part.start, part.stop] for part in each] for each in columns]
+        facts = [self.seed, self.clients, self.clients_per_round, self.slots, self.recombines, of_units]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def assign(self, number: int) -> tuple[int | None, ...]:
         """Return the client that trains each slot in a round; None: it is not trained."""

@@ -46,11 +46,13 @@ class Binding:
         run: the identifier of the run.
         layout: the fingerprint of the model's layout.
         start: the SHA-256 of the initial model.
+        deals: the fingerprint of who trains what and where each unit goes.
     """
 
     run: str
     layout: str
     start: str
+    deals: str
 
 
 def seal(
@@ -144,4 +146,5 @@ def _cipher(key: bytes, salt: bytes, binding: Binding, origin: Origin) -> tuple[
 
 
 def _associated(binding: Binding, origin: Origin, unit: int, skipped: Sequence[int]) -> bytes:
-    return json.dumps([binding.run, binding.layout, binding.start, *origin, unit, [*skipped]]).encode()
+    own = [binding.run, binding.layout, binding.start, binding.deals]
+    return json.dumps([*own, *origin, unit, [*skipped]]).encode()

@@ -1,10 +1,13 @@
 """Sealed units: whatever is not exactly what was sealed, where it belongs, is refused in one line."""
 
+import hmac
 import os
 import random
 import re
+from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +25,7 @@ from fedmr_flwr.wire.sealing import (
 )
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
-HERE = Binding("0123456789abcdef", "fingerprint", "start")
+HERE = Binding("0123456789abcdef", "fingerprint", "start", "deals")
 AT = Origin(5, 2)
 CONTENT = b"the values of one layer"
 
@@ -36,6 +39,18 @@ def test_opens_to_what_was_sealed(content, number, slot, unit):
     assert len(sealed) == len(content) + OVERHEAD
     assert origin_of(sealed) == (number, slot)
     assert open_sealed(KEY, HERE, unit, sealed) == content
+
+
+def test_format_is_what_is_written_down(monkeypatch):
+    # HKDF of RFC 5869, block by block, so that nothing of the derivation can change unnoticed.
+    salt, info = bytes(range(100, 132)), b'fedmr_flwr: a sealed unit["0123456789abcdef", 5]'
+    monkeypatch.setattr("fedmr_flwr.wire.sealing.secrets.token_bytes", lambda length: salt[:length])
+    extracted = hmac.digest(salt, KEY, "sha256")
+    first = hmac.digest(extracted, info + b"\1", "sha256")
+    nonce = hmac.digest(extracted, first + info + b"\2", "sha256")[:12]
+    associated = b'["0123456789abcdef", "fingerprint", "start", "deals", 5, 2, 3, [2, 4]]'
+    expected = bytes([0, 0, 0, 5, 0, 0, 0, 2]) + salt + AESGCM(first).encrypt(nonce, CONTENT, associated)
+    assert seal(KEY, HERE, AT, 3, CONTENT, (2, 4)) == expected
 
 
 @given(contents.filter(lambda content: len(content) > 7))
@@ -53,13 +68,14 @@ def test_same_unit_is_sealed_with_another_key():
     ("key", "binding", "unit", "skipped"),
     [
         (OTHER, HERE, 3, ()),
-        (KEY, Binding("fedcba9876543210", "fingerprint", "start"), 3, ()),
-        (KEY, Binding("0123456789abcdef", "another layout", "start"), 3, ()),
-        (KEY, Binding("0123456789abcdef", "fingerprint", "another start"), 3, ()),
+        (KEY, replace(HERE, run="fedcba9876543210"), 3, ()),
+        (KEY, replace(HERE, layout="another layout"), 3, ()),
+        (KEY, replace(HERE, start="another start"), 3, ()),
+        (KEY, replace(HERE, deals="other deals"), 3, ()),
         (KEY, HERE, 4, ()),
         (KEY, HERE, 3, (4,)),
     ],
-    ids=["key", "run", "layout", "initial model", "unit", "history"],
+    ids=["key", "run", "layout", "initial model", "deals", "unit", "history"],
 )
 def test_opens_nowhere_else(key, binding, unit, skipped):
     sealed = seal(KEY, HERE, AT, 3, CONTENT)
