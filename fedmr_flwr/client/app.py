@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -155,9 +155,12 @@ class _Request:
     """A message to this client, decoded.
 
     Attributes:
+        scores: whether the client is to score the model, not to train it.
         environment: data, device and state of the client.
         received: the model of the message.
     """
+
+    scores: ClassVar[bool] = True
 
     def __init__(self, message: Message, context: Context) -> None:
         self.config = message.content.config_records[CONFIG]
@@ -182,7 +185,7 @@ class _Request:
                 self.settings, self.codec, key, run, initial_arrays(arrays), str(self.config[START]),
                 skipped_rounds(self.config),
             )  # fmt: skip
-            self.received = self.seals.received(self.environment.number, self.config, arrays)
+            self.received = self.seals.received(self.environment.number, self.config, arrays, self.scores)
         else:
             self.received = self.codec.decode(arrays)
 
@@ -207,10 +210,18 @@ class TrainRequest(_Request):
         kept: arrays that the client kept when it last took part, by name; empty if it never did, or if they are lost.
         rng: the client's stream for this round.
         training: of the client in this round.
+
+    Raises:
+        ConfigError: this node does not train.
     """
+
+    scores = False
 
     def __init__(self, message: Message, context: Context) -> None:
         super().__init__(message, context)
+        # A server does not ask it; one that lies must not get more of it than scores.
+        if isinstance(self.environment, NodeEnvironment) and self.environment.evaluates:
+            raise ConfigError("this node is an evaluator, which does not train; see role in its node.yaml")
         self._message = message
         self._round, self._last_round = (cast(int, self.config.get(key, 0)) for key in (ROUND, LAST_ROUND))
         self.rule = local_rule(self.settings.strategy, self.settings.model.features)

@@ -1,5 +1,6 @@
 """A client's half of sealed recombination: it opens what the server dealt it, and seals what it has trained."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -85,13 +86,21 @@ class Seals:
             codec.decode(initial) if initial else None,
         )
 
-    def received(self, client: int, config: ConfigRecord, arrays: ArrayRecord) -> Packed:
+    def received(self, client: int, config: ConfigRecord, arrays: ArrayRecord, scores: bool) -> Packed:
         """Open the model of a message: the one that the client is to train, or the mean that it is to score.
+
+        Args:
+            client: that received it.
+            config: of the message.
+            arrays: of the message.
+            scores: whether the client is to score it.
 
         Raises:
             SealError: a unit cannot be opened, or is not the one that should be there.
         """
-        if DEALT in config:
+        if (DEALT in config) != scores:
+            raise SealError("a client trains the model of its own slot, and scores the mean of all models")
+        if scores:
             population = self._sealed.split_record(arrays, self.dealing.slots)
             examples, dealt = np.array(config[WEIGHTS]), config[DEALT]
             assert isinstance(dealt, int)
@@ -131,9 +140,21 @@ class Seals:
             population: [K][U].
             examples: [K], the number of examples that each slot was last trained on.
             dealt: the round of the latest deal.
+
+        Raises:
+            SealError: a unit cannot be opened, or is not the one that should be there; or some are missing.
         """
+        if len(population) != self.dealing.slots:
+            raise SealError(f"there are {len(population)} sealed models, expected {self.dealing.slots}")
+        # Some client has trained in the round, or it would not have counted.
+        if max(origin_of(piece.data).round for model in population for piece in model) != dealt:
+            raise SealError(f"no unit is of round {dealt}, which is said to be the latest")
         models = [self.open(model, slot, dealt, newest=dealt) for slot, model in enumerate(population)]
-        mean = average(models, examples.tolist() if self.weighting == "examples" else None)
+        # At the start all are the initial model, and have no examples yet.
+        weights = examples.tolist() if self.weighting == "examples" and dealt else None
+        if weights is not None and not _weigh(weights, len(models)):
+            raise SealError("the numbers of examples are not the weights of a mean")
+        mean = average(models, weights)
         return self.codec.decode(self.codec.encode(mean))
 
     def open(self, model: Sequence[Piece], slot: int, number: int, newest: int) -> Packed:
@@ -157,16 +178,16 @@ class Seals:
             self._check_origin(origin, at, slot, number)
             try:
                 content = open_sealed(self.key, self.binding, at, piece.data, self.skipped)
+                split = unit.size * floats.itemsize
+                if not is_finite(np.frombuffer(content[:split], floats.dtype)):
+                    raise SealError("it has NaN or infinite values")
             except SealError as error:
                 trained_by = self.dealing.assign(origin.round)[origin.slot]
                 raise SealError(
                     f"'{unit.name}' of slot {slot}, which client {trained_by} has sealed: {error}"
                 ) from None
-            split = sum(part.stop - part.start for part in unit.floats) * floats.itemsize
             _fill(floats, unit.floats, content[:split])
             _fill(ints, unit.ints, content[split:])
-        if not is_finite(floats):
-            raise SealError(f"the units of slot {slot} have NaN or infinite values")
         return Packed(floats.astype(layout.dtype, copy=False), ints)
 
     @property
@@ -197,6 +218,11 @@ class Seals:
         if client not in drawn:
             raise SealError(f"the server asks client {client} to train in round {number}, for which it is not drawn")
         return drawn.index(client)
+
+
+def _weigh(weights: Sequence[float], count: int) -> bool:
+    """Return whether numbers can weigh a mean of so many models."""
+    return len(weights) == count and min(weights) >= 0 and 0 < sum(weights) < math.inf
 
 
 def _vectors(record: ArrayRecord) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -11,11 +12,15 @@ from torch.nn.utils import prune
 
 from fedmr_flwr import models
 from fedmr_flwr.client import app as client
+from fedmr_flwr.client.data_spec import DataSpec
 from fedmr_flwr.config import registry
-from fedmr_flwr.errors import UnexpectedError
+from fedmr_flwr.errors import ConfigError, UnexpectedError
 from fedmr_flwr.models import MODELS
 from fedmr_flwr.models.base import Classifier
+from fedmr_flwr.models.packing import layout_of, pack
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.experiment import Experiment
+from fedmr_flwr.wire.codec import Codec
 from tests.support.runs import run
 
 
@@ -70,6 +75,20 @@ def test_bug_on_a_node_is_in_its_folder(node, tmp_path, monkeypatch):
     with pytest.raises(UnexpectedError if node else TypeError):
         client.client_app(message, context)
     assert (tmp_path / "state" / "traceback.txt").exists() == node
+
+
+def test_evaluator_does_not_train(toy, tmp_path):
+    settings, rng = toy("model.name=logistic"), np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", x_train=rng.integers(0, 17, (12, 8, 8), np.uint8), y_train=np.arange(12) % 10)
+    model = models.build("logistic", (1, 8, 8), 10)
+    layout = layout_of(model)
+    config = client.train_config(settings, layout, DataSpec.of(Experiment(settings).dataset), "0123456789abcdef")
+    content = RecordDict({"arrays": Codec(layout).encode(pack(model, layout)), "config": config})
+    own = {"partition-id": 2, "data": str(tmp_path / "own.npz"), "device": "cpu", "state": str(tmp_path)}
+    context = Context(1, 1, own | {"role": "evaluator"}, RecordDict(), {})
+    assert client.client_app(Message(content, 1, "evaluate"), context).content["metrics"]["num-examples"] == 12
+    with pytest.raises(ConfigError, match="this node is an evaluator, which does not train; see role in"):
+        client.client_app(Message(content, 1, "train"), context)
 
 
 class Plain(nn.Sequential):
