@@ -66,19 +66,20 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[t
 def own_code(settings: Settings) -> dict[str, str]:
     """Return the SHA-256 of the file of each module of the user's own that a configuration names, by module."""
     found = {}
-    for text in _texts(identity(settings)):
+    for text in texts(identity(settings)):
         match = _OWN.fullmatch(text)
         if match and not text.startswith(FLOWER) and not kind_and_path(text)[0] and (path := _source(match[1])):
             found[match[1]] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts(value: Any) -> Iterator[str]:
+    """Yield the texts in nested plain values."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
+            yield from texts(inner)
 
 
 def _source(module: str) -> Path | None:

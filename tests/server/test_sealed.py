@@ -2,6 +2,8 @@
 
 import io
 import re
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType
 from rich.console import Console
 
 from fedmr_flwr.client.app import client_app
+from fedmr_flwr.config.yaml_text import read_settings, write_yaml
 from fedmr_flwr.errors import RunFolderError, SealError
 from fedmr_flwr.report.display import Display
+from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.server.opening import open_run
@@ -270,6 +274,56 @@ def test_run_opens_with_its_own_key_alone(toy):
     with pytest.raises(SealError, match="another key"):
         open_run(out, bytes(32))
     assert not out.model.exists()
+
+
+@pytest.mark.parametrize("where", ["..", "."], ids=["beside the folder", "in the folder"])
+@pytest.mark.parametrize("key", ["model.name", "strategy.local-rule"])
+def test_code_in_a_runs_folder_is_not_run_where_the_key_is(toy, monkeypatch, key, where):
+    out = run(toy("rounds=1", SEALED))
+    (out.path / "evil.py").write_text("raise SystemExit('it has the key')")
+    section, _, name = key.partition(".")
+    values = read_settings(out.config)
+    values[section][name] = f"{out.path.name}.evil:Net" if where == ".." else "evil:Net"
+    out.configure(write_yaml(values))
+    monkeypatch.chdir(out.path / where)
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])  # as the command does
+    with pytest.raises(RunFolderError, match="names code in the run's folder, which is not run: .*evil:Net"):
+        open_run(out, read_key(out.sealing_key))
+
+
+def changed(out, **arrays):
+    """Replace arrays of the state in a run's checkpoint, as its server may."""
+    found, _ = checkpoint.latest(out.checkpoints)
+    checkpoint.save(out.checkpoints, replace(found, state={**found.state, **arrays}))
+
+
+def test_initial_model_is_not_opened_as_a_trained_one(toy):
+    out = run(toy("rounds=1", SEALED))
+    # Nothing of it needs a key: whoever has the folder could have put any model there.
+    untrained = np.zeros(len(Experiment(toy(SEALED)).strategy.sealed_codec.untrained()) * 8, np.uint8)
+    slots = {f"{slot}.sealed": untrained for slot in range(3)}
+    changed(out, **slots, dealt=np.array(0))
+    with pytest.raises(RunFolderError, match="has no model yet that a client has trained"):
+        open_run(out, read_key(out.sealing_key))
+    changed(out, **slots, dealt=np.array(1))
+    with pytest.raises(SealError, match="no unit is of round 1"):
+        open_run(out, read_key(out.sealing_key))
+    assert not out.model.exists()
+
+
+def test_one_slot_is_not_opened_as_the_mean_of_all(toy):
+    out = run(toy("rounds=1", SEALED))
+    changed(out, examples=np.ones(1))
+    with pytest.raises(SealError, match="there are 1 sealed models, expected 3"):
+        open_run(out, read_key(out.sealing_key))
+    changed(out, examples=np.ones(4))
+    with pytest.raises(RunFolderError, match=r"cannot read .*checkpoints: KeyError '3.sealed'"):
+        open_run(out, read_key(out.sealing_key))
+
+
+def test_opening_says_which_round_has_changed_the_model_last(toy):
+    out = run(toy("rounds=4", "max-bad-rounds=2", SEALED), failing((3, None), (4, None)))
+    assert open_run(out, read_key(out.sealing_key)) == 2
 
 
 def test_only_a_sealed_run_is_opened(toy):
