@@ -18,6 +18,9 @@ from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.rows import to_line, whole_rows, with_nan
 from fedmr_flwr.runs.versions import versions
 
+# What a server of the folder locks, and what a launcher does.
+_LOCKS = (".lock", ".launching")
+
 
 def check_free(path: Path, option: str = "run-dir=FOLDER") -> None:
     """Check that a folder does not exist or is empty.
@@ -96,7 +99,17 @@ class RunFolder:
             raise _taken(folder.path, "run-dir=FOLDER") from None
         except OSError as error:
             raise RunFolderError(f"cannot write the run folder {folder.path}: {error.strerror}") from None
-        folder.note(status="starting", versions=versions(), **facts)
+        try:
+            # First, so that where there is no room for them no manifest says that the run is starting.
+            with writing(path):
+                for name in _LOCKS:
+                    (folder.path / name).touch()
+            folder.note(status="starting", versions=versions(), **facts)
+        except RunFolderError:
+            # The same command may be given again.
+            for name in (*_LOCKS, folder.config.name):
+                (folder.path / name).unlink(missing_ok=True)
+            raise
         return folder
 
     @classmethod
@@ -127,7 +140,7 @@ class RunFolder:
         """
         # Two locks: the server takes its own some seconds later, in another process, and until then the folder must
         # not be taken.
-        path = self.path / (".launching" if launching else ".lock")
+        path = self.path / _LOCKS[launching]
         with ExitStack() as stack:
             with writing(path):
                 file = stack.enter_context(path.open("a+", encoding="utf-8"))

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,20 @@ def test_failed_start_leaves_no_configuration(toy, monkeypatch):
     with pytest.raises(RunFolderError, match="No space left"):
         create_folder(settings)
     assert not (settings.run_dir / "config.yaml").exists(), "the same command may be given again"
+
+
+@pytest.mark.parametrize("method", ["touch", "replace"])
+def test_failed_start_leaves_nothing(toy, monkeypatch, method):
+    settings, works, calls = toy(), getattr(Path, method), []
+
+    def second_fails(path, *arguments):
+        calls.append(path)
+        return full() if len(calls) == 2 else works(path, *arguments)
+
+    monkeypatch.setattr(Path, method, second_fails)
+    with pytest.raises(RunFolderError, match="No space left"):
+        create_folder(settings)
+    assert not [*settings.run_dir.iterdir()], "the same command may be given again"
 
 
 @pytest.mark.parametrize("text", ["5", "[]", "nothing", "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])

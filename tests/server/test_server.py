@@ -40,6 +40,7 @@ def test_run_writes_all_files(settings_of):
     settings = settings_of("evaluate-every=2", "checkpoint-every=2", "strategy.unit=tensor")
     out = run(settings)
     assert sorted(path.name for path in out.path.iterdir()) == [
+        ".launching",
         ".lock",
         "checkpoints",
         "clients.png",
