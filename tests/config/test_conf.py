@@ -32,7 +32,6 @@ def slow_if_large(path):
     return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if re.search("vgg|resnet", path.stem) else [])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", map(slow_if_large, FILES))
 def test_every_file_runs(path, tmp_path, data_dir, no_pictures):
     small = ["rounds=1", "clients=3", "clients-per-round=3", "training.local-epochs=1", "engine=in-process"]

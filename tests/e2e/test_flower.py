@@ -14,35 +14,7 @@ TINY = ["rounds=4", "training.local-epochs=1"]
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory):
-    """The final model of the in-process engine, to which every other way in must be equal."""
-    out = tmp_path_factory.mktemp("reference") / "run"
-    command = [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, f"run-dir={out}", "--engine", "in-process"]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return manifest(out)["model-sha256"]
-
-
-def test_fedmr_run_equals_in_process(tmp_path, env, reference):
-    out = tmp_path / "run"
-    done = subprocess.run(
-        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "run-dir=run"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    assert lines[0] == lines[-1] == f"run folder: {out}"
-    assert [line.split("  ")[0] for line in lines if line.startswith("round ")] == [
-        f"round {n}/4" for n in range(1, 5)
-    ]
-    assert manifest(out)["status"] == "completed"
-    assert manifest(out)["model-sha256"] == reference
-    for name in ("model.safetensors", "curves.png", "clients.png", "flower.log", "metrics.jsonl"):
-        assert (out / name).stat().st_size > 0
-    assert left(env) == []
-
-
-def test_recipes_and_scores_equal_in_process(tmp_path, env):
+def test_fedmr_run_equals_in_process(tmp_path, env):
     recipe = [
         "training.optimizer=adam", "training.lr=0.001", "training.schedule=cosine", "training.warmup-rounds=1",
         "training.local-epochs=2", "training.work=stragglers:0.5", "training.clip-norm=1",
@@ -50,28 +22,37 @@ def test_recipes_and_scores_equal_in_process(tmp_path, env):
         "evaluation.fine-tune=3", "evaluation.forgetting=true",
         "rounds=3", "clients=6", "clients-per-round=3",
     ]  # fmt: skip
-    for engine in ("ray", "in-process"):
+    for engine in ("in-process", "ray"):
         done = subprocess.run(
             [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *recipe, f"run-dir={engine}", "--engine", engine],
             cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     ray, here = (RunFolder(tmp_path / engine) for engine in ("ray", "in-process"))
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    assert lines[0] == lines[-1] == f"run folder: {ray.path}"
+    assert [line.split("  ")[0] for line in lines if line.startswith("round ")] == [f"round {n}/3" for n in (1, 2, 3)]
+    assert ray.status == "completed"
+    for name in ("model.safetensors", "curves.png", "clients.png", "flower.log", "metrics.jsonl"):
+        assert (ray.path / name).stat().st_size > 0
     for fact in ("model-sha256", "client-tests-sha256", "tuned-accuracy"):
         assert ray.read_manifest()[fact] == here.read_manifest()[fact]
     assert ray.read_client_rows() == here.read_client_rows()
     around = [[row["around-training"] for row in out.read_rows()] for out in (ray, here)]
     assert around[0] == around[1]
+    assert left(env) == []
 
 
-def test_flwr_run_with_its_default_nodes_equals_in_process(tmp_path, local, reference):
+def test_flwr_run_with_its_default_nodes_equals_in_process(tmp_path, local):
+    here = [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "--engine", "in-process"]
+    subprocess.run([*here, f"run-dir={tmp_path / 'here'}"], check=True, capture_output=True, timeout=300)
     out = RunFolder(tmp_path / "run")
     overrides = f"{' '.join(TINY)} run-dir={out.path}"
     # No --federation-config: Flower's default has two nodes, the quickstart 20 clients.
     run_id = flwr(local, "run", str(ROOT), "local", "--run-config", f"set='{overrides}'")["run-id"]
     status, _ = wait_for_end(local, run_id, done=lambda: out.status in ("completed", "failed"))
     assert status == "finished:completed"
-    assert manifest(out.path)["model-sha256"] == reference
+    assert manifest(out.path)["model-sha256"] == manifest(tmp_path / "here")["model-sha256"]
 
 
 def test_new_project_trains_the_same_both_ways(tmp_path, env, local):
@@ -79,7 +60,7 @@ def test_new_project_trains_the_same_both_ways(tmp_path, env, local):
     short = "rounds=2 training.local-epochs=1"
     subprocess.run([BIN / "fedmr", "init", "first-try"], cwd=tmp_path, env=env, check=True, capture_output=True)
     done = subprocess.run(
-        [BIN / "fedmr", "run", "conf.yaml", *short.split(), "run-dir=run"],
+        [BIN / "fedmr", "run", "conf.yaml", *short.split(), "run-dir=run", "--engine", "in-process"],
         cwd=project, env=env, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
