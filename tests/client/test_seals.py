@@ -139,8 +139,9 @@ def test_units_of_a_slot_cannot_change_places():
 
 def test_unit_of_the_round_itself_is_refused():
     models, _ = play(4)
-    slot = next(slot for slot, client in enumerate(DEALING.assign(4)) if client is not None)
-    refused("of round 4, which is not over", models, 4, slot)
+    slot, client = next((slot, client) for slot, client in enumerate(DEALING.assign(4)) if client is not None)
+    with pytest.raises(SealError, match="of round 4, which is not over"):
+        seals().received(client, *message([models[slot]], **{"server-round": 4}), scores=False)
     assert seals().open(models[slot], slot, 4, newest=4)
 
 
@@ -171,29 +172,17 @@ def test_another_seed_moves_no_unit():
         refused("cannot be opened", {slot: first}, 2, slot, dealing=lying)
 
 
-@pytest.mark.parametrize(
-    "change", [{"clients": 6}, {"clients_per_round": 2}, {"slots": 5}, {"recombines": False}], ids=str
-)
-def test_other_deals_open_nothing(change):
-    lying = replace(DEALING, **change)
-    models, _ = play(1)
-    slot = next(slot for slot, client in enumerate(DEALING.assign(1)) if client is not None)
-    refused("cannot be opened", models, 1 + 1, slot, dealing=replace(lying, recombines=False))
-
-
-def test_units_of_another_division_open_nothing():
-    whole_model = Dealing(3, 5, 3, 4, units(LAYOUT, "tensor"), recombines=True)
-    assert whole_model.fingerprint != DEALING.fingerprint
-
-
 def test_unit_with_nan_is_refused_by_the_name_of_who_sealed_it():
     models, _ = play(1)
     slot, client = next((slot, client) for slot, client in enumerate(DEALING.assign(1)) if client is not None)
     content = np.full(4, np.nan, "f4").tobytes()
     bad = np.frombuffer(seal(KEY, seals().binding, Origin(1, slot), 1, content), np.uint8)
     models[slot] = [models[slot][0], bad]
-    with pytest.raises(SealError, match=f"'b' of slot {slot}, which client {client} has sealed: it has NaN"):
-        seals().open(models[slot], slot, 1, newest=1)
+    moved = dealt(models, 2)
+    at = next(at for at, model in enumerate(moved) if model[1] is bad)
+    assert at != slot
+    with pytest.raises(SealError, match=f"'b' of slot {at}, which client {client} has sealed: it has NaN"):
+        seals().open(moved[at], at, 2, newest=1)
 
 
 def test_diverged_model_is_not_sealed():

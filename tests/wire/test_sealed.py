@@ -74,7 +74,7 @@ def test_record_without_sealed_models_is_refused():
 
 
 def test_unit_that_is_too_large_is_refused():
-    # Only its length counts.
+    assert MOST_BYTES + OVERHEAD < 2**31, "more cannot be encrypted in one piece"
     at_most = Unit("large", ("large",), (slice(0, MOST_BYTES // 4),), ())
     beyond = Unit("large", ("large",), (slice(0, MOST_BYTES // 4 + 1),), ())
     assert SealedCodec([at_most], np.float32)
