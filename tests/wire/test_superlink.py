@@ -78,17 +78,26 @@ def test_restarted_node_fails_its_messages(link):
     replies = {reply.metadata.reply_to_message_id: reply for reply in SuperLinkGrid(link).send_and_receive(sent)}
     assert [replies[message.metadata.message_id].has_content() for message in sent] == [False, True, True]
     assert find_problem(replies[sent[0].metadata.message_id], sent[0]) == (
-        "node-lost", "its node was restarted and has lost the message",
+        "node-lost", "its node is gone or was restarted, and has lost the message",
     )  # fmt: skip
 
 
-def test_gone_node_is_awaited_until_timeout(link):
-    gone = link.get_node_ids()[2]
-    link.held = {gone}
-    link.script = lambda look: link.activated.pop(gone, None)
+def test_silent_node_is_awaited_until_timeout(link):
+    link.held = {link.get_node_ids()[2]}
     replies = SuperLinkGrid(link).send_and_receive(messages(link), timeout=30)
     assert len(replies) == 2
     assert 30 < link.clock < 31
+
+
+def test_gone_node_fails_its_messages(link):
+    gone = link.get_node_ids()[2]
+    link.held = {gone}
+    link.script = lambda look: link.activated.pop(gone, None) if look == 20 else None
+    sent, grid = messages(link), SuperLinkGrid(link)
+    replies = {reply.metadata.reply_to_message_id: reply for reply in grid.send_and_receive(sent, timeout=60)}
+    assert len(replies) == 3
+    assert find_problem(replies[sent[2].metadata.message_id], sent[2])[0] == "node-lost"
+    assert link.clock < 15
 
 
 def test_refused_message_is_not_awaited(link, monkeypatch):

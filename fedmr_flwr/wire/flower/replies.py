@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from flwr.app import Array, Error, Message
 from flwr.app.message import make_message
@@ -45,7 +46,7 @@ def pull(grid: Grid, message_ids: Iterable[str], most_bytes: Callable[[str], int
     assert isinstance(grid, HttpGrid)
     link, run_id = grid._runtime_client, grid.run.run_id
     fetch = make_pull_object_fn_protobuf(link.PullObject, grid.node, run_id)
-    found = link.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+    found = link.PullMessages(_request_for(message_ids))
     replies = []
     for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
         part_ids = [part.object_id for part in iterate_object_tree(tree)]
@@ -68,6 +69,14 @@ def pull(grid: Grid, message_ids: Iterable[str], most_bytes: Callable[[str], int
         )
         replies.append(reply)
     return replies
+
+
+def _request_for(message_ids: Iterable[str]) -> PullAppMessagesRequest:
+    """Return the request for the replies to messages, with the fields of the installed Flower."""
+    if "message_ids" in PullAppMessagesRequest.DESCRIPTOR.fields_by_name:  # up to 1.42
+        return PullAppMessagesRequest(message_ids=message_ids)
+    newer: dict[str, Any] = {"reply_to_message_ids": {"vals": list(message_ids)}}
+    return PullAppMessagesRequest(**newer)
 
 
 def _counted(fetch: Callable[[str], bytes], most: int) -> Callable[[str], bytes]:

@@ -27,7 +27,8 @@ class SuperLinkGrid(WrappedGrid):
 
     Flower's own Grid polls for replies every three seconds, and waits forever for two kinds of messages:
 
-    - A restarted node has lost its message; here the message gets an error as its reply.
+    - A restarted node has lost its message; here the message gets an error as its reply. So does that of a node that
+      is gone, for which the SuperLink itself makes an error only up to Flower 1.42.
     - If a connection breaks at the wrong moment, the SuperLink counts a message as delivered that never arrived, or
       a reply stays incomplete. A node handles one message after another, so a reply to a probe while the reply to
       the message is missing shows that it is idle. Then the message is sent again.
@@ -47,11 +48,11 @@ class SuperLinkGrid(WrappedGrid):
         start = nodes_checked = probed = time.monotonic()
         while pending.waiting:
             # Nodes first: a reply that a node sent before its restart is then among the replies.
-            restarted: set[int] = set()
+            lost: set[int] = set()
             if time.monotonic() - nodes_checked > _NODE_SECONDS:
-                restarted, nodes_checked = pending.restarted(), time.monotonic()
+                lost, nodes_checked = pending.lost(), time.monotonic()
             pending.pull()
-            pending.give_up(restarted)
+            pending.give_up(lost)
             if time.monotonic() - probed > _SILENT_SECONDS:
                 pending.probe()
                 probed = time.monotonic()
@@ -103,7 +104,7 @@ class _Pending:
 
     def give_up(self, nodes: set[int]) -> None:
         """Record an error as the reply of nodes that have lost their messages."""
-        error = Error(ErrorCode.NODE_UNAVAILABLE, "its node was restarted and has lost the message")
+        error = Error(ErrorCode.NODE_UNAVAILABLE, "its node is gone or was restarted, and has lost the message")
         for message in self._waiting_for(nodes):
             self._finish(message, Message(error, reply_to=message))
 
@@ -113,10 +114,10 @@ class _Pending:
         probes = [Message(RecordDict(), node, MessageType.QUERY, ttl=_PROBE_SECONDS) for node in sorted(nodes)]
         self._probes |= self._push(probes)
 
-    def restarted(self) -> set[int]:
-        """Return the nodes that have reconnected since the messages were sent."""
+    def lost(self) -> set[int]:
+        """Return the nodes that were connected when the messages were sent, and are gone or have reconnected."""
         before, now = self._activated_before, self._activations()
-        return {node for node in now.keys() & before.keys() if now[node] != before[node]}
+        return {node for node in before if now.get(node) != before[node]}
 
     def _activations(self) -> dict[int, str]:
         return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}

@@ -93,6 +93,13 @@ def test_good_reply_arrives_as_it_was_sent(link, grid, sent):
     assert link.confirmed == [reply.metadata.message_id]
 
 
+def test_asks_for_the_replies_to_the_messages(link, grid, monkeypatch):
+    asked = []
+    monkeypatch.setattr(link, "PullMessages", lambda request: asked.append(request) or PullAppMessagesResponse())
+    assert pull(grid, ["first", "second"], lambda message: MEGABYTE) == []
+    assert all(number in str(asked) for number in ("first", "second")), "the field has another name in Flower 1.43"
+
+
 @pytest.mark.slow
 def test_large_reply_is_refused_before_it_is_whole(link, grid, sent):
     link.upload(Message(content(more=noise(40)), reply_to=sent))
