@@ -24,6 +24,7 @@ from tests.support.tools import (
     node,
     server,
     settle,
+    until_all_train,
     wait_for_rounds,
 )
 from tests.support.windows import Windows, memory_of
@@ -135,7 +136,7 @@ def accuracy_of(folder, out):
     return evaluate(here.model, here.dataset, here.test, torch.device("cpu")).accuracy
 
 
-def test_sealed_run_survives_late_nodes_and_a_new_key(deployment, env, there):
+def test_sealed_run_survives_late_and_killed_nodes_and_a_new_key(deployment, env, there):
     folder = deployment
     own = [*RUN, "clients=3", "clients-per-round=2", "privacy.sealed=true", "partition.name=nodes"]
     own += ["deployment.min-clients=2", "--superlink", "deployment"]
@@ -145,8 +146,7 @@ def test_sealed_run_survives_late_nodes_and_a_new_key(deployment, env, there):
     first, second = RunFolder(folder / "first"), RunFolder(folder / "second")
     with ExitStack() as stack:
         stack.enter_context(server(env, folder))
-        for client in (0, 1, 3):
-            stack.enter_context(node(env, folder, f"dep/node-{client}"))
+        _, doomed, _ = (stack.enter_context(node(env, folder, f"dep/node-{client}")) for client in (0, 1, 3))
         with node(env, folder, "dep/node-2") as wary:
             run = in_the_background(there, folder, "run", "conf.yaml", *own, "run-dir=first")
             wait_for_rounds(first, 2)
@@ -163,8 +163,14 @@ def test_sealed_run_survives_late_nodes_and_a_new_key(deployment, env, there):
             path = folder / f"dep/node-{client}/sealing.key"
             (folder / "old.key").write_text(path.read_text())
             path.write_text(text)
-        done = fedmr(there, folder, "run", "conf.yaml", *own, "rounds=2", "run-dir=second")
-        assert done.returncode == 0, done.stdout + done.stderr
+        run = in_the_background(there, folder, "run", "conf.yaml", *own, "rounds=8", "run-dir=second")
+        wait_for_rounds(second, 1)
+        until_all_train(doomed)
+        doomed.kill()
+        output, error = run.communicate(timeout=240)
+        assert run.returncode == 0, output + error
+        failures = [failed for row in second.read_rows() for failed in row.get("failed", ())]
+        assert (failures[0]["client"], failures[0]["kind"]) == (1, "node-lost"), "its slot keeps its units"
     for out, right, wrong in (
         (first, "old.key", "dep/node-0/sealing.key"),
         (second, "dep/node-0/sealing.key", "old.key"),
