@@ -67,10 +67,21 @@ def resume(
     # Not an error: other versions give a valid result, only not bit for bit the same.
     for line in changed_versions(manifest.get("versions", {})):
         print_line(f"{line}: the result may differ in its last digits")
-    if overrides:
-        with out.locked():
-            out.configure(to_yaml(settings))
-    _run(settings, out)
+    if not overrides:
+        _run(settings, out)
+        return
+    before = out.config.read_text(encoding="utf-8")
+    with out.locked():
+        out.configure(to_yaml(settings))
+    try:
+        _run(settings, out)
+    except BaseException:
+        # What was refused is not part of the run: it would be refused whenever the run is resumed.
+        if out.read_rows() == rows:
+            out.configure(before)
+            if manifest.get("status") == "completed":
+                out.note(status="completed", error=None)
+        raise
 
 
 def _run(settings: "Settings", prepared: "RunFolder | None" = None) -> None:

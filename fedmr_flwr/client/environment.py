@@ -156,17 +156,11 @@ def check_digest(digest: str, data: Data, data_dir: Path | None, seed: int) -> N
     Raises:
         DataError: it has others.
     """
-    if _digest(data, data_dir, seed) != digest:
+    if datasets.load(data, data_dir, seed).digest() != digest:
         raise DataError(
             "this client's data differ from the server's; use the same files on all machines, or in a deployment "
             f"partition.name={partitions.NODES} for data of each client's own"
         )
-
-
-@lru_cache(maxsize=2)
-def _digest(data: Data, data_dir: Path | None, seed: int) -> str:
-    # Once for each process, not for each client.
-    return datasets.load(data, data_dir, seed).digest()
 
 
 @lru_cache(maxsize=4)

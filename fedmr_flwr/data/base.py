@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +189,11 @@ class Dataset:
 
     def digest(self) -> str:
         """Return the SHA-256 of all inputs and labels, which is equal if two machines have the same data."""
+        return self._digest
+
+    # Computed once for all clients of a process.
+    @cached_property
+    def _digest(self) -> str:
         sha = hashlib.sha256()
         for tensor in (self.train.inputs, self.train.labels, self.test.inputs, self.test.labels):
             sha.update(tensor.contiguous().numpy().data)

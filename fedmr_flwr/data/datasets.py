@@ -72,6 +72,11 @@ def load(data: Data, data_dir: Path | None, seed: int | None = None) -> Dataset:
     return _load(data, data_dir or default_data_dir(), seed if drawn else None)
 
 
+def forget() -> None:
+    """Let the next `load` look at the files again; until then, all calls for one data set return the same object."""
+    _load.cache_clear()
+
+
 def check_name(name: str) -> None:
     """Check that there is such a data set, or that it is named as one of a user's own.
 

@@ -17,6 +17,8 @@ Openable = tuple[str, Callable[[], BinaryIO]]
 
 # Modes of grey images; those of a palette or of any other kind are taken as colour.
 _GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"}
+# Of 16 bits the upper 8 are kept. Images that never reach this value, as of a camera with 12 bits, would be all dark.
+_LEAST_OF_16_BITS = 4096
 _REMEDY = "replace it with a readable image, or remove it"
 
 
@@ -66,12 +68,15 @@ def read(images: Iterable[Openable], count: int, shape: Shape) -> NDArray[np.uin
         bits of images that have 16.
 
     Raises:
-        DataError: one cannot be read, or two have different sizes and none is given; the message names it.
+        DataError: one cannot be read, or two have different sizes and none is given, or those with 16 bits do not use
+            the upper ones; the message names it.
     """
     found: NDArray[np.uint8] | None = None
-    first = ""
+    first, deep, brightest = "", "", 0
     for at, (name, opened) in enumerate(images):
         with reading(name, DataError, _REMEDY), opened() as file, Image.open(file) as image:
+            if image.mode.startswith("I"):
+                deep, brightest = deep or name, max(brightest, int(np.asarray(image).max()))
             pixels = _pixels(image, shape)
         if found is None:
             # Of all images at once: a list of arrays would need the memory twice.
@@ -83,6 +88,11 @@ def read(images: Iterable[Openable], count: int, shape: Shape) -> NDArray[np.uin
                 "all are resized"
             )
         found[at] = pixels
+    if 0 < brightest < _LEAST_OF_16_BITS:
+        raise DataError(
+            f"{deep} and the other images with 16 bits have no value above {brightest}, and of 16 bits the upper 8 "
+            "are read; scale them to 65535, or use an npz file with float32 arrays"
+        )
     assert found is not None, "there is at least one image"
     return found
 

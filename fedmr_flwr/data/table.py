@@ -1,6 +1,8 @@
 """Tables in CSV files: columns of numbers are scaled, columns of texts encoded, both by the training part alone."""
 
+import re
 import warnings
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:  # every process of a run imports this module, and few read a 
 
 # A column with more different texts is a name, a date or a comment: each text would become a feature.
 _MOST_TEXTS = 1000
+# The names that pandas gives to columns without one.
+_UNNAMED = re.compile(r"Unnamed: \d+")
+_WITH_COMMAS = r"[-+]?\d[\d.]*(,\d+)+(\.\d+)?"
 _REMEDY = "it must be a table of comma-separated values in UTF-8, with the names of its columns in the first line"
 
 
@@ -85,7 +90,12 @@ def _read(path: Path) -> "pd.DataFrame":
         table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True, index_col=False)
         if not len(table):
             raise ValueError("it has no lines besides the first")
-        return table
+        # Spaces before a value are skipped above; those behind it would make another class of the same name.
+        table.columns = table.columns.str.strip()
+        if (twice := table.columns[table.columns.duplicated()]).size:
+            raise ValueError(f"it has two columns '{twice[0]}'")
+        stripped = table.apply(lambda column: column.str.strip())
+        return stripped.mask(stripped == "")
 
 
 def _texts(table: "pd.DataFrame", column: str, where: str) -> list[str]:
@@ -123,14 +133,26 @@ def _labels(table: "pd.DataFrame", label: str, where: str) -> list[str]:
             f"the label '{label}' of {where} has numbers such as {broken.iloc[0]:g}; only classes can be learned, "
             "not numbers: choose another column with data.label"
         )
-    return [str(int(number)) for number in numbers]
+    return [str(int(Decimal(text))) for text in texts]  # a float would make one class of two long numbers
 
 
 def _column(table: "pd.DataFrame", name: str, where: str) -> Column:
     """Return how a column becomes features, from the training part."""
+    if _UNNAMED.fullmatch(name):
+        raise DataError(
+            f"{where} has a column without a name, such as the row numbers that pandas writes; leave it out, as by "
+            "to_csv(index=False), or give it a name in the first line"
+        )
     values = table[name]
     numbers = _numbers(values)
-    if numbers.notna().sum() == values.notna().sum():
+    others = values[numbers.isna() & values.notna()]
+    if len(others) and others.str.fullmatch(_WITH_COMMAS).all():
+        raise DataError(
+            f"the column '{name}' of {where} has numbers with a comma, such as '{others.iloc[0]}'; write them "
+            "without, and decimal places after a point"
+        )
+    # Marks such as "?" or "-" among numbers stand for missing ones.
+    if not len(others) or (numbers.notna().any() and not others.str.contains(r"\w").any()):
         # Gaps are refused below, where the features are made, of the whole file.
         exact = numbers.to_numpy(np.float64)
         exact = exact[np.isfinite(exact)]

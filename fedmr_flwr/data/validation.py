@@ -1,5 +1,6 @@
 """Checks of the arrays of a data set, whichever files they come from."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -76,7 +77,7 @@ def _finite(values: NDArray[np.generic], what: str) -> NDArray[np.float32]:
     """Return values as float32, none of which may be NaN or infinite, also after the conversion."""
     with np.errstate(over="ignore"):
         found = values.astype(np.float32)
-    good = np.isfinite(found.reshape(len(found), -1)).all(1)
+    good = np.isfinite(found.reshape(len(found), math.prod(found.shape[1:]))).all(1)
     if not good.all():
         raise DataError(
             f"{what} has values that are NaN, infinite or beyond float32, first in example {int(good.argmin())}; "

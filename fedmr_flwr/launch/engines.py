@@ -39,6 +39,8 @@ def run(settings: Settings, display: Display, prepared: RunFolder | None = None)
 
     check_names(settings)
     settings = resolve_paths(settings)
+    # An earlier run of this process, as in a notebook, may have read files that have changed since.
+    datasets.forget()
     # Before the display: it may take minutes, and has its own progress bar.
     datasets.load(settings.data, settings.data_dir, settings.seed)
     with display:

@@ -266,6 +266,7 @@ def test_grey_images_need_no_channel_axis(tmp_path):
         ({"y_train": np.full(30, 2**63, np.uint64)}, "expected 30 non-negative integers"),
         ({"y_train": np.full(30, 2**40)}, "has the label 1099511627776; expected 0 to 65535"),
         ({"y_test": np.full(9, -1)}, "expected 9 non-negative integers"),
+        ({"x_train": np.zeros((0, 4)), "y_train": np.zeros(0, int)}, "y_train of .* at least one"),
         ({"x_test": np.zeros((0, 3, 8, 8), "u1"), "y_test": np.zeros(0, int)}, "at least one"),
     ],
 )

@@ -82,6 +82,18 @@ def test_every_mode_is_read(tmp_path, mode):
     assert data.train.inputs.unique().tolist() == [255]
 
 
+@pytest.mark.parametrize("form", ["png", "tiff"])
+def test_16_bits_must_be_used(tmp_path, form):
+    """Of 12 bits, the upper 8 of 16 are 0 to 15: images of 8 bits in 16 were all black."""
+    for kind in "ab":
+        for number in range(5):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            pixels = np.full((4, 4), 4000 + number, np.uint16 if form == "png" else np.int32)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{number}.{form}")
+    with pytest.raises(DataError, match=r"16 bits have no value above 400\d, and of 16 bits the upper 8"):
+        load(tmp_path)
+
+
 def test_one_colour_image_makes_all_colour(pets):
     Image.new("RGB", (5, 5), (255, 0, 10)).save(pets / "dog" / "red.png")
     data = load(pets, size=8)

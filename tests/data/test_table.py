@@ -116,6 +116,13 @@ def test_labels_may_be_whole_floats(tmp_path):
         ("label\na\nb\n" * 9, {}, "has no columns besides 'label'"),
         ("x,label\n" + "1,a\n" * 9, {}, "has only the label 'a'; a classification needs at least two"),
         ("x,label\n1,a\n2,b\n", {}, "2 examples are too few to keep a fifth of them for testing"),
+        ("x,label\n" + "1,a\n2,b\n" * 9 + "?,a\n-,b\n", {}, "the column 'x' of .* has no finite number in 2 "
+         "rows, first in row 19"),
+        ("x,label\n" + '"1,005",a\n900,b\n' * 9, {}, "the column 'x' .* numbers with a comma, such as '1,005'; "),
+        ("x,label\n" + '"0,5",a\n"-1,5",b\n' * 9, {}, "the column 'x' of .* has numbers with a comma, such as '"),
+        (",x,label\n" + "".join(f"{at},{at},{at % 2}\n" for at in range(20)), {}, "has a column without a name, "
+         "such as the row numbers that pandas writes"),
+        ("x,x ,label\n" + "1,2,a\n3,4,b\n" * 9, {}, "it has two columns 'x'"),
         ("id,label\n" + "".join(f"n{at},{at % 2}\n" for at in range(2000)), {}, "has 1600 different texts, such as"),
     ],
 )  # fmt: skip
@@ -124,6 +131,25 @@ def test_unfit_table_is_one_line(people, content, options, words):
     with pytest.raises(DataError, match=words) as caught:
         load(people, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_spaces_around_a_value_are_none_of_it(people, tmp_path):
+    (tmp_path / "spaced.csv").write_text(PEOPLE.replace(",", ", ").replace("yes", "yes  ").replace("label", "label "))
+    spaced = load(tmp_path / "spaced.csv")
+    assert spaced.facts.names == ("no", "yes")
+    assert spaced.train.labels.equal(load(people).train.labels)
+
+
+def test_marks_may_be_categories(tmp_path):
+    (tmp_path / "train.csv").write_text("label,x,sign\n0,1,+\n1,5,-\n")
+    (tmp_path / "test.csv").write_text("label,x,sign\n0,1,-\n")
+    assert load(tmp_path).test.inputs.tolist() == [[-1, 0, 1]]
+
+
+def test_long_numbers_are_different_labels(tmp_path):
+    labels = ["100000000000000001", "100000000000000002.0"]
+    pd.DataFrame({"x": range(10), "label": labels * 5}).to_csv(tmp_path / "a.csv", index=False)
+    assert load(tmp_path / "a.csv").facts.names == ("100000000000000001", "100000000000000002")
 
 
 def test_label_of_the_test_part_alone_is_refused(tmp_path):

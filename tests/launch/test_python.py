@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fedmr_flwr
@@ -44,3 +45,24 @@ def test_an_unknown_setting_is_named():
 def test_a_section_is_set_by_overrides():
     with pytest.raises(ConfigError, match=r"training is a section; set its keys by overrides, such as 'training.KEY"):
         fedmr_flwr.run("quickstart", training={"lr": 0.1})
+
+
+def test_a_second_run_reads_files_that_have_changed(tmp_path):
+    """A notebook keeps one process while its user writes the data anew."""
+    rng = np.random.default_rng(0)
+    arrays = {"x_train": rng.random((60, 4)), "x_test": rng.random((9, 4))}
+    labels = {"y_train": np.arange(60) % 2, "y_test": np.arange(9) % 2}
+    found = []
+    for scale in (1, 0):
+        np.savez(tmp_path / "mine.npz", **{name: scale * values for name, values in arrays.items()}, **labels)
+        results = fedmr_flwr.run(
+            "quickstart",
+            "data.name=npz:mine.npz",
+            "model.name=mlp",
+            "partition.name=iid",
+            rounds=1,
+            data_dir=tmp_path,
+            **SMALL,
+        )
+        found.append(results.folder.read_manifest()["data-sha256"])
+    assert found[0] != found[1]

@@ -19,7 +19,7 @@ from fedmr_flwr import cli
 from fedmr_flwr.cli import runs
 from fedmr_flwr.client import app as client
 from fedmr_flwr.config.loading import load, to_yaml
-from fedmr_flwr.errors import ConfigError, RunError, RunFolderError
+from fedmr_flwr.errors import ConfigError, DeviceError, FedmrError, RunError, RunFolderError
 from fedmr_flwr.launch import ray
 from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
@@ -223,6 +223,25 @@ def test_changed_code_of_ones_own_is_refused(toy, monkeypatch, tmp_path):
     module.write_text("from fedmr_flwr.models.mlp import *\nlr = 3\n")
     with pytest.raises(RunFolderError, match="was started with own-code.mine_of_resume = "):
         runs.resume(out.path)
+
+
+@pytest.mark.parametrize("refused", ["device=cuda:7", "rounds=5"])
+def test_refused_resume_is_no_part_of_the_run(toy, monkeypatch, refused):
+    """It was written to the configuration, and so refused for ever."""
+    options = ("rounds=3", "training.schedule=cosine", "training.final-lr=0.001")
+    out = stopped(toy(*options, "checkpoint-every=1"), monkeypatch, fits=4)
+    before = out.config.read_bytes()
+    with pytest.raises(FedmrError):
+        runs.resume(out.path, [refused])
+    assert out.config.read_bytes() == before
+
+
+def test_refused_resume_leaves_a_complete_run_complete(toy):
+    out = run(toy("rounds=2"))
+    with pytest.raises(DeviceError):
+        runs.resume(out.path, ["rounds=3", "device=cuda:7"])
+    assert (out.status, load(out.config).rounds) == ("completed", 2)
+    assert "error" not in out.read_manifest()
 
 
 def test_unknown_engine_changes_nothing(toy, monkeypatch):

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file
 
 from fedmr_flwr import models
 from fedmr_flwr.client import app as client
-from fedmr_flwr.client import environment
 from fedmr_flwr.client.data_spec import DataSpec
 from fedmr_flwr.config.registry import ALGORITHMS
 from fedmr_flwr.core.recombination import Parts
@@ -503,7 +502,7 @@ def test_fedgen_without_terms_is_fedavg(toy):
 
 
 def test_clients_must_have_the_same_data(toy, monkeypatch):
-    monkeypatch.setattr(environment, "_digest", lambda *_: "another")
+    monkeypatch.setattr(experiment.Experiment, "digest", "another")
     with pytest.raises(RunError, match="6 refused, the first one: DataError: this client's data differ"):
         run(toy())
 
