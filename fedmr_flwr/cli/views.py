@@ -38,11 +38,14 @@ def score(
 
     Whether it is complete, accuracy, loss, and what they cost in rounds, bytes and seconds. RUN is its folder.
     """
+    from fedmr_flwr.analysis.studies.study import check_target
     from fedmr_flwr.config.loading import load_recorded
     from fedmr_flwr.report import summary
     from fedmr_flwr.report.tables import score_table
     from fedmr_flwr.runs.folder import RunFolder
 
+    if target is not None:
+        check_target(target)
     out = RunFolder.open(run_folder.absolute())
     settings = load_recorded(out.config)
     found = summary.score(out, settings.seed, settings.rounds, settings.stop.target if target is None else target)

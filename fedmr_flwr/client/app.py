@@ -307,6 +307,11 @@ def _settings(text: str) -> Settings:
     return Settings.model_validate(json.loads(text))
 
 
+def forget() -> None:
+    """Build the next client's network anew: its class may have been reloaded since an earlier run of this process."""
+    _network.cache_clear()
+
+
 # One network for each process, which serves many clients; a second model would double its memory.
 @lru_cache(maxsize=1)
 def _network(

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ HOW_COMPUTED = frozenset({
 LENGTH = frozenset({"rounds", "max-bad-rounds", "stop"})
 # "module:name", as users name code of their own; other names with a colon contain a path, a number or Flower's name.
 _OWN = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
+
+# The spec of each imported module of the user's own, and the SHA-256 of its file when it was first looked at.
+_imported: dict[str, tuple[object, str]] = {}
 
 
 def identity(settings: Settings) -> dict[str, Any]:
@@ -64,13 +68,32 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[t
 
 
 def own_code(settings: Settings) -> dict[str, str]:
-    """Return the SHA-256 of the file of each module of the user's own that a configuration names, by module."""
+    """Return the SHA-256 of the file of each module of the user's own that a configuration names, by module.
+
+    Raises:
+        ConfigError: one has changed since this process imported it: its old code would run, as in a notebook.
+    """
     found = {}
     for text in texts(identity(settings)):
         match = _OWN.fullmatch(text)
         if match and not text.startswith(FLOWER) and not kind_and_path(text)[0] and (path := _source(match[1])):
             found[match[1]] = hashlib.sha256(path.read_bytes()).hexdigest()
+            _check_imported(match[1], path, found[match[1]])
     return found
+
+
+def _check_imported(module: str, path: Path, sha256: str) -> None:
+    if module not in sys.modules:
+        return
+    spec = sys.modules[module].__spec__
+    # A module that is reloaded gets another spec.
+    if module not in _imported or _imported[module][0] is not spec:
+        _imported[module] = spec, sha256
+    elif _imported[module][1] != sha256:
+        raise ConfigError(
+            f"{path} has changed since this process imported it, and the old code would run; start Python again, or "
+            "import it again with importlib.reload"
+        )
 
 
 def texts(value: Any) -> Iterator[str]:

@@ -100,9 +100,10 @@ def grid_of(settings: Settings, flower: Grid | None = None, report: Callable[[st
     """
     check_names(settings)
     if settings.engine == "in-process":
-        from fedmr_flwr.client.app import client_app
+        from fedmr_flwr.client import app
 
-        return InProcessGrid(client_app, settings.clients)
+        app.forget()
+        return InProcessGrid(app.client_app, settings.clients)
     if settings.engine == "gpu":
         from fedmr_flwr.gpu.grid import GpuGrid
 

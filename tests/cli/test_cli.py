@@ -338,3 +338,5 @@ def test_score_is_json_for_programs(fedmr, no_pictures):
     assert found["stopped"].startswith("after round 1: test accuracy")
     assert json.loads(fedmr("score", "out", "--json", "--target", "1")[1])["rounds-to-target"] is None
     assert f"{found['test-accuracy']:.4f}" in fedmr("score", "out")[1]
+    status, _, error = fedmr("score", "out", "--target", "85")
+    assert (status, "--target 85: the accuracy must be from 0 to 1" in error) == (1, True)

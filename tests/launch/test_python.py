@@ -1,5 +1,7 @@
 """Runs from Python."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +68,24 @@ def test_a_second_run_reads_files_that_have_changed(tmp_path):
         )
         found.append(results.folder.read_manifest()["data-sha256"])
     assert found[0] != found[1]
+
+
+def test_changed_code_runs_only_if_it_is_reloaded(tmp_path, monkeypatch):
+    """Python imports a module once: a second run had the old code, and the hash of the new one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from torch import nn\ndef net(_, classes): return nn.Sequential(nn.Flatten(), {}nn.Linear(64, classes))\n"
+    module = tmp_path / "notebook_model.py"
+
+    def train():
+        results = fedmr_flwr.run("quickstart", "model.name=notebook_model:net", rounds=1, **SMALL)
+        return results.metrics["test-loss"].iloc[-1]
+
+    module.write_text(code.format(""))
+    before = train()
+    module.write_text(code.format("nn.Tanh(), "))
+    with pytest.raises(
+        ConfigError, match="notebook_model.py has changed since this process imported it, and the old"
+    ):
+        train()
+    importlib.reload(sys.modules["notebook_model"])
+    assert train() != before

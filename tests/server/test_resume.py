@@ -1,5 +1,6 @@
 """A run that is stopped at any moment resumes to the same final model, bit for bit."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -221,6 +222,9 @@ def test_changed_code_of_ones_own_is_refused(toy, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     out = stopped(toy("model.name=mine_of_resume:MLP", "checkpoint-every=1"), monkeypatch, fits=4)
     module.write_text("from fedmr_flwr.models.mlp import *\nlr = 3\n")
+    with pytest.raises(ConfigError, match="mine_of_resume.py has changed since this process imported it"):
+        runs.resume(out.path)
+    importlib.reload(sys.modules[module.stem])
     with pytest.raises(RunFolderError, match="was started with own-code.mine_of_resume = "):
         runs.resume(out.path)
 
