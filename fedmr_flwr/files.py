@@ -57,7 +57,7 @@ def reading(path: Path | str, kind: type[FedmrError], remedy: str = "") -> Itera
         if isinstance(error, OSError) and error.strerror:
             raise kind(f"cannot read {path}: {error.strerror}{after}") from None
         named = "" if isinstance(error, ValueError) else type(error).__name__
-        reason = " ".join(f"{named} {error}".split())[:_LONGEST]
+        reason = " ".join(f"{named} {error}".split())[:_LONGEST].rstrip(".")
         raise kind(f"cannot read {path}: {reason}{after}") from None
 
 

@@ -176,6 +176,8 @@ def explain(details: ErrorDetails, name: str, known: Iterable[str], noun: str = 
         return Problem("", f"{name} is missing")
     if kind == _NAMED:
         return Problem(name, details["msg"])
+    if kind == "path_type":
+        return Problem(f"{name} = {value}", "Input should be a path; put one that YAML takes for a number in quotes")
     message = details["msg"].removeprefix("Value error, ")
     return Problem(f"{name} = {value}" if details["loc"] else "", message)
 

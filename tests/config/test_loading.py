@@ -172,6 +172,12 @@ def test_paths_are_taken_literally(path, load):
     assert str(load("", f'run-dir="{path}"').run_dir) == path, "quotes are YAML's"
 
 
+def test_path_that_is_a_number_for_yaml_is_named(load):
+    with pytest.raises(ConfigError, match="'run-dir=2024': Input should be a path; .* in quotes"):
+        load("", "run-dir=2024")
+    assert load("", "run-dir='2024'").run_dir.name == "2024"
+
+
 MISTAKES = """
 import sys
 from fedmr_flwr.config.loading import parse

@@ -180,3 +180,9 @@ def test_damaged_manifest_is_one_line(toy, text):
     out.manifest.write_text(text)
     with pytest.raises(RunFolderError, match=r"manifest\.json: .*; delete it"):
         out.read_manifest()
+
+
+def test_reason_and_remedy_are_one_sentence():
+    place = files.reading("x", RunFolderError, "delete it")
+    with pytest.raises(RunFolderError, match="^cannot read x: it is odd; delete it$"), place:
+        raise ValueError("it is odd.")
