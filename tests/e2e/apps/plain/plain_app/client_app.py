@@ -38,7 +38,7 @@ def trouble(partition_id, state):
     if partition_id == 0:
         raise RuntimeError("the disk is gone")
     if partition_id == 1:
-        time.sleep(20)  # longer than the server waits
+        time.sleep(40)  # longer than the server waits
     if partition_id == 2:
         state["out.bias"][0] = torch.nan
     if partition_id == 3:

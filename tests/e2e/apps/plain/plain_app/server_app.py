@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
             grid=grid,
             initial_arrays=initial,
             num_rounds=context.run_config["num-server-rounds"],
-            timeout=10 if context.run_config["trouble"] else 3600,
+            timeout=25 if context.run_config["trouble"] else 3600,
         )
         model.load_state_dict(result.arrays.to_torch_state_dict())
         _, accuracy = test(model, load_data(-1, 1))
