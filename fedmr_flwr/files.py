@@ -1,10 +1,12 @@
 """Files that are complete or absent: written under another name, flushed to the disk, then renamed."""
 
 import errno
+import fcntl
 import hashlib
 import os
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,31 @@ def write_aside(path: Path, content: bytes) -> None:
                 aside.unlink()
             raise
         _flush_folder(path.parent)
+
+
+@contextmanager
+def locking(path: Path) -> Iterator[None]:
+    """Lock a file, which stands for its folder, against other processes inside the block.
+
+    Raises:
+        RunFolderError: another process has locked it, or it cannot be locked.
+    """
+    with ExitStack() as stack:
+        with writing(path):
+            file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            try:
+                # A lock of the kernel, which ends with its process; a file with a process number would outlive a
+                # crash.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read() or "another process"
+                raise RunFolderError(f"{path.parent} is in use by {holder}; wait for it to end, or stop it") from None
+            with suppress(OSError):  # a full disk: the lock holds without a name
+                # Written only with the lock, so that it names its present holder.
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
 
 
 def write_new(path: Path, content: bytes) -> None:

@@ -15,6 +15,9 @@ AllowRoot = Annotated[
     bool, typer.Option("--allow-root", help="Also as root, whose rights the code of every run then has.")
 ]
 
+# In the folder of a server or node, while it runs.
+_LOCK = ".lock"
+
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, suggest_commands=False, help="Run clients on their own machines."
 )
@@ -54,10 +57,14 @@ def server(folder: Dir, insecure: Insecure = False, allow_root: AllowRoot = Fals
     DIR is the server's folder, created by `fedmr deploy init`. Only nodes with keys in DIR/nodes may connect.
     """
     from fedmr_flwr.deployment import folders, processes
+    from fedmr_flwr.files import locking
 
     processes.check_account(allow_root)
     path = folder.absolute()
-    processes.run_superlink(path, folders.read_server(path), insecure, print_line)
+    settings = folders.read_server(path)
+    # A second one would exchange the secrets of the first, whose tasks nobody could take any more.
+    with locking(path / _LOCK):
+        processes.run_superlink(path, settings, insecure, print_line)
 
 
 @app.command(cls=Command)
@@ -67,10 +74,13 @@ def node(folder: Dir, insecure: Insecure = False, allow_root: AllowRoot = False)
     DIR is the node's folder, created by `fedmr deploy init`; set `data` in its node.yaml to the node's examples.
     """
     from fedmr_flwr.deployment import folders, processes
+    from fedmr_flwr.files import locking
 
     processes.check_account(allow_root)
     path = folder.absolute()
-    processes.run_supernode(path, folders.read_node(path), insecure, print_line)
+    settings = folders.read_node(path)
+    with locking(path / _LOCK):  # as a server
+        processes.run_supernode(path, settings, insecure, print_line)
 
 
 @app.command("app-sha256", cls=Command)

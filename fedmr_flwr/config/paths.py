@@ -16,6 +16,18 @@ def kind_and_path(name: str) -> tuple[str, str]:
     return (kind, path) if kind in KINDS and path else ("", name)
 
 
+def user_path(text: str | Path) -> Path:
+    """Return a path of a user's, in which ~ and ~NAME stand for home folders.
+
+    Raises:
+        ConfigError: there is no such user, or no home folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"there is no home folder for {text}; write the whole path") from None
+
+
 def default_data_dir() -> Path:
     """Return the default data folder: $FEDMR_DATA_DIR, or a folder in the user's cache."""
     try:
@@ -46,7 +58,7 @@ def find_configuration(name: str | Path) -> Path:
     Raises:
         ConfigError: there is none of this name.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     # A user's own file first, perhaps a pipe; not a folder, which may have the name of a configuration.
     if path.exists() and not path.is_dir():
         return path

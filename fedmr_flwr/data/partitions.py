@@ -2,11 +2,11 @@
 
 import heapq
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from fedmr_flwr.config.partition import Partition
+from fedmr_flwr.config.paths import user_path
 from fedmr_flwr.config.registry import FLOWER
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import flower_partitions, partition_files
@@ -92,7 +92,7 @@ def _divide(dataset: Dataset, clients: int, partition: Partition, seed: int) -> 
     """Divide a training set among clients."""
     labels = dataset.train.labels.numpy()
     if partition.name.startswith(FILE):
-        return partition_files.read_for(Path(partition.name.removeprefix(FILE)).expanduser(), len(labels), clients)
+        return partition_files.read_for(user_path(partition.name.removeprefix(FILE)), len(labels), clients)
     if partition.name == "natural":
         return _natural(dataset, clients, seed)
     if partition.name == NODES:

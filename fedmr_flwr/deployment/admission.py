@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fedmr_flwr.deployment.commands import SUPERLINK
 from fedmr_flwr.errors import EngineError
-from fedmr_flwr.files import write_aside
+from fedmr_flwr.files import reading, write_aside
 from fedmr_flwr.wire.flower.commands import Connection
 
 
@@ -26,11 +26,10 @@ def admit(folder: Path, env: dict[str, str]) -> Admission:
         env: of the server's commands.
 
     Raises:
-        EngineError: the SuperLink rejects a key.
+        EngineError: a file cannot be read, or the SuperLink rejects a key.
     """
     connection, path = Connection(SUPERLINK, env), folder / "registered.json"
-    registered: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    keys = {key.read_text(encoding="ascii").strip(): key for key in sorted((folder / "nodes").glob("*.pub"))}
+    registered, keys = _read_registered(path), _read_keys(folder / "nodes")
     # The SuperLink's database remembers keys; the folder is what the operator sees and changes.
     removed = registered.keys() - keys.keys()
     for key in removed:
@@ -43,6 +42,33 @@ def admit(folder: Path, env: dict[str, str]) -> Admission:
     kept = {key: identifiers.get(key) or registered.get(key, "") for key in keys}
     write_aside(path, json.dumps(kept, indent=1).encode())
     return Admission(len(keys), sum(map(bool, identifiers.values())), len(removed))
+
+
+def _read_registered(path: Path) -> dict[str, str]:
+    """Return Flower's identifier of each key that was registered."""
+    if not path.exists():
+        return {}
+    # Without it nobody knows which of the keys that the database admits are no longer in `nodes/`.
+    with reading(path, EngineError, "remove it and state.db, which makes the SuperLink forget all nodes"):
+        return {str(key): str(identifier) for key, identifier in json.loads(path.read_text("utf-8")).items()}
+
+
+def _read_keys(nodes: Path) -> dict[str, Path]:
+    """Return the file of each public key.
+
+    Raises:
+        EngineError: one cannot be read, or is that of two nodes.
+    """
+    keys: dict[str, Path] = {}
+    with reading(nodes, EngineError, "it must have the .pub of each node"):
+        files = sorted(path for path in nodes.iterdir() if path.suffix == ".pub")
+    for file in files:
+        with reading(file, EngineError, "remove it, or replace it by the node's own"):
+            key = file.read_text(encoding="ascii").strip()
+        if key in keys:
+            raise EngineError(f"{keys[key]} and {file} have the same key; each node needs one of its own")
+        keys[key] = file
+    return keys
 
 
 def _registered(connection: Connection) -> set[str]:

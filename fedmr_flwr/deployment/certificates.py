@@ -2,7 +2,10 @@
 
 import datetime
 import ipaddress
+import ssl
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -12,12 +15,17 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_ssh_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.files import reading
 
 # Flower accepts it for its nodes' keys, and it is fast for TLS.
 _CURVE = ec.SECP384R1()
 _DAYS = 365
+_REMEDY = "copy the files of `fedmr deploy init` again, or make a new deployment"
 # The ServerApp talks to its SuperLink on the same machine.
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -32,7 +40,7 @@ class Authority:
         days: the validity of its certificates.
     """
 
-    def __init__(self, name: str, days: int = _DAYS) -> None:
+    def __init__(self, name: str, days: float = _DAYS) -> None:
         self._key = ec.generate_private_key(_CURVE)
         self._days = days
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -100,6 +108,66 @@ def node_keys() -> tuple[bytes, bytes]:
     key = ec.generate_private_key(_CURVE)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     return public + b"\n", _private(key, PrivateFormat.OpenSSH)
+
+
+def check_server(authority: Path, certificate: Path, key: Path, hosts: Sequence[str]) -> None:
+    """Check that whoever trusts an authority accepts a server, by a handshake for each of its names.
+
+    Args:
+        authority: the file with the authority's certificate.
+        certificate: the file with the server's.
+        key: the file with its private key.
+        hosts: the names by which clients reach it; this machine's own are added.
+
+    Raises:
+        ConfigError: a file cannot be read; or a certificate is of another authority or name, or not valid now.
+    """
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with reading(f"{certificate} with {key.name}", ConfigError, _REMEDY):
+        server.load_cert_chain(certificate, key, password="")  # or OpenSSL would ask for it
+    client = _trusting(authority)
+    for host in dict.fromkeys([*hosts, *_LOCAL]):
+        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        sides = [client.wrap_bio(down, up, server_hostname=host), server.wrap_bio(up, down, server_side=True)]
+        try:
+            for side in sides * 2:
+                with suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            reason = error.verify_message.rstrip(".")
+            raise ConfigError(
+                f"{certificate} is not accepted by who trusts {authority}: {reason}; {_REMEDY}"
+            ) from None
+
+
+def check_node(authority: Path, key: Path) -> None:
+    """Check a node's files.
+
+    Args:
+        authority: the file with the certificate of the authority that it trusts.
+        key: the file with its private key.
+
+    Raises:
+        ConfigError: a file cannot be read, or the authority's certificate is not valid now.
+    """
+    _trusting(authority)
+    with reading(authority, ConfigError, _REMEDY):
+        certificates = x509.load_pem_x509_certificates(authority.read_bytes())
+    now = datetime.datetime.now(datetime.UTC)
+    for each in certificates:
+        first, last = each.not_valid_before_utc, each.not_valid_after_utc
+        if not first <= now <= last:
+            raise ConfigError(
+                f"{authority} is valid from {first:%Y-%m-%d} to {last:%Y-%m-%d}, and the clock of this machine says "
+                f"{now:%Y-%m-%d}; {_REMEDY}"
+            )
+    with reading(key, ConfigError, _REMEDY):
+        load_ssh_private_key(key.read_bytes(), None)
+
+
+def _trusting(authority: Path) -> ssl.SSLContext:
+    with reading(authority, ConfigError, _REMEDY):
+        return ssl.create_default_context(cafile=authority)
 
 
 def _private(key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> bytes:

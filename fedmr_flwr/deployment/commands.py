@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from fedmr_flwr.config.paths import KINDS, kind_and_path
+from fedmr_flwr.config.paths import KINDS, kind_and_path, user_path
 from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERVER_KEY, NodeSettings, ServerSettings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.files import write_aside, writing
@@ -87,28 +87,31 @@ def supernode(folder: Path, node: NodeSettings, insecure: bool = False) -> list[
         raise ConfigError(
             f"--insecure is only for one machine, but superlink is {node.superlink} in node.yaml; set it to 127.0.0.1"
         )
-    # Flower splits this argument itself, without support for escapes.
-    texts = filter(None, (node.data, node.state, node.name, node.sealing_key))
-    if wrong := [text for text in texts if '"' in text or "\\" in text]:
-        raise ConfigError(f"{folder / 'node.yaml'}: Flower cannot parse {wrong[0]!r}; remove quotes and backslashes")
     own = {
         "partition-id": node.client,
         "name": node.name,
         "data": _data(folder, node.data),
         "device": node.device,
-        "state": str((folder / Path(node.state).expanduser()).absolute()),
+        "state": str((folder / user_path(node.state)).absolute()),
         "role": node.role,
     }
     if node.sealing_key:
-        own["sealing-key"] = str((folder / Path(node.sealing_key).expanduser()).absolute())
+        own["sealing-key"] = str((folder / user_path(node.sealing_key)).absolute())
     if node.app_sha256:
         own["app-sha256"] = node.app_sha256
+    given = {key: json.dumps(value, ensure_ascii=False) for key, value in own.items()}
+    # Flower splits this argument itself, without support for escapes.
+    if wrong := [value for key, value in own.items() if given[key] not in (str(value), f'"{value}"')]:
+        raise ConfigError(
+            f"{folder / 'node.yaml'}: Flower cannot parse {wrong[0]!r}; remove quotes, backslashes and control "
+            "characters"
+        )
     command = [
         sys.executable, "-m", "fedmr_flwr.wire.flower.supernode",
         *([PIN, node.app_sha256] if node.app_sha256 else []),
         "--superlink", f"{_bracketed(node.superlink)}:{node.fleet_port if over_grpc() else node.port}",
         "--port", str(node.local_port), *access.options(folder / _HOME),
-        "--node-config", " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items()),
+        "--node-config", " ".join(f"{key}={value}" for key, value in given.items()),
     ]  # fmt: skip
     if insecure:
         return [*command, "--insecure"]
@@ -209,7 +212,7 @@ def _loopback(host: str) -> bool:
 def _data(folder: Path, data: str) -> str:
     """Return a node's data, "KIND:PATH" or a path, with an absolute path; a relative one is in the node's folder."""
     kind, path = kind_and_path(data)
-    if kind == "hf" and not (folder / Path(path).expanduser()).is_dir():
+    if kind == "hf" and not (folder / user_path(path)).is_dir():
         return data  # the name of a data set in the cache of Hugging Face
-    absolute = str((folder / Path(path).expanduser()).absolute())
+    absolute = str((folder / user_path(path)).absolute())
     return f"{kind}:{absolute}" if kind else absolute

@@ -4,9 +4,9 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fedmr_flwr.config.sections import Section, validate_section
 from fedmr_flwr.config.yaml_text import read_settings, write_yaml
@@ -21,6 +21,17 @@ AUTHORITY, CERTIFICATE, SERVER_KEY, NODE_KEY = "ca.crt", "server.crt", "server.k
 SEALING_KEY = "sealing.key"
 
 
+def _is_host(text: str) -> str:
+    # A wrong name would be noticed only when the nodes reject the certificate, or do not reach the server.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}", text) and not _is_address(text):
+        raise ValueError("write the name or address of the server, without port")
+    return text
+
+
+_Host = Annotated[str, AfterValidator(_is_host)]
+_Text = Annotated[str, Field(min_length=1)]
+
+
 class ServerSettings(Section):
     """The settings of a server, server.yaml.
 
@@ -31,8 +42,8 @@ class ServerSettings(Section):
         port: for `fedmr run`, and for nodes with Flower from 1.40, by HTTP.
     """
 
-    hosts: list[str] = Field(min_length=1)
-    listen: str = "0.0.0.0"
+    hosts: list[_Host] = Field(min_length=1)
+    listen: _Host = "0.0.0.0"
     fleet_port: int = Field(9092, ge=1, le=65535)
     port: int = Field(8000, ge=1, le=65535)
 
@@ -59,15 +70,15 @@ class NodeSettings(Section):
     """
 
     client: int = Field(ge=0)
-    name: str
-    superlink: str
+    name: _Text
+    superlink: _Host
     fleet_port: int = Field(9092, ge=1, le=65535)
     port: int = Field(8000, ge=1, le=65535)
     local_port: int = Field(9094, ge=1, le=65535)
-    data: str | None = None
-    device: str = "auto"
-    state: str = "state"
-    sealing_key: str | None = None
+    data: _Text | None = None
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    state: _Text = "state"
+    sealing_key: _Text | None = None
     app_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     role: Literal["client", "evaluator"] = "client"
 
@@ -87,9 +98,11 @@ def create(folder: Path, hosts: Sequence[str], nodes: int) -> tuple[ServerSettin
         ConfigError: a host is not a valid name or address.
         RunFolderError: the folder is not empty, or cannot be written.
     """
-    # A wrong name would be noticed only when the nodes reject the certificate.
-    if wrong := [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", host) and not _is_address(host)]:
-        raise ConfigError(f"--host {wrong[0]!r}: write the name or address of the server, without port")
+    for host in hosts:
+        try:
+            _is_host(host)
+        except ValueError as error:
+            raise ConfigError(f"--host {host!r}: {error}") from None
     with writing(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunFolderError(f"{folder} is not empty, and keys are never overwritten; choose another folder")

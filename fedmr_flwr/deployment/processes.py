@@ -13,7 +13,8 @@ import psutil
 
 from fedmr_flwr.deployment import commands
 from fedmr_flwr.deployment.admission import admit
-from fedmr_flwr.deployment.folders import NodeSettings, ServerSettings
+from fedmr_flwr.deployment.certificates import check_node, check_server
+from fedmr_flwr.deployment.folders import AUTHORITY, CERTIFICATE, NODE_KEY, SERVER_KEY, NodeSettings, ServerSettings
 from fedmr_flwr.errors import ConfigError, EngineError
 from fedmr_flwr.wire.flower.commands import Connection, ignoring_interrupts
 from fedmr_flwr.wire.flower.environment import HOME
@@ -52,10 +53,12 @@ def run_superlink(folder: Path, server: ServerSettings, insecure: bool, report: 
         report: called with each line for the user.
 
     Raises:
-        ConfigError: it would be reachable from other machines without TLS.
+        ConfigError: it would be reachable from other machines without TLS, or its certificate is not valid.
         EngineError: it does not start, rejects a node's key, or ends unexpectedly.
     """
     command = commands.superlink(folder, server, insecure)
+    if not insecure:
+        check_server(folder / AUTHORITY, folder / CERTIFICATE, folder / SERVER_KEY, server.hosts)
     env = commands.configure_server(folder, server, insecure)
     with _running(command, env, folder) as superlink:
         _wait(superlink, server, env)
@@ -91,10 +94,12 @@ def run_supernode(folder: Path, node: NodeSettings, insecure: bool, report: Call
         report: called with each line for the user.
 
     Raises:
-        ConfigError: it has no data, or it would connect to another machine without TLS.
+        ConfigError: it has no data, it would connect to another machine without TLS, or a certificate is not valid.
         EngineError: it ends unexpectedly, more than a minute and a half after its start; before, it is restarted.
     """
     command = commands.supernode(folder, node, insecure)
+    if not insecure:
+        check_node(folder / AUTHORITY, folder / NODE_KEY)
     env = commands.configure_node(folder)
     began = time.monotonic()
     while True:

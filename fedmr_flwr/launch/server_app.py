@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedmr_flwr.config.loading import load, load_recorded, read_values, resolve_paths
+from fedmr_flwr.config.paths import user_path
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import engines
@@ -35,7 +36,7 @@ def server_app(folder: Path) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         log_errors_in_one_line()
         with in_one_line():
-            conf = folder / Path(str(context.run_config["conf"])).expanduser()
+            conf = folder / user_path(str(context.run_config["conf"]))
             _run(grid, conf, _words(str(context.run_config["set"])))
 
     return app

@@ -1,19 +1,17 @@
 """The run folder: all files of one run, readable for people and programs."""
 
-import fcntl
 import json
 import os
 import secrets
-import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from fedmr_flwr.errors import FedmrError, RunFolderError
-from fedmr_flwr.files import reading, write_aside, write_new, write_over, write_tensors, writing
+from fedmr_flwr.files import locking, reading, write_aside, write_new, write_over, write_tensors, writing
 from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.rows import to_line, whole_rows, with_nan
 from fedmr_flwr.runs.versions import versions
@@ -140,24 +138,7 @@ class RunFolder:
         """
         # Two locks: the server takes its own some seconds later, in another process, and until then the folder must
         # not be taken.
-        path = self.path / _LOCKS[launching]
-        with ExitStack() as stack:
-            with writing(path):
-                file = stack.enter_context(path.open("a+", encoding="utf-8"))
-                try:
-                    # A lock of the kernel, which ends with its process; a file with a process number would outlive a
-                    # crash.
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.seek(0)
-                    holder = file.read() or "another process"
-                    raise RunFolderError(
-                        f"{self.path} is in use by {holder}; wait for it to end, or stop it"
-                    ) from None
-                with suppress(OSError):  # a full disk: the lock holds without a name
-                    # Written only with the lock, so that it names its present holder.
-                    file.truncate(0)
-                    os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        with locking(self.path / _LOCKS[launching]):
             yield
 
     @contextmanager

@@ -1,6 +1,7 @@
 """Which keys a SuperLink is told to admit, and to revoke."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,39 @@ def test_new_database_gets_all_keys(link, folder):
     (folder / "nodes/b.pub").unlink()
     assert admission.admit(folder, {}) == (2, 2, 1)
     assert sorted(json.loads((folder / "registered.json").read_text())) == ["key of a", "key of c"]
+
+
+def damage(folder, what):
+    keys = folder / "nodes"
+    if what == "none":
+        shutil.rmtree(keys)
+    elif what == "folder":
+        (keys / "z.pub").mkdir()
+    elif what == "binary":
+        (keys / "b.pub").write_bytes(b"\xff")
+    elif what == "copy":
+        shutil.copy(keys / "a.pub", keys / "d.pub")
+    else:
+        (folder / "registered.json").write_text(what)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("none", r"cannot read \S+nodes: No such file or directory; it must have the \.pub of each node"),
+        ("folder", r"cannot read \S+z\.pub: Is a directory; remove it, or replace it"),
+        ("binary", r"cannot read \S+b\.pub: "),
+        ("copy", r"a\.pub and \S+d\.pub have the same key; each node needs one of its own"),
+        ("{", r"cannot read \S+registered\.json: .*; remove it and state\.db"),
+        ("[]", r"cannot read \S+registered\.json: "),
+    ],
+)
+def test_damaged_files_are_named_and_nobody_is_revoked(link, folder, what, words):
+    admission.admit(folder, {})
+    damage(folder, what)
+    with pytest.raises(EngineError, match=words):
+        admission.admit(folder, {})
+    assert len(link.keys) == 3
 
 
 def test_failed_revocation_is_an_error(link, folder):

@@ -1,10 +1,12 @@
 import datetime
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fedmr_flwr.deployment.certificates import Authority, node_keys
+from fedmr_flwr.deployment.certificates import Authority, check_node, check_server, node_keys
+from fedmr_flwr.errors import ConfigError
 
 
 def test_server_certificate():
@@ -40,3 +42,64 @@ def test_node_keys_match_and_differ():
     key = serialization.load_ssh_private_key(private, None)
     assert serialization.load_ssh_public_key(public) == key.public_key()
     assert public != other
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Return a function that writes the files of a server and a node, some of them with another content."""
+
+    def write(days=365.0, **other):
+        authority = Authority("test", days)
+        certificate, key = authority.issue(["server.example"])
+        contents = {"ca": authority.certificate, "crt": certificate, "key": key, "node": node_keys()[1]} | other
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        return [tmp_path / name for name in contents]
+
+    return write
+
+
+def test_certificates_of_a_deployment_are_accepted(files):
+    authority, certificate, key, node = files()
+    check_server(authority, certificate, key, ["server.example"])
+    check_node(authority, node)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"crt": b"x"}, "cannot read .*crt with key: "),
+        ({"key": b"x"}, "cannot read .*crt with key: "),
+        (
+            {"key": Authority("test").issue(["server.example"])[1]},
+            "cannot read .*crt with key: .*key values mismatch",
+        ),
+        ({"ca": b"x"}, "cannot read .*ca: "),
+        ({"ca": Authority("test").certificate}, "crt is not accepted by who trusts .*ca: "),
+        ({"days": -0.002}, "crt is not accepted by who trusts .*ca: certificate has expired"),
+    ],
+)
+def test_server_with_wrong_files_is_refused(files, change, words):
+    authority, certificate, key, _ = files(**change)
+    with pytest.raises(ConfigError, match=f"{words}.*; copy the files of `fedmr deploy init` again"):
+        check_server(authority, certificate, key, ["server.example"])
+
+
+def test_server_of_another_name_is_refused(files):
+    authority, certificate, key, _ = files()
+    with pytest.raises(ConfigError, match="certificate is not valid for 'other.example'"):
+        check_server(authority, certificate, key, ["server.example", "other.example"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ca": b"x"}, "cannot read .*ca: "),
+        ({"node": b"x"}, "cannot read .*node: "),
+        ({"days": -0.002}, "ca is valid from .*, and the clock of this machine says "),
+    ],
+)
+def test_node_with_wrong_files_is_refused(files, change, words):
+    authority, _, _, key = files(**change)
+    with pytest.raises(ConfigError, match=words):
+        check_node(authority, key)

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from fedmr_flwr.cli import main
-from fedmr_flwr.deployment import commands, folders
+from fedmr_flwr.deployment import commands, folders, processes
 from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.files import locking
 from fedmr_flwr.wire.flower import access
 from fedmr_flwr.wire.sealing import read_key
 
@@ -212,10 +213,66 @@ def test_host_with_a_port_is_refused(tmp_path):
         folders.create(tmp_path / "other", ["server.example:9092"], 1)
 
 
-def test_quotes_in_settings_are_refused(dep):
-    node = folders.read_node(dep / "node-0").model_copy(update={"data": 'a "b".npz'})
-    with pytest.raises(ConfigError, match="remove quotes and backslashes"):
+@pytest.mark.parametrize("name", ['a "b"', "a\\b", "a\nb", "\x1b[31m"])
+def test_what_flower_cannot_parse_is_refused(dep, name):
+    node = folders.read_node(dep / "node-0").model_copy(update={"data": "own.npz"})
+    for folder, update in [(dep / "node-0", {"name": name}), (dep / name, {})]:
+        with pytest.raises(ConfigError, match="remove quotes, backslashes and control"):
+            commands.supernode(folder, node.model_copy(update=update))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("node-0", "superlink", ""),
+        ("node-0", "superlink", "server.example:9092"),
+        ("node-0", "superlink", "http://server.example"),
+        ("node-0", "superlink", "--help"),
+        ("node-0", "device", "cudaa"),
+        ("node-0", "data", ""),
+        ("node-0", "state", ""),
+        ("node-0", "name", ""),
+        ("server", "listen", "*"),
+        ("server", "hosts", [""]),
+    ],
+)
+def test_impossible_settings_are_refused(dep, part, key, value):
+    (path,) = (dep / part).glob("*.yaml")
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
+    read = folders.read_server if part == "server" else folders.read_node
+    with pytest.raises(ConfigError, match=rf"{path}: {key}\S* = "):
+        read(dep / part)
+
+
+@pytest.mark.parametrize("key", ["data", "state", "sealing_key"])
+def test_home_of_nobody_is_one_line(dep, key):
+    node = folders.read_node(dep / "node-0").model_copy(update={"data": "own.npz", key: "~nobody-there/x"})
+    with pytest.raises(ConfigError, match="there is no home folder for ~nobody-there/x; write the whole path"):
         commands.supernode(dep / "node-0", node)
+
+
+@pytest.mark.parametrize("part", ["server", "node-0"])
+def test_running_deployment_keeps_its_secrets(dep, fedmr, part, monkeypatch):
+    started = []
+    for name in ("run_superlink", "run_supernode"):
+        monkeypatch.setattr(processes, name, lambda *_: started.append(1))
+    (path,) = (dep / part).glob("*.yaml")
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | ({} if part == "server" else {"data": "x"})))
+    with locking(dep / part / ".lock"):
+        status, _, error = fedmr("deploy", part.split("-")[0], dep / part, "--allow-root")
+    assert (status, error.count("\n")) == (1, 1)
+    assert f"{dep / part} is in use by process {os.getpid()} on " in error
+    assert not started
+    assert fedmr("deploy", part.split("-")[0], dep / part, "--allow-root")[0] == 0
+    assert started
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a-access-token": 5}', "{", "null"])
+def test_credentials_of_another_program_are_replaced(tmp_path, content):
+    (tmp_path / "credentials.yaml").write_text(content)
+    assert access.tokens(tmp_path) == []
+    access.create(tmp_path, "127.0.0.1:8000")
+    assert len(access.tokens(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,9 @@ def tokens(home: Path) -> list[str]:
     """Return the tokens with which commands are accepted; none if there is no file of them."""
     try:
         entries = json.loads((home / _CREDENTIALS).read_text(encoding="ascii"))
-    except (FileNotFoundError, ValueError):  # the latter if it was written by another program
+        return [base64.b64decode(text).decode() for name, text in entries.items() if name.endswith("access-token")]
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):  # all but the first: it is another program's
         return []
-    return [base64.b64decode(text).decode() for name, text in entries.items() if name.endswith("access-token")]
 
 
 def options(home: Path) -> list[str]:

@@ -51,7 +51,7 @@ class Connection:
         except ValueError:
             output = {"success": False, "error-message": f"{done.stdout} {done.stderr}"}
         if not output.get("success"):
-            reason = " ".join(str(output.get("error-message")).split())
+            reason = " ".join(plain(str(output.get("error-message"))).split())
             raise EngineError(f"`flwr {shlex.join(arguments[:1])}` failed: {reason}")
         return output
 
