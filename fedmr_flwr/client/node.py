@@ -151,6 +151,12 @@ class NodeEnvironment(ClientEnvironment):
             return self._prepare(digest)
 
     def _prepare(self, digest: str) -> int:
+        # The server would take it for no client, and never ask it for anything more.
+        if self.evaluates and not self.settings.privacy.sealed:
+            raise ConfigError(
+                "it is an evaluator, which scores the models of sealed runs alone; set role: client in its "
+                "node.yaml, or privacy.sealed=true"
+            )
         if not self._has_own:
             check_digest(digest, *self._copy, self.settings.seed)
             return len(self._indices(self._dataset(), replace=True))

@@ -73,6 +73,8 @@ class Display:
             self._print_once(
                 f"  client {client}: it states {stated} examples; {counted} count, ten times as many as usual"
             )
+        for reason in row.get("refused", ()):
+            self._print_once(f"  a node is connected and not used: {reason}")
         if collapse := row.get("collapse"):
             self.print(f"  round {row['round']}: {collapse}")
         for failed in row.get("failed", ()):

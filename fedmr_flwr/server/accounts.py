@@ -18,8 +18,9 @@ _RESERVED = {
     "round", "seconds", "bad", "replies", "failures", "failures-by-kind", "failed", "lost-state", "clients", "slots",
     "similarity", "spread", "recombination", "bytes-down", "bytes-up", "test-loss", "test-accuracy",
     "validation-loss", "validation-accuracy",
-    "slot-accuracies", "evaluation-seconds", "problem", "limited-examples", "collapse", "training-set-loss",
-    "training-set-accuracy", "macro-f1", "balanced-accuracy", "top-5", "client-accuracy", "tuned-accuracy",
+    "slot-accuracies", "evaluation-seconds", "problem", "limited-examples", "refused", "collapse",
+    "training-set-loss", "training-set-accuracy", "macro-f1", "balanced-accuracy", "top-5", "client-accuracy",
+    "tuned-accuracy",
     "slot-client-accuracy", "slot-tuned-accuracy", "around-training",
 }  # fmt: skip
 # What clients measure before and after they train.
@@ -30,7 +31,7 @@ def with_reason(failure: Failure, exchange: Exchange) -> Failure:
     """Return the failure of a missing reply with its reason, if its node was not connected."""
     if failure.client not in exchange.offline:
         return failure
-    return replace(failure, kind="offline", reason="its node is not connected")
+    return replace(failure, kind="offline", reason="its node is not connected, or not accepted")
 
 
 def counts(exchange: Exchange, good: int, failures: Sequence[Failure]) -> Row:

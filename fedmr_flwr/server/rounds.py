@@ -126,6 +126,8 @@ def _train_round(
         BadRoundError: too few clients gave a good reply; nothing has changed.
     """
     grid.await_clients(settings.min_good_replies)
+    if refused := grid.refused:
+        account["refused"] = refused
     messages = strategy.configure_train(number, arrays, train_config, grid)
     # A client that is drawn twice gets one message, and gives one reply.
     least = min(settings.min_good_replies, len(messages))

@@ -298,5 +298,9 @@ def test_pinned_node_with_a_key_takes_part_in_sealed_runs_alone(toy, own, tmp_pa
 def test_evaluator_has_tests_of_its_own_in_any_partition(toy, own):
     rng = np.random.default_rng(0)
     tests = {"x_test": rng.integers(0, 17, (5, 8, 8), np.uint8), "y_test": np.arange(5)}
-    site = NodeEnvironment(toy(), own(**tests) | {"role": "evaluator"}, SPEC, RUN)
+    node_config = own(**tests) | {"role": "evaluator", "name": "node-9"}
+    site = NodeEnvironment(toy("privacy.sealed=true"), node_config, SPEC, RUN)
+    assert site.prepare("")
     assert len(site.tests()) == 5
+    with pytest.raises(ConfigError, match="node-9: it is an evaluator, which scores the models of sealed runs alone"):
+        NodeEnvironment(toy(), node_config, SPEC, RUN).prepare("")

@@ -101,6 +101,14 @@ def test_limited_examples_are_said_once():
     assert console.file.getvalue().count("client 3: it states 100000000000000 examples; 120 count") == 1
 
 
+def test_refused_nodes_are_said_once():
+    console = Console(file=io.StringIO(), width=100)
+    display = Display(9, console)
+    for number in (1, 2):
+        display.show(ROWS[1] | {"round": number, "refused": ["two nodes have client number 3"]})
+    assert console.file.getvalue().count("a node is connected and not used: two nodes have client number 3") == 1
+
+
 def test_table_without_evaluation():
     console = Console(file=io.StringIO(), width=100)
     console.print(table([{"round": 1, "seconds": 0.1, "failures": 0}]))

@@ -75,6 +75,12 @@ def test_too_few_replies_are_a_bad_round(run):
         run(average(), lambda number, client: client > 1, min_good_replies=3)
 
 
+def test_refused_nodes_are_in_each_row(run, monkeypatch):
+    monkeypatch.setattr(RosterGrid, "refused", ["a node has client number 7, expected 0 to 4"])
+    _, rows = run(average())
+    assert [row["refused"] for row in rows] == [["a node has client number 7, expected 0 to 4"]] * 4
+
+
 def test_no_good_reply_states_a_reason(run):
     with pytest.raises(RunError, match=r"no client gave a good reply \(client \d: client-error: RuntimeError"):
         run(average(), lambda number, client: True)

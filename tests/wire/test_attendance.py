@@ -6,8 +6,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedmr_flwr.errors import AbsentClientsError
+from fedmr_flwr.wire.flower.nodes import NodeInfo
 from fedmr_flwr.wire.grids import attendance
-from fedmr_flwr.wire.grids.attendance import Attendance
+from fedmr_flwr.wire.grids.attendance import Attendance, Session
 from fedmr_flwr.wire.grids.roster import RosterGrid
 
 MODEL = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
@@ -15,13 +16,19 @@ MODEL = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
 
 @pytest.fixture
 def away(grid_of, answer, monkeypatch):
-    """A Grid of four clients of whom those in `away.gone` are not connected; sends nothing to them."""
+    """A Grid of four clients of whom those in `away.gone` are not connected; sends nothing to them.
+
+    `away.since` has the time when a node connected again.
+    """
     grid = grid_of(lambda message, client: answer(MODEL), clients=4, stated=True)
-    numbers, everyone, send = grid._numbers, grid.get_node_ids(), grid.send_and_receive
-    grid.gone = set()
+    numbers, send = grid._numbers, grid.send_and_receive
+    grid.gone, grid.since = set(), {}
 
     def present():
-        return [node for node in everyone if numbers[node] not in grid.gone]
+        return [node for node in numbers if numbers[node] not in grid.gone]
+
+    def nodes():
+        return [NodeInfo(node_id=node, last_activated_at=grid.since.get(node, "")) for node in present()]
 
     def strict(messages, **more):
         messages = list(messages)
@@ -29,6 +36,7 @@ def away(grid_of, answer, monkeypatch):
         return send(messages, **more)
 
     monkeypatch.setattr(grid, "get_node_ids", present)
+    monkeypatch.setattr(grid, "get_nodes", nodes)
     monkeypatch.setattr(grid, "send_and_receive", strict)
     monkeypatch.setattr(attendance, "_REMOTE_POLL_SECONDS", 0.01)
     return grid
@@ -94,10 +102,8 @@ def test_client_may_return_as_another_node(away, monkeypatch):
     roster = RosterGrid(away, 4, min_clients=4, patience=0.1)
     old = roster.get_node_ids()[2]
     new = 4711
+    del away._numbers[old]
     away._numbers[new] = 2
-    others = [node for node in roster.get_node_ids() if node != old]
-    monkeypatch.setattr(away, "get_node_ids", lambda: [*others, new])
-    monkeypatch.setattr(away, "send_and_receive", type(away).send_and_receive.__get__(away))
     roster.await_clients(1)
     assert roster.get_node_ids()[2] == new
     assert len(train(roster).replies) == 4
@@ -106,11 +112,56 @@ def test_client_may_return_as_another_node(away, monkeypatch):
 def test_replaced_node_may_return(away):
     register, reply = Attendance(away, 4, least=1), Message(RecordDict(), 1, "query")
     reply = Message(RecordDict({"metrics": MetricRecord({"client": 0, "num-examples": 1})}), reply_to=reply)
-    for node, here in [(91, {91}), (92, {92}), (91, {91}), (91, {91})]:
-        register._register(node, reply, here)
+    for node in (91, 92, 91, 91):
+        register._register(Session(node), reply, {Session(node)})
         assert register.nodes[0] == node
-        assert 91 + 92 - node not in register._known
+        assert Session(91 + 92 - node) not in register._known
     assert not register._refusals
+
+
+def test_node_that_returns_is_asked_again(away):
+    roster = RosterGrid(away, 4, min_clients=4, patience=0.1)
+    first, second = roster.get_node_ids()[:2]
+    away._numbers |= {first: 1, second: 0}  # someone has exchanged their settings
+    away.since = {first: "later"}
+    assert train(roster).offline == {0}, "not before it is accepted"
+    roster.await_clients(1)
+    assert train(roster).offline == {0}
+    assert roster.refused == ["two nodes have client number 1"]
+    away.since[second] = "later"
+    roster.await_clients(1)
+    assert roster.get_node_ids()[0] == second
+    assert train(roster).offline == {1}
+    away.since[first] = "later still"
+    roster.await_clients(1)
+    assert roster.get_node_ids()[:2] == [second, first]
+    assert len(train(roster).replies) == 4
+    assert roster.refused == []
+
+
+def test_client_has_one_node_and_a_node_one_client(away):
+    roster = RosterGrid(away, 4, min_clients=4, patience=0.1)
+    first, second = roster.get_node_ids()[:2]
+    away._numbers |= {first: 7, second: 0}
+    away.since = {first: "later", second: "later"}
+    roster.await_clients(1)
+    assert roster.get_node_ids()[0] == second
+    assert second not in roster.get_node_ids()[1:]
+    assert train(roster).offline == {1}
+
+
+def test_second_reply_to_a_query_is_ignored(away, monkeypatch):
+    pull = away.pull_messages
+    monkeypatch.setattr(away, "pull_messages", lambda numbers: 2 * pull(numbers))
+    assert Attendance(away, 4, least=4, patience=0.1).present() == 4
+
+
+def test_refusal_is_one_short_line(away):
+    register = Attendance(away, 4, least=4)
+    for facts in ({"client": [1] * 10**4}, {"client": 2, "num-examples": [1] * 10**4}):
+        reply = Message(RecordDict({"metrics": MetricRecord(facts)}), reply_to=Message(RecordDict(), 1, "query"))
+        register._register(Session(91), reply, {Session(91)})
+        assert len(register._refusals[Session(91)]) < 310
 
 
 def test_refused_nodes_are_asked_again(away, monkeypatch):
@@ -172,8 +223,9 @@ def test_node_that_states_no_number_of_examples_is_refused(away, count):
     register = Attendance(away, 4, least=4)
     facts = {"client": 2} | ({} if count is None else {"num-examples": count})
     query = Message(RecordDict(), 1, "query")
-    register._register(91, Message(RecordDict({"metrics": MetricRecord(facts)}), reply_to=query), {91})
-    assert register._refusals[91] == f"client 2 states {count} examples; expected a number from 1"
+    site = Session(91)
+    register._register(site, Message(RecordDict({"metrics": MetricRecord(facts)}), reply_to=query), {site})
+    assert register._refusals[site] == f"client 2 states {count} examples; expected a number from 1"
 
 
 def test_examples_count_ten_times_the_median_at_most(away):

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -26,8 +26,15 @@ _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.05, 1.0
 _REFUSED_SECONDS, _SILENT_SECONDS = 15.0, 120.0
 
 
+class Session(NamedTuple):
+    """A node from when it connects until it leaves; it may return with other settings and data."""
+
+    node: int
+    since: str = ""
+
+
 class Attendance:
-    """The nodes of all clients by number; each node is queried for its number once.
+    """The nodes of all clients by number; each node is queried for its number once, and again when it returns.
 
     Node identifiers are random in every run of Flower. In a simulation all clients are connected from the start; in a
     deployment they may connect late, leave, and return, perhaps as another node.
@@ -62,14 +69,14 @@ class Attendance:
         self._query = query or ConfigRecord()
         self._report = report
         self._stay = least is None
-        self._nodes: dict[int, int] = {}  # by client
+        self._nodes: dict[int, Session] = {}  # by client
         self._counts: dict[int, object] = {}
         self._keys: dict[int, object] = {}  # the sealing key that each client shows, None without privacy.sealed
-        self._known: set[int] = set()  # nodes that have replied
-        self._evaluators: set[int] = set()
-        self._refusals: dict[int, str] = {}  # by node
-        self._open: dict[str, int] = {}  # the node of each query without a reply
-        self._query_after: dict[int, float] = {}  # when a node may be queried again
+        self._known: set[Session] = set()  # those that have replied
+        self._evaluators: set[Session] = set()
+        self._refusals: dict[Session, str] = {}
+        self._open: dict[str, Session] = {}  # whom each query without a reply went to
+        self._query_after: dict[Session, float] = {}  # when one may be queried again
         if least is None:
             self._await_all()
         else:
@@ -79,7 +86,7 @@ class Attendance:
     def nodes(self) -> list[int]:
         """The node of every client, in the order of their numbers; a placeholder for one that never connected."""
         # Disconnected clients are included: the draw must not depend on who is connected at the moment.
-        return [self._nodes.get(client, -1 - client) for client in range(self._clients)]
+        return [self._nodes.get(client, Session(-1 - client)).node for client in range(self._clients)]
 
     @property
     def examples(self) -> NDArray[np.int64] | None:
@@ -100,17 +107,28 @@ class Attendance:
         return self.stated if self._stay or self._sizes else counted_examples(self.stated)
 
     def connected(self) -> set[int]:
-        """Return the nodes that are connected now."""
-        return set(self._nodes.values()) if self._stay else set(self._grid.get_node_ids())
+        """Return the nodes that are connected now, and have been accepted since they are."""
+        accepted = {*self._nodes.values(), *self._evaluators}
+        return {session.node for session in (accepted if self._stay else accepted & self._here())}
 
     @property
     def evaluators(self) -> list[int]:
         """The connected nodes that only score models."""
-        return sorted(self._evaluators & self.connected()) if self._evaluators else []
+        return sorted(session.node for session in self._evaluators & self._here()) if self._evaluators else []
 
     def present(self) -> int:
         """Return how many clients are connected."""
-        return len(self.connected() & set(self._nodes.values()))
+        return len(self._nodes) if self._stay else len(self._here() & set(self._nodes.values()))
+
+    def refused(self) -> list[str]:
+        """Return why nodes that are connected do not take part."""
+        return [] if self._stay or not self._refusals else self._reasons(self._here())
+
+    def _here(self) -> set[Session]:
+        return {Session(node.node_id, node.last_activated_at) for node in self._grid.get_nodes()}
+
+    def _reasons(self, here: set[Session]) -> list[str]:
+        return [reason for session, reason in self._refusals.items() if session in here]
 
     def gather(self, least: int) -> None:
         """Query new nodes, and wait until enough clients are connected; do not wait for replies if they are.
@@ -125,14 +143,14 @@ class Attendance:
             return
         deadline, reported = time.monotonic() + self._patience, None
         while True:
-            here = set(self._grid.get_node_ids())
+            here = self._here()
             self._query_new(here)
             count = len(here & set(self._nodes.values()))
             if count >= least:
                 if reported:
                     self._report("")
                 return
-            refused = [reason for node, reason in self._refusals.items() if node in here]
+            refused = self._reasons(here)
             status = f"{count} of the {least} clients needed are connected"
             status += f"; {len(refused)} refused, the first one: {refused[0]}" if refused else ""
             if time.monotonic() > deadline:
@@ -144,24 +162,24 @@ class Attendance:
                 reported = status
             time.sleep(min(_REMOTE_POLL_SECONDS, self._patience))
 
-    def _query_new(self, here: set[int]) -> None:
+    def _query_new(self, here: set[Session]) -> None:
         """Query the nodes whose clients are unknown, and read the replies that have arrived."""
         now = time.monotonic()
-        new = [node for node in sorted(here - self._known) if now >= self._query_after.get(node, 0.0)]
-        queries = self._queries(new)
+        new = [session for session in sorted(here - self._known) if now >= self._query_after.get(session, 0.0)]
+        queries = self._queries(session.node for session in new)
         self._grid.push_messages(queries)
-        self._open |= {query.metadata.message_id: query.metadata.dst_node_id for query in queries}
+        self._open |= {query.metadata.message_id: session for query, session in zip(queries, new, strict=True)}
         self._query_after |= dict.fromkeys(new, now + _SILENT_SECONDS)
         for reply in self._grid.pull_messages(self._open) if self._open else ():
-            node = self._open.pop(reply.metadata.reply_to_message_id)
-            self._query_after[node] = now + _REFUSED_SECONDS
-            self._register(node, reply, here)
+            if session := self._open.pop(reply.metadata.reply_to_message_id, None):  # a node may reply twice
+                self._query_after[session] = now + _REFUSED_SECONDS
+                self._register(session, reply, here)
 
     def _await_all(self) -> None:
         """Wait for all clients and query them."""
         nodes = wait_for_nodes(self._grid, self._clients, self._patience)
         for reply in self._grid.send_and_receive(self._queries(sorted(nodes)), timeout=_QUERY_SECONDS):
-            self._register(reply.metadata.src_node_id, reply, set(nodes))
+            self._register(Session(reply.metadata.src_node_id), reply, set(map(Session, nodes)))
         if len(nodes) != self._clients:
             raise RunError(
                 f"the configuration has {self._clients} clients, but {len(nodes)} nodes are connected; set clients, "
@@ -181,45 +199,49 @@ class Attendance:
     def _queries(self, nodes: Iterable[int]) -> list[Message]:
         return [Message(RecordDict({CONFIG: self._query}), node, MessageType.QUERY) for node in nodes]
 
-    def _register(self, node: int, reply: Message, here: set[int]) -> None:
+    def _register(self, session: Session, reply: Message, here: set[Session]) -> None:
         """Read a node's reply to a query: its client's number and examples."""
-        self._refusals.pop(node, None)
+        self._refusals.pop(session, None)
+        if problem := self._accept(session, reply, here):
+            self._refusals[session] = one_line(problem)
+
+    def _accept(self, session: Session, reply: Message, here: set[Session]) -> str | None:
+        """Return why a node cannot take part; remember it if it can."""
         if not reply.has_content():
-            if reply.error.code not in NOT_A_NODES:
-                self._refusals[node] = one_line(str(reply.error.reason))
-            return
+            return None if reply.error.code in NOT_A_NODES else str(reply.error.reason)
         metrics = reply.content.get(METRICS)
         facts = metrics if isinstance(metrics, MetricRecord) else MetricRecord()
         number, count = facts.get(CLIENT), facts.get(EXAMPLES)
         if facts.get(EVALUATES) == 1:
             # It could open nothing, and the run would have no scores without a reason.
             if others := [client for client, key in self._keys.items() if key != facts.get(KEY)]:
-                self._refusals[node] = f"an evaluator has another sealing key than client {others[0]}"
-                return
-            self._known.add(node)
-            self._evaluators.add(node)
-        elif not isinstance(number, int) or not (0 <= number < self._clients):
-            self._refusals[node] = f"a node has client number {number}, expected 0 to {self._clients - 1}"
+                return f"an evaluator has another sealing key than client {others[0]}"
+            self._known.add(session)
+            self._evaluators.add(session)
+            return None
+        if not isinstance(number, int) or not (0 <= number < self._clients):
+            return f"a node has client number {number}, expected 0 to {self._clients - 1}"
         # Only a connected one: a client that returns as another node takes its number over.
-        elif self._nodes.get(number, node) in here - {node}:
-            self._refusals[node] = f"two nodes have client number {number}"
-        elif self._sizes and count != self._sizes[number]:
-            self._refusals[node] = f"client {number} states {count} examples, but has {self._sizes[number]}"
+        if self._nodes.get(number, session) in here - {session}:
+            return f"two nodes have client number {number}"
+        if self._sizes and count != self._sizes[number]:
+            return f"client {number} states {count} examples, but has {self._sizes[number]}"
         # It could open nothing, and nobody could open what it returns.
-        elif others := [client for client, key in self._keys.items() if client != number and key != facts.get(KEY)]:
-            self._refusals[node] = f"client {number} has another sealing key than client {others[0]}"
+        if others := [client for client, key in self._keys.items() if client != number and key != facts.get(KEY)]:
+            return f"client {number} has another sealing key than client {others[0]}"
         # Of a node that states none no reply could be compared with it.
-        elif not self._stay and not _is_valid(count):
-            self._refusals[node] = f"client {number} states {count} examples; expected a number from 1"
-        else:
-            # The node that it replaces is queried again if it returns.
-            self._known.discard(self._nodes.get(number, node))
-            self._known.add(node)
-            self._nodes[number] = node
-            self._keys[number] = facts.get(KEY)
-            # The number of the first time: a client must not gain weight by returning with another.
-            if not _is_valid(self._counts.get(number)):
-                self._counts[number] = count
+        if not self._stay and not _is_valid(count):
+            return f"client {number} states {count} examples; expected a number from 1"
+        # The node that it replaces is queried again if it returns; and it may have had another number itself.
+        self._known.discard(self._nodes.get(number, session))
+        self._nodes = {client: other for client, other in self._nodes.items() if other.node != session.node}
+        self._known.add(session)
+        self._nodes[number] = session
+        self._keys[number] = facts.get(KEY)
+        # The number of the first time: a client must not gain weight by returning with another.
+        if not _is_valid(self._counts.get(number)):
+            self._counts[number] = count
+        return None
 
 
 def _is_valid(count: object) -> TypeGuard[int]:

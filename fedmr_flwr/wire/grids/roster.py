@@ -117,6 +117,11 @@ class RosterGrid(WrappedGrid):
         stated, counted = self.stated_examples, self.counted_examples
         return {client: (stated[client], count) for client, count in counted.items() if count != stated[client]}
 
+    @property
+    def refused(self) -> list[str]:
+        """Why nodes that are connected do not take part."""
+        return self._attendance.refused() if self._attendance else []
+
     def get_node_ids(self) -> list[int]:
         """Return the nodes in the order of their clients' numbers, including those that are not connected now.
 
