@@ -10,6 +10,7 @@ import struct
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,22 @@ TOY = [
 ]
 
 
+@pytest.hookimpl(trylast=True)  # of what -m has left
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest tests first: while deployments wait for Flower, another worker does the others."""
-    marks = ["e2e", "slow"]
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in marks])
+    """Let every worker begin with the longest tests, and with as many of them as the others.
+
+    pytest-xdist gives each an equal piece of the list; who has finished takes from the end of another's.
+    """
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("e2e", "slow")])
+    shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))]
+    files: dict[Path, int] = {}
+    for item in items:
+        if item.get_closest_marker("e2e"):  # a file's tests have a SuperLink in common
+            share = shares[files.setdefault(item.path, len(files)) % len(shares)]
+        else:
+            share = min(shares, key=len)
+        share.append(item)
+    items[:] = chain.from_iterable(sorted(shares, key=len))
 
 
 @pytest.fixture(scope="session", autouse=True)
