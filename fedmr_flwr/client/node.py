@@ -1,7 +1,7 @@
 """The environment of a client on a machine of its own: a node of a deployment, with settings of its own."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -160,16 +160,24 @@ class NodeEnvironment(ClientEnvironment):
         if not self._has_own:
             check_digest(digest, *self._copy, self.settings.seed)
             return len(self._indices(self._dataset(), replace=True))
-        (own, tests), most = self._own, self._spec.ceiling
+        own, tests = self._own
         if self.settings.evaluation.fine_tune and tests is None:
             raise DataError(
                 f"{self._data} has no x_test and y_test, which evaluation.fine-tune needs; add them, or set "
                 "partition.test-fraction"
             )
-        if own.inputs.is_floating_point() != self._spec.floats:
-            kinds = ("float values", "bytes") if self._spec.floats else ("bytes", "float values")
-            raise DataError(f"the run's data are {kinds[0]}, but those of {self._data} are {kinds[1]}; convert them")
-        largest = max(float(each.inputs.abs().max()) for each in (own, tests) if each is not None)
+        return len(own)
+
+    def _check_values(self, own: Iterable[Examples]) -> None:
+        """Check that a node's own examples are on the scale of the server's."""
+        largest, most = 0.0, self._spec.ceiling
+        for each in own:
+            if each.inputs.is_floating_point() != self._spec.floats:
+                kinds = ("float values", "bytes") if self._spec.floats else ("bytes", "float values")
+                raise DataError(
+                    f"the run's data are {kinds[0]}, but those of {self._data} are {kinds[1]}; convert them"
+                )
+            largest = max(largest, float(each.inputs.abs().max()))
         # Of a table the server's scale is the node's, and a value may be far from all of the server's.
         if largest > most and not self._spec.facts.columns:
             what = "values" if self._spec.floats else "characters" if self._spec.text else "pixels"
@@ -177,7 +185,6 @@ class NodeEnvironment(ClientEnvironment):
                 f"x_train or x_test of {self._data} has {what} up to {largest:g}, but the run's data end at "
                 f"{self._spec.largest:g} (at most {most:g} is accepted); convert it to the same scale"
             )
-        return len(own)
 
     @contextmanager
     def _private_errors(self) -> Iterator[None]:
@@ -204,6 +211,8 @@ class NodeEnvironment(ClientEnvironment):
         """The examples of the node's own files, and those for testing, in the files or a fraction of the others."""
         form = ExampleFormat(self._spec.input_shape, self._spec.classes, self._spec.facts)
         train, tests = datasets.read_examples(self._files, self.settings.data, form)
+        # Whenever they are read, as a file may be replaced during a run.
+        self._check_values(filter(None, (train, tests)))
         fraction, cpu = self.settings.partition.test_fraction, torch.device("cpu")
         if tests or not fraction:
             return train, tests

@@ -70,9 +70,12 @@ def test_node_prepares_its_own_file(toy, own):
     ],
 )
 def test_unfit_file_is_named(toy, own, arrays, words):
-    with pytest.raises(DataError, match=words) as caught:
-        of_its_own(toy, own(**arrays)).prepare("")
-    assert "own.npz" in str(caught.value)
+    node_config = own(**arrays)
+    # Before the first round, and in each one: a file may be replaced during a run.
+    for use in (lambda site: site.prepare(""), NodeEnvironment.examples, NodeEnvironment.tests):
+        with pytest.raises(DataError, match=words) as caught:
+            use(of_its_own(toy, node_config))
+        assert "own.npz" in str(caught.value)
 
 
 def test_node_splits_like_the_server(toy, own, tmp_path, monkeypatch):
