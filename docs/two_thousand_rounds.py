@@ -38,7 +38,9 @@ def main() -> None:
         axes.set_ylabel(label)
     panels[1].legend()
     figures.over_rounds(*panels)
-    what = "Accuracy and loss of the global model, mean of five evaluations; bands from the lowest seed to the highest"
+    what = (
+        "Accuracy and loss of the global model, mean of five evaluations; bands from the lowest seed to the highest"
+    )
     setting = "6,000 examples of Fashion-MNIST, 100 clients, Dirichlet α = 0.1, filled up, 10 a round, CNN"
     figures.save(figure, what, setting, HERE / "two-thousand-rounds.png")
 
