@@ -71,7 +71,7 @@ def look(env, folder, windows, name, *settings):
         there, folder, "run", "conf.yaml", *RUN, *settings, f"run-dir={name}", "partition.name=nodes",
         "--superlink", "deployment",
     )  # fmt: skip
-    wait_for_rounds(RunFolder(folder / name), 3)
+    wait_for_rounds(RunFolder(folder / name), 3, run)
     # Read at once and searched later: the run may end, and must not be stopped for long.
     memories = {command: memory_of(process) for process, command in on_the_server(env, folder).items()}
     found = {
