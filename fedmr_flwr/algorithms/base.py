@@ -26,7 +26,7 @@ from fedmr_flwr.core.layout import Floats, Layout, Packed
 from fedmr_flwr.core.recombination import Parts
 from fedmr_flwr.errors import ConfigError, OptionError
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.wire.checks import Judged
+from fedmr_flwr.wire.checks import Judged, without_outliers
 from fedmr_flwr.wire.checks import judge as judge_replies
 from fedmr_flwr.wire.codec import Codec
 from fedmr_flwr.wire.flower.simulation import is_simulation
@@ -45,6 +45,9 @@ from fedmr_flwr.wire.messages import (
 )  # fmt: skip
 from fedmr_flwr.wire.strategy import ServerStrategy
 
+# How much further than models the vectors beside them may differ: those of honest clients with few examples are
+# twenty times as long as the median.
+_VECTORS = 10
 # What a global model is encoded as: a record, or the classic API's parameters.
 E = TypeVar("E")
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
@@ -93,13 +96,15 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
         ConfigError: an argument is unknown, its value is wrong, or the model cannot be used.
 
     `Rule` is the local rule of its clients; `averages_one_model` is whether all clients train the global model and
-    the new one is the mean of theirs; `accepts_device_models` is whether `models` and `combine` accept models on a
+    the new one is the mean of theirs; `guarded` are the vectors of `returns` whose length the guard limits, to ten times
+    what it accepts of a model; `accepts_device_models` is whether `models` and `combine` accept models on a
     GPU, as in the one-GPU engine. Otherwise they get NumPy vectors.
     """
 
     options: Section
     Rule: ClassVar[type[LocalRule]] = LocalRule
     averages_one_model: ClassVar[bool] = True
+    guarded: ClassVar[tuple[str, ...]] = ()
     # Shown by `help`: the constructor itself has only **options.
     __signature__: ClassVar[inspect.Signature]
 
@@ -381,6 +386,11 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
             self._contents = {client: message.content for client, message in packed.good.items()}
             good = {client: self._read(client, message.content) for client, message in packed.good.items()}
             judged = Judged(good, packed.failures, packed.lost_state)
+        if self.guard is not None:
+            for name in self.guarded:
+                vectors_of = [reply.vectors[name].astype(float) for reply in judged.good.values()]
+                lengths = [float(np.linalg.norm(vector)) for vector in vectors_of]
+                judged = without_outliers(judged, lengths, _VECTORS * self.guard, f"its '{name}' is")
         return self._screen(judged, lambda reply: reply.model)
 
     def aggregate(self, server_round: int, judged: Judged[Reply]) -> tuple[ArrayRecord | None, MetricRecord | None]:

@@ -150,6 +150,7 @@ class Scaffold(Algorithm[ScaffoldState]):
 
     options: ScaffoldOptions
     Rule = Corrected
+    guarded = (CONTROL,)
 
     def init(self, layout: Layout, slots: int) -> ScaffoldState:
         """Start with a variate of zeros."""

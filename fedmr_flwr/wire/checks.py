@@ -251,7 +251,7 @@ def without_outliers(
     # The median, because fewer than half of the clients cannot shift it arbitrarily, unlike the mean.
     median = float(np.median(lengths)) if lengths else 0.0
     too_long = {
-        client: f"{what} {length / median:.1f} times as long as the median; guard is {guard:g}"
+        client: f"{what} {length / median:.1f} times as long as the median; the guard accepts {guard:g}"
         for client, length in zip(judged.good, lengths, strict=True)
         if 0 < guard * median < length
     }

@@ -60,6 +60,9 @@ def implausible_losses(replies: Mapping[int, MetricRecord]) -> dict[int, str]:
         }
         if not losses:
             continue
+        # One list among numbers would leave the round without a mean.
+        lists = {client for client, metrics in replies.items() if isinstance(metrics.get(name), list)}
+        found |= dict.fromkeys(sorted(lists), f"its '{name}' is a list, and others' are numbers")
         # The median, because fewer than half of the clients cannot move it; at least 1, because it may be near zero.
         usual = median(map(abs, losses.values()))
         for client, loss in losses.items():

@@ -209,6 +209,24 @@ def test_server_update_by_hand(grid_of, answer, server_lr):
     assert 4 not in good and len(good) <= 3
 
 
+@pytest.mark.parametrize("length", [99, 101, 1e30])
+@pytest.mark.parametrize("guard", [None, 10])
+def test_guard_refuses_a_variate_that_is_far_too_long(grid_of, answer, guard, length):
+    layout = Layout.of({"w": np.zeros(2, np.float32)})
+    codec, changes = Codec(layout), np.array([[1, 0], [0, 1], [-1, 0], [0, length]], np.float32)
+
+    def reply(message, client):
+        content = answer(message.content["arrays"])
+        content[CONTROL] = vector_record(changes[client])
+        return content
+
+    grid = RosterGrid(grid_of(reply, 4), 4)
+    strategy = Scaffold(clients_per_round=4, layout=layout, guard=guard)
+    arrays = codec.encode(Parts([np.ones(2, np.float32)], []))
+    judged = strategy.judge(grid.send_and_receive(strategy.configure_train(1, arrays, ConfigRecord(), grid)))
+    assert [failure.client for failure in judged.failures] == ([3] if guard and length > 100 else [])
+
+
 def test_round_equals_plain_numpy(grid_of, answer):
     """Two clients, two local steps, variates that are not zero any more: all of the second round."""
     labels, layout = (Y, np.array([1, 0, 0])), Layout.of({"weight": np.zeros((2, 2), np.float32)})

@@ -141,7 +141,7 @@ def test_negative_variance_is_refused(judged, make):
 
 def test_guard_states_by_how_much(judged):
     (failure,) = judged([1, 2, 3, 10, 11], guard=3.5).failures
-    assert failure.reason == "its update is 3.7 times as long as the median; guard is 3.5"
+    assert failure.reason == "its update is 3.7 times as long as the median; the guard accepts 3.5"
 
 
 @pytest.mark.parametrize("make", [FedAvg, flower_strategy("flwr:FedAvg")], ids=lambda make: make.__name__)

@@ -51,6 +51,13 @@ def test_loss_far_above_the_median_is_implausible(losses, refused, name):
     assert set(found) == set(refused)
 
 
+def test_list_among_losses_is_implausible():
+    assert implausible_losses({0: {"train-loss": 0.5}, 1: {"train-loss": [0.5]}, 2: {}}) == {
+        1: "its 'train-loss' is a list, and others' are numbers"
+    }
+    assert implausible_losses({0: {"train-loss": [0.5]}, 1: {"train-loss": [0.6]}}) == {}
+
+
 def test_implausible_loss_states_the_median():
     found = implausible_losses({0: {"train-loss": 0.5}, 1: {"train-loss": 0.25}, 2: {"train-loss": 1e14}})
     assert found == {2: "its 'train-loss' is 1e+14; the round's median is 0.5"}
