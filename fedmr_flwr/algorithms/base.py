@@ -96,8 +96,8 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
         ConfigError: an argument is unknown, its value is wrong, or the model cannot be used.
 
     `Rule` is the local rule of its clients; `averages_one_model` is whether all clients train the global model and
-    the new one is the mean of theirs; `guarded` are the vectors of `returns` whose length the guard limits, to ten times
-    what it accepts of a model; `accepts_device_models` is whether `models` and `combine` accept models on a
+    the new one is the mean of theirs; `guarded` are the vectors of `returns` whose length the guard limits, to ten
+    times what it accepts of a model; `accepts_device_models` is whether `models` and `combine` accept models on a
     GPU, as in the one-GPU engine. Otherwise they get NumPy vectors.
     """
 
