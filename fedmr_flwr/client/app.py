@@ -20,7 +20,7 @@ from fedmr_flwr import models
 from fedmr_flwr.client import privacy
 from fedmr_flwr.client.data_spec import DataSpec
 from fedmr_flwr.client.environment import ClientEnvironment, SimulatedEnvironment
-from fedmr_flwr.client.node import DATA, STATE, NodeEnvironment, number_of
+from fedmr_flwr.client.node import DATA, STATE, NodeEnvironment, number_of, private_errors
 from fedmr_flwr.client.seals import Seals
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Precision
@@ -69,7 +69,7 @@ def _in_one_line(message: Message, context: Context, call_next: Callable[[Messag
                 raise OwnCodeError(describe(error)) from error
             raise
     log_errors_in_one_line()
-    with in_one_line(Path(str(context.node_config[STATE]))):
+    with private_errors(context.node_config), in_one_line(Path(str(context.node_config[STATE]))):
         return call_next(message, context)
 
 

@@ -50,7 +50,7 @@ class NodeEnvironment(ClientEnvironment):
 
     def __init__(self, settings: Settings, node_config: Mapping[str, Any], spec: DataSpec, run: str) -> None:
         super().__init__(settings, number_of(node_config))
-        self._spec = spec
+        self._spec, self._node_config = spec, node_config
         kind, path = kind_and_path(str(node_config[DATA]))
         self._data = Path(path)
         self.evaluates = node_config.get(ROLE) == EVALUATOR
@@ -64,7 +64,7 @@ class NodeEnvironment(ClientEnvironment):
             raise ConfigError(f"invalid run identifier {run!r}; install the same version on server and nodes")
         self._state = Path(str(node_config.get(STATE, "state"))) / run
         self.state = ClientState(self._state / f"client-{self.number:06d}")
-        self._name = str(node_config.get(NAME, f"client {self.number}"))
+        self._name = name_of(node_config)
         # The settings come with each message: a server could ask for models without seals.
         if PINNED in node_config and self._key and not settings.privacy.sealed:
             raise ConfigError(
@@ -106,7 +106,7 @@ class NodeEnvironment(ClientEnvironment):
 
     def examples(self) -> tuple[Dataset, Examples]:
         """Return the data set and the node's own examples, or its part of its copy of the run's data set."""
-        with self._private_errors():
+        with private_errors(self._node_config):
             return self._examples()
 
     def _examples(self) -> tuple[Dataset, Examples]:
@@ -123,7 +123,7 @@ class NodeEnvironment(ClientEnvironment):
 
     def tests(self) -> Examples | None:
         """Return the node's own test examples, or its part of those of its copy of the run's data set."""
-        with self._private_errors():
+        with private_errors(self._node_config):
             if self._has_own:
                 _, tests = self._own
                 return tests and tests.to(self.device)
@@ -142,12 +142,12 @@ class NodeEnvironment(ClientEnvironment):
                 f"{self._name}: privacy.sealed needs a key that all nodes have and the server does not: put it into "
                 "sealing.key in the node's folder, and set sealing-key: sealing.key in its node.yaml"
             )
-        with self._private_errors():
+        with private_errors(self._node_config):
             return read_key(self._key)
 
     def prepare(self, digest: str) -> int:
         """Compare the node's copy of the data set with the server's, or read the node's own examples."""
-        with self._private_errors():
+        with private_errors(self._node_config):
             return self._prepare(digest)
 
     def _prepare(self, digest: str) -> int:
@@ -185,17 +185,6 @@ class NodeEnvironment(ClientEnvironment):
                 f"x_train or x_test of {self._data} has {what} up to {largest:g}, but the run's data end at "
                 f"{self._spec.largest:g} (at most {most:g} is accepted); convert it to the same scale"
             )
-
-    @contextmanager
-    def _private_errors(self) -> Iterator[None]:
-        """Add the node's name to errors, and remove the paths of its folders: errors are sent to the server."""
-        try:
-            yield
-        except FedmrError as error:
-            text = str(error)
-            for path in filter(None, (self._data, self._state, self._key)):
-                text = text.replace(str(path), path.name)
-            raise type(error)(f"{self._name}: {text}") from None
 
     @property
     def _copy(self) -> tuple[Data, Path]:
@@ -236,3 +225,23 @@ class NodeEnvironment(ClientEnvironment):
 def number_of(node_config: Mapping[str, Any]) -> int:
     """Return a client's number."""
     return int(node_config[NUMBER])
+
+
+def name_of(node_config: Mapping[str, Any]) -> str:
+    """Return a node's name."""
+    return str(node_config.get(NAME, f"client {node_config.get(NUMBER)}"))
+
+
+@contextmanager
+def private_errors(node_config: Mapping[str, Any]) -> Iterator[None]:
+    """Add the node's name to errors, and remove the paths of its folders: errors are sent to the server."""
+    try:
+        yield
+    except FedmrError as error:
+        text, name = str(error), f"{name_of(node_config)}: "
+        for path in (
+            Path(kind_and_path(str(node_config[key]))[1]) for key in (DATA, STATE, KEY) if key in node_config
+        ):
+            text = text.replace(str(path), path.name)
+        error.args = (f"{name}{text.removeprefix(name)}",)  # some kinds are made of other arguments
+        raise

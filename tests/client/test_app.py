@@ -14,7 +14,8 @@ from fedmr_flwr import models
 from fedmr_flwr.client import app as client
 from fedmr_flwr.client.data_spec import DataSpec
 from fedmr_flwr.config import registry
-from fedmr_flwr.errors import ConfigError, UnexpectedError
+from fedmr_flwr.errors import ConfigError, FedmrError, OptionError, UnexpectedError
+from fedmr_flwr.files import writing
 from fedmr_flwr.models import MODELS
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.packing import layout_of, pack
@@ -75,6 +76,26 @@ def test_bug_on_a_node_is_in_its_folder(node, tmp_path, monkeypatch):
     with pytest.raises(UnexpectedError if node else TypeError):
         client.client_app(message, context)
     assert (tmp_path / "state" / "traceback.txt").exists() == node
+
+
+def test_errors_of_a_node_name_it_and_not_its_folders(tmp_path, monkeypatch):
+    own = {"data": f"csv:{tmp_path}/own.csv", "state": str(tmp_path / "state"), "name": "node-3"}
+    context = Context(1, 1, own | {"partition-id": 3}, RecordDict(), {})
+
+    def fails(*_):
+        with writing(tmp_path / "state/x"):
+            raise OSError(28, "No space left on device")
+
+    def refuses(*_):
+        raise OptionError("guard", f"it is in {tmp_path}/own.csv")
+
+    for handler, words in (
+        (fails, "node-3: cannot write state/x: No space left on device; "),
+        (refuses, r"node-3: guard: it is in own\.csv$"),
+    ):
+        monkeypatch.setattr(client, "_number", handler)
+        with pytest.raises(FedmrError, match=f"^{words}"):
+            client.client_app(Message(RecordDict(), 1, "query"), context)
 
 
 def test_evaluator_does_not_train(toy, tmp_path):
