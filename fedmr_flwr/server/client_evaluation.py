@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.messages import ARRAYS, CONFIG, EXAMPLES, METRICS, OWN_TESTS
-from fedmr_flwr.wire.numbers import LARGEST
+from fedmr_flwr.wire.numbers import LARGEST, counted_examples
 
 # By name, what a client measured: its accuracies are from 0 to 1.
 Scores = Mapping[str, float]
@@ -68,6 +68,20 @@ def _scores(reply: Message | None) -> Scores | None:
     known: dict[str, float] = {EXAMPLES: int(numbers[EXAMPLES]), OWN_TESTS: int(numbers.get(OWN_TESTS, 0) != 0)}
     known |= {name: numbers[name] for name in _ACCURACIES if name in numbers}
     return known | {name: numbers[name] for name in _LOSSES if math.isfinite(numbers.get(name, math.nan))}
+
+
+def limited(scores: Sequence[Scores | None]) -> list[Scores | None]:
+    """Limit the numbers of examples that clients state and nobody can verify, see `counted_examples`."""
+    counted = counted_examples({at: int(each[EXAMPLES]) for at, each in enumerate(scores) if each is not None})
+    return [None if each is None else {**each, EXAMPLES: counted[at]} for at, each in enumerate(scores)]
+
+
+def verified(scores: Sequence[Scores | None], sizes: Sequence[int]) -> list[Scores | None]:
+    """Return what was measured on as many examples as each client has, None for the others."""
+    return [
+        each if each is not None and each[EXAMPLES] == size else None
+        for each, size in zip(scores, sizes, strict=True)
+    ]
 
 
 def summary(scores: Sequence[Scores | None], name: str = "accuracy") -> dict[str, Any]:

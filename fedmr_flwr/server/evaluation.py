@@ -18,7 +18,7 @@ from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.data.base import Examples
 from fedmr_flwr.models.packing import unpack
 from fedmr_flwr.runs.folder import RunFolder
-from fedmr_flwr.server.client_evaluation import ask, summary
+from fedmr_flwr.server.client_evaluation import ask, limited, summary, verified
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.devices import arithmetic, place
 from fedmr_flwr.training.evaluation import Score, evaluate, logits_of
@@ -95,6 +95,8 @@ class Evaluator:
         settings, config = self._experiment.settings, ConfigRecord({**config, ROUND: number})
         nodes = self._grid.evaluators
         found = ask(self._grid, nodes, lambda _: arrays, config, len(nodes) or 1, settings.round_timeout)
+        if settings.engine == "deployment":
+            found = limited(found)
         scores = [{"loss": math.nan, **each} for each in found if each is not None]
         weights = [each[EXAMPLES] for each in scores]
         return {
@@ -110,6 +112,8 @@ class Evaluator:
         config = ConfigRecord({**config, ROUND: number})
         nodes = self._grid.get_node_ids()
         found = ask(self._grid, nodes, model_of, config, settings.clients_per_round, settings.round_timeout)
+        if settings.engine == "deployment":
+            found = limited(found) if (sizes := self._sizes) is None else verified(found, sizes)
         self._out.add_client_rows(
             {"round": number, "client": client, "model": model, **scores}
             for client, scores in enumerate(found)
@@ -121,6 +125,15 @@ class Evaluator:
         if model == "global":
             self._out.note(**summaries)
         return summaries
+
+    @property
+    def _sizes(self) -> Sequence[int] | None:
+        """The number of examples on which each client scores, as `client.app` has them; None if they are its own."""
+        experiment = self._experiment
+        if experiment.parts is None:
+            return None
+        tests = experiment.tests or [part[:0] for part in experiment.parts]
+        return [len(own) or len(part) for own, part in zip(tests, experiment.parts, strict=True)]
 
     def _on_classes(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
         """Score the global model on each class; return the numbers over all classes."""

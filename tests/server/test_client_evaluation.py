@@ -104,3 +104,10 @@ def test_nonsense_is_no_score(metrics):
 
     grid = RosterGrid(InProcessGrid(app, 1), 1)
     assert clients.ask(grid, grid.get_node_ids(), lambda _: MODEL, ConfigRecord(), 1, 5.0) == [None]
+
+
+def test_stated_examples_are_limited_or_verified():
+    scores = [{"accuracy": 1.0, "num-examples": 10**14}, None, *[{"accuracy": 0.5, "num-examples": 10}] * 2]
+    assert [each and each["num-examples"] for each in clients.limited(scores)] == [100, None, 10, 10]
+    assert clients.verified(scores, [10, 10, 10, 9]) == [None, None, scores[2], None]
+    assert clients.summary(clients.limited(scores))["weighted-mean"] == pytest.approx((100 + 5 + 5) / 120)

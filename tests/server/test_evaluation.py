@@ -17,6 +17,8 @@ from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.gpu.grid import GpuGrid
 from fedmr_flwr.report import scores
 from fedmr_flwr.runs.folder import RunFolder
+from fedmr_flwr.server.evaluation import Evaluator
+from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.devices import place
 from fedmr_flwr.training.evaluation import evaluate
 from fedmr_flwr.training.sgd import fit
@@ -124,6 +126,14 @@ def test_clients_score_and_fine_tune(toy):
     assert "client-tests-sha256" in out.read_manifest()
     (picture,) = scores.draw(out)
     assert picture.name == "client-accuracy.png"
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.0])
+def test_server_knows_on_how_many_examples_clients_score(toy, fraction):
+    settings = toy("rounds=1", "evaluation.clients=1", f"partition.test-fraction={fraction}")
+    out = run(settings)
+    evaluator = Evaluator(Experiment(settings), out, None, None)
+    assert evaluator._sizes == [row["num-examples"] for row in out.read_client_rows()]
 
 
 def test_slots_models_are_scored_by_clients(toy):
