@@ -89,19 +89,6 @@ def test_failed_flwr_run_is_logged_in_one_line(local):
     assert "Traceback" not in log
 
 
-def test_failed_run_is_one_line(tmp_path, env):
-    done = subprocess.run(
-        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "training.lr=1e30", "run-dir=run"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("fedmr: error: round 1: no client gave a good reply (client ")
-    assert "not-finite" in done.stderr
-    assert manifest(tmp_path / "run")["status"] == "failed"
-    assert left(env) == []
-
-
 def test_why_ray_did_not_start_is_told(tmp_path, env):
     folder = tmp_path / ("a" * 60) / ("b" * 60)  # where Ray's sockets would lie; their paths may have 107 characters
     folder.mkdir(parents=True)

@@ -161,8 +161,8 @@ def test_side_by_side_gives_the_same_bits(tmp_path, capsys, no_pictures):
 LONG = ["rounds=40", "checkpoint-every=5", "evaluate-every=20"]
 
 
-def interrupted(out, how):
-    """Stop a comparison with two jobs at a time; return the folders of its runs."""
+def interrupted(out, how, after):
+    """Stop a comparison with two jobs at a time after so many rounds of both; return the folders of its runs."""
     arguments = [
         "compare", "quickstart", *TOY, *LONG, "--engine", "in-process", "--strategies", "fedmr,fedavg", "--jobs", "2",
         "--out", str(out),
@@ -173,7 +173,7 @@ def interrupted(out, how):
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
     folders = [RunFolder(out / name) for name in ("fedmr-seed0", "fedavg-seed0")]
     deadline = time.monotonic() + 200
-    while not all(len(folder.read_rows()) > 5 for folder in folders):  # the checkpoint of round 5 is written
+    while not all(len(folder.read_rows()) > after for folder in folders):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
@@ -188,17 +188,12 @@ def check_that_nobody_runs(folder):
 
 
 @pytest.mark.slow
-def test_stopped_jobs_leave_no_process(tmp_path):
-    for folder in interrupted(tmp_path / "out", signal.SIGTERM):
-        check_that_nobody_runs(folder)
-
-
-@pytest.mark.slow
-def test_interrupted_jobs_can_be_continued(tmp_path):
+def test_interrupted_jobs_leave_no_process_and_can_be_continued(tmp_path):
     out, whole = tmp_path / "out", tmp_path / "whole"
-    folders = interrupted(out, signal.SIGINT)
-    for folder in folders:
-        check_that_nobody_runs(folder)
+    for how, after in (signal.SIGTERM, 5), (signal.SIGINT, 10):  # the checkpoint of the round is written
+        folders = interrupted(out, how, after)
+        for folder in folders:
+            check_that_nobody_runs(folder)
     compare(out, "fedmr,fedavg", LONG)
     assert all(folder.read_manifest()["resumed"] for folder in folders)
     compare(whole, "fedmr,fedavg", LONG)

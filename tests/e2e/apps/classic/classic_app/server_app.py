@@ -1,12 +1,10 @@
 """The server: Flower's classic template with another strategy."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 from flwr.common import Context, ndarrays_to_parameters
 from flwr.server import ServerAppComponents, ServerConfig
-from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 
 from classic_app.task import Net, get_weights, load_data, set_weights, test
@@ -25,8 +23,8 @@ def server_fn(context: Context):
         return loss, {"accuracy": accuracies[server_round]}
 
     # The one line that changes; the names of the layers are an offer.
-    kind = {"FedAvg": FedAvg, "FedMR": partial(classic.FedMR, keys=list(net.state_dict()))}
-    strategy = kind[context.run_config["strategy"]](
+    strategy = classic.FedMR(
+        keys=list(net.state_dict()),
         fraction_fit=1.0,
         min_fit_clients=context.run_config["clients-per-round"],
         min_available_clients=context.run_config["clients-per-round"],

@@ -21,16 +21,11 @@ def train(msg: Message, context: Context):
     train_loss = train_fn(model, dataset, context.run_config["local-epochs"], context.run_config["lr"])
 
     state = model.state_dict()
-    if context.run_config["trouble"] and msg.content["config"]["server-round"] == 2:
+    if msg.content["config"]["trouble"] and msg.content["config"]["server-round"] == 2:
         state = trouble(partition_id, state)
     model_record = ArrayRecord(state)
     metric_record = MetricRecord({"train_loss": train_loss, "num-examples": len(dataset)})
     return Message(content=RecordDict({"arrays": model_record, "metrics": metric_record}), reply_to=msg)
-
-
-@app.query()
-def query(msg: Message, context: Context):
-    return Message(content=RecordDict(), reply_to=msg)
 
 
 def trouble(partition_id, state):
