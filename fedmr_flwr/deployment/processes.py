@@ -114,6 +114,8 @@ def run_supernode(folder: Path, node: NodeSettings, insecure: bool, report: Call
             time.sleep(_PAUSE_SECONDS)
             began = time.monotonic()
             continue
+        if ended < 0:  # killed, by the system for its memory or by itself, see `wire.flower.supernode`
+            began = time.monotonic()
         # After this time it must have ended for another reason, which a restart would hide.
         if time.monotonic() - began > _REFUSED_SECONDS:
             raise EngineError(f"Flower's SuperNode ended with status {ended}; see its output above")

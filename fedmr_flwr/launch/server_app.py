@@ -49,8 +49,10 @@ def _run(grid: Grid, conf: Path, overrides: list[str]) -> None:
     out = RunFolder(conf.parent)
     prepared = conf == out.config and out.status == "starting"
     settings = resolve_paths(load_recorded(conf, [*real, *overrides]) if prepared else load(conf, real, overrides))
-    if settings.engine == _SIMULATION and not is_simulation(grid):
-        raise ConfigError("'engine=ray': the clients of this SuperLink are not simulated; leave it out")
+    if settings.engine != "deployment" and not is_simulation(grid):  # none of its nodes would be used
+        raise ConfigError(
+            f"'engine={settings.engine}': the clients of this SuperLink are not simulated; leave it out"
+        )
     quiet()
     # Flower writes this output to a log, where Rich would assume 80 columns.
     display = Display(settings.rounds, Console(width=120))

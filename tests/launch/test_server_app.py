@@ -48,8 +48,9 @@ def test_real_clients_change_the_engine(flwr_run, grid_of, capsys):
 def test_options_of_a_deployment_need_no_engine(flwr_run, grid_of, tmp_path):
     ((settings, *_),) = flwr_run(grid_of(lambda *_: None), "deployment.min-clients=3")
     assert settings.deployment.min_clients == 3
-    with pytest.raises(ConfigError, match="'engine=ray': the clients of this SuperLink are not simulated"):
-        flwr_run(grid_of(lambda *_: None), "engine=ray")
+    for engine in ("ray", "in-process"):
+        with pytest.raises(ConfigError, match=f"'engine={engine}': the clients of this SuperLink are not simulated"):
+            flwr_run(grid_of(lambda *_: None), f"engine={engine}")
     with pytest.raises(ConfigError, match="'deployment.min-clients=3': engine=ray does not use it"):
         flwr_run(SIMULATED, "deployment.min-clients=3")
 

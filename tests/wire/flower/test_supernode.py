@@ -1,7 +1,9 @@
 """The SuperNode with shorter waits: what is replaced in Flower is what Flower uses."""
 
 import hashlib
+import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from fedmr_flwr.wire.flower import parts, supernode
 def replaced(monkeypatch):
     for name in ("time", "pull_objects"):
         monkeypatch.setattr(loop, name, getattr(loop, name))  # put back at the end
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     supernode.apply()
 
 
@@ -32,6 +35,20 @@ def test_waits_are_a_sixth(replaced, monkeypatch):
 def test_parts_are_pulled_sooner(replaced):
     assert loop.pull_objects is parts.pull_soon
     assert "pull_objects" in loop._pull_and_store_message.__code__.co_names, "and Flower uses it"
+
+
+@pytest.mark.parametrize(("error", "ended"), [(ValueError("full"), [(os.getpid(), 9)]), (SystemExit(1), [])])
+def test_dead_thread_ends_the_supernode(replaced, monkeypatch, error, ended, capsys):
+    def fails():
+        raise error
+
+    found = []
+    monkeypatch.setattr(os, "kill", lambda *signal: found.append(signal))
+    thread = threading.Thread(target=fails)
+    thread.start()
+    thread.join()
+    assert found == ended
+    assert ("ValueError: full" in capsys.readouterr().err) == bool(ended)
 
 
 def test_supernode_runs_after_apply(monkeypatch):
