@@ -27,7 +27,7 @@ from fedmr_flwr.deployment.commands import SUPERLINK
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.launch.flower import status
 from fedmr_flwr.wire.flower.commands import Connection
-from fedmr_flwr.wire.flower.environment import environment
+from fedmr_flwr.wire.flower.environment import environment, node_environment
 
 APP = Path(__file__).parent / "exchange-app"
 NODES = 2
@@ -39,8 +39,6 @@ WAYS = {
     "packed, our loop": ("float32", "own"),
     "packed as float16, our loop": ("float16", "own"),
 }
-# A variable that `fedmr deploy` sets, unlike Flower's own commands.
-OURS = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 # Seconds of each exchange, and the megabytes of a model.
 Measured = tuple[list[float], float]
 
@@ -62,9 +60,7 @@ def deployed(folder: Path, plain: bool) -> Iterator[Connection]:
     reach = {"fleet_port": ports[0], "port": ports[1]}
     server = folders.read_server(folder / "server").model_copy(update={"listen": "127.0.0.1", **reach})
     server_env = commands.configure_server(folder / "server", server)
-    node_env = environment(folder)
-    if plain:
-        del node_env[OURS]
+    node_env = environment(folder) if plain else node_environment(folder)
     with ExitStack() as stack:
 
         def start(command: list[str], env: dict[str, str]) -> int:

@@ -12,7 +12,7 @@ from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.files import write_aside, writing
 from fedmr_flwr.wire.flower import access
 from fedmr_flwr.wire.flower.commands import PIN
-from fedmr_flwr.wire.flower.environment import environment, server_environment
+from fedmr_flwr.wire.flower.environment import node_environment, server_environment
 
 # The name in Flower's configuration of the SuperLink that `fedmr deploy server` starts.
 SUPERLINK = "deployment"
@@ -170,7 +170,7 @@ def configure_node(folder: Path) -> dict[str, str]:
     """Write the secret of a node's processes to its folder, and return their environment."""
     home = _create_home(folder)
     access.create_key(home)
-    return environment(home)
+    return node_environment(home)
 
 
 def _create_home(folder: Path) -> Path:
