@@ -24,6 +24,9 @@ from fedmr_flwr.wire.flower.reasons import reason
 _ATTEMPTS = 3
 # Seconds between checks of the run's files.
 _POLL_SECONDS = 0.3
+# Seconds between the end of a run in its files, or an answer, and a question to Flower: the server's process ends a
+# little later, and a question takes a second of a processor.
+_END_SECONDS = 1.0
 _COMPLETED, _FINISHED = "finished:completed", "finished"
 _FAILED = "Simulation failed with exception: "
 
@@ -126,7 +129,9 @@ def follow(
         rows.show(status)
         ended = status not in ("starting", "running")
         died = False
-        if not ended and time.monotonic() - checked > check_seconds:
+        if ended:
+            time.sleep(_END_SECONDS)
+        elif time.monotonic() - checked > check_seconds:
             checked, died = time.monotonic(), server_died()
         if (ended or died) and _is_completed(connection, run_id, out, log):
             return

@@ -11,7 +11,7 @@ from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.wire.flower.commands import Connection, ignoring_interrupts
 from fedmr_flwr.wire.flower.environment import HOME, environment
 
-_CHECK_SECONDS = 3.0
+_CHECK_SECONDS = 5.0
 
 
 def run(settings: Settings, display: Display, prepared: RunFolder | None = None) -> RunFolder:

@@ -1,7 +1,7 @@
 """A sealed deployment: the same model as without seals, and nothing of it where the server could read it."""
 
 import signal
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import psutil
@@ -85,31 +85,19 @@ def look(env, folder, windows, name, *settings):
     return found
 
 
-@contextmanager
-def all_nodes(env, folder, app):
-    """Run the nodes, which allow one app, or any."""
-    with ExitStack() as stack:
-        for client in range(CLIENTS):
-            settle(folder / f"dep/node-{client}", **{"app-sha256": app})
-            stack.enter_context(node(env, folder, f"dep/node-{client}"))
-        yield
-
-
 def test_server_never_has_a_layer(deployment, env):
     folder = deployment
     plain = plain_run(env, folder)
     windows = windows_of(plain)
     assert len(windows) > 10_000
-    app = fedmr(env, folder, "deploy", "app-sha256").stdout.strip()
     with ExitStack() as stack:
         stack.enter_context(server(env, folder))
-        with all_nodes(env, folder, app):
-            # Before the other run, of which the SuperLink's memory keeps something.
-            assert look(env, folder, windows, "sealed", "privacy.sealed=true") == set()
+        for client in range(CLIENTS):
+            stack.enter_context(node(env, folder, f"dep/node-{client}"))
+        # Before the other run, of which the SuperLink's memory keeps something.
+        assert look(env, folder, windows, "sealed", "privacy.sealed=true") == set()
         for place in ("sealed", "dep/server"):
             assert windows.in_files(folder / place) == set()
-        # A node that allows one app takes part in sealed runs alone.
-        stack.enter_context(all_nodes(env, folder, None))
         assert look(env, folder, windows, "plain") == {"superlink", "serverapp"}, "this test can find them"
         assert any("checkpoints" in path for path in windows.in_files(folder / "plain"))
     assert left(env) == []
@@ -142,7 +130,9 @@ def test_sealed_run_survives_late_and_killed_nodes_and_a_new_key(deployment, env
     own += ["deployment.min-clients=2", "--superlink", "deployment"]
     with_tests(folder, "own3.npz")
     settle(folder / "dep/node-3", role="evaluator")
-    settle(folder / "dep/node-2", **{"app-sha256": "0" * 64})
+    app = fedmr(env, folder, "deploy", "app-sha256").stdout.strip()
+    for client in range(CLIENTS):
+        settle(folder / f"dep/node-{client}", **{"app-sha256": "0" * 64 if client == 2 else app})
     first, second = RunFolder(folder / "first"), RunFolder(folder / "second")
     with ExitStack() as stack:
         stack.enter_context(server(env, folder))
@@ -154,7 +144,7 @@ def test_sealed_run_survives_late_and_killed_nodes_and_a_new_key(deployment, env
             run.send_signal(signal.SIGINT)
             run.communicate(timeout=120)
         assert not any(2 in row["clients"] and row["replies"] == 2 for row in first.read_rows())
-        settle(folder / "dep/node-2", **{"app-sha256": None})
+        settle(folder / "dep/node-2", **{"app-sha256": app})
         stack.enter_context(node(env, folder, "dep/node-2")).until("SuperNode ID")
         done = fedmr(there, folder, "resume", "first", "--superlink", "deployment")
         assert done.returncode == 0, done.stdout + done.stderr

@@ -31,7 +31,8 @@ class Link:
 
 @pytest.fixture
 def out(toy, monkeypatch):
-    monkeypatch.setattr(flower, "_POLL_SECONDS", 0)
+    for name in ("_POLL_SECONDS", "_END_SECONDS"):
+        monkeypatch.setattr(flower, name, 0)
     return create_folder(toy())
 
 
