@@ -28,7 +28,7 @@ from tests.support.tools import (
     wait_for_rounds,
 )  # fmt: skip
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 RUN = ["run", "conf.yaml", "run-dir=run", "partition.name=nodes", "--superlink", "deployment"]
 CONF = {

@@ -34,7 +34,7 @@ from tests.support.tools import (
 
 IMPOSTOR = ROOT / "tests" / "support" / "impostor.py"
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 
 # What those say who must not get in, and have all that it needs but one thing.

@@ -9,7 +9,7 @@ from fedmr_flwr.runs.folder import RunFolder
 from tests.support.hostile import answer_all
 from tests.support.tools import deploy_here, family, in_the_background, left, server, supernode
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 REPLIES, FIRST = 50, 5
 MEGABYTES = 8

@@ -11,7 +11,7 @@ from fedmr_flwr.runs.folder import RunFolder
 from tests.support.network import Network, obstacle
 from tests.support.tools import commanding, deploy, in_the_background, left, manifest, node, server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 NODES = 2
 CONF = {

@@ -30,7 +30,7 @@ while (free := ray.available_resources().get("CPU", 0)) < 2 and time.monotonic()
 print(json.dumps([free, [node["Alive"] for node in ray.nodes()]]))
 """
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture

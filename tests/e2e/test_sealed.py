@@ -29,7 +29,7 @@ from tests.support.tools import (
 )
 from tests.support.windows import Windows, memory_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 ROUNDS = 6
 RUN = [f"rounds={ROUNDS}", "checkpoint-every=1", "guard=off"]

@@ -55,9 +55,10 @@ def node_environment(home: Path) -> dict[str, str]:
     Args:
         home: the folder of its configuration.
     """
-    # Seconds between polls for a task that needs a new process. Flower's default is one second, which every message
-    # to a node would wait for; on a server, where it costs a tenth of a processor, only the start of a run does.
-    return environment(home) | {_POLL_INTERVAL: "0.1"}
+    # Seconds between polls for a task that needs a new process. Flower's default is one second, for which every
+    # message to a node would wait; ten polls in a second cost a twentieth of a processor. On a server only the start
+    # of a run waits.
+    return environment(home) | {_POLL_INTERVAL: "0.2"}
 
 
 def simulation_environment(home: Path, path: str, ray_address: str, ports: tuple[int, int]) -> dict[str, str]:
