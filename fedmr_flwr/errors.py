@@ -3,6 +3,7 @@
 import sysconfig
 import traceback
 from pathlib import Path
+from unicodedata import category
 
 _PACKAGE = Path(__file__).parent
 _LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -36,15 +37,21 @@ def describe(error: BaseException) -> str:
     return f"{line} ({place})" if place else line
 
 
+def printable(text: str) -> str:
+    """Return a text without what a terminal obeys: control characters but line breaks, and marks of direction."""
+    return "".join(char for char in text if char in "\n\t" or category(char) not in ("Cc", "Cf"))
+
+
 class FedmrError(Exception):
     """The base of every error that is reported as one line, without a traceback.
 
     Args:
-        line: the message; breaks in it, as names in a user's files may have, become spaces.
+        line: the message; breaks in it, as names in a user's files may have, become spaces, and what is not
+            `printable` is left out.
     """
 
     def __init__(self, line: str = "") -> None:
-        super().__init__(" ".join(line.splitlines()))
+        super().__init__(printable(" ".join(line.splitlines())))
 
 
 class ConfigError(FedmrError):

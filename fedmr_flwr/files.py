@@ -73,7 +73,7 @@ def write_aside(path: Path, content: bytes) -> None:
     aside = path.with_name(f"{path.name}.tmp")
     with writing(path):
         try:
-            with aside.open("wb") as file:
+            with open(aside, "wb", opener=_open_no_link) as file:  # a path takes no opener
                 file.write(content)
                 file.flush()
                 # Before the rename: otherwise a power cut could leave the new name with none of the content.
@@ -95,7 +95,8 @@ def locking(path: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         with writing(path):
-            file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            # Not through a link: in somebody else's folder it may lead to a file of one's own.
+            file = stack.enter_context(open(path, "a+", encoding="utf-8", opener=_open_no_link))
             try:
                 # A lock of the kernel, which ends with its process; a file with a process number would outlive a
                 # crash.
@@ -109,6 +110,11 @@ def locking(path: Path) -> Iterator[None]:
                 file.truncate(0)
                 os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    # A link of this name was made by somebody else, and leads to a file that must not be overwritten.
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_new(path: Path, content: bytes) -> None:

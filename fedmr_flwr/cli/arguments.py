@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand
 
 from fedmr_flwr.config.paths import bundled_names
 from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.report.console import Console
 
 # Arguments are described in the text of each command: Typer up to 0.20, which Flower 1.39 needs, loses their help
 # with click 8.5.

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedmr_flwr.cli.arguments import Engine, Format, PictureFormat, Superlink, engine_overrides
 from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.report.console import Console
 
 
 def compare(

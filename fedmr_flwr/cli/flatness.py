@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fedmr_flwr.cli.arguments import Folder, Format, PictureFormat, print_line, progress
 from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.report.console import Console
 
 
 def flatness(

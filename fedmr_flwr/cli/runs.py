@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from fedmr_flwr.cli.arguments import Conf, Engine, Folder, Overrides, Superlink, engine_overrides, print_line
 from fedmr_flwr.errors import ConfigError
+from fedmr_flwr.report.console import Console
 
 if TYPE_CHECKING:
     from fedmr_flwr.config.settings import Settings

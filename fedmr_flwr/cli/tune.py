@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedmr_flwr.cli.arguments import Conf, Engine, Overrides, Superlink, engine_overrides, print_line
+from fedmr_flwr.report.console import Console
 
 
 def tune(

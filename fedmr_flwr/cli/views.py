@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedmr_flwr.cli.arguments import Conf, Folder, Format, Overrides, PictureFormat, print_line, progress
 from fedmr_flwr.errors import ConfigError, RunFolderError
+from fedmr_flwr.report.console import Console
 
 
 def plot(run_folder: Folder, form: PictureFormat = Format.png) -> None:

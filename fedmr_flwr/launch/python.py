@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from fedmr_flwr.analysis.results import RunResults
 from fedmr_flwr.config.loading import load, resolve_paths
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import engines
+from fedmr_flwr.report.console import Console
 from fedmr_flwr.report.display import Display
 from fedmr_flwr.runs import folder
 

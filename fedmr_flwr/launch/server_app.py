@@ -6,13 +6,13 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
 from fedmr_flwr.config.loading import load, load_recorded, read_values, resolve_paths
 from fedmr_flwr.config.paths import user_path
 from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.launch import engines
+from fedmr_flwr.report.console import Console
 from fedmr_flwr.report.display import Display, quiet
 from fedmr_flwr.runs.bugs import in_one_line
 from fedmr_flwr.runs.folder import RunFolder

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from fedmr_flwr.errors import printable
 from fedmr_flwr.files import write_aside
 
 # Colours that colour-blind readers tell apart (Petroff 2021, arXiv 2107.02270): six for lines, with black in place of
@@ -59,8 +60,8 @@ def new(width: float, height: float, rows: int = 1, columns: int = 1, **keywords
 
 
 def plain(text: str) -> str:
-    """Escape dollar signs, between which Matplotlib expects a formula."""
-    return text.replace("$", r"\$")
+    """Escape dollar signs, between which Matplotlib expects a formula, and leave out what cannot be drawn."""
+    return printable(text).replace("$", r"\$")
 
 
 def marks(points: Sequence[Any] | NDArray[Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,12 @@ from fedmr_flwr.runs.versions import versions
 
 # What a server of the folder locks, and what a launcher does.
 _LOCKS = (".lock", ".launching")
+# What plots and tables take apart of the manifest, in which these may be missing.
+_FACTS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("strategy", "versions"), lambda fact: isinstance(fact, dict)),
+    "title": lambda fact: isinstance(fact, str),
+    "units": lambda fact: isinstance(fact, list) and all(isinstance(unit, str) for unit in fact),
+}
 
 
 def check_free(path: Path, option: str = "run-dir=FOLDER") -> None:
@@ -172,6 +178,8 @@ class RunFolder:
             facts = json.loads(self.manifest.read_text(encoding="utf-8"))
             if not isinstance(facts, dict):
                 raise ValueError("it is not an object")
+            if wrong := [name for name, is_right in _FACTS.items() if name in facts and not is_right(facts[name])]:
+                raise ValueError(f"'{wrong[0]}' has another type than in any run")
             return facts
 
     def identifier(self) -> str:

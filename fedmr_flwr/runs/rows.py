@@ -13,7 +13,8 @@ _short = reprlib.Repr()
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # JSON has no infinity, but Python reads one, from 1e999, too.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _is_number_or_null(value: Any) -> bool:
@@ -45,7 +46,7 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (f"{part}-{number}" for part in ("test", "validation") for number in ("loss", "accuracy")), _is_number_or_null
     ),
-    **dict.fromkeys(("train-loss", "similarity"), _is_number_or_null),
+    **dict.fromkeys(("train-loss", "similarity", "macro-f1"), _is_number_or_null),
     **dict.fromkeys(("clients", "slots", "lost-state"), _list_of(_is_count)),
     **dict.fromkeys(("spread", "slot-accuracies"), _list_of(_is_number_or_null)),
     **dict.fromkeys(("bytes-down", "bytes-up", "failures-by-kind"), _counts_by_name),

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from fedmr_flwr import files
 from fedmr_flwr.config.loading import resolve_paths
 from fedmr_flwr.errors import RunFolderError
-from fedmr_flwr.runs.folder import Place
+from fedmr_flwr.runs.folder import Place, RunFolder
 from fedmr_flwr.server.experiment import create_folder
 
 
@@ -186,3 +186,24 @@ def test_reason_and_remedy_are_one_sentence():
     place = files.reading("x", RunFolderError, "delete it")
     with pytest.raises(RunFolderError, match="^cannot read x: it is odd; delete it$"), place:
         raise ValueError("it is odd.")
+
+
+@pytest.mark.parametrize("name", ["report.html.tmp", ".lock"])
+def test_file_behind_a_link_is_not_overwritten(name, tmp_path):
+    mine, folder = tmp_path / "mine", RunFolder.create(tmp_path / "run", "{}")
+    mine.write_text("years of work")
+    (folder.path / name).unlink(missing_ok=True)
+    (folder.path / name).symlink_to(mine)
+    with pytest.raises(RunFolderError, match="symbolic link"), folder.locked():
+        files.write_aside(folder.path / "report.html", b"a page")
+    assert mine.read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"), [("strategy", "fedmr"), ("versions", ["1"]), ("title", 1), ("units", "ab"), ("units", [{}])]
+)
+def test_fact_of_another_type_is_named(name, fact, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", "{}")
+    folder.manifest.write_text(json.dumps({name: fact}))
+    with pytest.raises(RunFolderError, match=f"cannot read .*manifest.json: '{name}' has another type"):
+        folder.read_manifest()

@@ -1,6 +1,7 @@
 """metrics.jsonl: what is read of damaged lines."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from fedmr_flwr.runs.rows import to_line, whole_rows
 ROW = {
     "round": 1, "seconds": 0.5, "clients": [0, 1], "slots": [0, 1], "replies": 2, "failures": 1, "train-loss": None,
     "test-loss": 1.5, "test-accuracy": 0.5, "bytes-down": {"arrays": 5}, "spread": [0.5, None],
-    "failed": [{"client": 1, "kind": "timeout", "reason": "none"}], "anything": "else",
+    "failed": [{"client": 1, "kind": "timeout", "reason": "none"}], "macro-f1": 0.4,
+    "anything": "else",
 }  # fmt: skip
 PATH = Path("metrics.jsonl")
 
@@ -40,10 +42,10 @@ def test_other_damaged_line_is_named(line):
         read(to_line(ROW), line + "\n", to_line({"round": 3}))
 
 
-@pytest.mark.parametrize("value", ["1", {}, [[]], True, -1, "9" * 400, 10**30])
+@pytest.mark.parametrize("value", ["1", {}, [[]], True, -1, "9" * 400, 10**30, math.inf])
 @pytest.mark.parametrize("name", sorted(ROW.keys() - {"anything"}))
 def test_value_of_another_type_is_named(name, value):
-    allowed = {"train-loss", "test-loss", "test-accuracy", "seconds"}
+    allowed = {"train-loss", "test-loss", "test-accuracy", "seconds", "macro-f1"}
     if (name in allowed and value in (-1, 10**30)) or (name == "bytes-down" and value == {}):
         return
     with pytest.raises(RunFolderError, match=f"^line 1 of metrics.jsonl is damaged: {name} = ") as caught:
