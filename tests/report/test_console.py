@@ -17,7 +17,7 @@ SEEN = "a]0;b[2J]8;;http://c\\2Jd"
 
 def printed(what, **keywords):
     console = Console(file=io.StringIO(), width=60, **keywords)
-    console.print(what, markup=False, highlight=False)
+    console.print(what, highlight=False)
     return console.file.getvalue()
 
 
@@ -32,6 +32,14 @@ def test_table_stays_aligned():
     lines = printed(table).splitlines()
     assert SEEN in lines[3]
     assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("name", ["[bold]a", "[/]", "[/b]", ":warning:", "[link=http://c]a"])
+def test_name_is_shown_as_it_is(name):
+    table = Table()
+    table.add_row(name)
+    assert name in printed(name)
+    assert name in printed(table)
 
 
 def test_colours_of_our_own_stay():

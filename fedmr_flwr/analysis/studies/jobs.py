@@ -141,7 +141,9 @@ def _side_by_side(planned: Sequence[J], jobs: int, console: Console) -> Iterator
 def _progress(console: Console) -> Progress:
     whole = Column(no_wrap=True)
     return Progress(
-        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        TextColumn(
+            "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
         MofNCompleteColumn(table_column=whole),
         BarColumn(bar_width=10),
         TextColumn("{task.fields[numbers]}", table_column=whole),

@@ -122,7 +122,13 @@ def to_markdown(text: pd.DataFrame) -> str:
     """Return a table in Markdown, with aligned columns."""
     names = [column in ("cell", "strategy") for column in text.columns]
     align = ["left" if name else "right" for name in names]
+    # A line in a name, as in a path, would begin another column.
+    text = text.rename(columns=_escape).map(_escape)
     return str(text.to_markdown(index=False, disable_numparse=True, colalign=align)) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def to_latex(text: pd.DataFrame) -> str:

@@ -66,6 +66,13 @@ def test_markdown_is_aligned():
     assert "| 51.0 ± 1.3 |" in text
 
 
+def test_line_in_a_name_begins_no_column_of_markdown():
+    table, runs = table_of({f"{name}|c": found for name, found in TWO.items()}, cells=["data.name=csv:a|b"])
+    for text in (tables.details(table), tables.by_cell(table, runs)):
+        lines = tables.to_markdown(text).splitlines()
+        assert [line.replace(r"\|", "").count("|") for line in lines] == [len(text.columns) + 1] * len(lines)
+
+
 def test_latex_is_escaped():
     text = tables.to_latex(tables.details(table_of(TWO, target=0.65)[0]))
     assert text.startswith("\\begin{tabular}{lrrrrrrrrrrrrr}\n\\toprule\nstrategy & runs & ")
