@@ -40,7 +40,7 @@ def run_until(
         evaluate_config: is sent to the clients that evaluate.
         evaluate_fn: scores a global model on the server, from round 0 on.
     """
-    started = time.time()
+    started = time.monotonic()
     _log.info("Starting %s strategy:", type(strategy).__name__)
     log_strategy_start_info(num_rounds, initial_arrays, train_config, evaluate_config)
     strategy.summary()
@@ -77,7 +77,7 @@ def run_until(
             _log.info("Stopping early after round %s", number)
             break
     _log.info("")
-    _log.info("Strategy execution finished in %.2fs", time.time() - started)
+    _log.info("Strategy execution finished in %.2fs", time.monotonic() - started)
     _log.info("")
     _log.info("Final results:")
     _log.info("")
