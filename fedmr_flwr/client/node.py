@@ -50,7 +50,7 @@ class NodeEnvironment(ClientEnvironment):
 
     def __init__(self, settings: Settings, node_config: Mapping[str, Any], spec: DataSpec, run: str) -> None:
         super().__init__(settings, number_of(node_config))
-        self._spec, self._node_config = spec, node_config
+        self._spec = spec
         kind, path = kind_and_path(str(node_config[DATA]))
         self._data = Path(path)
         self.evaluates = node_config.get(ROLE) == EVALUATOR
@@ -64,12 +64,11 @@ class NodeEnvironment(ClientEnvironment):
             raise ConfigError(f"invalid run identifier {run!r}; install the same version on server and nodes")
         self._state = Path(str(node_config.get(STATE, "state"))) / run
         self.state = ClientState(self._state / f"client-{self.number:06d}")
-        self._name = name_of(node_config)
         # The settings come with each message: a server could ask for models without seals.
         if PINNED in node_config and self._key and not settings.privacy.sealed:
             raise ConfigError(
-                f"{self._name}: with app-sha256 and sealing-key in its node.yaml this node takes part in sealed runs "
-                "alone; set privacy.sealed=true, or remove one of them there"
+                "with app-sha256 and sealing-key in its node.yaml this node takes part in sealed runs alone; set "
+                "privacy.sealed=true, or remove one of them there"
             )
         if settings.partition.name.startswith(partitions.FILE):
             raise ConfigError(
@@ -106,10 +105,6 @@ class NodeEnvironment(ClientEnvironment):
 
     def examples(self) -> tuple[Dataset, Examples]:
         """Return the data set and the node's own examples, or its part of its copy of the run's data set."""
-        with private_errors(self._node_config):
-            return self._examples()
-
-    def _examples(self) -> tuple[Dataset, Examples]:
         if not self._has_own:
             dataset = self._dataset()
             own = dataset.train.select(self._indices(dataset), _CPU)
@@ -123,34 +118,26 @@ class NodeEnvironment(ClientEnvironment):
 
     def tests(self) -> Examples | None:
         """Return the node's own test examples, or its part of those of its copy of the run's data set."""
-        with private_errors(self._node_config):
-            if self._has_own:
-                _, tests = self._own
-                return tests and tests.to(self.device)
-            settings, dataset = self.settings, self._dataset()
-            parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
-            of_all = partitions.client_tests(dataset, parts, settings.partition, settings.seed)
-            return (
-                None if of_all is None else tests_of(dataset, settings, of_all[self.number], self.number, self.device)
-            )
+        if self._has_own:
+            _, tests = self._own
+            return tests and tests.to(self.device)
+        settings, dataset = self.settings, self._dataset()
+        parts = partitions.split(dataset, settings.clients, settings.partition, settings.seed)
+        of_all = partitions.client_tests(dataset, parts, settings.partition, settings.seed)
+        return None if of_all is None else tests_of(dataset, settings, of_all[self.number], self.number, self.device)
 
     @property
     def sealing_key(self) -> bytes:
         """The key of the node's settings."""
         if not self._key:
             raise ConfigError(
-                f"{self._name}: privacy.sealed needs a key that all nodes have and the server does not: put it into "
+                "privacy.sealed needs a key that all nodes have and the server does not: put it into "
                 "sealing.key in the node's folder, and set sealing-key: sealing.key in its node.yaml"
             )
-        with private_errors(self._node_config):
-            return read_key(self._key)
+        return read_key(self._key)
 
     def prepare(self, digest: str) -> int:
         """Compare the node's copy of the data set with the server's, or read the node's own examples."""
-        with private_errors(self._node_config):
-            return self._prepare(digest)
-
-    def _prepare(self, digest: str) -> int:
         # The server would take it for no client, and never ask it for anything more.
         if self.evaluates and not self.settings.privacy.sealed:
             raise ConfigError(
@@ -227,21 +214,16 @@ def number_of(node_config: Mapping[str, Any]) -> int:
     return int(node_config[NUMBER])
 
 
-def name_of(node_config: Mapping[str, Any]) -> str:
-    """Return a node's name."""
-    return str(node_config.get(NAME, f"client {node_config.get(NUMBER)}"))
-
-
 @contextmanager
 def private_errors(node_config: Mapping[str, Any]) -> Iterator[None]:
     """Add the node's name to errors, and remove the paths of its folders: errors are sent to the server."""
     try:
         yield
     except FedmrError as error:
-        text, name = str(error), f"{name_of(node_config)}: "
+        text, name = str(error), node_config.get(NAME, f"client {node_config.get(NUMBER)}")
         for path in (
             Path(kind_and_path(str(node_config[key]))[1]) for key in (DATA, STATE, KEY) if key in node_config
         ):
             text = text.replace(str(path), path.name)
-        error.args = (f"{name}{text.removeprefix(name)}",)  # some kinds are made of other arguments
+        error.args = (f"{name}: {text}",)  # some kinds are made of other arguments
         raise
