@@ -17,6 +17,8 @@ from typing import Any
 # The tests share their cores with others; threads that wait for each other take several times as long. PyTorch reads
 # this when it is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Each of a node's clients would compile its app again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import numpy as np
 import pytest

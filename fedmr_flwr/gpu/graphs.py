@@ -18,9 +18,9 @@ from fedmr_flwr.errors import EngineError
 from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.lanes import ResidentLane
 from fedmr_flwr.models import layers
-from fedmr_flwr.training import optimizers
 from fedmr_flwr.training.devices import default_generators, is_out_of_memory
 from fedmr_flwr.training.lane import TrainResult
+from fedmr_flwr.training.optimizers import Optimizer
 from fedmr_flwr.training.schedule import Batch
 
 # The number of streams that PyTorch has; it returns them in turn.
@@ -126,7 +126,7 @@ class GraphLane(ResidentLane):
             )
         return graph
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> Optimizer:
         """Create an optimiser that updates the weights in pieces."""
         # PyTorch's kernel updates each tensor of up to 65,536 values by one block of threads, while the other
         # multiprocessors wait. Pieces are updated side by side, to the same bits.
@@ -134,19 +134,20 @@ class GraphLane(ResidentLane):
         length = max(_SHORTEST_PIECE, sum(map(len, weights)) // _PIECES)
         self._pieces = [torch.split(vector, length) for vector in weights]
         every = [piece for pieces in self._pieces for piece in pieces]
-        return optimizers.create(every, self._training, self._device, resident=True)
+        return Optimizer(every, self._training, captured=True)
 
     def _update(self) -> None:
         """Change the weights by their gradients."""
+        gradients: list[torch.Tensor | None] = []
         for parameter, pieces in zip(self.model.parameters(), self._pieces, strict=True):
-            if (gradient := parameter.grad) is not None:
-                if gradient.stride() != parameter.stride():
-                    gradient = torch.empty_like(parameter).copy_(gradient)
-                parts = torch.split(_in_memory_order(gradient), len(pieces[0]))
-                for piece, part in zip(pieces, parts, strict=True):
-                    piece.grad = part
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)  # or the pieces would hold the memory until the next step
+            gradient = parameter.grad
+            if gradient is None:
+                gradients += [None] * len(pieces)
+                continue
+            if gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            gradients += torch.split(_in_memory_order(gradient), len(pieces[0]))
+        self._optimizer.step(gradients)
 
     def _next_batch(self, size: int) -> Batch:
         if self._changes is not None or layers.missing(self._device):

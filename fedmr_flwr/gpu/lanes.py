@@ -12,8 +12,8 @@ from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.gpu import states
 from fedmr_flwr.models.packing import overwrite, pack_on_device, tensors_of
-from fedmr_flwr.training import optimizers
 from fedmr_flwr.training.lane import Lane
+from fedmr_flwr.training.optimizers import Optimizer
 from fedmr_flwr.training.rules import State
 from fedmr_flwr.training.schedule import Batch, BatchSchedule, epoch_sizes, longest_order
 
@@ -96,8 +96,8 @@ class ResidentLane(Lane):
         self._states.clear()
         self.sizes.clear()
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        return optimizers.create(self.model.parameters(), self._training, self._device, resident=True)
+    def _make_optimizer(self) -> Optimizer:
+        return Optimizer(self.model.parameters(), self._training, captured=True)
 
     def _load(self, schedule: BatchSchedule) -> None:
         count = len(schedule.order)

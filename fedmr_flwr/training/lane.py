@@ -17,9 +17,9 @@ from fedmr_flwr.data import augmentation
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.models import layers
 from fedmr_flwr.models.base import Dropout
-from fedmr_flwr.training import optimizers
 from fedmr_flwr.training.devices import default_generators, generators_of, to_input
 from fedmr_flwr.training.norms import single_values_allowed
+from fedmr_flwr.training.optimizers import Optimizer
 from fedmr_flwr.training.rules import LocalRule, Outcome, State, Task
 from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes
 
@@ -91,7 +91,7 @@ class Lane:
             training: of this client in this round, see `work_of`; None: the lane's own.
         """
         training = training or self._training
-        optimizers.restart(self._optimizer, training, self._device)
+        self._optimizer.restart(training)
         self._total.zero_()
         # Streams of their own, so that a rule's draws do not change the order of the examples.
         for_rule, for_modules = rng.spawn(2)  # does not draw from the stream itself
@@ -183,13 +183,13 @@ class Lane:
         self._changes = None if schedule.changes is None else schedule.changes.to(self._device)
         self._position = 0
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> Optimizer:
         """Create the optimiser."""
-        return optimizers.create(self.model.parameters(), self._training, self._device)
+        return Optimizer(self.model.parameters(), self._training)
 
     def _update(self) -> None:
         """Change the weights by their gradients."""
-        self._optimizer.step()
+        self._optimizer.step([parameter.grad for parameter in self.model.parameters()])
 
     def _next_batch(self, size: int) -> Batch:
         """Return the next `size` examples of the schedule."""

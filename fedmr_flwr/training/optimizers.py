@@ -1,58 +1,87 @@
-"""The optimisers of local training, PyTorch's own."""
+"""The optimisers of local training: PyTorch's steps, with a state that begins anew for each client."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from fedmr_flwr.config.training import Training
 
+# Of `torch.optim.Adam`.
+_EPS = 1e-8
 
-def create(
-    weights: Iterable[torch.Tensor], training: Training, device: torch.device, resident: bool = False
-) -> torch.optim.Optimizer:
-    """Create the optimiser of a training.
+
+class Optimizer:
+    """Changes weights as `torch.optim.SGD`, `Adam` and `AdamW` do, to the same bits.
+
+    Not these classes themselves: the first one that a process makes imports PyTorch's compiler, which takes longer
+    than the training of many a client.
 
     Args:
-        weights: to change, on the device.
+        weights: to change.
         training: which optimiser, with its options.
-        device: of the weights.
-        resident: whether steps are captured: a learning rate that differs between rounds must be in a tensor.
+        captured: whether steps are captured on a GPU: a rate that differs between rounds must be in a tensor.
     """
-    lr: float | torch.Tensor = training.lr
-    if resident and training.varies:
-        # The kernels of a GPU read a rate in single precision, those of a CPU in double.
-        lr = torch.tensor(lr, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            weights, lr, training.momentum, weight_decay=training.weight_decay, nesterov=training.nesterov, fused=True
-        )
-    kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-    return kind(
-        weights, lr, training.betas, weight_decay=training.weight_decay, fused=True, capturable=device.type == "cuda"
-    )
 
+    def __init__(self, weights: Iterable[torch.Tensor], training: Training, captured: bool = False) -> None:
+        self._weights, self._training = list(weights), training
+        device = self._weights[0].device
+        self._on_gpu = device.type == "cuda"
+        self._rate: float | torch.Tensor = training.lr
+        if captured and training.varies:
+            # The kernels of a GPU read a rate in single precision, those of a CPU in double.
+            kind = torch.float32 if self._on_gpu else torch.float64
+            self._rate = torch.tensor(training.lr, dtype=kind, device=device)
+        # In the same tensors for all clients, because a captured step knows them by their addresses.
+        means = training.optimizer != "sgd" or training.momentum
+        squares = training.optimizer != "sgd"
+        self._means = [torch.zeros_like(weight) for weight in self._weights] if means else []
+        self._squares = [torch.zeros_like(weight) for weight in self._weights] if squares else []
+        self._counts = [torch.zeros((), device=device) for _ in self._squares]
 
-def restart(optimizer: torch.optim.Optimizer, training: Training, device: torch.device) -> None:
-    """Prepare an optimiser for the next client: a state of zeros in the same tensors, and the round's learning rate.
+    def restart(self, training: Training) -> None:
+        """Begin with the next client.
 
-    Args:
-        optimizer: what `create` returned, perhaps used.
-        training: of the client in its round.
-        device: of the weights.
-    """
-    # In place, because a captured step knows its tensors by their addresses.
-    used = [
-        value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
-    ]
-    if used:
-        torch._foreach_zero_(used)
-    if not training.varies:
-        return
-    # Rounded where a captured step reads it from a tensor in single precision, so that every engine has the same.
-    rate = float(np.float32(training.lr)) if device.type == "cuda" else training.lr
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
+        Args:
+            training: of this client in its round, with its learning rate.
+        """
+        if state := [*self._means, *self._squares, *self._counts]:
+            torch._foreach_zero_(state)
+        if not training.varies:
+            return
+        # Rounded where a captured step reads it from a tensor in single precision, so that every engine has the same.
+        rate = float(np.float32(training.lr)) if self._on_gpu else training.lr
+        if isinstance(self._rate, torch.Tensor):
+            self._rate.fill_(rate)
         else:
-            group["lr"] = rate
+            self._rate = rate
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Change the weights.
+
+        Args:
+            gradients: of each weight; None leaves it as it is.
+        """
+        used = [at for at, gradient in enumerate(gradients) if gradient is not None]
+        weights, means, squares, counts = (
+            [every[at] for at in used] if every else []
+            for every in (self._weights, self._means, self._squares, self._counts)
+        )
+        known = [gradient for gradient in gradients if gradient is not None]
+        training = self._training
+        if training.optimizer == "sgd":
+            sgd(
+                weights, known, [*means] or [None] * len(used), fused=True, weight_decay=training.weight_decay,
+                momentum=training.momentum, lr=self._rate, dampening=0, nesterov=training.nesterov, maximize=False,
+            )  # fmt: skip
+            return
+        update = adam if training.optimizer == "adam" else adamw
+        update(
+            weights, known, means, squares, [], counts, fused=True, capturable=self._on_gpu, amsgrad=False,
+            beta1=training.betas[0], beta2=training.betas[1], lr=self._rate, weight_decay=training.weight_decay,
+            eps=_EPS, maximize=False,
+        )  # fmt: skip

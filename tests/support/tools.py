@@ -51,16 +51,17 @@ def flwr(env, *arguments):
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 
-def wait_for_end(env, run_id, seconds=240, at="local", done=lambda: False):
-    """Wait until Flower has ended a run; `done` saves calls of a command that computes for seconds."""
+def wait_for_end(env, run_id, seconds=240, at="local", done=lambda: True):
+    """Wait until Flower has ended a run; `done` saves calls of a command that computes for a second."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        look = time.monotonic() + 5
+        look = time.monotonic() + 20
         while not done() and time.monotonic() < look:
             time.sleep(0.2)
         (run,) = flwr(env, "list", at, "--run-id", run_id)["runs"]
         if run["status"].startswith("finished"):
             return run["status"], run.get("status-details")
+        time.sleep(3)
     raise TimeoutError
 
 

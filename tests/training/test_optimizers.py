@@ -1,6 +1,9 @@
 """Every optimiser and option of local training, compared with a plain loop of PyTorch's own."""
 
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +16,11 @@ from fedmr_flwr.config.training import Training
 from fedmr_flwr.data import datasets
 from fedmr_flwr.training.devices import place
 from fedmr_flwr.training.lane import Lane
+from fedmr_flwr.training.optimizers import Optimizer
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.training.sgd import fit
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 RECIPES = {
     "sgd": {"weight_decay": 1e-2},
@@ -36,15 +41,20 @@ def data():
     return datasets.load(Data(), None)
 
 
-def plain_loop(model, data, examples, training, steps):
-    """Train as a script without this package would."""
-    rng, count = np.random.default_rng(0), len(examples)
+def of_pytorch(weights, training):
+    """PyTorch's own optimiser with a training's options."""
     if training.optimizer == "sgd":
         own = {"momentum": training.momentum, "nesterov": training.nesterov}
     else:
         own = {"betas": training.betas}
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
-    optimizer = kind(model.parameters(), training.lr, weight_decay=training.weight_decay, fused=True, **own)
+    return kind(weights, training.lr, weight_decay=training.weight_decay, fused=True, **own)
+
+
+def plain_loop(model, data, examples, training, steps):
+    """Train as a script without this package would."""
+    rng, count = np.random.default_rng(0), len(examples)
+    optimizer = of_pytorch(model.parameters(), training)
     done = 0
     while done < steps:
         for batch in torch.from_numpy(rng.permutation(count)).split(training.batch_size)[: steps - done]:
@@ -86,6 +96,48 @@ def test_second_client_starts_afresh(data, optimizer):
         lane.run()
     fit(fresh, data, examples, training, np.random.default_rng(2))
     assert all(torch.equal(a, b) for a, b in zip(lane.model.parameters(), fresh.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "adamw"])
+def test_weights_without_a_gradient_stay_as_pytorch_leaves_them(name):
+    training, rng = Training(**RECIPES[name]), torch.Generator().manual_seed(0)
+    ours = [torch.randn(size, generator=rng) for size in (3, 5)]
+    theirs = [torch.nn.Parameter(weight.clone()) for weight in ours]
+    optimizer, pytorchs = Optimizer(ours, training), of_pytorch(theirs, training)
+    for missing in (None, 1, None, 0, 1):
+        gradients = [None if at == missing else torch.randn(len(ours[at]), generator=rng) for at in (0, 1)]
+        before = [weight.clone() for weight in ours]
+        optimizer.step(gradients)
+        for weight, gradient in zip(theirs, gradients, strict=True):
+            weight.grad = gradient
+        pytorchs.step()
+        assert missing is None or torch.equal(ours[missing], before[missing])
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_first_gradient_may_come_late():
+    weights = [torch.ones(1), torch.ones(1)]
+    optimizer = Optimizer(weights, Training(lr=0.1, momentum=0.5))
+    optimizer.step([torch.ones(1), None])
+    optimizer.step([torch.ones(1), torch.ones(1)])
+    assert torch.cat(weights).tolist() == pytest.approx([0.75, 0.9])
+
+
+@pytest.mark.slow
+def test_training_does_not_import_pytorchs_compiler():
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(ROOT)!r})
+from fedmr_flwr.config.training import Training
+from fedmr_flwr.training.optimizers import Optimizer
+for name in ("sgd", "adam", "adamw"):
+    Optimizer([torch.ones(3)], Training(optimizer=name, weight_decay=0.1)).step([torch.ones(3)])
+print("torch._dynamo" in sys.modules)
+torch.optim.SGD([torch.ones(3)])
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_loss_is_the_mean_of_the_steps_done(data):

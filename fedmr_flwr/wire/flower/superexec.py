@@ -26,9 +26,8 @@ from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExec
 from flwr.supercore.tls import get_client_tls_args, validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
-# What every client would import before it trains. The first optimiser of a process imports PyTorch's compiler even
-# though nothing is compiled.
-_PRELOADED = ["torch", "torch._dynamo", run_clientapp.__module__]
+# What every client would import before it trains.
+_PRELOADED = ["torch", run_clientapp.__module__]
 # Python's exit code of a forked process whose fork server has died.
 _ORPHANED = 255
 
