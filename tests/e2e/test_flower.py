@@ -1,14 +1,14 @@
 """The real thing: Flower's SuperLink, its simulation with Ray, and this project's commands as a user types them."""
 
-import signal
 import subprocess
-import time
 
 import pytest
 
+from fedmr_flwr.launch.python import run as run_here
 from fedmr_flwr.runs.folder import RunFolder
 from tests.support.tools import BIN, ROOT, flwr, left, manifest, wait_for_end
 
+QUICKSTART = ROOT / "conf/quickstart.yaml"
 TINY = ["rounds=4", "training.local-epochs=1"]
 
 pytestmark = pytest.mark.e2e
@@ -22,13 +22,13 @@ def test_fedmr_run_equals_in_process(tmp_path, env):
         "evaluation.fine-tune=3", "evaluation.forgetting=true",
         "rounds=3", "clients=6", "clients-per-round=3",
     ]  # fmt: skip
-    for engine in ("in-process", "ray"):
-        done = subprocess.run(
-            [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *recipe, f"run-dir={engine}", "--engine", engine],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    ray, here = (RunFolder(tmp_path / engine) for engine in ("ray", "in-process"))
+    ray, here = RunFolder(tmp_path / "ray"), RunFolder(tmp_path / "here")
+    run_here(QUICKSTART, *recipe, "engine=in-process", f"run-dir={here.path}")
+    done = subprocess.run(
+        [BIN / "fedmr", "run", QUICKSTART, *recipe, "run-dir=ray"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     assert lines[0] == lines[-1] == f"run folder: {ray.path}"
     assert [line.split("  ")[0] for line in lines if line.startswith("round ")] == [f"round {n}/3" for n in (1, 2, 3)]
@@ -44,8 +44,7 @@ def test_fedmr_run_equals_in_process(tmp_path, env):
 
 
 def test_flwr_run_with_its_default_nodes_equals_in_process(tmp_path, local):
-    here = [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "--engine", "in-process"]
-    subprocess.run([*here, f"run-dir={tmp_path / 'here'}"], check=True, capture_output=True, timeout=300)
+    run_here(QUICKSTART, *TINY, "engine=in-process", f"run-dir={tmp_path / 'here'}")
     out = RunFolder(tmp_path / "run")
     overrides = f"{' '.join(TINY)} run-dir={out.path}"
     # No --federation-config: Flower's default has two nodes, the quickstart 20 clients.
@@ -93,33 +92,10 @@ def test_why_ray_did_not_start_is_told(tmp_path, env):
     folder = tmp_path / ("a" * 60) / ("b" * 60)  # where Ray's sockets would lie; their paths may have 107 characters
     folder.mkdir(parents=True)
     done = subprocess.run(
-        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", *TINY, "run-dir=run"],
+        [BIN / "fedmr", "run", QUICKSTART, *TINY, "run-dir=run"],
         cwd=tmp_path, env=env | {"TMPDIR": str(folder)}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "AF_UNIX path length cannot exceed 107 bytes" in done.stderr
     assert "AF_UNIX path length cannot exceed 107 bytes" in (tmp_path / "run/flower.log").read_text()
     assert left(env) == []
-
-
-def test_ctrl_c_stops_flower(tmp_path, env):
-    process = start_endless_run(tmp_path, env)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=90)
-    assert (process.returncode, err) == (130, "fedmr: interrupted\n")
-    assert manifest(tmp_path / "run")["status"] == "failed"
-    assert left(env) == []
-
-
-def start_endless_run(folder, env, seconds=180):
-    """Start `fedmr run` and wait for its first round."""
-    process = subprocess.Popen(
-        [BIN / "fedmr", "run", ROOT / "conf/quickstart.yaml", "rounds=100000", "run-dir=run"],
-        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # Where the tests run in the background, SIGINT is ignored, and ignoring is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    deadline = time.monotonic() + seconds
-    while not (folder / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return process

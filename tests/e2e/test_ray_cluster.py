@@ -16,6 +16,7 @@ import pytest
 from fedmr_flwr.config.loading import load
 from fedmr_flwr.errors import FedmrError
 from fedmr_flwr.launch import ray
+from fedmr_flwr.launch.python import run as run_here
 from tests.support.tools import BIN, ROOT, family, left, manifest
 
 QUICKSTART = ROOT / "conf/quickstart.yaml"
@@ -94,10 +95,7 @@ def settings(tmp_path, *overrides):
 
 def test_clients_train_on_both_nodes(tmp_path, env, two_nodes):
     address, marked = two_nodes
-    subprocess.run(
-        [BIN / "fedmr", "run", QUICKSTART, *TINY, "run-dir=reference", "--engine", "in-process"],
-        cwd=tmp_path, env=env, capture_output=True, timeout=120, check=True,
-    )  # fmt: skip
+    run_here(QUICKSTART, *TINY, "engine=in-process", f"run-dir={tmp_path / 'reference'}")
     raylets = set(named(marked, "raylet/raylet"))
     trained_under = set()
     output = tmp_path / "output"

@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from fedmr_flwr.config.loading import load
+from fedmr_flwr.launch.python import run as run_here
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.evaluation import evaluate
@@ -35,11 +36,10 @@ ROUNDS = 6
 RUN = [f"rounds={ROUNDS}", "checkpoint-every=1", "guard=off"]
 
 
-def plain_run(env, folder):
-    """The same run in one process, which keeps every model."""
-    own = ["run-dir=here", "keep-models=every 1", "keep-models-slots=true", "--engine", "in-process"]
-    done = fedmr(env, folder, "run", "conf.yaml", *RUN, *own)
-    assert done.returncode == 0, done.stderr
+def plain_run(folder):
+    """The same run in this process, which keeps every model."""
+    own = [f"run-dir={folder / 'here'}", "keep-models=every 1", "keep-models-slots=true", "engine=in-process"]
+    run_here(folder / "conf.yaml", *RUN, *own)
     return RunFolder(folder / "here")
 
 
@@ -87,7 +87,7 @@ def look(env, folder, windows, name, *settings):
 
 def test_server_never_has_a_layer(deployment, env):
     folder = deployment
-    plain = plain_run(env, folder)
+    plain = plain_run(folder)
     windows = windows_of(plain)
     assert len(windows) > 10_000
     with ExitStack() as stack:
