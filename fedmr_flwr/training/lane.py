@@ -67,8 +67,8 @@ class Lane:
         self._device = examples.labels.device
         self._optimizer = self._make_optimizer()
         self._total = torch.zeros((), device=self._device)
-        # The gradient of the loss; without it, a kernel makes one in every step.
-        self._one = torch.ones((), device=self._device)
+        # The gradient of the loss. Without it a GPU makes one in every step; with it PyTorch imports sympy.
+        self._one = torch.ones((), device=self._device) if self._device.type == "cuda" else None
         self._generators = generators_of(self._device)
 
     def begin(
