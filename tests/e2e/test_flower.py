@@ -14,6 +14,31 @@ TINY = ["rounds=4", "training.local-epochs=1"]
 pytestmark = pytest.mark.e2e
 
 
+# For the process of the server, which has Ray's threads.
+SPY = """
+import os, sys
+
+def write(line):
+    with open({path!r}, "a") as file:
+        print(line, file=file)
+
+def hear(event, arguments):
+    if event == "os.putenv" and "ray" in sys.modules and arguments[0] not in os.environb:
+        write(arguments[0])
+
+if any(word.endswith("/flwr-simulation") for word in sys.orig_argv):
+    write("watching")
+    sys.addaudithook(hear)
+"""
+
+
+def spy(folder):
+    """The file in which new variables of the environment are noted by processes with the folder in Python's path."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SPY.format(path=str(folder / "spied")))
+    return folder / "spied"
+
+
 def test_fedmr_run_equals_in_process(tmp_path, env):
     recipe = [
         "training.optimizer=adam", "training.lr=0.001", "training.schedule=cosine", "training.warmup-rounds=1",
@@ -24,9 +49,11 @@ def test_fedmr_run_equals_in_process(tmp_path, env):
     ]  # fmt: skip
     ray, here = RunFolder(tmp_path / "ray"), RunFolder(tmp_path / "here")
     run_here(QUICKSTART, *recipe, "engine=in-process", f"run-dir={here.path}")
+    spied = spy(tmp_path / "spy")
     done = subprocess.run(
         [BIN / "fedmr", "run", QUICKSTART, *recipe, "run-dir=ray"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, env=env | {"PYTHONPATH": str(spied.parent)}, capture_output=True, text=True, timeout=300,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.strip()]
@@ -40,6 +67,7 @@ def test_fedmr_run_equals_in_process(tmp_path, env):
     assert ray.read_client_rows() == here.read_client_rows()
     around = [[row["around-training"] for row in out.read_rows()] for out in (ray, here)]
     assert around[0] == around[1]
+    assert spied.read_text() == "watching\n", "a new variable may end a process that has threads"
     assert left(env) == []
 
 

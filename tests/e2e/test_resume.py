@@ -28,7 +28,7 @@ def test_run_that_dies_in_every_way_ends_the_same(tmp_path, env):
     out = RunFolder(place / "run")
 
     first = in_the_background(env, place, "run", QUICKSTART, *SETTINGS, "run-dir=run", "--engine", "in-process")
-    wait_for_rounds(out, 4)
+    wait_for_rounds(out, 4, first)
     first.kill()
     first.communicate()
     before = len(out.read_rows())
@@ -37,7 +37,7 @@ def test_run_that_dies_in_every_way_ends_the_same(tmp_path, env):
 
     # One of Ray's processes is killed: Flower would continue without it and fail its clients in every round.
     second = in_the_background(env, place, "resume", "run", "--engine", "ray")
-    wait_for_rounds(out, before + 4)
+    wait_for_rounds(out, before + 4, second)
     busy = subprocess.run(
         [BIN / "fedmr", "resume", "run"],
         cwd=place,
@@ -60,7 +60,7 @@ def test_run_that_dies_in_every_way_ends_the_same(tmp_path, env):
     # The machine goes down: every process at once, in the middle of a round.
     before = len(out.read_rows())
     third = in_the_background(env, place, "resume", "run", "--engine", "ray")
-    wait_for_rounds(out, before + 2)
+    wait_for_rounds(out, before + 2, third)
     time.sleep(rng.uniform(0, 0.3))
     for process in family(env):
         process.kill()
@@ -70,7 +70,7 @@ def test_run_that_dies_in_every_way_ends_the_same(tmp_path, env):
     # The server's process alone is killed.
     before = len(out.read_rows())
     fourth = in_the_background(env, place, "resume", "run", "--engine", "ray")
-    wait_for_rounds(out, before + 2)
+    wait_for_rounds(out, before + 2, fourth)
     (simulation,) = (p for p in family(env) if any(word.endswith("/flwr-simulation") for word in p.cmdline()))
     simulation.kill()
     _, error = fourth.communicate(timeout=300)
@@ -81,7 +81,7 @@ def test_run_that_dies_in_every_way_ends_the_same(tmp_path, env):
     # Someone presses Ctrl-C.
     before = len(out.read_rows())
     fifth = in_the_background(env, place, "resume", "run", "--engine", "ray")
-    wait_for_rounds(out, before + 2)
+    wait_for_rounds(out, before + 2, fifth)
     fifth.send_signal(signal.SIGINT)
     _, error = fifth.communicate(timeout=90)
     assert (fifth.returncode, error) == (130, "fedmr: interrupted\n")

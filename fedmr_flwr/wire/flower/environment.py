@@ -80,6 +80,13 @@ def simulation_environment(home: Path, path: str, ray_address: str, ports: tuple
         RAY_ADDRESS: ray_address,
         # Ray's ports are open to every account of the machine, and run any code; a cluster has its own rule.
         **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)} if ray_address == "local" else {}),
+        # What Ray, PyTorch and this package would set themselves while Ray's threads read the environment: a new
+        # variable moves it in memory, and now and then ends the process by a segmentation fault (Ray's issue 62028).
+        "RAY_CLIENT_MODE": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONBREAKPOINT": "ray.util.rpdb._driver_set_trace",
+        "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(home / "inductor")),
         # Ray passes Python's path on, so that actors on other machines find the app, too.
         "PYTHONPATH": path,
         # Large messages in huge pages: serialising a large population takes a third of the time.
