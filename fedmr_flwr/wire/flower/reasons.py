@@ -4,6 +4,8 @@ import re
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?: .*\n|\n)*(\S.*)")
+# Flower's lines of ordinary work, and those of its HTTP server.
+_ORDINARY = re.compile(r"(\S+ )?(INFO|DEBUG)\b")
 _CHAINED = ("direct cause of the following exception", "another exception occurred")
 
 
@@ -17,7 +19,7 @@ def reason(log: str) -> str:
 
     Returns:
         The exception that began the last chain of tracebacks; without one, the last line about an error; else the
-        last line. Empty if the log is.
+        last line. Empty if there is none but about ordinary work.
     """
     cause, end = "", 0
     log = plain(log)
@@ -26,6 +28,6 @@ def reason(log: str) -> str:
         if not any(words in log[end : found.start()] for words in _CHAINED):
             cause = found[1]
         end = found.end()
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not _ORDINARY.match(line.strip())]
     errors = [line for line in lines if re.match(r"(ERROR|fatal|error)\b", line, re.IGNORECASE)]
     return " ".join((cause or (errors or lines or [""])[-1]).split())

@@ -30,6 +30,8 @@ RAY = OSError("AF_UNIX path length cannot exceed 107 bytes")
     [
         ("", ""),
         ("one\n\n two \n", "two"),
+        ("killed\n\x1b[92mINFO \x1b[0m:      ControlServicer.ListRuns\n", "killed"),
+        ('2026-11-28T02:04:20.642Z INFO [uvicorn.access] 127.0.0.1:345 - "POST /v1/control/list-runs" 200\n', ""),
         (
             "ERROR: [Errno 98] address already in use\nINFO: shutting down\n",
             "ERROR: [Errno 98] address already in use",
