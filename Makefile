@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 LATEST := .venv-latest
 FAST := -m "not e2e and not slow"
-# Followed by the number of tests at a time. Tests of deployments wait most of the time, so more than two cores.
+# Followed by the number of tests at a time. Tests of deployments wait most of the time, so one more than two cores.
 PYTEST := pytest --dist worksteal -n
 # uv, where it is installed, makes the same environments in a fraction of the time. With pip in them: a test uses it.
 ifneq ($(shell command -v uv),)
@@ -31,11 +31,11 @@ check: lint ## Check style and types, run unit and contract tests.
 	$(VENV)/bin/$(PYTEST) 2 $(FAST)
 
 test: $(VENV)/.ready ## Run all tests; the end-to-end ones start Flower.
-	$(VENV)/bin/$(PYTEST) 4
+	$(VENV)/bin/$(PYTEST) 3
 
 test-latest: $(LATEST)/.ready ## Run all tests with the newest Flower.
 	$(LATEST)/bin/python -c "from importlib.metadata import version; print('flwr', version('flwr'))"
-	$(LATEST)/bin/$(PYTEST) 4
+	$(LATEST)/bin/$(PYTEST) 3
 
 docs: $(VENV)/.docs ## Build the documentation site, in site/.
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
