@@ -65,10 +65,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("e2e", "slow")])
     shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))]
-    files: dict[Path, int] = {}
+    groups: dict[object, int] = {}
     for item in items:
-        if item.get_closest_marker("e2e"):  # a file's tests have a SuperLink in common
-            share = shares[files.setdefault(item.path, len(files)) % len(shares)]
+        if item.get_closest_marker("e2e"):
+            # Those of a file that talk to a local SuperLink have it in common.
+            group = item.path if "local" in getattr(item, "fixturenames", ()) else item
+            share = shares[groups.setdefault(group, len(groups)) % len(shares)]
         else:
             share = min(shares, key=len)
         share.append(item)
