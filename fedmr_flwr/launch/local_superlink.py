@@ -133,7 +133,7 @@ class LocalSuperLink:
                 raise EngineError(f"Flower's {name} ended with status {process.returncode}: {self._reason()}")
 
     def _reason(self) -> str:
-        return reason(self.output()) or "its log is empty"
+        return reason(self.output()) or f"see {self._log}"
 
 
 @contextmanager

@@ -123,6 +123,13 @@ def test_first_gradient_may_come_late():
     assert torch.cat(weights).tolist() == pytest.approx([0.75, 0.9])
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_frozen_weights_take_no_memory(optimizer):
+    weights = [torch.ones(1), torch.zeros(1).expand(10**13)]  # a state of the second would take 40 TB
+    Optimizer(weights, Training(optimizer=optimizer)).step([torch.ones(1), None])
+    assert weights[0] < 1
+
+
 @pytest.mark.slow
 def test_training_imports_neither_pytorchs_compiler_nor_sympy():
     code = f"""

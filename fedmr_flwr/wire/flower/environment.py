@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+import tempfile
 from pathlib import Path
 
 # The folder of Flower's configuration.
@@ -72,6 +73,7 @@ def simulation_environment(home: Path, path: str, ray_address: str, ports: tuple
     """
     local = filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1", "localhost"])
     no_proxy = ",".join(local)
+    compiled = Path(tempfile.gettempdir(), f"torchinductor_uid_{os.getuid()}")  # by `torch.compile`, for later runs
     return environment(home) | {
         # `flwr` then finds this SuperLink, and no run of another project is submitted to it.
         CONTROL_PORT: str(ports[0]),
@@ -86,7 +88,7 @@ def simulation_environment(home: Path, path: str, ray_address: str, ports: tuple
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONBREAKPOINT": "ray.util.rpdb._driver_set_trace",
         "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
-        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(home / "inductor")),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled)),
         # Ray passes Python's path on, so that actors on other machines find the app, too.
         "PYTHONPATH": path,
         # Large messages in huge pages: serialising a large population takes a third of the time.

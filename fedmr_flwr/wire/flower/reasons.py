@@ -5,7 +5,7 @@ import re
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?: .*\n|\n)*(\S.*)")
 # Flower's lines of ordinary work, and those of its HTTP server.
-_ORDINARY = re.compile(r"(\S+ )?(INFO|DEBUG)\b")
+_ORDINARY = re.compile(r"(\d{4}-\d\d-\d\d\S* (\S+ )?)?(INFO|DEBUG)\b")
 _CHAINED = ("direct cause of the following exception", "another exception occurred")
 
 
@@ -28,6 +28,7 @@ def reason(log: str) -> str:
         if not any(words in log[end : found.start()] for words in _CHAINED):
             cause = found[1]
         end = found.end()
-    lines = [line.strip() for line in log.splitlines() if line.strip() and not _ORDINARY.match(line.strip())]
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(ERROR|fatal|error)\b", line, re.IGNORECASE)]
+    lines = [line for line in lines if not _ORDINARY.match(line)]
     return " ".join((cause or (errors or lines or [""])[-1]).split())

@@ -30,6 +30,7 @@ RAY = OSError("AF_UNIX path length cannot exceed 107 bytes")
     [
         ("", ""),
         ("one\n\n two \n", "two"),
+        ("No INFO was found\n2026-11-28 02:04:20,642 INFO done\n", "No INFO was found"),
         ("killed\n\x1b[92mINFO \x1b[0m:      ControlServicer.ListRuns\n", "killed"),
         ('2026-11-28T02:04:20.642Z INFO [uvicorn.access] 127.0.0.1:345 - "POST /v1/control/list-runs" 200\n', ""),
         (
