@@ -59,18 +59,20 @@ TOY = [
 
 @pytest.hookimpl(trylast=True)  # of what -m has left
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let every worker begin with the longest tests, and with as many of them as the others.
+    """Let workers begin with the longest tests, all but one with those that start Flower.
 
-    pytest-xdist gives each an equal piece of the list; who has finished takes from the end of another's.
+    pytest-xdist gives each an equal piece of the list; who has finished takes from the end of another's. While
+    Flower's processes wait for each other, the last worker's tests use the cores.
     """
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("e2e", "slow")])
     shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))]
+    ends = shares[:-1] or shares
     groups: dict[object, int] = {}
     for item in items:
         if item.get_closest_marker("e2e"):
             # Those of a file that talk to a local SuperLink have it in common.
             group = item.path if "local" in getattr(item, "fixturenames", ()) else item
-            share = shares[groups.setdefault(group, len(groups)) % len(shares)]
+            share = ends[groups.setdefault(group, len(groups)) % len(ends)]
         else:
             share = min(shares, key=len)
         share.append(item)
