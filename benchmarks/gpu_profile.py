@@ -1,8 +1,8 @@
 """Where the time of a training goes in the engine gpu: one cohort of clients, trained again and again.
 
-Prints the milliseconds of a round's training, side by side and one client after another, then every kernel of a step
-with its microseconds: alone, and while all clients train. In float32 it compares the models, bit for bit, with those
-of lanes that launch every kernel on their own.
+Prints the milliseconds of a round's training: in lockstep where the model allows it, side by side, and one client
+after another; then every kernel of a step with its microseconds: alone, while all clients train side by side, and in
+lockstep. In float32 it compares the models, bit for bit, with those of lanes that launch every kernel on their own.
 
     .venv/bin/python benchmarks/gpu_profile.py --data-dir FOLDER
     .venv/bin/python benchmarks/gpu_profile.py --data-dir FOLDER --override precision=tf32
@@ -30,6 +30,7 @@ from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import partition_files
 from fedmr_flwr.gpu.graphs import GraphLane
 from fedmr_flwr.gpu.grid import GpuGrid
+from fedmr_flwr.gpu.stack import GraphStack, Share
 from fedmr_flwr.models.packing import overwrite, pack
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.devices import arithmetic, place
@@ -40,6 +41,23 @@ from fedmr_flwr.training.schedule import step_count
 CONF = Path(__file__).parent.parent / "conf"
 
 
+class CohortStack(GraphStack):
+    """A stack that takes the clients of the cohort without messages."""
+
+    def start(self, model: Packed, shares: Sequence[Share]) -> None:
+        """Assign the clients."""
+        self._overwrite([model] * len(shares))
+        self.begin_all(shares)
+        self._ready()
+
+    def replay_step(self) -> None:
+        """Replay the captured step once."""
+        self._at.zero_()
+        for graph in self._graphs.values():
+            assert graph
+            graph.replay()
+
+
 class CohortLane(GraphLane):
     """A lane that takes a client of the cohort without a message."""
 
@@ -47,8 +65,7 @@ class CohortLane(GraphLane):
         """Assign a client."""
         overwrite(self._tensors, model, self._layout)
         self.begin(stream(0, "train", client), LocalRule(), indices=indices)
-        self._outer = torch.cuda.current_stream()
-        self._stream.wait_stream(self._outer)
+        self._ready()
 
     def replay_step(self, size: int) -> None:
         """Replay the captured step of a batch size once."""
@@ -126,6 +143,26 @@ def main(
             crowd: dict[str, list[float]] = {}
             for event in kernels_of(lambda: run_all(lanes)):
                 crowd.setdefault(event.name, []).append(event.time_range.elapsed_us())
+            stack, lockstep, kernels, stacked_digest = None, float("nan"), [], None
+            if grid._stackable:
+                stack = CohortStack(model=grid._model(), **arguments)
+
+                def in_lockstep() -> float:
+                    shares = [
+                        Share(parts[client], settings.training, stream(0, "train", client)) for client in cohort
+                    ]
+                    stack.start(initial, shares)
+                    return seconds_of(lambda: run_all([stack]))
+
+                for _ in range(3):
+                    in_lockstep()
+                lockstep = statistics.median(in_lockstep() for _ in range(times))
+                sha = hashlib.sha256()
+                for model, _ in stack.end_all():
+                    sha.update(model.on_host().floats.tobytes())
+                stacked_digest = sha.hexdigest()
+                in_lockstep()
+                kernels = kernels_of(stack.replay_step)
             apart, eager = [], 0.0
             for own, client in zip(indices, cohort, strict=True):
                 model = models.build(settings.model.name, grid._dataset.input_shape, grid._dataset.classes)
@@ -145,7 +182,20 @@ def main(
         table.add_row(event.name[:100], f"{event.time_range.elapsed_us():.2f}", f"{among:.2f}")
     console.print(table)
     total = sum(event.time_range.elapsed_us() for event in step)
-    same = f"; the same bits: {digest(apart, layout) == trained}" if settings.precision == "float32" else ""
+    if kernels:
+        table = Table("kernel in lockstep")
+        table.add_column("us", justify="right")
+        for event in kernels:
+            table.add_row(event.name[:100], f"{event.time_range.elapsed_us():.2f}")
+        console.print(table)
+        console.print(
+            f"in lockstep: {1e3 * lockstep:.1f} ms; a step: {len(kernels)} kernels of "
+            f"{sum(event.time_range.elapsed_us() for event in kernels):.0f} us"
+        )
+    same = ""
+    if settings.precision == "float32":
+        alike = [one == digest(apart, layout) for one in (trained, stacked_digest) if one]
+        same = f"; the same bits: {alike}"
     console.print(
         f"{len(cohort)} clients, the largest with {longest} steps: {1e3 * together:.1f} ms side by side, "
         f"{1e3 * eager:.0f} ms one after another without graphs{same}\n"

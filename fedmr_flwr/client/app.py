@@ -94,7 +94,7 @@ def train_config(settings: Settings, layout: Layout, spec: DataSpec, run: str) -
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the model of the message on this client's data."""
-    settings = _sent_settings(message)
+    settings = _sent_settings(message.content.config_records[CONFIG])
     # Around loading and packing too: with all threads copies are slower as soon as other processes use the cores.
     with threads(settings.client_cpus):
         request = TrainRequest(message, context)
@@ -115,7 +115,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
     A client without test examples does not fine-tune: it would be scored on what it has just trained on.
     """
-    settings = _sent_settings(message)
+    settings = _sent_settings(message.content.config_records[CONFIG])
     with threads(settings.client_cpus):
         request = _Request(message, context)
         environment, steps = request.environment, settings.evaluation.fine_tune
@@ -142,7 +142,7 @@ def query(message: Message, context: Context) -> Message:
     metrics = MetricRecord({CLIENT: _number(config, context)})
     # A client that lacks its data would fail at once in every round; it reports that before the first one instead.
     if SETTINGS in config:
-        environment = _environment(message, context)
+        environment = _environment(config, context)
         metrics[EXAMPLES] = environment.prepare(str(config[DIGEST]))
         if environment.settings.privacy.sealed:
             metrics[KEY] = sealing.identity(environment.sealing_key)
@@ -164,9 +164,9 @@ class _Request:
 
     def __init__(self, message: Message, context: Context) -> None:
         self.config = message.content.config_records[CONFIG]
-        self.settings = _sent_settings(message)
-        self.environment = _environment(message, context)
-        spec = _sent_spec(message)
+        self.settings = _sent_settings(self.config)
+        self.environment = _environment(self.config, context)
+        spec = _sent_spec(self.config)
         self._network, self.codec = _network(
             self.settings.model.name, spec.input_shape, spec.classes, self.settings.seed, self.environment.device,
             self.settings.wire, self.settings.precision, spec.text,
@@ -276,15 +276,14 @@ class TrainRequest(_Request):
         return Message(RecordDict({ARRAYS: arrays, **returned, METRICS: metrics}), reply_to=self._message)
 
 
-def _environment(message: Message, context: Context) -> ClientEnvironment:
+def _environment(config: Mapping[str, Any], context: Context) -> ClientEnvironment:
     """Return the client's environment: only a node of a deployment has data in its configuration."""
-    settings = _sent_settings(message)
+    settings = _sent_settings(config)
     if DATA in context.node_config:
-        run = str(message.content.config_records[CONFIG][RUN])
-        return NodeEnvironment(settings, context.node_config, _sent_spec(message), run)
+        return NodeEnvironment(settings, context.node_config, _sent_spec(config), str(config[RUN]))
     if settings.run_dir is None:
         raise ConfigError("this node has no data; start it with `fedmr deploy node`, or see docs/guides/deploy.md")
-    return SimulatedEnvironment(settings, _number(message.content.config_records[CONFIG], context))
+    return SimulatedEnvironment(settings, _number(config, context))
 
 
 def _number(config: Mapping[str, Any], context: Context) -> int:
@@ -293,12 +292,12 @@ def _number(config: Mapping[str, Any], context: Context) -> int:
     return int(config[CLIENT]) if simulated else number_of(context.node_config)
 
 
-def _sent_settings(message: Message) -> Settings:
-    return _settings(str(message.content.config_records[CONFIG][SETTINGS]))
+def _sent_settings(config: Mapping[str, Any]) -> Settings:
+    return _settings(str(config[SETTINGS]))
 
 
-def _sent_spec(message: Message) -> DataSpec:
-    return DataSpec.from_json(str(message.content.config_records[CONFIG][SPEC]))
+def _sent_spec(config: Mapping[str, Any]) -> DataSpec:
+    return DataSpec.from_json(str(config[SPEC]))
 
 
 # Cached, because the text is the same in every message of a run.

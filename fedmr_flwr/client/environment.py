@@ -83,7 +83,7 @@ class SimulatedEnvironment(ClientEnvironment):
     def __init__(self, settings: Settings, number: int) -> None:
         super().__init__(settings, number)
         assert settings.run_dir is not None
-        self._folder = RunFolder(settings.run_dir)
+        self._folder = _folder(settings.run_dir)
         self.state = ClientState(self._folder.client_state / f"client-{number:06d}")
 
     @property
@@ -138,6 +138,12 @@ class SimulatedEnvironment(ClientEnvironment):
                 f"{path} does not exist; all clients must have access to the run folder by the same path"
             )
         return read_partition(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _folder(path: Path) -> RunFolder:
+    """Return a run folder, the same object for all clients of a process."""
+    return RunFolder(path)
 
 
 def tests_of(

@@ -50,10 +50,12 @@ def similarity(rows: Rows, columns: Columns | None = None) -> float:
     if count == 1:
         return 1.0
     vectors = to_common_device(rows)
+    parts = _joined(columns or [slice(0, len(vectors[0]))])
 
     def chosen(row: torch.Tensor) -> torch.Tensor:
         # One row at a time: all of them together would be another population in the GPU's memory.
-        return row if columns is None else torch.cat([row[part] for part in columns])
+        pieces = [row[part] for part in parts]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     norms = torch.stack([torch.linalg.vector_norm(chosen(row), dtype=torch.float64) for row in vectors])
     scales = torch.where(norms > 0, 1 / norms, 0.0)
@@ -63,6 +65,16 @@ def similarity(rows: Rows, columns: Columns | None = None) -> float:
     # One transfer for both numbers: each `.item()` would wait for the GPU.
     of_sum, some = torch.stack([torch.dot(total, total), (norms > 0).sum()]).tolist()
     return float(np.clip((of_sum - some) / (count * (count - 1)), -1, 1))
+
+
+def _joined(columns: Sequence[slice]) -> list[slice]:
+    """Return ranges of columns with those joined that follow each other, because each takes a kernel."""
+    joined: list[slice] = []
+    for part in columns:
+        if joined and joined[-1].stop == part.start:
+            part = slice(joined.pop().start, part.stop)
+        joined.append(part)
+    return joined
 
 
 def spread(rows: Rows, center: Vector, units: Sequence[Columns]) -> list[float]:

@@ -8,25 +8,23 @@ take long to compile.
 """
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import torch
 
-from fedmr_flwr.client.app import TrainRequest
 from fedmr_flwr.errors import EngineError
 from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.lanes import ResidentLane
 from fedmr_flwr.models import layers
 from fedmr_flwr.training.devices import default_generators, is_out_of_memory
-from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.optimizers import Optimizer
 from fedmr_flwr.training.schedule import Batch
 
 # The number of streams that PyTorch has; it returns them in turn.
 STREAMS = 32
-# About how many pieces the weights are updated in, and the fewest values of one. A kernel takes up to 48 tensors.
-_PIECES, _SHORTEST_PIECE = 32, 2048
+# The fewest values of a piece in which weights are updated.
+_SHORTEST_PIECE = 2048
 
 
 class GraphLane(ResidentLane):
@@ -38,7 +36,12 @@ class GraphLane(ResidentLane):
 
     Args:
         **arguments: of `ResidentLane`.
+
+    Attributes:
+        pieces: about how many the weights are updated in. A kernel takes up to 48.
     """
+
+    pieces: ClassVar[int] = 32
 
     def __init__(self, **arguments: Any) -> None:
         self._graphs: dict[tuple[states.Kind, int], torch.cuda.CUDAGraph | None] = {}
@@ -52,9 +55,8 @@ class GraphLane(ResidentLane):
         super().__init__(**arguments)
         _living.add(self)
 
-    def take(self, client: TrainRequest) -> None:
-        """Assign a client; its steps run after everything launched so far."""
-        super().take(client)
+    def _ready(self) -> None:
+        """Let the steps run after everything launched so far."""
         self._outer = torch.cuda.current_stream()
         self._stream.wait_stream(self._outer)
 
@@ -67,10 +69,9 @@ class GraphLane(ResidentLane):
         finally:
             torch.cuda.set_stream(self._outer)
 
-    def end(self) -> TrainResult:
-        """Return the result of the training, after its last step."""
+    def _finished(self) -> None:
+        """Let everything launched from now on run after the steps."""
         self._outer.wait_stream(self._stream)
-        return super().end()
 
     def _run(self, size: int) -> None:
         """Train on the next batch: first without capture, then capturing the step, then replaying it."""
@@ -131,7 +132,7 @@ class GraphLane(ResidentLane):
         # PyTorch's kernel updates each tensor of up to 65,536 values by one block of threads, while the other
         # multiprocessors wait. Pieces are updated side by side, to the same bits.
         weights = [_in_memory_order(parameter.detach()) for parameter in self.model.parameters()]
-        length = max(_SHORTEST_PIECE, sum(map(len, weights)) // _PIECES)
+        length = max(_SHORTEST_PIECE, sum(map(len, weights)) // self.pieces)
         self._pieces = [torch.split(vector, length) for vector in weights]
         every = [piece for pieces in self._pieces for piece in pieces]
         return Optimizer(every, self._training, captured=True)
@@ -156,7 +157,7 @@ class GraphLane(ResidentLane):
 
         inputs, labels = fetch(self._examples, self._order, self._cursor, size)
         self._cursor += size
-        return Batch(inputs, labels, None)
+        return Batch(inputs, labels)
 
     def _forget(self) -> None:
         super()._forget()

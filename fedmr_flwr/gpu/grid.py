@@ -15,18 +15,20 @@ from fedmr_flwr import algorithms, models
 from fedmr_flwr.client.app import TrainRequest, client_app
 from fedmr_flwr.client.environment import SimulatedEnvironment
 from fedmr_flwr.config.settings import Settings
-from fedmr_flwr.core.layout import Layout
+from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data import datasets, skew
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import DeviceError, EngineError, describe
 from fedmr_flwr.gpu.graphs import STREAMS, GraphLane
 from fedmr_flwr.gpu.lanes import ResidentLane, sizes_of
+from fedmr_flwr.gpu.stack import GraphStack, StackLane
 from fedmr_flwr.models import layers
 from fedmr_flwr.models.base import duplicate
 from fedmr_flwr.models.packing import layout_of
 from fedmr_flwr.training.devices import arithmetic, is_out_of_memory, pick_device, place, threads, to_input
 from fedmr_flwr.training.evaluation import evaluate
-from fedmr_flwr.training.rules import local_rule
+from fedmr_flwr.training.lane import TrainResult
+from fedmr_flwr.training.rules import LocalRule, local_rule
 from fedmr_flwr.wire.grids.in_process import InProcessGrid, failed
 from fedmr_flwr.wire.messages import ARRAYS, FLOATS
 from fedmr_flwr.wire.npy import DeviceArray
@@ -52,6 +54,7 @@ class GpuGrid(InProcessGrid):
         report: called with a line for the user.
         device: for training; None: the device of the settings.
         lane: creates a lane from a model, its layout and the data.
+        stack: creates a lane for all clients of a round; None: there is none if `lane` is given.
 
     Raises:
         DeviceError: the GPU does not exist.
@@ -63,12 +66,15 @@ class GpuGrid(InProcessGrid):
         report: Callable[[str], None] = lambda _: None,
         device: torch.device | None = None,
         lane: Callable[..., ResidentLane] | None = None,
+        stack: Callable[..., StackLane] | None = None,
     ) -> None:
         super().__init__(client_app, settings.clients)
         self._settings, self._report = settings, report
         self._device = device or _gpu(settings)
         self._make_lane = lane or GraphLane
+        self._make_stack = stack or (None if lane else GraphStack)
         self._lanes: list[ResidentLane] = []
+        self._stack: StackLane | None = None
         # How many lanes fit is found by trying: the memory of a graph is known only when it is captured. Each needs
         # its own stream.
         self._most = self._reported = min(settings.clients_per_round, STREAMS)
@@ -95,11 +101,46 @@ class GpuGrid(InProcessGrid):
         # The clients with most examples first: a round ends with the last step of the slowest.
         ordered = sorted(turns, key=lambda turn: -(turn.attempt(partial(self._examples_of, turn.message)) or 0))
         with self._reserve(messages):
+            if self._make_stack and self._stackable:
+                self._train_stack(ordered, self._make_stack)
             while waiting := [turn for turn in ordered if not turn.reply]:
                 self._report_fewer()
                 waves = ceil(len(waiting) / self._most)
                 self._wave(waiting[: ceil(len(waiting) / waves)])
         return [turn.reply for turn in turns if turn.reply]
+
+    def _train_stack(self, turns: Sequence["_Turn"], make: Callable[..., StackLane]) -> None:
+        """Train clients in lockstep; if there is no memory for that, leave them without replies."""
+        together = self._settings.clients_per_round
+        for start in range(0, len(turns), together):
+            ready = [turn for turn in turns[start : start + together] if turn.decode(self._context_of(turn.message))]
+            try:
+                self._stack = self._stack or make(model=self._model(), **self._common)
+                if ready:
+                    self._stack.take_all([turn.client for turn in ready])
+                    while self._stack.step():
+                        pass
+                    for turn, (model, result) in zip(ready, self._stack.end_all(), strict=True):
+                        turn.attempt(partial(turn.answer, model, result))
+            except Exception as error:  # only its text is kept, as in a turn
+                for turn in ready:
+                    turn.fail(error)
+                starved = is_out_of_memory(error)
+            else:
+                starved = False
+            if any(turn.failure for turn in ready) and self._stack:
+                self._stack.close()
+                self._stack = None
+            if starved:
+                self._make_stack = None
+                self._free_memory()
+                self._report("the GPU has no memory to train all clients in lockstep: each has a lane of its own")
+                for turn in ready:
+                    turn.reset()
+                return
+            for turn in turns[start : start + together]:
+                if turn.failure:
+                    turn.reply = failed(turn.message, turn.failure)
 
     def _wave(self, turns: Sequence["_Turn"]) -> None:
         """Train some clients side by side; those without memory wait for the next wave, if it can be smaller."""
@@ -127,8 +168,7 @@ class GpuGrid(InProcessGrid):
 
     def _examples_of(self, message: Message) -> int:
         """Return the number of examples of a message's client."""
-        client = self._numbers[message.metadata.dst_node_id]
-        return len(SimulatedEnvironment(self._settings, client).indices)
+        return len(self._environment.parts()[self._numbers[message.metadata.dst_node_id]])
 
     def _lane_for(self, turns: Sequence["_Turn"], client: TrainRequest) -> ResidentLane:
         """Return the free lane that knows most of a client's batch sizes, or a new one if none is free."""
@@ -210,10 +250,26 @@ class GpuGrid(InProcessGrid):
         evaluate(self._model(), self._dataset, self._dataset.test.to(self._device), self._device)
         return torch.cuda.max_memory_reserved() - before
 
+    @cached_property
+    def _stackable(self) -> bool:
+        """Whether clients in lockstep train as in lanes of their own."""
+        settings, training = self._settings, self._settings.training
+        # Of the class itself: one that inherits from it may do something else with a batch.
+        model = vars(type(self._untrained)).get("stackable", False)
+        plain = type(local_rule(settings.strategy)) is LocalRule
+        own = training.augment or training.clip_norm or training.label_smoothing or settings.evaluation.forgetting
+        fits = settings.precision != "bf16" and self._dataset.classes <= layers.MOST_CLASSES
+        return bool(model and plain and fits and not own and not layers.missing(self._device))
+
     def _model(self) -> nn.Module:
         model = duplicate(self._untrained)
         place(model, self._device, self._settings.precision)
         return model
+
+    @cached_property
+    def _environment(self) -> SimulatedEnvironment:
+        """The environment of the first client, for what all have in common."""
+        return SimulatedEnvironment(self._settings, 0)
 
     @cached_property
     def _dataset(self) -> Dataset:
@@ -234,8 +290,7 @@ class GpuGrid(InProcessGrid):
     def _common(self) -> dict[str, Any]:
         """The arguments of all lanes, above all the training set on the GPU."""
         try:
-            settings = self._settings
-            parts = SimulatedEnvironment(settings, 0).parts()
+            settings, parts = self._settings, self._environment.parts()
             examples = skew.of_all(self._dataset, parts, settings.partition, settings.seed).to(self._device)
         except torch.OutOfMemoryError:
             raise EngineError("the training set does not fit into the GPU's memory; use engine=in-process") from None
@@ -245,7 +300,7 @@ class GpuGrid(InProcessGrid):
             "dataset": dataset,
             "examples": examples,
             "settings": self._settings,
-            "largest": SimulatedEnvironment(self._settings, 0).largest,
+            "largest": self._environment.largest,
         }
 
     def _prepared(self, examples: Examples) -> tuple[Dataset, Examples]:
@@ -267,6 +322,7 @@ class _Turn:
 
     Attributes:
         message: the server's.
+        client: what it asks of the client, once it is decoded.
         reply: None until the client has one.
         failure: the error in one line; None if there is none.
         starved: whether the device was out of memory.
@@ -275,6 +331,7 @@ class _Turn:
 
     def __init__(self, message: Message) -> None:
         self.message = message
+        self.client: TrainRequest
         self.reply: Message | None = None
         self.reset()
 
@@ -290,15 +347,25 @@ class _Turn:
             return None
         try:
             return act()
-        except Exception as error:  # only its text is kept: its traceback would keep the lane's tensors alive
-            self.failure, self.starved = describe(error), is_out_of_memory(error)
+        except Exception as error:
+            self.fail(error)
             return None
+
+    def fail(self, error: Exception) -> None:
+        """Keep the text of an error: its traceback would keep the lane's tensors alive."""
+        self.failure, self.starved = describe(error), is_out_of_memory(error)
+
+    def decode(self, context: Context) -> bool:
+        """Decode the message to the client; return whether that was possible."""
+        if request := self.attempt(partial(TrainRequest, self.message, context)):
+            self.client = request
+        return request is not None
 
     def begin(self, context: Context, lane_for: Callable[[TrainRequest], ResidentLane]) -> None:
         """Assign the client to a lane."""
-        self._client = TrainRequest(self.message, context)
-        self.lane = lane_for(self._client)
-        self.lane.take(self._client)
+        self.client = TrainRequest(self.message, context)
+        self.lane = lane_for(self.client)
+        self.lane.take(self.client)
 
     def step(self) -> bool:
         """Launch the client's next step; return whether one was left."""
@@ -309,8 +376,12 @@ class _Turn:
         """Create the reply."""
         assert self.lane
         result = self.lane.end()
-        self._client.measure("after", self.lane.model)
-        self.reply = self._client.reply(self.lane.packed(), result)
+        self.client.measure("after", self.lane.model)
+        self.answer(self.lane.packed(), result)
+
+    def answer(self, trained: Packed, result: TrainResult) -> None:
+        """Create the reply."""
+        self.reply = self.client.reply(trained, result)
 
 
 def _stepped(running: Sequence[_Turn]) -> list[_Turn]:

@@ -12,7 +12,7 @@ from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.gpu import states
 from fedmr_flwr.models.packing import overwrite, pack_on_device, tensors_of
-from fedmr_flwr.training.lane import Lane
+from fedmr_flwr.training.lane import Lane, TrainResult
 from fedmr_flwr.training.optimizers import Optimizer
 from fedmr_flwr.training.rules import State
 from fedmr_flwr.training.schedule import Batch, BatchSchedule, epoch_sizes, longest_order
@@ -66,9 +66,15 @@ class ResidentLane(Lane):
         """Assign a client, with the model that it received."""
         overwrite(self._tensors, client.received, self._layout)
         client.measure("before", self.model)
-        indices = torch.from_numpy(_indices(client))
+        indices = torch.from_numpy(indices_of(client))
         self.begin(client.rng, client.rule, client.vectors, client.kept, indices, client.training)
         self.sizes |= sizes_of(client, self._training.batch_size)
+        self._ready()
+
+    def end(self) -> TrainResult:
+        """Return the result of the training, after its last step."""
+        self._finished()
+        return super().end()
 
     def packed(self) -> Packed:
         """Return the model, its floats on the device."""
@@ -76,6 +82,12 @@ class ResidentLane(Lane):
 
     def close(self) -> None:
         """Wait until everything that the lane has launched has finished, so that its memory can be reused."""
+
+    def _ready(self) -> None:
+        """Act between a client's assignment and its first step."""
+
+    def _finished(self) -> None:
+        """Act between a client's last step and its result."""
 
     def _hold(self, state: State) -> State:
         """Copy a state into the tensors of an earlier one of its kind, if there is one."""
@@ -120,10 +132,10 @@ class ResidentLane(Lane):
 
 def sizes_of(client: TrainRequest, batch_size: int) -> set[int]:
     """Return the batch sizes of a client."""
-    return set(epoch_sizes(len(_indices(client)), batch_size))
+    return set(epoch_sizes(len(indices_of(client)), batch_size))
 
 
-def _indices(client: TrainRequest) -> NDArray[np.int64]:
+def indices_of(client: TrainRequest) -> NDArray[np.int64]:
     """Return the indices of a client's examples."""
     assert isinstance(client.environment, SimulatedEnvironment)
     return client.environment.indices

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,11 @@ class Classifier(nn.Module):
             `classifier`.
         classifier: the last layer.
         blocks: paths of the modules that the unit `block` moves as one piece, such as residual blocks.
+        stackable: whether the engine gpu may train several of it as one model whose batch has a part for each: every
+            layer with weights is given to `layers.apply`, nothing is drawn, and no example depends on another.
     """
+
+    stackable: ClassVar[bool] = False
 
     # Declared here and not defined: an attribute of the class would hide a module that a model assigns to its name.
     features: Callable[[torch.Tensor], torch.Tensor]

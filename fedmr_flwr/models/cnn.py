@@ -22,6 +22,8 @@ class CNN(Classifier):
         hidden: widths of the fully connected layers before the last one.
     """
 
+    stackable = True
+
     def __init__(
         self,
         input_shape: tuple[int, ...],

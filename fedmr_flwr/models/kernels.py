@@ -62,12 +62,18 @@ class Shape(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """How a product is divided: [rows, columns] of a program's part of the result, and how much it sums at a time."""
+    """How a product is divided: [rows, columns] of a program's part of the result, and how much it sums at a time.
+
+    Attributes:
+        warps: of a program.
+        stages: how many parts of the sum are loaded ahead; more than one makes single values take far longer.
+    """
 
     rows: int
     columns: int
     inner: int
     warps: int = 4
+    stages: int = 3
 
 
 @triton.jit
@@ -85,17 +91,32 @@ def _patches(
     return tl.load(images + at, mask=inside, other=0.0)
 
 
+@triton.jit
+def _examples(counts, batch, lane):
+    """Return how many examples a lane has."""
+    count = batch
+    if counts is not None:
+        count = tl.load(counts + lane)
+    return count
+
+
 @triton.jit(do_not_specialize=["batch"])
 def _forward(
-    images, weights, bias, out, winners, batch,
+    images, weights, bias, out, winners, counts, batch,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OUTPUTS: tl.constexpr, KERNEL: tl.constexpr,
     STRIDE: tl.constexpr, PADDING: tl.constexpr, POOL: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
-    BIAS: tl.constexpr, RELU: tl.constexpr, WINNERS: tl.constexpr, PRECISION: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """Compute the output, and for each of its values which position of its window won."""
     WINDOW: tl.constexpr = POOL * POOL
     WEIGHTS: tl.constexpr = C * KERNEL * KERNEL
+    lane = tl.program_id(2)
+    count = _examples(counts, batch, lane)
+    if tl.program_id(0) * COLUMNS >= count * (OH * OW * WINDOW):
+        return
+    images += lane * batch * (C * H * W)
+    weights += lane * (OUTPUTS * WEIGHTS)
     position = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     pooled, inner = position // WINDOW, position % WINDOW
     example = pooled // (OH * OW)
@@ -105,12 +126,12 @@ def _forward(
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, WEIGHTS, INNER):
         column = start + tl.arange(0, INNER)
-        patch = _patches(images, column, example, top, left, example < batch, C, H, W, KERNEL, PADDING)
+        patch = _patches(images, column, example, top, left, example < count, C, H, W, KERNEL, PADDING)
         inside = (output < OUTPUTS)[:, None] & (column < WEIGHTS)[None, :]
         weight = tl.load(weights + output[:, None] * WEIGHTS + column[None, :], mask=inside, other=0.0)
         sums = tl.dot(weight, patch, sums, input_precision=PRECISION)
-    if BIAS:
-        sums += tl.load(bias + output, mask=output < OUTPUTS, other=0.0)[:, None]
+    if bias is not None:
+        sums += tl.load(bias + lane * OUTPUTS + output, mask=output < OUTPUTS, other=0.0)[:, None]
     KEPT: tl.constexpr = COLUMNS // WINDOW
     if POOL > 1:
         values = tl.reshape(sums, (ROWS, KEPT, WINDOW))
@@ -126,144 +147,205 @@ def _forward(
         winner = tl.where(best > 0, winner, WINDOW)
         best = tl.where(best <= 0, 0.0, best)
     pooled = tl.program_id(0) * KEPT + tl.arange(0, KEPT)
-    inside = (output < OUTPUTS)[:, None] & (pooled < batch * (OH * OW))[None, :]
+    inside = (output < OUTPUTS)[:, None] & (pooled < count * (OH * OW))[None, :]
     at = (output * (OH * OW))[:, None] + (pooled // (OH * OW) * (OUTPUTS * OH * OW) + pooled % (OH * OW))[None, :]
+    at += lane * batch * (OUTPUTS * OH * OW)
     tl.store(out + at, best, mask=inside)
-    if WINNERS:
+    if winners is not None:
         tl.store(winners + at, winner.to(tl.uint8), mask=inside)
 
 
 @triton.jit(do_not_specialize=["batch"])
 def _unpool(
-    given, winners, gradient, batch,
+    given, winners, gradient, counts, batch,
     OUTPUTS: tl.constexpr, POOL: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Give each position of the convolution's output its gradient: that of its window if it won, else 0."""
+    lane = tl.program_id(1)
+    count = _examples(counts, batch, lane)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place, row = at % W, at // W % H
-    example, output = at // (H * W) % batch, at // (H * W) // batch
-    inside = (output < OUTPUTS) & (row < OH * POOL) & (place < OW * POOL)
-    source = ((example * OUTPUTS + output) * OH + row // POOL) * OW + place // POOL
+    place, row, plane = at % W, at // W % H, at // (H * W)
+    inside = (plane < count * OUTPUTS) & (row < OH * POOL) & (place < OW * POOL)
+    source = lane * batch * (OUTPUTS * OH * OW) + (plane * OH + row // POOL) * OW + place // POOL
     value = tl.load(given + source, mask=inside, other=0.0)
     winner = tl.load(winners + source, mask=inside, other=POOL * POOL)
     value = tl.where(winner == row % POOL * POOL + place % POOL, value, 0.0)
-    tl.store(gradient + at, value, mask=output < OUTPUTS)
+    tl.store(gradient + lane * batch * (OUTPUTS * H * W) + at, value, mask=plane < count * OUTPUTS)
 
 
 @triton.jit(do_not_specialize=["batch"])
-def _unfold(
-    images, patches, batch,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
-    PADDING: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr, BLOCK: tl.constexpr,
+def _convolution_weight_gradient(
+    images, given, winners, partial, counts, batch,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OUTPUTS: tl.constexpr, KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, POOL: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    PRECISION: tl.constexpr, IMAGES: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Write the pixel that each weight meets at each position."""
-    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    weight = tl.program_id(1)
-    example = position // (OH * OW)
-    row = position // OW % OH * STRIDE - PADDING + weight // KERNEL % KERNEL
-    place = position % OW * STRIDE - PADDING + weight % KERNEL
-    inside = (example < batch) & (row >= 0) & (row < H) & (place >= 0) & (place < W)
-    source = ((example * C + weight // (KERNEL * KERNEL)) * H + row) * W + place
-    pixel = tl.load(images + source, mask=inside, other=0.0)
-    tl.store(patches + weight * (batch * (OH * OW)) + position, pixel, mask=example < batch)
+    """Sum the gradients of the weights over some images; the bias is one more weight, of a constant 1."""
+    WEIGHTS: tl.constexpr = C * KERNEL * KERNEL
+    WIDE: tl.constexpr = OW * POOL
+    AREA: tl.constexpr = OH * POOL * WIDE
+    TILES: tl.constexpr = (OUTPUTS + ROWS - 1) // ROWS
+    group, lane = tl.program_id(1), tl.program_id(2)
+    left = _examples(counts, batch, lane) - group * IMAGES
+    first = lane * batch + group * IMAGES
+    images += first * (C * H * W)
+    given += first * (OUTPUTS * OH * OW)
+    winners += first * (OUTPUTS * OH * OW)
+    output = tl.program_id(0) % TILES * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) // TILES * COLUMNS + tl.arange(0, COLUMNS)
+    channel, down, along = column // (KERNEL * KERNEL), column // KERNEL % KERNEL - PADDING, column % KERNEL - PADDING
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    end = tl.minimum(left, IMAGES) * AREA
+    for start in range(0, end, INNER):
+        position = start + tl.arange(0, INNER)
+        example, row, place = position // AREA, position % AREA // WIDE, position % WIDE
+        source = (example * OUTPUTS * (OH * OW) + row // POOL * OW + place // POOL)[None, :]
+        source += (output * (OH * OW))[:, None]
+        inside = (output < OUTPUTS)[:, None] & (position < end)[None, :]
+        value = tl.load(given + source, mask=inside, other=0.0)
+        winner = tl.load(winners + source, mask=inside, other=POOL * POOL)
+        value = tl.where(winner == (row % POOL * POOL + place % POOL)[None, :], value, 0.0)
+        inside = (position < end)[:, None] & (column < WEIGHTS)[None, :]
+        if PADDING:
+            y, x = (row * STRIDE)[:, None] + down[None, :], (place * STRIDE)[:, None] + along[None, :]
+            inside &= (y >= 0) & (y < H) & (x >= 0) & (x < W)
+        at = (example * (C * H * W) + row * (STRIDE * W) + place * STRIDE)[:, None]
+        at += (channel * (H * W) + down * W + along)[None, :]
+        pixel = tl.load(images + at, mask=inside, other=0.0)
+        pixel = tl.where((column == WEIGHTS)[None, :], 1.0, pixel)
+        sums = tl.dot(value, pixel, sums, input_precision=PRECISION)
+    partial += (lane * tl.num_programs(1) + group) * (OUTPUTS * (WEIGHTS + 1))
+    at = output[:, None] * (WEIGHTS + 1) + column[None, :]
+    tl.store(partial + at, sums, mask=(output < OUTPUTS)[:, None] & (column <= WEIGHTS)[None, :])
 
 
-@triton.jit(do_not_specialize=["batch"])
-def _fold(
-    patches, images, batch,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
-    PADDING: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sum what the weights give each pixel: the transpose of `_unfold`."""
+@triton.jit(do_not_specialize=["groups"])
+def _add_partial(
+    partial, gradient, bias_gradient, groups, OUTPUTS: tl.constexpr, WEIGHTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Sum the partial gradients of groups of images, in their order."""
+    SIZE: tl.constexpr = OUTPUTS * (WEIGHTS + 1)
+    lane = tl.program_id(1)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place, row, channel, example = at % W, at // W % H, at // (H * W) % C, at // (C * H * W)
     sums = tl.zeros((BLOCK,), tl.float32)
-    for tap in tl.static_range(KERNEL * KERNEL):
-        down, along = row + PADDING - tap // KERNEL, place + PADDING - tap % KERNEL
-        inside = (example < batch) & (down >= 0) & (along >= 0) & (down < OH * STRIDE) & (along < OW * STRIDE)
-        inside &= (down % STRIDE == 0) & (along % STRIDE == 0)
-        position = (example * OH + down // STRIDE) * OW + along // STRIDE
-        weight = channel * (KERNEL * KERNEL) + tap
-        sums += tl.load(patches + weight * (batch * (OH * OW)) + position, mask=inside, other=0.0)
-    tl.store(images + at, sums, mask=example < batch)
+    for group in range(groups):
+        sums += tl.load(partial + (lane * groups + group) * SIZE + at, mask=at < SIZE, other=0.0)
+    output, column = at // (WEIGHTS + 1), at % (WEIGHTS + 1)
+    inside = at < SIZE
+    tl.store(gradient + (lane * OUTPUTS + output) * WEIGHTS + column, sums, mask=inside & (column < WEIGHTS))
+    if bias_gradient is not None:
+        tl.store(bias_gradient + lane * OUTPUTS + output, sums, mask=inside & (column == WEIGHTS))
 
 
 @triton.jit(do_not_specialize=["batch"])
-def _bias_gradient(
-    given, winners, gradient, batch, OUTPUTS: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr,
-    BLOCK: tl.constexpr,
+def _convolution_input_gradient(
+    weights, given, gradient, counts, batch,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OUTPUTS: tl.constexpr, KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, UH: tl.constexpr, UW: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Sum the gradients of an output channel."""
-    output = tl.program_id(0)
-    sums = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, batch * SIZE, BLOCK):
-        position = start + tl.arange(0, BLOCK)
-        inside = position < batch * SIZE
-        at = (position // SIZE * OUTPUTS + output) * SIZE + position % SIZE
-        value = tl.load(given + at, mask=inside, other=0.0)
-        winner = tl.load(winners + at, mask=inside, other=WINDOW)
-        sums += tl.where(winner < WINDOW, value, 0.0)
-    tl.store(gradient + output, tl.sum(sums, 0))
+    """Compute the gradients of the images from those of the convolution's output."""
+    TAPS: tl.constexpr = KERNEL * KERNEL
+    PARTS: tl.constexpr = (OUTPUTS + INNER - 1) // INNER
+    lane = tl.program_id(2)
+    count = _examples(counts, batch, lane)
+    if tl.program_id(0) * COLUMNS >= count * (H * W):
+        return
+    weights += lane * (OUTPUTS * C * TAPS)
+    given += lane * batch * (OUTPUTS * UH * UW)
+    position = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    example, row, place = position // (H * W), position // W % H, position % W
+    channel = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(TAPS * PARTS):
+        tap = step // PARTS
+        output = step % PARTS * INNER + tl.arange(0, INNER)
+        at = output[None, :] * (C * TAPS) + (channel * TAPS)[:, None] + tap
+        weight = tl.load(weights + at, mask=(channel < C)[:, None] & (output < OUTPUTS)[None, :], other=0.0)
+        down, along = row + PADDING - tap // KERNEL, place + PADDING - tap % KERNEL
+        inside = (example < count) & (down >= 0) & (along >= 0) & (down < UH * STRIDE) & (along < UW * STRIDE)
+        if STRIDE > 1:
+            inside &= (down % STRIDE == 0) & (along % STRIDE == 0)
+        at = (example * (OUTPUTS * UH * UW) + down // STRIDE * UW + along // STRIDE)[None, :]
+        at += (output * (UH * UW))[:, None]
+        value = tl.load(given + at, mask=inside[None, :] & (output < OUTPUTS)[:, None], other=0.0)
+        sums = tl.dot(weight, value, sums, input_precision=PRECISION)
+    at = (
+        (lane * batch + example)[None, :] * (C * H * W) + (channel * (H * W))[:, None] + (position % (H * W))[None, :]
+    )
+    tl.store(gradient + at, sums, mask=(channel < C)[:, None] & (example < count)[None, :])
 
 
 @triton.jit(do_not_specialize=["batch"])
 def _linear_weight_gradient(
-    inputs, given, winners, gradient, bias_gradient, batch, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
-    BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+    inputs, given, winners, gradient, bias_gradient, counts, batch, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradients of the weights over the batch; the bias is one more weight, of a constant 1."""
+    lane = tl.program_id(2)
+    count = _examples(counts, batch, lane)
+    inputs += lane * batch * INPUTS
     output = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, batch, INNER):
+    for start in range(0, count, INNER):
         example = start + tl.arange(0, INNER)
-        inside = (output < OUTPUTS)[:, None] & (example < batch)[None, :]
-        at = output[:, None] + (example * OUTPUTS)[None, :]
+        inside = (output < OUTPUTS)[:, None] & (example < count)[None, :]
+        at = lane * batch * OUTPUTS + output[:, None] + (example * OUTPUTS)[None, :]
         part = tl.load(given + at, mask=inside, other=0.0)
-        if RELU:
+        if winners is not None:
             part = tl.where(tl.load(winners + at, mask=inside, other=1) == 0, part, 0.0)
-        inside = (column < INPUTS)[:, None] & (example < batch)[None, :]
+        inside = (column < INPUTS)[:, None] & (example < count)[None, :]
         value = tl.load(inputs + column[:, None] + (example * INPUTS)[None, :], mask=inside, other=0.0)
-        if BIAS:
+        if bias_gradient is not None:
             value = tl.where((column == INPUTS)[:, None], 1.0, value)
         sums = tl.dot(part, tl.trans(value), sums, input_precision=PRECISION)
-    at = output[:, None] * INPUTS + column[None, :]
+    at = (lane * OUTPUTS + output)[:, None] * INPUTS + column[None, :]
     tl.store(gradient + at, sums, mask=(output < OUTPUTS)[:, None] & (column < INPUTS)[None, :])
-    if BIAS:
+    if bias_gradient is not None:
         own = (output < OUTPUTS)[:, None] & (column == INPUTS)[None, :]
-        tl.store(bias_gradient + output[:, None] + 0 * column[None, :], sums, mask=own)
+        tl.store(bias_gradient + (lane * OUTPUTS + output)[:, None] + 0 * column[None, :], sums, mask=own)
 
 
 @triton.jit(do_not_specialize=["batch"])
 def _linear_input_gradient(
-    weights, given, winners, gradient, batch, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+    weights, given, winners, gradient, counts, batch, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of the inputs."""
+    lane = tl.program_id(2)
+    count = _examples(counts, batch, lane)
+    if tl.program_id(0) * ROWS >= count:
+        return
+    weights += lane * (OUTPUTS * INPUTS)
     example = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, OUTPUTS, INNER):
         output = start + tl.arange(0, INNER)
-        inside = (example < batch)[:, None] & (output < OUTPUTS)[None, :]
-        at = (example * OUTPUTS)[:, None] + output[None, :]
+        inside = (example < count)[:, None] & (output < OUTPUTS)[None, :]
+        at = ((lane * batch + example) * OUTPUTS)[:, None] + output[None, :]
         part = tl.load(given + at, mask=inside, other=0.0)
-        if RELU:
+        if winners is not None:
             part = tl.where(tl.load(winners + at, mask=inside, other=1) == 0, part, 0.0)
         inside = (output < OUTPUTS)[:, None] & (column < INPUTS)[None, :]
         weight = tl.load(weights + output[:, None] * INPUTS + column[None, :], mask=inside, other=0.0)
         sums = tl.dot(part, weight, sums, input_precision=PRECISION)
-    at = (example * INPUTS)[:, None] + column[None, :]
-    tl.store(gradient + at, sums, mask=(example < batch)[:, None] & (column < INPUTS)[None, :])
+    at = ((lane * batch + example) * INPUTS)[:, None] + column[None, :]
+    tl.store(gradient + at, sums, mask=(example < count)[:, None] & (column < INPUTS)[None, :])
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["batch"])
 def _cross_entropy(
-    logits, labels, gradient, loss, count, CLASSES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+    logits, labels, gradient, loss, counts, batch, CLASSES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
     """Compute the mean cross-entropy of a batch and its gradient, in one program."""
+    lane = tl.program_id(0)
+    count = _examples(counts, batch, lane)
+    logits += lane * batch * CLASSES
+    gradient += lane * batch * CLASSES
     column = tl.arange(0, COLS)[None, :]
     sums = tl.zeros((ROWS,), tl.float32)
     for start in range(0, count, ROWS):
@@ -274,36 +356,40 @@ def _cross_entropy(
         values -= tl.max(values, 1)[:, None]
         powers = tl.exp(values)
         total = tl.sum(powers, 1)[:, None]
-        label = tl.load(labels + row, mask=row < count, other=-1)
+        label = tl.load(labels + lane * batch + row, mask=row < count, other=-1)
         right = column == label
         losses = tl.sum(tl.where(right, tl.log(total) - values, 0.0), 1)[:, None]
         # An unknown label must not pass as a loss of 0.
         known = ((label >= 0) & (label < CLASSES)) | (row >= count)
         sums += tl.sum(tl.where(known, losses, float("nan")), 1)
         tl.store(gradient + row * CLASSES + column, (powers / total - right) / count, mask=inside)
-    tl.store(loss, tl.sum(sums, 0) / count)
+    tl.store(loss + lane, tl.sum(sums, 0) / tl.maximum(count, 1))
 
 
 def forward(
-    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shape: Shape, relu: bool, winners: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shape: Shape, relu: bool, winners: bool,
+    counts: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Apply a layer.
 
     Args:
-        images: [B, C, H, W] float32, contiguous; [B, D] for a linear layer.
-        weight: of the layer, contiguous.
-        bias: [C'] or None.
+        images: [B, C, H, W] float32, contiguous; [B, D] for a linear layer. With counts, K lanes of B / K examples.
+        weight: of the layer, contiguous; with counts, [K, ...].
+        bias: [C'] or None; with counts, [K, C'].
         shape: of the layer.
         relu: whether it ends with ReLU.
         winners: whether to return what the backward pass needs.
+        counts: [K] int32, how many of its examples each lane has, at the beginning of its part; the results of the
+            others are undefined. None: a single lane has all of them.
 
     Returns:
         The output, [B, C', H', W'] or [B, D'], and of each of its values the position in its window that won, uint8;
         the number of positions if the ReLU made it 0. None without ReLU and pooling, or if it is not needed.
     """
-    batch = len(images)
+    lanes, batch = _lanes(images, counts)
     height, width = shape.out
-    out = images.new_empty((batch, shape.outputs, height, width) if images.ndim == 4 else (batch, shape.outputs))
+    size = shape.outputs, height, width
+    out = images.new_empty((len(images), *(size if images.ndim == 4 else size[:1])))
     won = torch.empty_like(out, dtype=torch.uint8) if winners and (relu or shape.pool > 1) else None
     rows = min(_at_least_16(shape.outputs), 32)
     # Measured on an H100; each has its bits, so they depend on nothing but the layer.
@@ -311,18 +397,19 @@ def forward(
         Tiles(rows, 16, 128 if shape.channels > 256 else 64) if images.ndim == 2 else Tiles(rows, 1024 // rows, 32, 2)
     )
     grid = (
-        triton.cdiv(batch * height * width * shape.pool**2, tiles.columns), triton.cdiv(shape.outputs, tiles.rows)
+        triton.cdiv(batch * height * width * shape.pool**2, tiles.columns), triton.cdiv(shape.outputs, tiles.rows),
+        lanes,
     )  # fmt: skip
     _forward[grid](
-        images, weight, bias, out, won, batch, *shape, height, width, bias is not None, relu, won is not None,
-        _precision(), tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps,
+        images, weight, bias, out, won, counts, batch, *shape, height, width, relu, _precision(),
+        tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return out, won
 
 
 def convolution_gradients(
     images: torch.Tensor, given: torch.Tensor, winners: torch.Tensor, weight: torch.Tensor, shape: Shape,
-    of_images: bool, of_bias: bool,
+    of_images: bool, of_bias: bool, counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Compute the gradients of a convolution with pooling.
 
@@ -334,69 +421,105 @@ def convolution_gradients(
         shape: of the layer.
         of_images: whether to compute the gradient of the images.
         of_bias: whether to compute that of the bias.
+        counts: of the forward pass.
 
     Returns:
         The gradients of images, weight and bias; None for those not asked for.
     """
-    batch = len(images)
-    size, out = shape.unpooled, shape.out
-    positions = batch * size[0] * size[1]
-    window = shape.channels, shape.height, shape.width, shape.kernel, shape.stride, shape.padding, *size, _BLOCK
-    dense = images.new_empty(shape.outputs, positions)
-    _unpool[(triton.cdiv(dense.numel(), _BLOCK),)](
-        given, winners, dense, batch, shape.outputs, shape.pool, *size, *out, _BLOCK
+    lanes, batch = _lanes(images, counts)
+    out, precision = shape.out, _precision()
+    weight_gradient = torch.empty_like(weight)
+    bias_gradient = weight.new_empty(lanes * shape.outputs) if of_bias else None
+    # Summed over a few images at a time, so that enough programs run; how many does not depend on the batch, so that
+    # a smaller one has the same bits in a lane.
+    area = out[0] * out[1] * shape.pool**2
+    images_each = max(1, 320 // area)
+    groups = triton.cdiv(batch, images_each)
+    tiles = Tiles(min(_at_least_16(shape.outputs), 32), min(_at_least_16(shape.weights + 1), 64), 64, stages=1)
+    pieces = triton.cdiv(shape.outputs, tiles.rows) * triton.cdiv(shape.weights + 1, tiles.columns)
+    partial = images.new_empty(lanes * groups * shape.outputs * (shape.weights + 1))
+    _convolution_weight_gradient[(pieces, groups, lanes)](
+        images, given, winners, partial, counts, batch, *shape, *out, precision, images_each,
+        tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    size = shape.outputs * (shape.weights + 1)
+    _add_partial[(triton.cdiv(size, _BLOCK), lanes)](
+        partial, weight_gradient, bias_gradient, groups, shape.outputs, shape.weights, _BLOCK
     )
-    patches = images.new_empty(shape.weights, positions)
-    _unfold[(triton.cdiv(positions, _BLOCK), shape.weights)](images, patches, batch, *window)
-    weight_gradient = (dense @ patches.T).view(weight.shape)
-    bias_gradient = None
-    if of_bias:
-        bias_gradient = images.new_empty(shape.outputs)
-        _bias_gradient[(shape.outputs,)](
-            given, winners, bias_gradient, batch, shape.outputs, out[0] * out[1], shape.pool**2, 1024
-        )
-    image_gradient = None
-    if of_images:
-        torch.mm(weight.view(shape.outputs, -1).T, dense, out=patches)
-        image_gradient = torch.empty_like(images)
-        _fold[(triton.cdiv(images.numel(), _BLOCK),)](patches, image_gradient, batch, *window)
+    if bias_gradient is not None and counts is not None:
+        bias_gradient = bias_gradient.view(lanes, shape.outputs)
+    if not of_images:
+        return None, weight_gradient, bias_gradient
+    height, width = shape.unpooled
+    dense = images.new_empty(len(images), shape.outputs, height, width)
+    _unpool[(triton.cdiv(batch * shape.outputs * height * width, _BLOCK), lanes)](
+        given, winners, dense, counts, batch, shape.outputs, shape.pool, height, width, *out, _BLOCK
+    )
+    image_gradient = torch.empty_like(images)
+    tiles = Tiles(min(_at_least_16(shape.channels), 32), 64, min(_at_least_16(shape.outputs), 32), stages=1)
+    grid = (
+        triton.cdiv(batch * shape.height * shape.width, tiles.columns), triton.cdiv(shape.channels, tiles.rows), lanes
+    )  # fmt: skip
+    _convolution_input_gradient[grid](
+        weight, dense, image_gradient, counts, batch, *shape[:-1], height, width, precision,
+        tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
     return image_gradient, weight_gradient, bias_gradient
 
 
 def linear_gradients(
     inputs: torch.Tensor, given: torch.Tensor, winners: torch.Tensor | None, weight: torch.Tensor,
-    of_inputs: bool, of_bias: bool,
+    of_inputs: bool, of_bias: bool, counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Compute the gradients of a linear layer; arguments and results as of `convolution_gradients`."""
-    batch, width = inputs.shape
-    outputs = len(weight)
+    lanes, batch = _lanes(inputs, counts)
+    outputs, width = weight.shape[-2:]
     weight_gradient = torch.empty_like(weight)
-    bias_gradient = weight.new_empty(outputs) if of_bias else None
-    common = width, outputs
+    bias_gradient = weight.new_empty(weight.shape[:-1]) if of_bias else None
     tiles = Tiles(min(_at_least_16(outputs), 32), 64, 64)
-    grid = (triton.cdiv(outputs, tiles.rows), triton.cdiv(width + of_bias, tiles.columns))
+    grid = (triton.cdiv(outputs, tiles.rows), triton.cdiv(width + of_bias, tiles.columns), lanes)
     _linear_weight_gradient[grid](
-        inputs, given, winners, weight_gradient, bias_gradient, batch, *common, of_bias, winners is not None,
-        _precision(), tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps,
+        inputs, given, winners, weight_gradient, bias_gradient, counts, batch, width, outputs, _precision(),
+        tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     input_gradient = None
     if of_inputs:
         input_gradient = torch.empty_like(inputs)
         tiles = Tiles(16, 32, 64)
-        grid = (triton.cdiv(batch, tiles.rows), triton.cdiv(width, tiles.columns))
+        grid = (triton.cdiv(batch, tiles.rows), triton.cdiv(width, tiles.columns), lanes)
         _linear_input_gradient[grid](
-            weight, given, winners, input_gradient, batch, *common, winners is not None,
-            _precision(), tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps,
+            weight, given, winners, input_gradient, counts, batch, width, outputs, _precision(),
+            tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return input_gradient, weight_gradient, bias_gradient
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradient, [B, classes], and the mean cross-entropy of logits, [B, classes] float32, contiguous."""
-    gradient, loss = torch.empty_like(logits), logits.new_empty(())
-    count, classes = logits.shape
-    _cross_entropy[(1,)](logits, labels, gradient, loss, count, classes, 64, triton.next_power_of_2(classes))
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute a mean cross-entropy and its gradient.
+
+    Args:
+        logits: [B, classes] float32, contiguous.
+        labels: [B] int64.
+        counts: as of `forward`.
+
+    Returns:
+        The gradient, [B, classes], and the mean, []; with counts, [K].
+    """
+    lanes, batch = _lanes(logits, counts)
+    gradient, loss = torch.empty_like(logits), logits.new_empty(() if counts is None else (lanes,))
+    classes = logits.shape[1]
+    _cross_entropy[(lanes,)](
+        logits, labels, gradient, loss, counts, batch, classes, 64, triton.next_power_of_2(classes)
+    )
     return gradient, loss
+
+
+def _lanes(inputs: torch.Tensor, counts: torch.Tensor | None) -> tuple[int, int]:
+    """Return the number of lanes, and of the examples that each has room for."""
+    lanes = 1 if counts is None else len(counts)
+    return lanes, len(inputs) // lanes
 
 
 def _at_least_16(size: int) -> int:

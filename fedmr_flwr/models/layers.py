@@ -1,6 +1,7 @@
 """Layers with their activation: PyTorch's operations, or on a GPU kernels of our own, which are fewer."""
 
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,49 @@ if TYPE_CHECKING:  # a machine without a GPU need not have Triton
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Of a cross-entropy by one program; more would not fit into its registers.
-_MOST_CLASSES = 1024
+MOST_CLASSES = 1024
+
+
+class Stacked(nn.Module):
+    """A convolution or linear layer of several lanes: each has its own weights, and its own part of the batch.
+
+    Args:
+        layer: whose sizes it has.
+        counts: [K] int32, how many examples each lane has in its part, see `kernels.forward`.
+
+    Attributes:
+        weight: [K, ...].
+        bias: [K, ...] or None.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, counts: torch.Tensor) -> None:
+        super().__init__()
+        # In a tuple, so that the single layer's weights are not among this module's.
+        self.single, self.counts = (layer,), counts
+        self.weight = _stacked(layer.weight, len(counts))
+        self.bias = None if layer.bias is None else _stacked(layer.bias, len(counts))
+
+
+def stacked(model: nn.Module, counts: torch.Tensor) -> nn.Module:
+    """Return a model of several lanes, all with the weights of the given one.
+
+    Its batch has equal parts for the lanes; those without an example compute nothing.
+
+    Args:
+        model: all of its layers with weights are given to `apply`.
+        counts: [K] int32, see `Stacked`; on the model's device.
+    """
+    copy = deepcopy(model)
+    for parent in list(copy.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear | nn.Conv2d):
+                setattr(parent, name, Stacked(child, counts))
+    return copy
+
+
+def _stacked(weight: torch.Tensor, lanes: int) -> nn.Parameter:
+    copies = weight.detach().expand(lanes, *weight.shape).contiguous()
+    return nn.Parameter(copies, requires_grad=weight.requires_grad)
 
 
 def apply(layer: nn.Module, inputs: torch.Tensor, *, pool: int = 1, relu: bool = False) -> torch.Tensor:
@@ -30,8 +73,11 @@ def apply(layer: nn.Module, inputs: torch.Tensor, *, pool: int = 1, relu: bool =
     Returns:
         [B, C', H', W'] or [B, D'].
     """
+    if isinstance(layer, Stacked):
+        shape = _fused_shape(*layer.single, inputs, pool)
+        return _Fused.apply(inputs, layer.weight, layer.bias, shape, relu, layer.counts)  # type: ignore[no-any-return]
     if shape := _fused_shape(layer, inputs, pool):
-        return _Fused.apply(inputs, layer.weight, layer.bias, shape, relu)  # type: ignore[no-any-return]
+        return _Fused.apply(inputs, layer.weight, layer.bias, shape, relu, None)  # type: ignore[no-any-return]
     outputs = layer(inputs)
     if pool > 1:
         # Pooling before the ReLU gives the same values with a quarter of the work.
@@ -39,17 +85,20 @@ def apply(layer: nn.Module, inputs: torch.Tensor, *, pool: int = 1, relu: bool =
     return torch.relu(outputs) if relu else outputs
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0, counts: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the mean cross-entropy of a batch, whose own gradient must be 1: it may be added to, but not scaled.
 
     Args:
         logits: [B, classes].
         labels: [B] int64.
         smoothing: the share of each label that is spread over all classes.
+        counts: of the lanes of a `stacked` model, whose means are [K]; then there is no smoothing.
     """
-    few = not smoothing and logits.ndim == 2 and logits.shape[1] <= _MOST_CLASSES
+    few = not smoothing and logits.ndim == 2 and logits.shape[1] <= MOST_CLASSES
     if few and logits.dtype == torch.float32 and missing(logits.device) is None:
-        return _CrossEntropy.apply(logits, labels)  # type: ignore[no-any-return]
+        return _CrossEntropy.apply(logits, labels, counts)  # type: ignore[no-any-return]
     return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
@@ -120,14 +169,15 @@ class _Fused(torch.autograd.Function):
         bias: torch.Tensor | None,
         shape: "Shape",
         relu: bool,
+        counts: torch.Tensor | None,
     ) -> torch.Tensor:
         from fedmr_flwr.models import kernels
 
         # A model that trains in bf16 is scored in float32, and has its weights in another memory order.
         inputs, weight = inputs.contiguous(), weight.contiguous()
         with _on(inputs):
-            out, winners = kernels.forward(inputs, weight, bias, shape, relu, any(ctx.needs_input_grad))
-        ctx.shape = shape
+            out, winners = kernels.forward(inputs, weight, bias, shape, relu, any(ctx.needs_input_grad), counts)
+        ctx.shape, ctx.counts = shape, counts
         ctx.save_for_backward(inputs, weight, winners)
         return out
 
@@ -141,26 +191,28 @@ class _Fused(torch.autograd.Function):
         given = given.contiguous()
         with _on(inputs):
             if inputs.ndim == 2:
-                found = kernels.linear_gradients(inputs, given, winners, weight, of_inputs, of_bias)
+                found = kernels.linear_gradients(inputs, given, winners, weight, of_inputs, of_bias, ctx.counts)
             else:
-                found = kernels.convolution_gradients(inputs, given, winners, weight, ctx.shape, of_inputs, of_bias)
-        return *found, None, None
+                found = kernels.convolution_gradients(
+                    inputs, given, winners, weight, ctx.shape, of_inputs, of_bias, ctx.counts
+                )
+        return *found, None, None, None
 
 
 class _CrossEntropy(torch.autograd.Function):
     """The mean cross-entropy, whose gradient is computed with it."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
         from fedmr_flwr.models import kernels
 
         with _on(logits):
-            gradient, loss = kernels.cross_entropy(logits.contiguous(), labels.contiguous())
+            gradient, loss = kernels.cross_entropy(logits.contiguous(), labels.contiguous(), counts)
         ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient, None
+        return gradient, None, None

@@ -18,6 +18,8 @@ class MLP(Classifier):
         hidden: width of the hidden layers.
     """
 
+    stackable = True
+
     def __init__(self, input_shape: tuple[int, ...], classes: int, hidden: int = 200) -> None:
         super().__init__()
         self.layer1 = nn.Linear(math.prod(input_shape), hidden)
@@ -36,6 +38,8 @@ class Logistic(Classifier):
         input_shape: of one example, which is flattened.
         classes: number of labels.
     """
+
+    stackable = True
 
     def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()

@@ -149,21 +149,27 @@ class Lane:
         bf16 = self._precision == "bf16"
         # Without autocast's cache of converted weights: a captured step would keep using those of its first client.
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            backward = partial(self._backward, inputs, batch.labels)
+            backward = partial(self._backward, inputs, batch.labels, batch.counts)
             loss = self._rule.gradients(self.model, self._state, backward)
             with torch.no_grad():
                 self._rule.adjust(self.model, self._state)
             if self._training.clip_norm:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self._training.clip_norm)
             self._update()
-        self._total.add_(loss, alpha=size)  # on the device: reading it would wait for every step
+        # On the device: reading it would wait for every step.
+        if batch.counts is None:
+            self._total.add_(loss, alpha=size)
+        else:
+            self._total.addcmul_(loss, batch.counts.to(loss.dtype))
 
-    def _backward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _backward(
+        self, inputs: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Set the gradients of a batch and return its mean cross-entropy."""
         # None instead of zeros saves a kernel for each parameter, and lets rules skip parameters without a gradient.
         self.model.zero_grad(set_to_none=True)
         logits, extra = self._rule.forward(self.model, self._state, inputs, labels)
-        loss = layers.cross_entropy(logits, labels, self._training.label_smoothing)
+        loss = layers.cross_entropy(logits, labels, self._training.label_smoothing, counts)
         (loss if extra is None else loss + extra).backward(self._one)  # type: ignore[no-untyped-call]
         return loss.detach()
 

@@ -91,8 +91,10 @@ class Batch(NamedTuple):
         inputs: [B, ...] uint8 or float32.
         labels: [B] int64.
         changes: [B, 3] int64, the augmentation of images; None without augmentation.
+        counts: [K] int32, how many of its B / K examples each of several lanes uses; None for a single lane.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor
-    changes: torch.Tensor | None
+    changes: torch.Tensor | None = None
+    counts: torch.Tensor | None = None

@@ -23,8 +23,9 @@ from fedmr_flwr.gpu import states
 from fedmr_flwr.gpu.graphs import GraphLane
 from fedmr_flwr.gpu.grid import GpuGrid
 from fedmr_flwr.gpu.lanes import ResidentLane
+from fedmr_flwr.gpu.stack import StackLane
 from fedmr_flwr.launch import engines
-from fedmr_flwr.models import MODELS
+from fedmr_flwr.models import MODELS, layers
 from fedmr_flwr.models.base import Classifier
 from fedmr_flwr.models.mlp import MLP
 from fedmr_flwr.runs.folder import RunFolder
@@ -311,6 +312,28 @@ def test_fetch_copies_the_next_examples():
     inputs, labels = fetch(examples, order, cursor, 5)
     assert labels.tolist() == order[7:12].tolist()
     assert torch.equal(inputs, examples.inputs[order[7:12]])
+
+
+@pytest.mark.parametrize("model", few("logistic", "mlp", "cnn"))
+def test_clients_in_lockstep_equal_lanes_of_their_own(toy, small, monkeypatch, model):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(layers, "missing", lambda device: None)
+    taken = []
+
+    class Counted(StackLane):
+        def take_all(self, clients):
+            taken.append(len(clients))
+            super().take_all(clients)
+
+    # Of different sizes, so that some finish before others and have smaller last batches.
+    more = ["data.train-examples=100", "partition.name=quantity", "training.batch-size=8", "training.local-epochs=1"]
+    settings = [toy(*small(model), *more, run=name) for name in ("a", "b")]
+    expected = run(settings[0])
+    out = run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=ResidentLane, stack=Counted))
+    assert digest(out) == digest(expected)
+    assert taken == [3, 3]
+    losses = [[row["train-loss"] for row in folder.read_rows()] for folder in (out, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_uncapturable_rule_runs_eagerly(toy, monkeypatch):

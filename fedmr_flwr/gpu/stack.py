@@ -1,0 +1,153 @@
+"""A stack: clients that train in lockstep, as one model whose layers and batches have a part for each of them.
+
+Kernels of ten small models, on ten streams, wait for each other; here each of them serves all clients. A client has
+the same bits as in a lane of its own: the kernels compute its part alone, in the same order.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedmr_flwr.client.app import TrainRequest
+from fedmr_flwr.config.settings import Settings
+from fedmr_flwr.config.training import Training
+from fedmr_flwr.core.layout import Layout, Packed
+from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.gpu.graphs import GraphLane
+from fedmr_flwr.gpu.lanes import ResidentLane, indices_of
+from fedmr_flwr.models import layers
+from fedmr_flwr.models.packing import pack_on_device
+from fedmr_flwr.training.lane import TrainResult
+from fedmr_flwr.training.rules import LocalRule
+from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes, step_count
+
+
+class Share(NamedTuple):
+    """A client's share of a stack's work.
+
+    Attributes:
+        indices: [N] of its examples.
+        training: of the client in this round; only the epochs or steps may differ between those of a stack.
+        rng: of the client in this round.
+    """
+
+    indices: NDArray[np.int64]
+    training: Training
+    rng: np.random.Generator
+
+
+class StackLane(ResidentLane):
+    """A lane that trains several clients at once, all by the plain rule.
+
+    Those that have finished wait for the others: their models are copied after their last step, and no later step has
+    an example of theirs.
+
+    Args:
+        model: on the device, `stackable`.
+        layout: of the model.
+        dataset: how to prepare examples.
+        examples: the whole training set, on the device.
+        settings: of the run.
+        largest: the number of examples of the client with the most.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        dataset: Dataset,
+        examples: Examples,
+        settings: Settings,
+        largest: int,
+    ) -> None:
+        device, lanes = examples.labels.device, settings.clients_per_round
+        self._counts = torch.zeros(lanes, dtype=torch.int32, device=device)
+        super().__init__(
+            model=layers.stacked(model, self._counts), layout=layout, dataset=dataset, examples=examples,
+            settings=settings, largest=largest,
+        )  # fmt: skip
+        self._total, self._one = torch.zeros(lanes, device=device), torch.ones(lanes, device=device)
+        self._rule, self._state, self._kind = LocalRule(), None, None
+        self._room = min(settings.training.batch_size, largest)
+        # In the same tensors for all clients, because a captured step knows them by their addresses.
+        self._orders = torch.zeros(lanes, len(self._order), dtype=torch.long, device=device)
+        steps = step_count(largest, settings.training)
+        self._plan = torch.zeros(steps, lanes, 2, dtype=torch.long, device=device)
+        self._at = torch.zeros((), dtype=torch.long, device=device)
+
+    def take_all(self, clients: Sequence[TrainRequest]) -> None:
+        """Assign up to K clients, with the models that they received."""
+        self._overwrite([client.received for client in clients])
+        self.begin_all([Share(indices_of(client), client.training, client.rng) for client in clients])
+        self._ready()
+
+    def begin_all(self, shares: Sequence["Share"]) -> None:
+        """Prepare the training of up to K clients; the models must be those that they received."""
+        self._optimizer.restart(shares[0].training)
+        self._total.zero_()
+        self._at.zero_()
+        self._steps = 0
+        orders, plan = np.zeros(self._orders.shape, np.int64), np.zeros(self._plan.shape, np.int64)
+        self._ends: dict[int, list[int]] = defaultdict(list)
+        for lane, (indices, training, rng) in enumerate(shares):
+            # The only draws of the plain rule and of a model that draws nothing.
+            order = BatchSchedule.draw(len(indices), (), training, rng).order
+            sizes = np.fromiter(batch_sizes(len(indices), training), np.int64)
+            orders[lane, : len(order)] = indices[order.numpy()]
+            plan[: len(sizes), lane] = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
+            self._ends[len(sizes)].append(lane)
+        self._orders.copy_(torch.from_numpy(orders))
+        self._plan.copy_(torch.from_numpy(plan))
+        self._sizes, self._seen_of = [len(share.indices) for share in shares], plan[:, :, 1].sum(0)
+        self._trained: dict[int, Packed] = {}
+
+    def end_all(self) -> list[tuple[Packed, TrainResult]]:
+        """Return the clients' models, their floats on the device, and results, after the last step."""
+        self._finished()
+        totals = self._total.tolist()
+        return [
+            (self._trained[lane], TrainResult(examples, totals[lane] / int(self._seen_of[lane])))
+            for lane, examples in enumerate(self._sizes)
+        ]
+
+    def _overwrite(self, models: Sequence[Packed]) -> None:
+        for model in models:
+            self._layout.check(model)
+        # All models in a few kernels, not each in some. `torch.tensor` copies the read-only bytes of a message.
+        floats = torch.stack(
+            [
+                model.floats
+                if isinstance(model.floats, torch.Tensor)
+                else torch.tensor(model.floats).to(self._device)
+                for model in models
+            ]
+        )
+        for tensor, entry in zip(self._tensors, self._layout.entries, strict=True):
+            tensor[: len(models)] = floats[:, entry.columns].view(-1, *entry.shape)
+
+    def _step(self) -> bool:
+        if self._steps == max(self._ends):
+            return False
+        self._run(self._room)
+        self._steps += 1
+        for lane in self._ends.get(self._steps, ()):
+            self._trained[lane] = pack_on_device([tensor[lane] for tensor in self._tensors], self._layout)
+        return True
+
+    def _next_batch(self, size: int) -> Batch:
+        from fedmr_flwr.gpu.fetch import fetch_all
+
+        inputs, labels = fetch_all(self._examples, self._orders, self._plan, self._at, self._counts, size)
+        self._at += 1
+        return Batch(inputs, labels, counts=self._counts)
+
+
+class GraphStack(StackLane, GraphLane):
+    """A stack whose step is captured as a CUDA graph and replayed."""
+
+    pieces = 44
