@@ -150,4 +150,4 @@ class StackLane(ResidentLane):
 class GraphStack(StackLane, GraphLane):
     """A stack whose step is captured as a CUDA graph and replayed."""
 
-    pieces = 44
+    pieces = 36

@@ -66,7 +66,7 @@ class Tiles(NamedTuple):
 
     Attributes:
         warps: of a program.
-        stages: how many parts of the sum are loaded ahead; more than one makes single values take far longer.
+        stages: how many parts of the sum are loaded at a time.
     """
 
     rows: int
@@ -176,44 +176,37 @@ def _unpool(
 
 @triton.jit(do_not_specialize=["batch"])
 def _convolution_weight_gradient(
-    images, given, winners, partial, counts, batch,
+    images, given, partial, counts, batch,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OUTPUTS: tl.constexpr, KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr, PADDING: tl.constexpr, POOL: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, UH: tl.constexpr, UW: tl.constexpr,
     PRECISION: tl.constexpr, IMAGES: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradients of the weights over some images; the bias is one more weight, of a constant 1."""
     WEIGHTS: tl.constexpr = C * KERNEL * KERNEL
-    WIDE: tl.constexpr = OW * POOL
-    AREA: tl.constexpr = OH * POOL * WIDE
+    AREA: tl.constexpr = UH * UW
+    STEPS: tl.constexpr = (AREA + INNER - 1) // INNER
     TILES: tl.constexpr = (OUTPUTS + ROWS - 1) // ROWS
     group, lane = tl.program_id(1), tl.program_id(2)
     left = _examples(counts, batch, lane) - group * IMAGES
-    first = lane * batch + group * IMAGES
-    images += first * (C * H * W)
-    given += first * (OUTPUTS * OH * OW)
-    winners += first * (OUTPUTS * OH * OW)
+    images += (lane * batch + group * IMAGES) * (C * H * W)
+    given += (lane * batch + group * IMAGES) * (OUTPUTS * AREA)
     output = tl.program_id(0) % TILES * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) // TILES * COLUMNS + tl.arange(0, COLUMNS)
     channel, down, along = column // (KERNEL * KERNEL), column // KERNEL % KERNEL - PADDING, column % KERNEL - PADDING
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    end = tl.minimum(left, IMAGES) * AREA
-    for start in range(0, end, INNER):
-        position = start + tl.arange(0, INNER)
-        example, row, place = position // AREA, position % AREA // WIDE, position % WIDE
-        source = (example * OUTPUTS * (OH * OW) + row // POOL * OW + place // POOL)[None, :]
-        source += (output * (OH * OW))[:, None]
-        inside = (output < OUTPUTS)[:, None] & (position < end)[None, :]
-        value = tl.load(given + source, mask=inside, other=0.0)
-        winner = tl.load(winners + source, mask=inside, other=POOL * POOL)
-        value = tl.where(winner == (row % POOL * POOL + place % POOL)[None, :], value, 0.0)
-        inside = (position < end)[:, None] & (column < WEIGHTS)[None, :]
+    for step in range(tl.minimum(left, IMAGES) * STEPS):
+        example = step // STEPS
+        position = step % STEPS * INNER + tl.arange(0, INNER)
+        row, place = position // UW * STRIDE, position % UW * STRIDE
+        at = example * (OUTPUTS * AREA) + (output * AREA)[:, None] + position[None, :]
+        value = tl.load(given + at, mask=(output < OUTPUTS)[:, None] & (position < AREA)[None, :], other=0.0)
+        inside = (position < AREA)[:, None] & (column < WEIGHTS)[None, :]
         if PADDING:
-            y, x = (row * STRIDE)[:, None] + down[None, :], (place * STRIDE)[:, None] + along[None, :]
+            y, x = row[:, None] + down[None, :], place[:, None] + along[None, :]
             inside &= (y >= 0) & (y < H) & (x >= 0) & (x < W)
-        at = (example * (C * H * W) + row * (STRIDE * W) + place * STRIDE)[:, None]
-        at += (channel * (H * W) + down * W + along)[None, :]
-        pixel = tl.load(images + at, mask=inside, other=0.0)
+        at = (row * W + place)[:, None] + (channel * (H * W) + down * W + along)[None, :]
+        pixel = tl.load(images + example * (C * H * W) + at, mask=inside, other=0.0)
         pixel = tl.where((column == WEIGHTS)[None, :], 1.0, pixel)
         sums = tl.dot(value, pixel, sums, input_precision=PRECISION)
     partial += (lane * tl.num_programs(1) + group) * (OUTPUTS * (WEIGHTS + 1))
@@ -246,7 +239,7 @@ def _convolution_input_gradient(
     STRIDE: tl.constexpr, PADDING: tl.constexpr, UH: tl.constexpr, UW: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of the images from those of the convolution's output."""
+    """Compute the gradients of the images; the weights are [kernel, kernel, C', C]."""
     TAPS: tl.constexpr = KERNEL * KERNEL
     PARTS: tl.constexpr = (OUTPUTS + INNER - 1) // INNER
     lane = tl.program_id(2)
@@ -262,7 +255,7 @@ def _convolution_input_gradient(
     for step in range(TAPS * PARTS):
         tap = step // PARTS
         output = step % PARTS * INNER + tl.arange(0, INNER)
-        at = output[None, :] * (C * TAPS) + (channel * TAPS)[:, None] + tap
+        at = (tap * OUTPUTS + output)[None, :] * C + channel[:, None]
         weight = tl.load(weights + at, mask=(channel < C)[:, None] & (output < OUTPUTS)[None, :], other=0.0)
         down, along = row + PADDING - tap // KERNEL, place + PADDING - tap % KERNEL
         inside = (example < count) & (down >= 0) & (along >= 0) & (down < UH * STRIDE) & (along < UW * STRIDE)
@@ -393,9 +386,7 @@ def forward(
     won = torch.empty_like(out, dtype=torch.uint8) if winners and (relu or shape.pool > 1) else None
     rows = min(_at_least_16(shape.outputs), 32)
     # Measured on an H100; each has its bits, so they depend on nothing but the layer.
-    tiles = (
-        Tiles(rows, 16, 128 if shape.channels > 256 else 64) if images.ndim == 2 else Tiles(rows, 1024 // rows, 32, 2)
-    )
+    tiles = Tiles(rows, 16, 64) if images.ndim == 2 else Tiles(rows, 2 * rows, 32, warps=rows // 16, stages=1)
     grid = (
         triton.cdiv(batch * height * width * shape.pool**2, tiles.columns), triton.cdiv(shape.outputs, tiles.rows),
         lanes,
@@ -429,39 +420,40 @@ def convolution_gradients(
     lanes, batch = _lanes(images, counts)
     out, precision = shape.out, _precision()
     weight_gradient = torch.empty_like(weight)
-    bias_gradient = weight.new_empty(lanes * shape.outputs) if of_bias else None
-    # Summed over a few images at a time, so that enough programs run; how many does not depend on the batch, so that
-    # a smaller one has the same bits in a lane.
-    area = out[0] * out[1] * shape.pool**2
-    images_each = max(1, 320 // area)
-    groups = triton.cdiv(batch, images_each)
-    tiles = Tiles(min(_at_least_16(shape.outputs), 32), min(_at_least_16(shape.weights + 1), 64), 64, stages=1)
-    pieces = triton.cdiv(shape.outputs, tiles.rows) * triton.cdiv(shape.weights + 1, tiles.columns)
-    partial = images.new_empty(lanes * groups * shape.outputs * (shape.weights + 1))
-    _convolution_weight_gradient[(pieces, groups, lanes)](
-        images, given, winners, partial, counts, batch, *shape, *out, precision, images_each,
-        tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
-    )  # fmt: skip
-    size = shape.outputs * (shape.weights + 1)
-    _add_partial[(triton.cdiv(size, _BLOCK), lanes)](
-        partial, weight_gradient, bias_gradient, groups, shape.outputs, shape.weights, _BLOCK
-    )
-    if bias_gradient is not None and counts is not None:
-        bias_gradient = bias_gradient.view(lanes, shape.outputs)
-    if not of_images:
-        return None, weight_gradient, bias_gradient
-    height, width = shape.unpooled
+    bias_gradient = weight.new_empty(weight.shape[:-3]) if of_bias else None
+    out, (height, width), precision = shape.out, shape.unpooled, _precision()
     dense = images.new_empty(len(images), shape.outputs, height, width)
     _unpool[(triton.cdiv(batch * shape.outputs * height * width, _BLOCK), lanes)](
         given, winners, dense, counts, batch, shape.outputs, shape.pool, height, width, *out, _BLOCK
     )
+    # Summed over a few images at a time, so that enough programs run; how many does not depend on the batch, so that
+    # a smaller one has the same bits in a lane.
+    images_each = max(1, 320 // (height * width))
+    groups = triton.cdiv(batch, images_each)
+    columns = min(_at_least_16(shape.weights + 1), 64)
+    # Nothing is loaded ahead: of single values that takes five times as long.
+    tiles = Tiles(min(_at_least_16(shape.outputs), 32), columns, 2048 // columns, warps=2, stages=1)
+    pieces = triton.cdiv(shape.outputs, tiles.rows) * triton.cdiv(shape.weights + 1, tiles.columns)
+    size = shape.outputs * (shape.weights + 1)
+    partial = images.new_empty(lanes * groups * size)
+    _convolution_weight_gradient[(pieces, groups, lanes)](
+        images, dense, partial, counts, batch, *shape[:-1], height, width, precision, images_each,
+        tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    _add_partial[(triton.cdiv(size, 128), lanes)](
+        partial, weight_gradient, bias_gradient, groups, shape.outputs, shape.weights, 128
+    )
+    if not of_images:
+        return None, weight_gradient, bias_gradient
     image_gradient = torch.empty_like(images)
+    # Otherwise each weight of a product would be in another cache line.
+    ordered = weight.view(lanes, shape.outputs, shape.channels, -1).permute(0, 3, 1, 2).contiguous()
     tiles = Tiles(min(_at_least_16(shape.channels), 32), 64, min(_at_least_16(shape.outputs), 32), stages=1)
     grid = (
         triton.cdiv(batch * shape.height * shape.width, tiles.columns), triton.cdiv(shape.channels, tiles.rows), lanes
     )  # fmt: skip
     _convolution_input_gradient[grid](
-        weight, dense, image_gradient, counts, batch, *shape[:-1], height, width, precision,
+        ordered, dense, image_gradient, counts, batch, *shape[:-1], height, width, precision,
         tiles.rows, tiles.columns, tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return image_gradient, weight_gradient, bias_gradient
@@ -476,7 +468,7 @@ def linear_gradients(
     outputs, width = weight.shape[-2:]
     weight_gradient = torch.empty_like(weight)
     bias_gradient = weight.new_empty(weight.shape[:-1]) if of_bias else None
-    tiles = Tiles(min(_at_least_16(outputs), 32), 64, 64)
+    tiles = Tiles(min(_at_least_16(outputs), 64), 64, 64, stages=1)
     grid = (triton.cdiv(outputs, tiles.rows), triton.cdiv(width + of_bias, tiles.columns), lanes)
     _linear_weight_gradient[grid](
         inputs, given, winners, weight_gradient, bias_gradient, counts, batch, width, outputs, _precision(),
@@ -485,7 +477,7 @@ def linear_gradients(
     input_gradient = None
     if of_inputs:
         input_gradient = torch.empty_like(inputs)
-        tiles = Tiles(16, 32, 64)
+        tiles = Tiles(16, 64, 64)
         grid = (triton.cdiv(batch, tiles.rows), triton.cdiv(width, tiles.columns), lanes)
         _linear_input_gradient[grid](
             weight, given, winners, input_gradient, counts, batch, width, outputs, _precision(),
