@@ -139,9 +139,8 @@ def _train_round(
     account |= accounts.counts(exchange, len(judged.good), failures)
     if settings.evaluation.forgetting:
         account["around-training"] = accounts.around_training(messages, exchange, judged.good)
-    if limited := {
-        client: grid.limited_examples[client] for client in judged.good if client in grid.limited_examples
-    }:
+    limited = grid.limited_examples
+    if limited := {client: limited[client] for client in judged.good if client in limited}:
         account["limited-examples"] = limited
     # Flower keeps a dead actor in its pool: the clients of one fail at once, so it gets ever more of them.
     if died := sum(failure.kind == "actor-died" for failure in failures):

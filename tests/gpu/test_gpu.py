@@ -569,9 +569,10 @@ def test_cuda_small_memory_trains_in_waves(toy, small, monkeypatch):
     assert len(reported) == 1 and re.search(r"memory for [12] clients at a time", reported[0])
 
 
-@cuda
-def test_cuda_capture_is_retried(toy, monkeypatch):
-    a, b = (toy("device=cuda", run=name) for name in "ab")
+# The first in lockstep, the second each in a lane of its own.
+@pytest.mark.parametrize("strategy", [pytest.param(strategy, marks=CUDA) for strategy in ("fedmr", "fedprox")])
+def test_cuda_capture_is_retried(toy, monkeypatch, strategy):
+    a, b = (toy("device=cuda", f"strategy.name={strategy}", run=name) for name in "ab")
     expected = run(a)
     tries, capture, forward = [], GraphLane._try_capture, LocalRule.forward
 
@@ -589,11 +590,11 @@ def test_cuda_capture_is_retried(toy, monkeypatch):
     monkeypatch.setattr(LocalRule, "forward", starving)
     reported = []
     out = run(on_gpu(b), grid=engines.grid_of(on_gpu(b), report=reported.append))
-    # Of the first try nothing is left, the gradients before it are gone, and what cuBLAS works with is not.
-    gradients = 4 * experiment.Experiment(b).layout.size + 2**14
-    assert len(tries) > 4 and not reported
+    assert tries and not reported
     for (size, first), (again, second) in zip(tries[::2], tries[1::2], strict=True):
-        assert size == again and 0 <= first - second <= gradients
+        # Of the first try nothing is left, the gradients before it are gone, and what cuBLAS works with, which are
+        # megabytes, is not.
+        assert size == again and 0 <= first - second < 2**20
     assert digest(out) == digest(expected)
 
 
