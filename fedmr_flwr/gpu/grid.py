@@ -113,32 +113,25 @@ class GpuGrid(InProcessGrid):
         """Train clients in lockstep; if there is no memory for that, leave them without replies."""
         together = self._settings.clients_per_round
         for start in range(0, len(turns), together):
-            ready = [turn for turn in turns[start : start + together] if turn.decode(self._context_of(turn.message))]
+            some = turns[start : start + together]
+            ready = [turn for turn in some if turn.decode(self._context_of(turn.message))]
             try:
                 self._stack = self._stack or make(model=self._model(), **self._common)
-                if ready:
-                    self._stack.take_all([turn.client for turn in ready])
-                    while self._stack.step():
-                        pass
-                    for turn, (model, result) in zip(ready, self._stack.end_all(), strict=True):
-                        turn.attempt(partial(turn.answer, model, result))
-            except Exception as error:  # only its text is kept, as in a turn
+                _in_lockstep(self._stack, ready)
+            except Exception as error:
                 for turn in ready:
                     turn.fail(error)
-                starved = is_out_of_memory(error)
-            else:
-                starved = False
-            if any(turn.failure for turn in ready) and self._stack:
-                self._stack.close()
+                if self._stack:  # its tensors are in an unknown state
+                    self._stack.close()
                 self._stack = None
-            if starved:
+            if any(turn.starved for turn in ready):
                 self._make_stack = None
                 self._free_memory()
                 self._report("the GPU has no memory to train all clients in lockstep: each has a lane of its own")
                 for turn in ready:
                     turn.reset()
                 return
-            for turn in turns[start : start + together]:
+            for turn in some:
                 if turn.failure:
                     turn.reply = failed(turn.message, turn.failure)
 
@@ -382,6 +375,17 @@ class _Turn:
     def answer(self, trained: Packed, result: TrainResult) -> None:
         """Create the reply."""
         self.reply = self.client.reply(trained, result)
+
+
+def _in_lockstep(stack: StackLane, turns: Sequence[_Turn]) -> None:
+    """Train clients to the end, and create their replies."""
+    if not turns:
+        return
+    stack.take_all([turn.client for turn in turns])
+    while stack.step():
+        pass
+    for turn, (model, result) in zip(turns, stack.end_all(), strict=True):
+        turn.attempt(partial(turn.answer, model, result))
 
 
 def _stepped(running: Sequence[_Turn]) -> list[_Turn]:

@@ -6,7 +6,7 @@ the same bits as in a lane of its own: the kernels compute its part alone, in th
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class StackLane(ResidentLane):
             self._ends[len(sizes)].append(lane)
         self._orders.copy_(torch.from_numpy(orders))
         self._plan.copy_(torch.from_numpy(plan))
-        self._sizes, self._seen_of = [len(share.indices) for share in shares], plan[:, :, 1].sum(0)
+        self._sizes, self._seen_by = [len(share.indices) for share in shares], plan[:, :, 1].sum(0).tolist()
         self._trained: dict[int, Packed] = {}
 
     def end_all(self) -> list[tuple[Packed, TrainResult]]:
@@ -111,7 +111,7 @@ class StackLane(ResidentLane):
         self._finished()
         totals = self._total.tolist()
         return [
-            (self._trained[lane], TrainResult(examples, totals[lane] / int(self._seen_of[lane])))
+            (self._trained[lane], TrainResult(examples, totals[lane] / self._seen_by[lane]))
             for lane, examples in enumerate(self._sizes)
         ]
 
@@ -119,13 +119,9 @@ class StackLane(ResidentLane):
         for model in models:
             self._layout.check(model)
         # All models in a few kernels, not each in some. `torch.tensor` copies the read-only bytes of a message.
+        vectors: list[Any] = [model.floats for model in models]
         floats = torch.stack(
-            [
-                model.floats
-                if isinstance(model.floats, torch.Tensor)
-                else torch.tensor(model.floats).to(self._device)
-                for model in models
-            ]
+            [each if isinstance(each, torch.Tensor) else torch.tensor(each).to(self._device) for each in vectors]
         )
         for tensor, entry in zip(self._tensors, self._layout.entries, strict=True):
             tensor[: len(models)] = floats[:, entry.columns].view(-1, *entry.shape)

@@ -17,16 +17,18 @@ import torch
 
 from fedmr_flwr.algorithms.fedprox import Prox
 from fedmr_flwr.config import registry
+from fedmr_flwr.data import partition_files
 from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import DeviceError, RunError
-from fedmr_flwr.gpu import states
+from fedmr_flwr.gpu import graphs, states
 from fedmr_flwr.gpu.graphs import GraphLane
 from fedmr_flwr.gpu.grid import GpuGrid
 from fedmr_flwr.gpu.lanes import ResidentLane
-from fedmr_flwr.gpu.stack import StackLane
+from fedmr_flwr.gpu.stack import GraphStack, StackLane
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models import MODELS, layers
 from fedmr_flwr.models.base import Classifier
+from fedmr_flwr.models.cnn import CNN
 from fedmr_flwr.models.mlp import MLP
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import experiment
@@ -314,26 +316,111 @@ def test_fetch_copies_the_next_examples():
     assert torch.equal(inputs, examples.inputs[order[7:12]])
 
 
-@pytest.mark.parametrize("model", few("logistic", "mlp", "cnn"))
-def test_clients_in_lockstep_equal_lanes_of_their_own(toy, small, monkeypatch, model):
+class Tiny(CNN):
+    """A network so small that Triton's interpreter trains it in seconds."""
+
+    stackable = True
+
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes, kernel=3, padding=1, channels=(2, 3), hidden=(5,))
+
+
+class Inheriting(Tiny):
+    """A network that does not say that it may be stacked: what it inherits from does."""
+
+
+@pytest.fixture
+def lockstep(small, toy, monkeypatch):
+    """Return a function that makes settings of a run whose clients can train in lockstep, by kernels of our own."""
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(layers, "missing", lambda device: None)
-    taken = []
-
-    class Counted(StackLane):
-        def take_all(self, clients):
-            taken.append(len(clients))
-            super().take_all(clients)
-
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+    monkeypatch.setitem(MODELS, "inheriting", Inheriting)
     # Of different sizes, so that some finish before others and have smaller last batches.
-    more = ["data.train-examples=100", "partition.name=quantity", "training.batch-size=8", "training.local-epochs=1"]
-    settings = [toy(*small(model), *more, run=name) for name in ("a", "b")]
+    data = [*small("tiny"), "data.train-examples=40", "partition.name=quantity", "training.batch-size=8"]
+    return lambda *more, run="a": toy(*data, "training.local-epochs=1", *more, run=run)
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Let lanes for CUDA train on a CPU, with replays that are counted; return these."""
+    stream, replays = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None), []
+    monkeypatch.setattr(graphs, "_unused_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+
+    def capture(lane, size):
+        def replay():
+            replays.append(size)
+            lane._train_batch(size)
+
+        return SimpleNamespace(replay=replay)
+
+    monkeypatch.setattr(GraphStack, "_capture", capture)
+    return replays
+
+
+def test_clients_in_lockstep_equal_lanes_of_their_own(lockstep, captured):
+    settings = [lockstep(run=name) for name in "ab"]
     expected = run(settings[0])
-    out = run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=ResidentLane, stack=Counted))
+    out = run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=ResidentLane, stack=GraphStack))
     assert digest(out) == digest(expected)
-    assert taken == [3, 3]
-    losses = [[row["train-loss"] for row in folder.read_rows()] for folder in (out, expected)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    rows = list(zip(out.read_rows(), expected.read_rows(), strict=True))
+    assert all(ours["train-loss"] == pytest.approx(theirs["train-loss"], rel=1e-6) for ours, theirs in rows)
+    # A step of all clients at a time, of which one was not a replay: as many as the largest client has.
+    parts = partition_files.read(out.partition)
+    assert (
+        len(captured) == sum(max(-(-len(parts[client]) // 8) for client in ours["clients"]) for ours, _ in rows) - 1
+    )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "strategy.name=fedprox", "training.clip-norm=1", "training.label-smoothing=0.1", "training.augment=true",
+        "evaluation.forgetting=true", "model.name=inheriting",
+    ],
+)  # fmt: skip
+def test_others_have_lanes_of_their_own(lockstep, option):
+    def refuse(**arguments):
+        raise AssertionError("they would train in lockstep")
+
+    settings = lockstep("rounds=1", "training.local-epochs=null", "training.local-steps=1", option)
+    out = run(settings, grid=GpuGrid(settings, device=CPU, lane=ResidentLane, stack=refuse))
+    assert out.read_rows()[0]["failures"] == 0
+
+
+def test_without_memory_for_lockstep_each_has_a_lane(lockstep):
+    class Large(StackLane):
+        def _train_batch(self, size):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    settings, reported = [lockstep("rounds=1", run=name) for name in "ab"], []
+    expected = run(settings[0])
+    out = run(settings[1], grid=GpuGrid(settings[1], reported.append, CPU, ResidentLane, Large))
+    assert digest(out) == digest(expected)
+    assert out.read_rows()[0]["failures"] == 0
+    assert reported == ["the GPU has no memory to train all clients in lockstep: each has a lane of its own"]
+
+
+def test_stack_that_failed_is_replaced(lockstep):
+    made = []
+
+    class Failing(StackLane):
+        def __init__(self, **arguments):
+            made.append(self)
+            super().__init__(**arguments)
+
+        def _train_batch(self, size):
+            if len(made) == 1:
+                raise ValueError("too bad")
+            super()._train_batch(size)
+
+    settings = lockstep("max-bad-rounds=1")
+    out = run(settings, grid=GpuGrid(settings, device=CPU, lane=ResidentLane, stack=Failing))
+    assert [row["failures"] for row in out.read_rows()] == [3, 0]
+    assert len(made) == 2
 
 
 def test_uncapturable_rule_runs_eagerly(toy, monkeypatch):
