@@ -29,8 +29,8 @@ from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.core.randomness import stream
 from fedmr_flwr.data import partition_files
 from fedmr_flwr.gpu.graphs import GraphLane
-from fedmr_flwr.gpu.grid import GpuGrid
-from fedmr_flwr.gpu.stack import GraphStack, Share
+from fedmr_flwr.gpu.grid import GpuGrid, GraphStack
+from fedmr_flwr.gpu.stack import Share
 from fedmr_flwr.models.packing import overwrite, pack
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.devices import arithmetic, place

@@ -21,7 +21,7 @@ from fedmr_flwr.data.base import Dataset, Examples
 from fedmr_flwr.errors import DeviceError, EngineError, describe
 from fedmr_flwr.gpu.graphs import STREAMS, GraphLane
 from fedmr_flwr.gpu.lanes import ResidentLane, sizes_of
-from fedmr_flwr.gpu.stack import GraphStack, StackLane
+from fedmr_flwr.gpu.stack import StackLane
 from fedmr_flwr.models import layers
 from fedmr_flwr.models.base import duplicate
 from fedmr_flwr.models.packing import layout_of
@@ -40,6 +40,12 @@ T = TypeVar("T")
 _SUMS = 10
 # The largest share of the free memory that the training set may take once it is prepared, in float32.
 _PREPARED_SHARE = 0.25
+
+
+class GraphStack(StackLane, GraphLane):
+    """A stack whose step is captured as a CUDA graph and replayed."""
+
+    pieces = 36
 
 
 class GpuGrid(InProcessGrid):

@@ -18,7 +18,6 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data.base import Dataset, Examples
-from fedmr_flwr.gpu.graphs import GraphLane
 from fedmr_flwr.gpu.lanes import ResidentLane, indices_of
 from fedmr_flwr.models import layers
 from fedmr_flwr.models.packing import pack_on_device
@@ -141,9 +140,3 @@ class StackLane(ResidentLane):
         inputs, labels = fetch_all(self._examples, self._orders, self._plan, self._at, self._counts, size)
         self._at += 1
         return Batch(inputs, labels, counts=self._counts)
-
-
-class GraphStack(StackLane, GraphLane):
-    """A stack whose step is captured as a CUDA graph and replayed."""
-
-    pieces = 36

@@ -22,9 +22,9 @@ from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import DeviceError, RunError
 from fedmr_flwr.gpu import graphs, states
 from fedmr_flwr.gpu.graphs import GraphLane
-from fedmr_flwr.gpu.grid import GpuGrid
+from fedmr_flwr.gpu.grid import GpuGrid, GraphStack
 from fedmr_flwr.gpu.lanes import ResidentLane
-from fedmr_flwr.gpu.stack import GraphStack, StackLane
+from fedmr_flwr.gpu.stack import StackLane
 from fedmr_flwr.launch import engines
 from fedmr_flwr.models import MODELS, layers
 from fedmr_flwr.models.base import Classifier
