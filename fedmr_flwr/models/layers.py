@@ -10,6 +10,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from fedmr_flwr.errors import ConfigError
+
 if TYPE_CHECKING:  # a machine without a GPU need not have Triton
     from fedmr_flwr.models.kernels import Shape
 
@@ -47,12 +49,21 @@ def stacked(model: nn.Module, counts: torch.Tensor) -> nn.Module:
     Args:
         model: all of its layers with weights are given to `apply`.
         counts: [K] int32, see `Stacked`; on the model's device.
+
+    Raises:
+        ConfigError: it has other weights, or buffers.
     """
     copy = deepcopy(model)
     for parent in list(copy.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear | nn.Conv2d):
                 setattr(parent, name, Stacked(child, counts))
+    for path, module in copy.named_modules():
+        if not isinstance(module, Stacked) and [*module.parameters(False), *module.buffers(False)]:
+            raise ConfigError(
+                f"{type(model).__name__} is declared stackable, but its '{path}', a {type(module).__name__}, has "
+                "weights or buffers of its own, and only linear layers and convolutions can be stacked"
+            )
     return copy
 
 
@@ -75,6 +86,11 @@ def apply(layer: nn.Module, inputs: torch.Tensor, *, pool: int = 1, relu: bool =
     """
     if isinstance(layer, Stacked):
         shape = _fused_shape(*layer.single, inputs, pool)
+        if shape is None:
+            raise ConfigError(
+                f"a layer of a stackable model, {layer.single[0]}, cannot be stacked with pool={pool}: it must be "
+                "linear, or a convolution with pool=2 or 4, without hooks, groups and dilation"
+            )
         return _Fused.apply(inputs, layer.weight, layer.bias, shape, relu, layer.counts)  # type: ignore[no-any-return]
     if shape := _fused_shape(layer, inputs, pool):
         return _Fused.apply(inputs, layer.weight, layer.bias, shape, relu, None)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models import layers
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -89,6 +90,62 @@ def test_layer_equals_pytorch(device, name, relu):
     assert_near(inputs.grad, given.grad)
     for own, theirs in zip(layer.parameters(), exact.parameters(), strict=True):
         assert_near(own.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("name", ["first convolution", "padding", "stride", "linear", "linear, no bias"])
+def test_lanes_compute_as_alone(device, name):
+    layer, inputs, pool = CASES[name]
+    counts = torch.tensor([len(inputs), 0, 1], dtype=torch.int32, device=device)
+    model = layers.stacked(nn.Sequential(deepcopy(layer)).to(device), counts)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    parts = [torch.randn(inputs.shape, generator=torch.Generator().manual_seed(2 + lane)) for lane in range(3)]
+    together = torch.cat(parts).to(device).requires_grad_()
+    outputs = layers.apply(model[0], together, pool=pool, relu=True)
+    gradient = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(9)).to(device)
+    outputs.backward(gradient)
+    for lane, count in enumerate(counts.tolist()):
+        alone = deepcopy(layer).to(device)
+        for parameter, stack in zip(alone.parameters(), model.parameters(), strict=True):
+            parameter.data.copy_(stack[lane])
+        mine = slice(lane * len(inputs), lane * len(inputs) + count)
+        given = together[mine].detach().requires_grad_()
+        if count:
+            expected = layers.apply(alone, given, pool=pool, relu=True)
+            expected.backward(gradient[mine])
+            assert torch.equal(outputs[mine], expected)
+            assert torch.equal(together.grad[mine], given.grad)
+        for parameter, stack in zip(alone.parameters(), model.parameters(), strict=True):
+            assert torch.equal(stack.grad[lane], parameter.grad if count else torch.zeros_like(parameter))
+
+
+def test_lanes_have_their_own_mean_loss(device):
+    logits, labels = torch.randn(6, 4, device=device), torch.tensor([0, 1, 2, 3, 0, 1], device=device)
+    counts = torch.tensor([3, 1], dtype=torch.int32, device=device)
+    together = logits.clone().requires_grad_()
+    losses = layers.cross_entropy(together, labels, counts=counts)
+    losses.backward(torch.ones_like(losses))
+    for lane, count in enumerate([3, 1]):
+        mine = slice(3 * lane, 3 * lane + count)
+        given = logits[mine].clone().requires_grad_()
+        loss = layers.cross_entropy(given, labels[mine])
+        loss.backward()
+        assert torch.equal(losses[lane], loss) and torch.equal(together.grad[mine], given.grad)
+
+
+def test_weights_that_cannot_be_stacked_are_refused():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    with pytest.raises(
+        ConfigError, match=r"declared stackable, but its '1', a BatchNorm1d, has weights"
+    ):
+        layers.stacked(model, torch.zeros(2, dtype=torch.int32))
+
+
+def test_layer_without_a_kernel_cannot_be_stacked(device):
+    model = layers.stacked(nn.Sequential(nn.Conv2d(1, 2, 3)), torch.ones(2, dtype=torch.int32)).to(device)
+    with pytest.raises(ConfigError, match=r"Conv2d\(1, 2, .* cannot be stacked with pool=1: it must be linear"):
+        layers.apply(model[0], torch.zeros(2, 1, 4, 4, device=device))
 
 
 def test_first_of_equal_values_wins(device):
