@@ -50,7 +50,7 @@ def similarity(rows: Rows, columns: Columns | None = None) -> float:
     if count == 1:
         return 1.0
     vectors = to_common_device(rows)
-    parts = _joined(columns or [slice(0, len(vectors[0]))])
+    parts = _joined([slice(0, len(vectors[0]))] if columns is None else columns)
 
     def chosen(row: torch.Tensor) -> torch.Tensor:
         # One row at a time: all of them together would be another population in the GPU's memory.

@@ -85,7 +85,7 @@ def _fetch_all(
     orders, plan, step, source, known, inputs, labels, counts, LENGTH: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row, chunk, lane = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row, chunk, lane = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     plan += 2 * (tl.load(step) * tl.num_programs(2) + lane)
     first, count = tl.load(plan), tl.load(plan + 1)
     if (row == 0) & (chunk == 0):

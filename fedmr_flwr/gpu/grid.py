@@ -45,6 +45,7 @@ _PREPARED_SHARE = 0.25
 class GraphStack(StackLane, GraphLane):
     """A stack whose step is captured as a CUDA graph and replayed."""
 
+    # With a smaller one at the end of each tensor fewer than the 48 that a kernel takes.
     pieces = 36
 
 
@@ -116,7 +117,7 @@ class GpuGrid(InProcessGrid):
         return [turn.reply for turn in turns if turn.reply]
 
     def _train_stack(self, turns: Sequence["_Turn"], make: Callable[..., StackLane]) -> None:
-        """Train clients in lockstep; if there is no memory for that, leave them without replies."""
+        """Train clients in lockstep; if that is not possible, leave them without replies."""
         together = self._settings.clients_per_round
         for start in range(0, len(turns), together):
             some = turns[start : start + together]
@@ -124,22 +125,26 @@ class GpuGrid(InProcessGrid):
             try:
                 self._stack = self._stack or make(model=self._model(), **self._common)
                 _in_lockstep(self._stack, ready)
-            except Exception as error:
-                for turn in ready:
-                    turn.fail(error)
-                if self._stack:  # its tensors are in an unknown state
-                    self._stack.close()
-                self._stack = None
-            if any(turn.starved for turn in ready):
-                self._make_stack = None
-                self._free_memory()
-                self._report("the GPU has no memory to train all clients in lockstep: each has a lane of its own")
-                for turn in ready:
-                    turn.reset()
+                why = next((turn.failure for turn in some if turn.starved), None)
+            except Exception as error:  # only its text is kept: its traceback would keep the stack's tensors alive
+                why = describe(error)
+            if why:
+                self._report(f"clients cannot train in lockstep, and have lanes of their own: {why}")
+                self._drop_stack()
+                for turn in turns:
+                    if not turn.reply:
+                        turn.reset()
                 return
             for turn in some:
                 if turn.failure:
                     turn.reply = failed(turn.message, turn.failure)
+
+    def _drop_stack(self) -> None:
+        """Train in lanes from now on."""
+        if self._stack:
+            self._stack.close()
+        self._make_stack = self._stack = None
+        self._free_memory()
 
     def _wave(self, turns: Sequence["_Turn"]) -> None:
         """Train some clients side by side; those without memory wait for the next wave, if it can be smaller."""
@@ -218,7 +223,12 @@ class GpuGrid(InProcessGrid):
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            if held is None and not (self._lanes and self._fewer()):
+            if held is None and self._stack:
+                self._report(
+                    "the server needs memory: clients no longer train in lockstep, but in lanes of their own"
+                )
+                self._drop_stack()
+            elif held is None and not (self._lanes and self._fewer()):
                 break
         yield
 
@@ -346,13 +356,9 @@ class _Turn:
             return None
         try:
             return act()
-        except Exception as error:
-            self.fail(error)
+        except Exception as error:  # only its text is kept: its traceback would keep the lane's tensors alive
+            self.failure, self.starved = describe(error), is_out_of_memory(error)
             return None
-
-    def fail(self, error: Exception) -> None:
-        """Keep the text of an error: its traceback would keep the lane's tensors alive."""
-        self.failure, self.starved = describe(error), is_out_of_memory(error)
 
     def decode(self, context: Context) -> bool:
         """Decode the message to the client; return whether that was possible."""
@@ -372,7 +378,7 @@ class _Turn:
         return self.lane.step()
 
     def end(self) -> None:
-        """Create the reply."""
+        """Take the result from the lane, and create the reply."""
         assert self.lane
         result = self.lane.end()
         self.client.measure("after", self.lane.model)

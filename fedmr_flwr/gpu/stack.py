@@ -18,12 +18,13 @@ from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Training
 from fedmr_flwr.core.layout import Layout, Packed
 from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.gpu.lanes import ResidentLane, indices_of
 from fedmr_flwr.models import layers
 from fedmr_flwr.models.packing import pack_on_device
 from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import LocalRule
-from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes, step_count
+from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes, longest_order, step_count
 
 
 class Share(NamedTuple):
@@ -72,9 +73,11 @@ class StackLane(ResidentLane):
         )  # fmt: skip
         self._total, self._one = torch.zeros(lanes, device=device), torch.ones(lanes, device=device)
         self._rule, self._state, self._kind = LocalRule(), None, None
+        self._tried = False
         self._room = min(settings.training.batch_size, largest)
         # In the same tensors for all clients, because a captured step knows them by their addresses.
-        self._orders = torch.zeros(lanes, len(self._order), dtype=torch.long, device=device)
+        length = longest_order(largest, settings.training)
+        self._orders = torch.zeros(lanes, length, dtype=torch.long, device=device)
         steps = step_count(largest, settings.training)
         self._plan = torch.zeros(steps, lanes, 2, dtype=torch.long, device=device)
         self._at = torch.zeros((), dtype=torch.long, device=device)
@@ -85,7 +88,7 @@ class StackLane(ResidentLane):
         self.begin_all([Share(indices_of(client), client.training, client.rng) for client in clients])
         self._ready()
 
-    def begin_all(self, shares: Sequence["Share"]) -> None:
+    def begin_all(self, shares: Sequence[Share]) -> None:
         """Prepare the training of up to K clients; the models must be those that they received."""
         self._optimizer.restart(shares[0].training)
         self._total.zero_()
@@ -104,6 +107,7 @@ class StackLane(ResidentLane):
         self._plan.copy_(torch.from_numpy(plan))
         self._sizes, self._seen_by = [len(share.indices) for share in shares], plan[:, :, 1].sum(0).tolist()
         self._trained: dict[int, Packed] = {}
+        self._last = max(self._ends)
 
     def end_all(self) -> list[tuple[Packed, TrainResult]]:
         """Return the clients' models, their floats on the device, and results, after the last step."""
@@ -125,8 +129,23 @@ class StackLane(ResidentLane):
         for tensor, entry in zip(self._tensors, self._layout.entries, strict=True):
             tensor[: len(models)] = floats[:, entry.columns].view(-1, *entry.shape)
 
+    def step(self) -> bool:
+        """Train all clients on their next batches; return whether one had any left.
+
+        Raises:
+            ConfigError: the model draws random numbers, which would not be those of a client alone.
+        """
+        if self._tried:
+            return super().step()
+        before = [generator.get_state() for generator in self._generators]
+        left = super().step()
+        if not all(torch.equal(own.get_state(), old) for own, old in zip(self._generators, before, strict=True)):
+            raise ConfigError(f"{type(self.model).__name__} is declared stackable, but draws random numbers")
+        self._tried = True
+        return left
+
     def _step(self) -> bool:
-        if self._steps == max(self._ends):
+        if self._steps == self._last:
             return False
         self._run(self._room)
         self._steps += 1

@@ -1,11 +1,11 @@
 """Triton kernels for small layers: what PyTorch does in five or ten kernels, in one or two.
 
 A step of a small model is a chain of kernels that take one to four microseconds each, whatever they compute, so the
-number of kernels decides how long it takes. A convolution with its bias, max pooling and ReLU is one kernel here; its
-backward pass lays the patches out as a matrix, so that both gradients are products of matrices. A linear layer with
-its ReLU is one kernel, and two for its backward pass.
+number of kernels decides how long it takes. A convolution with its bias, max pooling and ReLU is one kernel here, and
+three to five for its backward pass; a linear layer with its ReLU is one kernel, and two for its backward pass.
 
-Sums have a fixed order, so that results repeat bit for bit.
+A kernel can serve several lanes, each with weights of its own and its own part of the batch. A lane's part is
+computed as it would be alone: sums have a fixed order, so that results repeat bit for bit.
 """
 
 from typing import NamedTuple
@@ -66,7 +66,8 @@ class Tiles(NamedTuple):
 
     Attributes:
         warps: of a program.
-        stages: how many parts of the sum are loaded at a time.
+        stages: how many parts of the sum are loaded at a time. Of kernels that gather single values one: more take
+            three to five times as long.
     """
 
     rows: int
@@ -111,12 +112,13 @@ def _forward(
     """Compute the output, and for each of its values which position of its window won."""
     WINDOW: tl.constexpr = POOL * POOL
     WEIGHTS: tl.constexpr = C * KERNEL * KERNEL
-    lane = tl.program_id(2)
+    lane = tl.program_id(2).to(tl.int64)  # all lanes together may be larger than 32 bits can count
     count = _examples(counts, batch, lane)
     if tl.program_id(0) * COLUMNS >= count * (OH * OW * WINDOW):
         return
     images += lane * batch * (C * H * W)
     weights += lane * (OUTPUTS * WEIGHTS)
+    out += lane * batch * (OUTPUTS * OH * OW)
     position = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     pooled, inner = position // WINDOW, position % WINDOW
     example = pooled // (OH * OW)
@@ -149,10 +151,9 @@ def _forward(
     pooled = tl.program_id(0) * KEPT + tl.arange(0, KEPT)
     inside = (output < OUTPUTS)[:, None] & (pooled < count * (OH * OW))[None, :]
     at = (output * (OH * OW))[:, None] + (pooled // (OH * OW) * (OUTPUTS * OH * OW) + pooled % (OH * OW))[None, :]
-    at += lane * batch * (OUTPUTS * OH * OW)
     tl.store(out + at, best, mask=inside)
     if winners is not None:
-        tl.store(winners + at, winner.to(tl.uint8), mask=inside)
+        tl.store(winners + lane * batch * (OUTPUTS * OH * OW) + at, winner.to(tl.uint8), mask=inside)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -162,16 +163,19 @@ def _unpool(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Give each position of the convolution's output its gradient: that of its window if it won, else 0."""
-    lane = tl.program_id(1)
+    lane = tl.program_id(1).to(tl.int64)
     count = _examples(counts, batch, lane)
+    given += lane * batch * (OUTPUTS * OH * OW)
+    winners += lane * batch * (OUTPUTS * OH * OW)
+    gradient += lane * batch * (OUTPUTS * H * W)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     place, row, plane = at % W, at // W % H, at // (H * W)
     inside = (plane < count * OUTPUTS) & (row < OH * POOL) & (place < OW * POOL)
-    source = lane * batch * (OUTPUTS * OH * OW) + (plane * OH + row // POOL) * OW + place // POOL
+    source = (plane * OH + row // POOL) * OW + place // POOL
     value = tl.load(given + source, mask=inside, other=0.0)
     winner = tl.load(winners + source, mask=inside, other=POOL * POOL)
     value = tl.where(winner == row % POOL * POOL + place % POOL, value, 0.0)
-    tl.store(gradient + lane * batch * (OUTPUTS * H * W) + at, value, mask=plane < count * OUTPUTS)
+    tl.store(gradient + at, value, mask=plane < count * OUTPUTS)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -187,7 +191,7 @@ def _convolution_weight_gradient(
     AREA: tl.constexpr = UH * UW
     STEPS: tl.constexpr = (AREA + INNER - 1) // INNER
     TILES: tl.constexpr = (OUTPUTS + ROWS - 1) // ROWS
-    group, lane = tl.program_id(1), tl.program_id(2)
+    group, lane = tl.program_id(1), tl.program_id(2).to(tl.int64)
     left = _examples(counts, batch, lane) - group * IMAGES
     images += (lane * batch + group * IMAGES) * (C * H * W)
     given += (lane * batch + group * IMAGES) * (OUTPUTS * AREA)
@@ -220,14 +224,15 @@ def _add_partial(
 ):
     """Sum the partial gradients of groups of images, in their order."""
     SIZE: tl.constexpr = OUTPUTS * (WEIGHTS + 1)
-    lane = tl.program_id(1)
+    lane = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < SIZE
     sums = tl.zeros((BLOCK,), tl.float32)
     for group in range(groups):
-        sums += tl.load(partial + (lane * groups + group) * SIZE + at, mask=at < SIZE, other=0.0)
+        sums += tl.load(partial + (lane * groups + group) * SIZE + at, mask=inside, other=0.0)
     output, column = at // (WEIGHTS + 1), at % (WEIGHTS + 1)
-    inside = at < SIZE
-    tl.store(gradient + (lane * OUTPUTS + output) * WEIGHTS + column, sums, mask=inside & (column < WEIGHTS))
+    gradient += lane * (OUTPUTS * WEIGHTS)
+    tl.store(gradient + output * WEIGHTS + column, sums, mask=inside & (column < WEIGHTS))
     if bias_gradient is not None:
         tl.store(bias_gradient + lane * OUTPUTS + output, sums, mask=inside & (column == WEIGHTS))
 
@@ -242,10 +247,11 @@ def _convolution_input_gradient(
     """Compute the gradients of the images; the weights are [kernel, kernel, C', C]."""
     TAPS: tl.constexpr = KERNEL * KERNEL
     PARTS: tl.constexpr = (OUTPUTS + INNER - 1) // INNER
-    lane = tl.program_id(2)
+    lane = tl.program_id(2).to(tl.int64)
     count = _examples(counts, batch, lane)
     if tl.program_id(0) * COLUMNS >= count * (H * W):
         return
+    gradient += lane * batch * (C * H * W)
     weights += lane * (OUTPUTS * C * TAPS)
     given += lane * batch * (OUTPUTS * UH * UW)
     position = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -265,9 +271,7 @@ def _convolution_input_gradient(
         at += (output * (UH * UW))[:, None]
         value = tl.load(given + at, mask=inside[None, :] & (output < OUTPUTS)[:, None], other=0.0)
         sums = tl.dot(weight, value, sums, input_precision=PRECISION)
-    at = (
-        (lane * batch + example)[None, :] * (C * H * W) + (channel * (H * W))[:, None] + (position % (H * W))[None, :]
-    )
+    at = (example * (C * H * W) + position % (H * W))[None, :] + (channel * (H * W))[:, None]
     tl.store(gradient + at, sums, mask=(channel < C)[:, None] & (example < count)[None, :])
 
 
@@ -277,25 +281,28 @@ def _linear_weight_gradient(
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradients of the weights over the batch; the bias is one more weight, of a constant 1."""
-    lane = tl.program_id(2)
+    lane = tl.program_id(2).to(tl.int64)
     count = _examples(counts, batch, lane)
     inputs += lane * batch * INPUTS
+    given += lane * batch * OUTPUTS
+    gradient += lane * (OUTPUTS * INPUTS)
     output = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, count, INNER):
         example = start + tl.arange(0, INNER)
         inside = (output < OUTPUTS)[:, None] & (example < count)[None, :]
-        at = lane * batch * OUTPUTS + output[:, None] + (example * OUTPUTS)[None, :]
+        at = output[:, None] + (example * OUTPUTS)[None, :]
         part = tl.load(given + at, mask=inside, other=0.0)
         if winners is not None:
-            part = tl.where(tl.load(winners + at, mask=inside, other=1) == 0, part, 0.0)
+            winner = tl.load(winners + lane * batch * OUTPUTS + at, mask=inside, other=1)
+            part = tl.where(winner == 0, part, 0.0)
         inside = (column < INPUTS)[:, None] & (example < count)[None, :]
         value = tl.load(inputs + column[:, None] + (example * INPUTS)[None, :], mask=inside, other=0.0)
         if bias_gradient is not None:
             value = tl.where((column == INPUTS)[:, None], 1.0, value)
         sums = tl.dot(part, tl.trans(value), sums, input_precision=PRECISION)
-    at = (lane * OUTPUTS + output)[:, None] * INPUTS + column[None, :]
+    at = output[:, None] * INPUTS + column[None, :]
     tl.store(gradient + at, sums, mask=(output < OUTPUTS)[:, None] & (column < INPUTS)[None, :])
     if bias_gradient is not None:
         own = (output < OUTPUTS)[:, None] & (column == INPUTS)[None, :]
@@ -308,10 +315,12 @@ def _linear_input_gradient(
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of the inputs."""
-    lane = tl.program_id(2)
+    lane = tl.program_id(2).to(tl.int64)
     count = _examples(counts, batch, lane)
     if tl.program_id(0) * ROWS >= count:
         return
+    given += lane * batch * OUTPUTS
+    gradient += lane * batch * INPUTS
     weights += lane * (OUTPUTS * INPUTS)
     example = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -319,14 +328,15 @@ def _linear_input_gradient(
     for start in range(0, OUTPUTS, INNER):
         output = start + tl.arange(0, INNER)
         inside = (example < count)[:, None] & (output < OUTPUTS)[None, :]
-        at = ((lane * batch + example) * OUTPUTS)[:, None] + output[None, :]
+        at = (example * OUTPUTS)[:, None] + output[None, :]
         part = tl.load(given + at, mask=inside, other=0.0)
         if winners is not None:
-            part = tl.where(tl.load(winners + at, mask=inside, other=1) == 0, part, 0.0)
+            winner = tl.load(winners + lane * batch * OUTPUTS + at, mask=inside, other=1)
+            part = tl.where(winner == 0, part, 0.0)
         inside = (output < OUTPUTS)[:, None] & (column < INPUTS)[None, :]
         weight = tl.load(weights + output[:, None] * INPUTS + column[None, :], mask=inside, other=0.0)
         sums = tl.dot(part, weight, sums, input_precision=PRECISION)
-    at = ((lane * batch + example) * INPUTS)[:, None] + column[None, :]
+    at = (example * INPUTS)[:, None] + column[None, :]
     tl.store(gradient + at, sums, mask=(example < count)[:, None] & (column < INPUTS)[None, :])
 
 
@@ -335,7 +345,7 @@ def _cross_entropy(
     logits, labels, gradient, loss, counts, batch, CLASSES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
     """Compute the mean cross-entropy of a batch and its gradient, in one program."""
-    lane = tl.program_id(0)
+    lane = tl.program_id(0).to(tl.int64)
     count = _examples(counts, batch, lane)
     logits += lane * batch * CLASSES
     gradient += lane * batch * CLASSES
@@ -418,7 +428,6 @@ def convolution_gradients(
         The gradients of images, weight and bias; None for those not asked for.
     """
     lanes, batch = _lanes(images, counts)
-    out, precision = shape.out, _precision()
     weight_gradient = torch.empty_like(weight)
     bias_gradient = weight.new_empty(weight.shape[:-3]) if of_bias else None
     out, (height, width), precision = shape.out, shape.unpooled, _precision()
@@ -431,7 +440,6 @@ def convolution_gradients(
     images_each = max(1, 320 // (height * width))
     groups = triton.cdiv(batch, images_each)
     columns = min(_at_least_16(shape.weights + 1), 64)
-    # Nothing is loaded ahead: of single values that takes five times as long.
     tiles = Tiles(min(_at_least_16(shape.outputs), 32), columns, 2048 // columns, warps=2, stages=1)
     pieces = triton.cdiv(shape.outputs, tiles.rows) * triton.cdiv(shape.weights + 1, tiles.columns)
     size = shape.outputs * (shape.weights + 1)

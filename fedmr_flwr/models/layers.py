@@ -17,59 +17,43 @@ if TYPE_CHECKING:  # a machine without a GPU need not have Triton
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# The attribute of a layer of several lanes that says how many examples each has.
+_COUNTS = "lane_counts"
 # Of a cross-entropy by one program; more would not fit into its registers.
 MOST_CLASSES = 1024
 
 
-class Stacked(nn.Module):
-    """A convolution or linear layer of several lanes: each has its own weights, and its own part of the batch.
-
-    Args:
-        layer: whose sizes it has.
-        counts: [K] int32, how many examples each lane has in its part, see `kernels.forward`.
-
-    Attributes:
-        weight: [K, ...].
-        bias: [K, ...] or None.
-    """
-
-    def __init__(self, layer: nn.Linear | nn.Conv2d, counts: torch.Tensor) -> None:
-        super().__init__()
-        # In a tuple, so that the single layer's weights are not among this module's.
-        self.single, self.counts = (layer,), counts
-        self.weight = _stacked(layer.weight, len(counts))
-        self.bias = None if layer.bias is None else _stacked(layer.bias, len(counts))
-
-
 def stacked(model: nn.Module, counts: torch.Tensor) -> nn.Module:
-    """Return a model of several lanes, all with the weights of the given one.
+    """Return a model of several lanes, each of which has the weights of the given one and its own part of the batch.
 
-    Its batch has equal parts for the lanes; those without an example compute nothing.
+    The weights of a layer are [K, ...]; `apply` computes all lanes together, but not those without an example.
 
     Args:
         model: all of its layers with weights are given to `apply`.
-        counts: [K] int32, see `Stacked`; on the model's device.
+        counts: [K] int32, how many examples each lane has in its part, see `kernels.forward`; on the model's device.
 
     Raises:
-        ConfigError: it has other weights, or buffers.
+        ConfigError: it has other weights, buffers, tied weights, or BatchNorm.
     """
-    copy = deepcopy(model)
-    for parent in list(copy.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear | nn.Conv2d):
-                setattr(parent, name, Stacked(child, counts))
+    copy, seen = deepcopy(model), set()
     for path, module in copy.named_modules():
-        if not isinstance(module, Stacked) and [*module.parameters(False), *module.buffers(False)]:
+        own = {id(tensor) for tensor in (*module.parameters(False), *module.buffers(False))}
+        single = isinstance(module, nn.Linear | nn.Conv2d)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or (own and not single) or own & seen:
+            what = f"{path or 'the model'}, a {type(module).__name__},"
             raise ConfigError(
-                f"{type(model).__name__} is declared stackable, but its '{path}', a {type(module).__name__}, has "
-                "weights or buffers of its own, and only linear layers and convolutions can be stacked"
+                f"{type(model).__name__} is declared stackable, but {what} cannot be: only linear layers and "
+                "convolutions can have weights for each lane, only if they share them with no other layer, and no "
+                "example may depend on another"
             )
+        seen |= own
+    for module in copy.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            for name, parameter in list(module.named_parameters()):
+                copies = parameter.detach().expand(len(counts), *parameter.shape).contiguous()
+                setattr(module, name, nn.Parameter(copies, parameter.requires_grad))
+            setattr(module, _COUNTS, counts)
     return copy
-
-
-def _stacked(weight: torch.Tensor, lanes: int) -> nn.Parameter:
-    copies = weight.detach().expand(lanes, *weight.shape).contiguous()
-    return nn.Parameter(copies, requires_grad=weight.requires_grad)
 
 
 def apply(layer: nn.Module, inputs: torch.Tensor, *, pool: int = 1, relu: bool = False) -> torch.Tensor:
@@ -84,16 +68,14 @@ def apply(layer: nn.Module, inputs: torch.Tensor, *, pool: int = 1, relu: bool =
     Returns:
         [B, C', H', W'] or [B, D'].
     """
-    if isinstance(layer, Stacked):
-        shape = _fused_shape(*layer.single, inputs, pool)
-        if shape is None:
-            raise ConfigError(
-                f"a layer of a stackable model, {layer.single[0]}, cannot be stacked with pool={pool}: it must be "
-                "linear, or a convolution with pool=2 or 4, without hooks, groups and dilation"
-            )
-        return _Fused.apply(inputs, layer.weight, layer.bias, shape, relu, layer.counts)  # type: ignore[no-any-return]
-    if shape := _fused_shape(layer, inputs, pool):
-        return _Fused.apply(inputs, layer.weight, layer.bias, shape, relu, None)  # type: ignore[no-any-return]
+    counts: torch.Tensor | None = getattr(layer, _COUNTS, None)
+    if shape := _fused_shape(layer, inputs, pool, 1 if counts is None else len(counts)):
+        return _Fused.apply(inputs, layer.weight, layer.bias, shape, relu, counts)  # type: ignore[no-any-return]
+    if counts is not None:
+        raise ConfigError(
+            f"{layer} cannot be stacked with pool={pool} and {len(inputs) // len(counts)} examples: it must be "
+            "linear, or a convolution with pool=2 or 4, without hooks, groups and dilation, and not too large"
+        )
     outputs = layer(inputs)
     if pool > 1:
         # Pooling before the ReLU gives the same values with a quarter of the work.
@@ -115,6 +97,7 @@ def cross_entropy(
     few = not smoothing and logits.ndim == 2 and logits.shape[1] <= MOST_CLASSES
     if few and logits.dtype == torch.float32 and missing(logits.device) is None:
         return _CrossEntropy.apply(logits, labels, counts)  # type: ignore[no-any-return]
+    assert counts is None
     return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
@@ -137,7 +120,7 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
-def _fused_shape(layer: nn.Module, inputs: torch.Tensor, pool: int) -> "Shape | None":
+def _fused_shape(layer: nn.Module, inputs: torch.Tensor, pool: int, lanes: int) -> "Shape | None":
     """Return the sizes of a layer that kernels of our own compute; None for any other one.
 
     These are linear layers, and convolutions with pooling, of PyTorch's own classes, without hooks. Inputs that do
@@ -151,9 +134,12 @@ def _fused_shape(layer: nn.Module, inputs: torch.Tensor, pool: int) -> "Shape | 
         return None
     from fedmr_flwr.models.kernels import Shape
 
+    # Within a lane the kernels count in 32 bits; and the parts of a product are not more than a grid has programs.
+    batch = len(inputs) // lanes
     if isinstance(layer, nn.Linear):
-        fits = pool == 1 and inputs.ndim == 2 and inputs.shape[1] == layer.in_features
-        return Shape(layer.in_features, 1, 1, layer.out_features) if fits else None
+        ins, outs = layer.in_features, layer.out_features
+        fits = pool == 1 and inputs.ndim == 2 and inputs.shape[1] == ins < 2**22
+        return Shape(ins, 1, 1, outs) if fits and max(batch * ins, batch * outs, ins * outs) < 2**31 else None
     assert isinstance(layer, nn.Conv2d)
     sides = layer.kernel_size, layer.stride, layer.padding
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
@@ -161,12 +147,12 @@ def _fused_shape(layer: nn.Module, inputs: torch.Tensor, pool: int) -> "Shape | 
         return None
     if inputs.ndim != 4 or inputs.shape[1] != layer.in_channels:
         return None
-    batch, channels, height, width = inputs.shape
+    _, channels, height, width = inputs.shape
     kernel, stride, padding = (int(pair[0]) for pair in sides)
     shape = Shape(channels, height, width, layer.out_channels, kernel, stride, padding, pool)
-    largest = batch * shape.unpooled[0] * shape.unpooled[1] * max(shape.weights, shape.outputs)
-    # The kernels count in 32 bits; such patches would take 8 GB.
-    return shape if min(shape.out) > 0 and largest < 2**31 else None
+    area = shape.unpooled[0] * shape.unpooled[1]
+    largest = max(batch * channels * height * width, batch * shape.outputs * area, shape.outputs * shape.weights)
+    return shape if min(shape.out) > 0 and largest < 2**31 and batch < 2**16 else None
 
 
 def _on(tensor: torch.Tensor) -> AbstractContextManager[Any]:

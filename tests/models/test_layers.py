@@ -55,6 +55,8 @@ CASES = {
     "stride": convolution(2, 4, 3, stride=2, padding=1, images=(2, 13, 13)),
     "wide pooling": convolution(2, 4, 2, pool=4, images=(2, 11, 9)),
     "no bias": convolution(2, 4, 3, bias=False),
+    # Gradients of the weights are summed over two images at a time, of the last group over one.
+    "groups of images": convolution(1, 4, 5, images=(7, 16, 16)),
     "linear": linear(70, 40, 33),
     "linear, one example": linear(20, 10, 1),
     "linear, large batch": linear(5, 3, 130),
@@ -92,18 +94,23 @@ def test_layer_equals_pytorch(device, name, relu):
         assert_near(own.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("name", ["first convolution", "padding", "stride", "linear", "linear, no bias"])
+@pytest.mark.parametrize("name", ["groups of images", "padding", "stride", "linear", "linear, no bias"])
 def test_lanes_compute_as_alone(device, name):
     layer, inputs, pool = CASES[name]
-    counts = torch.tensor([len(inputs), 0, 1], dtype=torch.int32, device=device)
+    counts = torch.tensor([len(inputs), 0, len(inputs) // 2], dtype=torch.int32, device=device)
     model = layers.stacked(nn.Sequential(deepcopy(layer)).to(device), counts)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to(device)
     parts = [torch.randn(inputs.shape, generator=torch.Generator().manual_seed(2 + lane)) for lane in range(3)]
+    # Beyond its examples a lane's part is undefined, and must not be read.
+    for part, count in zip(parts, counts.tolist(), strict=True):
+        part[count:] = torch.nan
     together = torch.cat(parts).to(device).requires_grad_()
     outputs = layers.apply(model[0], together, pool=pool, relu=True)
     gradient = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(9)).to(device)
+    for part, count in zip(gradient.chunk(3), counts.tolist(), strict=True):
+        part[count:] = torch.nan
     outputs.backward(gradient)
     for lane, count in enumerate(counts.tolist()):
         alone = deepcopy(layer).to(device)
@@ -136,15 +143,30 @@ def test_lanes_have_their_own_mean_loss(device):
 
 def test_weights_that_cannot_be_stacked_are_refused():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    with pytest.raises(
-        ConfigError, match=r"declared stackable, but its '1', a BatchNorm1d, has weights"
-    ):
+    with pytest.raises(ConfigError, match=r"declared stackable, but 1, a BatchNorm1d, cannot be"):
         layers.stacked(model, torch.zeros(2, dtype=torch.int32))
+
+
+def test_layers_that_share_weights_cannot_be_stacked():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    with pytest.raises(ConfigError, match=r"but 1, a Linear, cannot be: only .* if they share them with no other"):
+        layers.stacked(model, torch.zeros(2, dtype=torch.int32))
+
+
+def test_layer_that_is_used_twice_is_stacked_once():
+    model = nn.Module()
+    model.layer = nn.Linear(2, 2)
+    model.again = [model.layer]
+    copy = layers.stacked(model, torch.zeros(3, dtype=torch.int32))
+    assert copy.again[0] is copy.layer and copy.layer.weight.shape == (3, 2, 2)
 
 
 def test_layer_without_a_kernel_cannot_be_stacked(device):
     model = layers.stacked(nn.Sequential(nn.Conv2d(1, 2, 3)), torch.ones(2, dtype=torch.int32)).to(device)
-    with pytest.raises(ConfigError, match=r"Conv2d\(1, 2, .* cannot be stacked with pool=1: it must be linear"):
+    with pytest.raises(
+        ConfigError, match=r"Conv2d\(1, 2, .* cannot be stacked with pool=1 and 1 examples: it must be"
+    ):
         layers.apply(model[0], torch.zeros(2, 1, 4, 4, device=device))
 
 
