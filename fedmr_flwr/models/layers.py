@@ -35,7 +35,8 @@ def stacked(model: nn.Module, counts: torch.Tensor) -> nn.Module:
     Raises:
         ConfigError: it has other weights, buffers, tied weights, or BatchNorm.
     """
-    copy, seen = deepcopy(model), set()
+    copy = deepcopy(model)
+    seen: set[int] = set()
     for path, module in copy.named_modules():
         own = {id(tensor) for tensor in (*module.parameters(False), *module.buffers(False))}
         single = isinstance(module, nn.Linear | nn.Conv2d)
