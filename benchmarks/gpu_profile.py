@@ -194,8 +194,9 @@ def main(
         )
     same = ""
     if settings.precision == "float32":
-        alike = [one == digest(apart, layout) for one in (trained, stacked_digest) if one]
-        same = f"; the same bits: {alike}"
+        alone = digest(apart, layout)
+        same = f"; the same bits: side by side {trained == alone}"
+        same += f", in lockstep {stacked_digest == alone}" if stacked_digest else ""
     console.print(
         f"{len(cohort)} clients, the largest with {longest} steps: {1e3 * together:.1f} ms side by side, "
         f"{1e3 * eager:.0f} ms one after another without graphs{same}\n"
