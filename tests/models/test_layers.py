@@ -3,7 +3,12 @@
 Without a GPU the kernels run in Triton's interpreter, which is slow: the layers are small.
 """
 
+import os
+import re
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ from torch.nn import functional
 
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.models import layers
+from tests.support.tools import ROOT
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -292,3 +298,19 @@ def test_cross_entropy_equals_pytorch(device, batch):
 def test_cross_entropy_of_infinite_logits_is_not_a_number(device):
     logits = torch.tensor([[0.0, float("inf")], [0.0, 1.0]], device=device)
     assert layers.cross_entropy(logits, torch.tensor([0, 0], device=device)).isnan()
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_a_card(tmp_path):
+    from fedmr_flwr.gpu import fetch
+    from fedmr_flwr.models import kernels
+
+    # The interpreter takes more than the compiler does.
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.compiled"],
+        cwd=ROOT, env=env | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    source = "".join(Path(module.__file__).read_text() for module in (kernels, fetch))
+    assert set(done.stdout.split()) == set(re.findall(r"\b(_\w+)\[.+\]\(\n", source)), "all that are launched"
