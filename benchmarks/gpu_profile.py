@@ -52,7 +52,6 @@ class CohortStack(GraphStack):
 
     def replay_step(self) -> None:
         """Replay the captured step once."""
-        self._at.zero_()
         for graph in self._graphs.values():
             assert graph
             graph.replay()
@@ -162,6 +161,7 @@ def main(
                     sha.update(model.on_host().floats.tobytes())
                 stacked_digest = sha.hexdigest()
                 in_lockstep()
+                stack._at.zero_()
                 kernels = kernels_of(stack.replay_step)
             apart, eager = [], 0.0
             for own, client in zip(indices, cohort, strict=True):
@@ -194,9 +194,9 @@ def main(
         )
     same = ""
     if settings.precision == "float32":
-        alone = digest(apart, layout)
-        same = f"; the same bits: side by side {trained == alone}"
-        same += f", in lockstep {stacked_digest == alone}" if stacked_digest else ""
+        expected = digest(apart, layout)
+        same = f"; the same bits: side by side {trained == expected}"
+        same += f", in lockstep {stacked_digest == expected}" if stacked_digest else ""
     console.print(
         f"{len(cohort)} clients, the largest with {longest} steps: {1e3 * together:.1f} ms side by side, "
         f"{1e3 * eager:.0f} ms one after another without graphs{same}\n"

@@ -8,7 +8,7 @@ take long to compile.
 """
 
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -23,8 +23,9 @@ from fedmr_flwr.training.schedule import Batch
 
 # The number of streams that PyTorch has; it returns them in turn.
 STREAMS = 32
-# The fewest values of a piece in which weights are updated.
-_SHORTEST_PIECE = 2048
+# About how many pieces the weights are updated in, and the fewest values of one. With a smaller one at the end of
+# each tensor they are fewer than the 48 that a kernel of PyTorch 2.11 takes.
+_PIECES, _SHORTEST_PIECE = 36, 2048
 
 
 class GraphLane(ResidentLane):
@@ -36,12 +37,7 @@ class GraphLane(ResidentLane):
 
     Args:
         **arguments: of `ResidentLane`.
-
-    Attributes:
-        pieces: about how many the weights are updated in. A kernel takes up to 48.
     """
-
-    pieces: ClassVar[int] = 32
 
     def __init__(self, **arguments: Any) -> None:
         self._graphs: dict[tuple[states.Kind, int], torch.cuda.CUDAGraph | None] = {}
@@ -132,7 +128,7 @@ class GraphLane(ResidentLane):
         # PyTorch's kernel updates each tensor of up to 65,536 values by one block of threads, while the other
         # multiprocessors wait. Pieces are updated side by side, to the same bits.
         weights = [_in_memory_order(parameter.detach()) for parameter in self.model.parameters()]
-        length = max(_SHORTEST_PIECE, sum(map(len, weights)) // self.pieces)
+        length = max(_SHORTEST_PIECE, sum(map(len, weights)) // _PIECES)
         self._pieces = [torch.split(vector, length) for vector in weights]
         every = [piece for pieces in self._pieces for piece in pieces]
         return Optimizer(every, self._training, captured=True)

@@ -45,9 +45,6 @@ _PREPARED_SHARE = 0.25
 class GraphStack(StackLane, GraphLane):
     """A stack whose step is captured as a CUDA graph and replayed."""
 
-    # With a smaller one at the end of each tensor fewer than the 48 that a kernel takes.
-    pieces = 36
-
 
 class GpuGrid(InProcessGrid):
     """A Grid whose clients train on one GPU.
@@ -95,11 +92,11 @@ class GpuGrid(InProcessGrid):
         """Handle messages; if they request training, train all clients together."""
         if not messages or any(message.metadata.message_type != MessageType.TRAIN for message in messages):
             return super()._handle_all(messages)
-        with ExitStack() as stack:
-            stack.enter_context(threads(self._settings.client_cpus))
-            stack.enter_context(arithmetic(self._settings.precision, self._device))
+        with ExitStack() as contexts:
+            contexts.enter_context(threads(self._settings.client_cpus))
+            contexts.enter_context(arithmetic(self._settings.precision, self._device))
             if self._device.type == "cuda":
-                stack.enter_context(torch.cuda.device(self._device))
+                contexts.enter_context(torch.cuda.device(self._device))
             return self._train_clients(messages)
 
     def _train_clients(self, messages: Sequence[Message]) -> list[Message]:
@@ -129,8 +126,7 @@ class GpuGrid(InProcessGrid):
             except Exception as error:  # only its text is kept: its traceback would keep the stack's tensors alive
                 why = describe(error)
             if why:
-                self._report(f"clients cannot train in lockstep, and have lanes of their own: {why}")
-                self._drop_stack()
+                self._leave_lockstep(why)
                 for turn in turns:
                     if not turn.reply:
                         turn.reset()
@@ -139,8 +135,9 @@ class GpuGrid(InProcessGrid):
                 if turn.failure:
                     turn.reply = failed(turn.message, turn.failure)
 
-    def _drop_stack(self) -> None:
+    def _leave_lockstep(self, why: str) -> None:
         """Train in lanes from now on."""
+        self._report(f"clients cannot train in lockstep, and have lanes of their own: {why}")
         if self._stack:
             self._stack.close()
         self._make_stack = self._stack = None
@@ -224,10 +221,7 @@ class GpuGrid(InProcessGrid):
                 if not is_out_of_memory(error):
                     raise
             if held is None and self._stack:
-                self._report(
-                    "the server needs memory: clients no longer train in lockstep, but in lanes of their own"
-                )
-                self._drop_stack()
+                self._leave_lockstep("the server needs the memory")
             elif held is None and not (self._lanes and self._fewer()):
                 break
         yield

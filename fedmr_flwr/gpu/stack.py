@@ -73,8 +73,8 @@ class StackLane(ResidentLane):
         )  # fmt: skip
         self._total, self._one = torch.zeros(lanes, device=device), torch.ones(lanes, device=device)
         self._rule, self._state, self._kind = LocalRule(), None, None
-        self._tried = False
-        self._room = min(settings.training.batch_size, largest)
+        self._checked = False
+        self._batch_size = min(settings.training.batch_size, largest)
         # In the same tensors for all clients, because a captured step knows them by their addresses.
         length = longest_order(largest, settings.training)
         self._orders = torch.zeros(lanes, length, dtype=torch.long, device=device)
@@ -105,7 +105,7 @@ class StackLane(ResidentLane):
             self._ends[len(sizes)].append(lane)
         self._orders.copy_(torch.from_numpy(orders))
         self._plan.copy_(torch.from_numpy(plan))
-        self._sizes, self._seen_by = [len(share.indices) for share in shares], plan[:, :, 1].sum(0).tolist()
+        self._example_counts, self._seen_by = [len(share.indices) for share in shares], plan[:, :, 1].sum(0).tolist()
         self._trained: dict[int, Packed] = {}
         self._last = max(self._ends)
 
@@ -114,8 +114,8 @@ class StackLane(ResidentLane):
         self._finished()
         totals = self._total.tolist()
         return [
-            (self._trained[lane], TrainResult(examples, totals[lane] / self._seen_by[lane]))
-            for lane, examples in enumerate(self._sizes)
+            (self._trained.pop(lane), TrainResult(examples, totals[lane] / self._seen_by[lane]))
+            for lane, examples in enumerate(self._example_counts)
         ]
 
     def _overwrite(self, models: Sequence[Packed]) -> None:
@@ -133,21 +133,21 @@ class StackLane(ResidentLane):
         """Train all clients on their next batches; return whether one had any left.
 
         Raises:
-            ConfigError: the model draws random numbers, which would not be those of a client alone.
+            ConfigError: the model draws random numbers in the first step, which would not be those of a client alone.
         """
-        if self._tried:
+        if self._checked:
             return super().step()
         before = [generator.get_state() for generator in self._generators]
         left = super().step()
         if not all(torch.equal(own.get_state(), old) for own, old in zip(self._generators, before, strict=True)):
             raise ConfigError(f"{type(self.model).__name__} is declared stackable, but draws random numbers")
-        self._tried = True
+        self._checked = True
         return left
 
     def _step(self) -> bool:
         if self._steps == self._last:
             return False
-        self._run(self._room)
+        self._run(self._batch_size)
         self._steps += 1
         for lane in self._ends.get(self._steps, ()):
             self._trained[lane] = pack_on_device([tensor[lane] for tensor in self._tensors], self._layout)

@@ -66,8 +66,8 @@ class Tiles(NamedTuple):
 
     Attributes:
         warps: of a program.
-        stages: how many parts of the sum are loaded at a time. Of kernels that gather single values one: more take
-            three to five times as long.
+        stages: how many parts of the sum are loaded at a time. Where single values are gathered, one: with more the
+            gradients of a convolution's weights take four to five times as long.
     """
 
     rows: int

@@ -39,7 +39,7 @@ def stacked(model: nn.Module, counts: torch.Tensor) -> nn.Module:
     seen: set[int] = set()
     for path, module in copy.named_modules():
         own = {id(tensor) for tensor in (*module.parameters(False), *module.buffers(False))}
-        single = isinstance(module, nn.Linear | nn.Conv2d)
+        single = isinstance(module, nn.Linear | nn.Conv2d) and not [*module.buffers(False)]
         if isinstance(module, nn.modules.batchnorm._BatchNorm) or (own and not single) or own & seen:
             what = f"{path or 'the model'}, a {type(module).__name__},"
             raise ConfigError(
@@ -98,7 +98,11 @@ def cross_entropy(
     few = not smoothing and logits.ndim == 2 and logits.shape[1] <= MOST_CLASSES
     if few and logits.dtype == torch.float32 and missing(logits.device) is None:
         return _CrossEntropy.apply(logits, labels, counts)  # type: ignore[no-any-return]
-    assert counts is None
+    if counts is not None:
+        raise ConfigError(
+            f"a stackable model returns {list(logits.shape)}, of which no lane has a loss of its own: expected "
+            f"[examples, classes] with up to {MOST_CLASSES} classes"
+        )
     return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
@@ -139,7 +143,7 @@ def _fused_shape(layer: nn.Module, inputs: torch.Tensor, pool: int, lanes: int) 
     batch = len(inputs) // lanes
     if isinstance(layer, nn.Linear):
         ins, outs = layer.in_features, layer.out_features
-        fits = pool == 1 and inputs.ndim == 2 and inputs.shape[1] == ins < 2**22
+        fits = pool == 1 and inputs.ndim == 2 and inputs.shape[1] == ins and max(ins, outs) < 2**20
         return Shape(ins, 1, 1, outs) if fits and max(batch * ins, batch * outs, ins * outs) < 2**31 else None
     assert isinstance(layer, nn.Conv2d)
     sides = layer.kernel_size, layer.stride, layer.padding
