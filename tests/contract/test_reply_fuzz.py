@@ -214,9 +214,12 @@ def packed_content(arrays, packed):
 
 
 def beyond_belief(losses):
-    """Whose loss is more than a thousand times the median."""
-    usual = max(1.0, np.median([abs(loss) for loss in losses.values()])) if losses else 1.0
-    return {at for at, loss in losses.items() if abs(loss) > 1000 * usual}
+    """Whose loss is more than a thousand times the median, or a list where others' are numbers."""
+    numbers = {at: loss for at, loss in losses.items() if not isinstance(loss, list)}
+    if not numbers:
+        return set()
+    usual = max(1.0, np.median([abs(loss) for loss in numbers.values()]))
+    return {at for at, loss in losses.items() if at not in numbers or abs(loss) > 1000 * usual}
 
 
 def too_long(lengths, guard):
@@ -377,7 +380,7 @@ def expectations(messages, replies, packed):
             models[at] = packed_content(arrays, packed)
             lengths[at] = update_lengths(arrays, message, packed)
             loss = metrics_of(groups[at][0].content).get("train-loss")
-            if isinstance(loss, int | float):
+            if loss is not None:
                 losses[at] = loss
     return expected, models, lengths, losses, len(groups[None])
 
