@@ -46,7 +46,8 @@ class CohortStack(GraphStack):
 
     def start(self, model: Packed, shares: Sequence[Share]) -> None:
         """Assign the clients."""
-        self._overwrite([model] * len(shares))
+        for part in self._parts:
+            overwrite(part, model, self._layout)
         self.begin_all(shares)
         self._ready()
 

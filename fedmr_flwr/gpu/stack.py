@@ -11,17 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from fedmr_flwr.client.app import TrainRequest
-from fedmr_flwr.config.settings import Settings
 from fedmr_flwr.config.training import Training
-from fedmr_flwr.core.layout import Layout, Packed
-from fedmr_flwr.data.base import Dataset, Examples
+from fedmr_flwr.core.layout import Packed
 from fedmr_flwr.errors import ConfigError
 from fedmr_flwr.gpu.lanes import ResidentLane, indices_of
 from fedmr_flwr.models import layers
-from fedmr_flwr.models.packing import pack_on_device
+from fedmr_flwr.models.packing import overwrite, pack_on_device
 from fedmr_flwr.training.lane import TrainResult
 from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.training.schedule import Batch, BatchSchedule, batch_sizes, longest_order, step_count
@@ -48,29 +45,16 @@ class StackLane(ResidentLane):
     an example of theirs.
 
     Args:
-        model: on the device, `stackable`.
-        layout: of the model.
-        dataset: how to prepare examples.
-        examples: the whole training set, on the device.
-        settings: of the run.
-        largest: the number of examples of the client with the most.
+        **arguments: of `ResidentLane`; the model must be `stackable`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layout: Layout,
-        dataset: Dataset,
-        examples: Examples,
-        settings: Settings,
-        largest: int,
-    ) -> None:
-        device, lanes = examples.labels.device, settings.clients_per_round
+    def __init__(self, **arguments: Any) -> None:
+        settings, largest = arguments["settings"], arguments["largest"]
+        device, lanes = arguments["examples"].labels.device, settings.clients_per_round
         self._counts = torch.zeros(lanes, dtype=torch.int32, device=device)
-        super().__init__(
-            model=layers.stacked(model, self._counts), layout=layout, dataset=dataset, examples=examples,
-            settings=settings, largest=largest,
-        )  # fmt: skip
+        super().__init__(**(arguments | {"model": layers.stacked(arguments["model"], self._counts)}))
+        # Of each lane, views of the stacked tensors.
+        self._parts = [[tensor[lane] for tensor in self._tensors] for lane in range(lanes)]
         self._total, self._one = torch.zeros(lanes, device=device), torch.ones(lanes, device=device)
         self._rule, self._state, self._kind = LocalRule(), None, None
         self._checked = False
@@ -84,7 +68,8 @@ class StackLane(ResidentLane):
 
     def take_all(self, clients: Sequence[TrainRequest]) -> None:
         """Assign up to K clients, with the models that they received."""
-        self._overwrite([client.received for client in clients])
+        for part, client in zip(self._parts, clients, strict=False):
+            overwrite(part, client.received, self._layout)
         self.begin_all([Share(indices_of(client), client.training, client.rng) for client in clients])
         self._ready()
 
@@ -118,17 +103,6 @@ class StackLane(ResidentLane):
             for lane, examples in enumerate(self._example_counts)
         ]
 
-    def _overwrite(self, models: Sequence[Packed]) -> None:
-        for model in models:
-            self._layout.check(model)
-        # All models in a few kernels, not each in some. `torch.tensor` copies the read-only bytes of a message.
-        vectors: list[Any] = [model.floats for model in models]
-        floats = torch.stack(
-            [each if isinstance(each, torch.Tensor) else torch.tensor(each).to(self._device) for each in vectors]
-        )
-        for tensor, entry in zip(self._tensors, self._layout.entries, strict=True):
-            tensor[: len(models)] = floats[:, entry.columns].view(-1, *entry.shape)
-
     def step(self) -> bool:
         """Train all clients on their next batches; return whether one had any left.
 
@@ -150,7 +124,7 @@ class StackLane(ResidentLane):
         self._run(self._batch_size)
         self._steps += 1
         for lane in self._ends.get(self._steps, ()):
-            self._trained[lane] = pack_on_device([tensor[lane] for tensor in self._tensors], self._layout)
+            self._trained[lane] = pack_on_device(self._parts[lane], self._layout)
         return True
 
     def _next_batch(self, size: int) -> Batch:

@@ -11,23 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 
 from fedmr_flwr.algorithms.fedprox import Prox
 from fedmr_flwr.config import registry
-from fedmr_flwr.data.base import Examples
 from fedmr_flwr.errors import DeviceError, RunError
-from fedmr_flwr.gpu import graphs, states
 from fedmr_flwr.gpu.graphs import GraphLane
-from fedmr_flwr.gpu.grid import GpuGrid, GraphStack
+from fedmr_flwr.gpu.grid import GpuGrid
 from fedmr_flwr.gpu.lanes import ResidentLane
-from fedmr_flwr.gpu.stack import StackLane
 from fedmr_flwr.launch import engines
-from fedmr_flwr.models import MODELS, layers
+from fedmr_flwr.models import MODELS
 from fedmr_flwr.models.base import Classifier
-from fedmr_flwr.models.cnn import CNN
 from fedmr_flwr.models.mlp import MLP
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server import experiment
@@ -35,7 +30,7 @@ from fedmr_flwr.training.rules import LocalRule
 from fedmr_flwr.wire.grids.roster import RosterGrid
 from fedmr_flwr.wire.npy import DeviceArray
 from tests.support.recorder import RecordedLane
-from tests.support.runs import run
+from tests.support.runs import digest, run
 
 CPU = torch.device("cpu")
 CUDA = [
@@ -65,29 +60,10 @@ STRATEGIES = [
 NETWORKS = ["cnn", "mlp", "resnet20", "resnet20-fedmr", "vgg16", "charlstm"]
 
 
-def digest(out):
-    return out.read_manifest()["model-sha256"]
-
-
 def on_gpu(settings):
     return settings.model_copy(update={"device": "cuda", "engine": "gpu"})
 
 
-@pytest.fixture
-def small(tmp_path):
-    """Return a function that names the settings for a model: a few images, or texts for the model of characters."""
-
-    def settings(model):
-        rng, shape = np.random.default_rng(0), (9,) if model == "charlstm" else (8, 8)
-        x, y = rng.integers(0, 20, (165, *shape), dtype=np.uint8), rng.integers(0, 20, 165)
-        np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
-        data = [f"data.name=npz:{tmp_path / 'data.npz'}", "partition.name=iid", "clients=3", "training.batch-size=20"]
-        return [f"model.name={model}", *data, "rounds=2"]
-
-    return settings
-
-
-# On a CPU only some; all of them where there is a GPU, if only an emulated one.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
@@ -302,151 +278,6 @@ def test_largest_clients_start_first(toy):
     assert taken == sorted(taken, reverse=True) and len(set(taken)) > 3
 
 
-def test_fetch_copies_the_next_examples():
-    pytest.importorskip("triton", reason="Triton is not installed")
-    from fedmr_flwr.gpu.fetch import fetch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    draws = torch.Generator().manual_seed(0)
-    examples = Examples(torch.rand(30, 3, 20, 20, generator=draws), torch.arange(30)).to(device)
-    order, cursor = torch.randperm(30, generator=draws).to(device), torch.tensor([7, 8], device=device)
-    inputs, labels = fetch(examples, order, cursor, 5)
-    assert labels.tolist() == order[7:12].tolist()
-    assert torch.equal(inputs, examples.inputs[order[7:12]])
-
-
-class Tiny(CNN):
-    """A network so small that Triton's interpreter trains it in seconds."""
-
-    stackable = True
-
-    def __init__(self, shape, classes):
-        super().__init__(shape, classes, kernel=3, padding=1, channels=(2, 3), hidden=(5,))
-
-
-class Inheriting(Tiny):
-    """A network that does not say that it may be stacked: what it inherits from does."""
-
-
-@pytest.fixture
-def lockstep(small, toy, monkeypatch):
-    """Return a function that makes settings of a run whose clients can train in lockstep, by kernels of our own."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(layers, "missing", lambda device: None)
-    monkeypatch.setitem(MODELS, "tiny", Tiny)
-    monkeypatch.setitem(MODELS, "inheriting", Inheriting)
-    # Of different sizes, so that some finish before others and have smaller last batches.
-    data = [*small("tiny"), "data.train-examples=40", "partition.name=quantity", "training.batch-size=8"]
-    return lambda *more, run="a": toy(*data, "training.local-epochs=1", *more, run=run)
-
-
-@pytest.fixture
-def captured(monkeypatch):
-    """Let lanes for CUDA train on a CPU, with replays that are counted; return these."""
-    stream, replays = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None), []
-    monkeypatch.setattr(graphs, "_unused_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-
-    def capture(lane, size):
-        def replay():
-            replays.append(size)
-            lane._train_batch(size)
-
-        return SimpleNamespace(replay=replay)
-
-    monkeypatch.setattr(GraphStack, "_capture", capture)
-    return replays
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        "rounds=2 training.local-epochs=1.5",
-        "rounds=1 training.local-epochs=2 training.work=stragglers:0.5 training.momentum=0.9",
-        "rounds=1 training.local-epochs=null training.local-steps=3",
-    ],
-)
-def test_clients_in_lockstep_equal_lanes_of_their_own(lockstep, captured, recipe):
-    settings = [lockstep(*recipe.split(), run=name) for name in "ab"]
-    expected = run(settings[0])
-    out = run(settings[1], grid=GpuGrid(settings[1], device=CPU, lane=ResidentLane, stack=GraphStack))
-    assert digest(out) == digest(expected)
-    rows = list(zip(out.read_rows(), expected.read_rows(), strict=True))
-    assert all(ours["train-loss"] == pytest.approx(theirs["train-loss"], rel=1e-6) for ours, theirs in rows)
-    assert captured
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        "strategy.local-rule=fedprox", "training.clip-norm=1", "training.label-smoothing=0.1",
-        "training.augment=true", "evaluation.forgetting=true", "model.name=inheriting",
-    ],
-)  # fmt: skip
-def test_others_have_lanes_of_their_own(lockstep, option):
-    def refuse(**arguments):
-        raise AssertionError("they would train in lockstep")
-
-    settings = lockstep("rounds=1", "training.local-epochs=null", "training.local-steps=1", option)
-    out = run(settings, grid=GpuGrid(settings, device=CPU, lane=ResidentLane, stack=refuse))
-    assert out.read_rows()[0]["failures"] == 0
-
-
-def test_without_memory_for_lockstep_each_has_a_lane(lockstep):
-    class Large(StackLane):
-        def _train_batch(self, size):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    settings, reported = [lockstep("rounds=1", run=name) for name in "ab"], []
-    expected = run(settings[0])
-    out = run(settings[1], grid=GpuGrid(settings[1], reported.append, CPU, ResidentLane, Large))
-    assert digest(out) == digest(expected)
-    assert out.read_rows()[0]["failures"] == 0
-    (line,) = reported
-    assert "cannot train in lockstep, and have lanes of their own: OutOfMemoryError: CUDA out of memory" in line
-
-
-class Drawing(Tiny):
-    """A network that says what is not true."""
-
-    stackable = True
-
-    def features(self, images):
-        return torch.nn.functional.dropout(super().features(images), 0.5, self.training)
-
-
-def test_random_numbers_are_not_drawn_in_lockstep(lockstep, monkeypatch):
-    monkeypatch.setitem(MODELS, "drawing", Drawing)
-    settings, reported = [lockstep("model.name=drawing", "rounds=1", run=name) for name in "ab"], []
-    expected = run(settings[0])
-    out = run(settings[1], grid=GpuGrid(settings[1], reported.append, CPU, ResidentLane, StackLane))
-    assert digest(out) == digest(expected)
-    (line,) = reported
-    assert line.endswith(
-        "have lanes of their own: ConfigError: Drawing is declared stackable, but draws random numbers"
-    )
-
-
-def test_fetch_all_copies_the_next_examples_of_each_lane():
-    pytest.importorskip("triton", reason="Triton is not installed")
-    from fedmr_flwr.gpu.fetch import fetch_all
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    draws = torch.Generator().manual_seed(0)
-    examples = Examples(torch.rand(30, 3, 20, 20, generator=draws), torch.arange(30)).to(device)
-    orders = torch.stack([torch.randperm(30, generator=draws) for _ in range(3)]).to(device)
-    plan = torch.tensor([[[0, 4], [0, 4], [0, 4]], [[4, 3], [4, 0], [7, 4]]], device=device)
-    counts = torch.zeros(3, dtype=torch.int32, device=device)
-    inputs, labels = fetch_all(examples, orders, plan, torch.tensor(1, device=device), counts, 4)
-    assert counts.tolist() == [3, 0, 4]
-    for lane, chosen in (0, orders[0, 4:7]), (2, orders[2, 7:11]):
-        mine = slice(4 * lane, 4 * lane + len(chosen))
-        assert labels[mine].tolist() == chosen.tolist()
-        assert torch.equal(inputs[mine], examples.inputs[chosen])
-
-
 def test_uncapturable_rule_runs_eagerly(toy, monkeypatch):
     class Waiting(Prox):
         capturable = False
@@ -521,54 +352,6 @@ def test_clients_return_to_their_lane(toy):
     run(settings, grid=grid)
     assert len({tuple(sizes) for sizes in seen[0]}) > 2
     assert seen == [seen[0]] * 4
-
-
-class State(NamedTuple):
-    """A state with one part of each sort."""
-
-    tensors: tuple
-    network: torch.nn.Module
-    draws: torch.Generator | None
-
-
-def make_state(value, seed=0):
-    network = torch.nn.Linear(1, 1).requires_grad_(False)
-    network.weight.fill_(value)
-    tensors = (torch.full((2,), value), (torch.full((1,), value),))
-    return State(tensors, network, torch.Generator().manual_seed(seed))
-
-
-def places(state):
-    found = (state.tensors[0], state.tensors[1][0], state.network.weight)
-    return [tensor.data_ptr() for tensor in found], state.draws
-
-
-def test_state_is_copied_in_place():
-    resident, other = make_state(1.0), make_state(2.0, seed=5)
-    before = places(resident)
-    states.copy_into(resident, other)
-    assert places(resident) == before
-    assert resident.tensors[0].tolist() == [2, 2]
-    assert resident.tensors[1][0].item() == resident.network.weight.item() == 2
-    assert torch.equal(torch.rand(3, generator=resident.draws), torch.rand(3, generator=other.draws))
-
-
-def test_finds_a_states_generators():
-    state = make_state(1.0)
-    assert states.generators((state, state.tensors)) == [state.draws]
-    assert states.generators(None) == []
-
-
-def test_values_do_not_change_the_kind():
-    assert states.kind_of(make_state(1.0)) == states.kind_of(make_state(2.0, seed=5))
-
-
-def test_structure_changes_the_kind():
-    plain, frozen = make_state(1.0), make_state(1.0)
-    frozen.network.eval()
-    fewer, typed = plain._replace(tensors=plain.tensors[:1]), plain._replace(tensors=(torch.ones(2).double(),))
-    kinds = [states.kind_of(state) for state in (plain, fewer, typed, frozen, plain._replace(draws=None), None)]
-    assert len(set(kinds)) == 6
 
 
 class Dropping(Classifier):

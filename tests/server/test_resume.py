@@ -26,7 +26,7 @@ from fedmr_flwr.runs import checkpoint
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.experiment import create_folder
 from fedmr_flwr.wire.grids import in_process
-from tests.support.runs import run, stopped
+from tests.support.runs import digest, run, stopped
 
 # Processes that have everything imported already and so start in no time.
 _SERVERS = multiprocessing.get_context("forkserver")
@@ -52,10 +52,6 @@ def ended(process, seconds=120):
 
 def resume(path, *options):
     return CliRunner().invoke(cli.app, ["resume", str(path), *options])
-
-
-def digest(out):
-    return out.read_manifest()["model-sha256"]
 
 
 class Stop(Exception):

@@ -10,7 +10,7 @@ from fedmr_flwr.gpu.grid import GpuGrid
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.stopping import Stopping
 from tests.support.recorder import RecordedLane
-from tests.support.runs import run
+from tests.support.runs import digest, run
 
 
 def rows(*accuracies, seconds=20.0):
@@ -69,10 +69,6 @@ def resume(path, *options):
 
 def timeless(out):
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in out.read_rows()]
-
-
-def digest(out):
-    return out.read_manifest()["model-sha256"]
 
 
 def test_end_is_evaluated(toy):

@@ -18,6 +18,11 @@ def run(settings, prepared=None, grid=None, output=None):
         return serve(settings, grid or engines.grid_of(settings), display, prepared)
 
 
+def digest(out):
+    """Return the hash of a run's model."""
+    return out.read_manifest()["model-sha256"]
+
+
 def stopped(settings, monkeypatch, fits):
     """Return the folder of a run that Ctrl+C stops after a number of trainings."""
     fit, calls = client.fit, []
