@@ -158,7 +158,7 @@ def test_side_by_side_gives_the_same_bits(tmp_path, capsys, no_pictures):
     assert [row["cell"] for row in read(tmp_path / "b/cells.csv")] == ["iid", "dirichlet alpha=1"]
 
 
-LONG = ["rounds=40", "checkpoint-every=5", "evaluate-every=20"]
+LONG = ["rounds=60", "checkpoint-every=5", "evaluate-every=20"]
 
 
 def interrupted(out, how, after):
@@ -182,9 +182,13 @@ def interrupted(out, how, after):
     return folders
 
 
-def check_that_nobody_runs(folder):
-    with folder.locked():
-        assert folder.status == "failed"
+def check_that_nobody_runs(folders):
+    for folder in folders:
+        with folder.locked():
+            pass
+    # On busy cores one may have ended before the other had begun.
+    statuses = {folder.status for folder in folders}
+    assert "failed" in statuses <= {"failed", "completed"}
 
 
 @pytest.mark.slow
@@ -192,10 +196,10 @@ def test_interrupted_jobs_leave_no_process_and_can_be_continued(tmp_path):
     out, whole = tmp_path / "out", tmp_path / "whole"
     for how, after in (signal.SIGTERM, 5), (signal.SIGINT, 10):  # the checkpoint of the round is written
         folders = interrupted(out, how, after)
-        for folder in folders:
-            check_that_nobody_runs(folder)
+        check_that_nobody_runs(folders)
+        stopped = [folder for folder in folders if folder.status == "failed"]
     compare(out, "fedmr,fedavg", LONG)
-    assert all(folder.read_manifest()["resumed"] for folder in folders)
+    assert all(folder.read_manifest()["resumed"] for folder in stopped)
     compare(whole, "fedmr,fedavg", LONG)
     assert results(out) == results(whole)
 
