@@ -16,6 +16,3 @@ def small(tmp_path):
         return [f"model.name={model}", *data, "rounds=2"]
 
     return settings
-
-
-# On a CPU only some; all of them where there is a GPU, if only an emulated one.

@@ -5,6 +5,7 @@ Without a GPU the kernels run in Triton's interpreter, which is slow: the networ
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,15 +34,19 @@ class Inheriting(Tiny):
 
 
 @pytest.fixture
-def lockstep(small, toy, monkeypatch):
+def lockstep(toy, tmp_path, monkeypatch):
     """Return a function that makes settings of a run whose clients can train in lockstep, by kernels of our own."""
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(layers, "missing", lambda device: None)
     monkeypatch.setitem(MODELS, "tiny", Tiny)
     monkeypatch.setitem(MODELS, "inheriting", Inheriting)
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (40, 4, 4), dtype=np.uint8), np.arange(40) % 3
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:4], y_test=y[:4])
     # Of different sizes, so that some finish before others and have smaller last batches.
-    data = [*small("tiny"), "data.train-examples=40", "partition.name=quantity", "training.batch-size=8"]
-    return lambda *more, run="a": toy(*data, "training.local-epochs=1", *more, run=run)
+    data = [f"data.name=npz:{tmp_path / 'data.npz'}", "partition.name=quantity", "training.batch-size=8"]
+    settings = ["model.name=tiny", "clients=3", "rounds=1", *data, "training.local-epochs=1"]
+    return lambda *more, run="a": toy(*settings, *more, run=run)
 
 
 @pytest.fixture
@@ -64,12 +69,12 @@ def captured(monkeypatch):
     return replays
 
 
+# With a momentum of 0.5, by which a product is exact: on a CPU the bits of others depend on how tensors are divided.
 @pytest.mark.parametrize(
     "recipe",
     [
-        "rounds=2 training.local-epochs=1.5",
-        "rounds=1 training.local-epochs=2 training.work=stragglers:0.5 training.momentum=0.9",
-        "rounds=1 training.local-epochs=null training.local-steps=3",
+        "rounds=2 training.work=stragglers:0.5 training.local-epochs=2",
+        "training.local-epochs=null training.local-steps=3",
     ],
 )
 def test_clients_in_lockstep_equal_lanes_of_their_own(lockstep, captured, recipe):
@@ -93,7 +98,7 @@ def test_others_have_lanes_of_their_own(lockstep, option):
     def refuse(**arguments):
         raise AssertionError("they would train in lockstep")
 
-    settings = lockstep("rounds=1", "training.local-epochs=null", "training.local-steps=1", option)
+    settings = lockstep("training.local-epochs=null", "training.local-steps=1", option)
     out = run(settings, grid=GpuGrid(settings, device=CPU, lane=ResidentLane, stack=refuse))
     assert out.read_rows()[0]["failures"] == 0
 
@@ -103,7 +108,7 @@ def test_without_memory_for_lockstep_each_has_a_lane(lockstep):
         def _train_batch(self, size):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    settings, reported = [lockstep("rounds=1", run=name) for name in "ab"], []
+    settings, reported = [lockstep(run=name) for name in "ab"], []
     expected = run(settings[0])
     out = run(settings[1], grid=GpuGrid(settings[1], reported.append, CPU, ResidentLane, Large))
     assert digest(out) == digest(expected)
@@ -123,7 +128,7 @@ class Drawing(Tiny):
 
 def test_random_numbers_are_not_drawn_in_lockstep(lockstep, monkeypatch):
     monkeypatch.setitem(MODELS, "drawing", Drawing)
-    settings, reported = [lockstep("model.name=drawing", "rounds=1", run=name) for name in "ab"], []
+    settings, reported = [lockstep("model.name=drawing", run=name) for name in "ab"], []
     expected = run(settings[0])
     out = run(settings[1], grid=GpuGrid(settings[1], reported.append, CPU, ResidentLane, StackLane))
     assert digest(out) == digest(expected)
