@@ -70,8 +70,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups: dict[object, int] = {}
     for item in items:
         if item.get_closest_marker("e2e"):
-            # Those of a file that talk to a local SuperLink have it in common.
-            group = item.path if "local" in getattr(item, "fixturenames", ()) else item
+            # Those of a file that talk to a local SuperLink, or to a running deployment, have it in common.
+            shared = {"local", "running"}.intersection(getattr(item, "fixturenames", ()))
+            group = item.path if shared else item
             share = ends[groups.setdefault(group, len(groups)) % len(ends)]
         else:
             share = min(shares, key=len)

@@ -34,11 +34,11 @@ def slow_if_large(path):
 
 @pytest.mark.parametrize("path", map(slow_if_large, FILES))
 def test_every_file_runs(path, tmp_path, data_dir, no_pictures):
-    small = ["rounds=1", "clients=3", "clients-per-round=3", "training.local-epochs=1", "engine=in-process"]
+    small = ["rounds=1", "clients=2", "clients-per-round=2", "training.local-epochs=1", "engine=in-process"]
     settings = load(path, [*small, f"data-dir={data_dir}", f"run-dir={tmp_path / 'run'}"])
     out = run(settings)
     (row,) = out.read_rows()
-    assert (row["replies"], row["failures"]) == (3, 0)
+    assert (row["replies"], row["failures"]) == (2, 0)
 
 
 def test_fashion_mnist_has_published_settings():

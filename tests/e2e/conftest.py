@@ -1,6 +1,7 @@
 """Fixtures of the end-to-end tests."""
 
 import os
+from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
@@ -16,13 +17,20 @@ CONF = {
 }  # fmt: skip
 
 
+@contextmanager
+def marked():
+    """An environment whose processes can be found, and are killed in the end."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}
+    own = clean | {"PATH": f"{BIN}{os.pathsep}{clean['PATH']}", "FEDMR_TEST": uuid4().hex}
+    yield own
+    for process in family(own):
+        process.kill()
+
+
 @pytest.fixture
 def env():
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}
-    marked = clean | {"PATH": f"{BIN}{os.pathsep}{clean['PATH']}", "FEDMR_TEST": uuid4().hex}
-    yield marked
-    for process in family(marked):
-        process.kill()
+    with marked() as own:
+        yield own
 
 
 @pytest.fixture(scope="module")

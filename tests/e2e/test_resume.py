@@ -12,7 +12,7 @@ from fedmr_flwr.runs.folder import RunFolder
 from tests.support.tools import BIN, ROOT, family, in_the_background, left, wait_for_rounds
 
 QUICKSTART = ROOT / "conf/quickstart.yaml"
-ROUNDS = 200  # long enough for a second command to find the run at work
+ROUNDS = 120  # long enough for a second command to find the run at work
 # SCAFFOLD's clients keep something between rounds.
 SETTINGS = [f"rounds={ROUNDS}", "training.local-epochs=1", "checkpoint-every=3", "strategy.name=scaffold"]
 

@@ -1,113 +1,34 @@
-"""A sealed deployment: the same model as without seals, and nothing of it where the server could read it."""
+"""A sealed deployment in which nodes come late, are killed, and get another key."""
 
 import signal
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from fedmr_flwr.config.loading import load
-from fedmr_flwr.launch.python import run as run_here
 from fedmr_flwr.runs.folder import RunFolder
 from fedmr_flwr.server.experiment import Experiment
 from fedmr_flwr.training.evaluation import evaluate
 from fedmr_flwr.wire.sealing import new_key
 from tests.e2e.conftest import CLIENTS
 from tests.support.tools import (
-    family,
     fedmr,
     in_the_background,
     left,
-    manifest,
     node,
     server,
     settle,
     until_all_train,
     wait_for_rounds,
 )
-from tests.support.windows import Windows, memory_of
 
 pytestmark = pytest.mark.e2e
 
 ROUNDS = 5
 RUN = [f"rounds={ROUNDS}", "checkpoint-every=1", "guard=off"]
-
-
-def plain_run(folder):
-    """The same run in this process, which keeps every model."""
-    own = [f"run-dir={folder / 'here'}", "keep-models=every 1", "keep-models-slots=true", "engine=in-process"]
-    run_here(folder / "conf.yaml", *RUN, *own)
-    return RunFolder(folder / "here")
-
-
-def windows_of(out):
-    """What the clients have trained, but for what is as it was at the start."""
-    paths = sorted(out.models.glob("*-slot-*.safetensors"))
-    assert len(paths) == ROUNDS * 3
-    start = Experiment(load(out.config))
-    initial = start.layout.unpack(start.codec.decode(start.arrays))
-    return Windows([tensor for path in paths for tensor in load_file(path).values()], initial.values())
-
-
-def on_the_server(env, folder):
-    """The processes of the server: its SuperLink, and what runs the run."""
-    found = {}
-    for process in family(env):
-        with suppress(psutil.Error):
-            if process.cwd() == str(folder / "dep/server"):
-                found[process] = " ".join(process.cmdline())
-    assert any("superlink" in command for command in found.values()), found
-    assert any("serverapp" in command for command in found.values()), found
-    return found
-
-
-def look(env, folder, windows, name, *settings):
-    """Run on the deployment; return the programs of the server in whose memory windows are found meanwhile."""
-    there = env | {"FLWR_HOME": str(folder / "dep/server/flower")}
-    run = in_the_background(
-        there, folder, "run", "conf.yaml", *RUN, *settings, f"run-dir={name}", "partition.name=nodes",
-        "--superlink", "deployment",
-    )  # fmt: skip
-    wait_for_rounds(RunFolder(folder / name), 3, run)
-    # Read at once and searched later: the run may end, and must not be stopped for long.
-    memories = {command: memory_of(process) for process, command in on_the_server(env, folder).items()}
-    found = {
-        word
-        for command, blocks in memories.items()
-        for word in ("superlink", "serverapp")
-        if word in command and any(map(windows.found_in, blocks))
-    }
-    output, error = run.communicate(timeout=240)
-    assert run.returncode == 0, output + error
-    return found
-
-
-def test_server_never_has_a_layer(deployment, env):
-    folder = deployment
-    plain = plain_run(folder)
-    windows = windows_of(plain)
-    assert len(windows) > 10_000
-    with ExitStack() as stack:
-        stack.enter_context(server(env, folder))
-        for client in range(CLIENTS):
-            stack.enter_context(node(env, folder, f"dep/node-{client}"))
-        # Before the other run, of which the SuperLink's memory keeps something.
-        assert look(env, folder, windows, "sealed", "privacy.sealed=true") == set()
-        for place in ("sealed", "dep/server"):
-            assert windows.in_files(folder / place) == set()
-        assert look(env, folder, windows, "plain") == {"superlink", "serverapp"}, "this test can find them"
-        assert any("checkpoints" in path for path in windows.in_files(folder / "plain"))
-    assert left(env) == []
-    assert not windows.found_in((folder / "server.log").read_bytes())
-    key = folder / "dep/node-0/sealing.key"
-    done = fedmr(env, folder, "open", "sealed", "--key", key)
-    assert done.returncode == 0, done.stderr
-    for name in ("plain", "sealed"):
-        assert manifest(folder / name)["model-sha256"] == manifest(plain.path)["model-sha256"]
-    assert windows.in_files(folder / "sealed") == set(), "only their mean"
 
 
 def with_tests(folder, file):

@@ -415,6 +415,14 @@ def test_cuda_strategies_equal_in_process(toy, strategy):
     assert digest(run(on_gpu(b))) == digest(expected)
 
 
+@pytest.mark.parametrize("recipe", [pytest.param(recipe, marks=CUDA) for recipe in [*RECIPES, "momentum=0.9"]])
+def test_cuda_recipes_equal_in_process(toy, recipe):
+    options = ["training.batch-size=20", *(f"training.{option}" for option in recipe.split())]
+    a, b = (toy(*options, "rounds=4", "device=cuda", run=name) for name in "ab")
+    expected = run(a)
+    assert digest(run(on_gpu(b))) == digest(expected)
+
+
 @pytest.mark.parametrize("model", [pytest.param(model, marks=CUDA) for model in NETWORKS])
 def test_cuda_networks_equal_in_process(toy, small, model):
     a, b = (toy(*small(model), "device=cuda", run=name) for name in "ab")

@@ -52,16 +52,16 @@ def flwr(env, *arguments):
 
 
 def wait_for_end(env, run_id, seconds=240, at="local", done=lambda: True):
-    """Wait until Flower has ended a run; `done` saves calls of a command that computes for a second."""
+    """Wait until Flower has ended a run; `done` and the pauses save calls of a command that computes for a second."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         look = time.monotonic() + 20
         while not done() and time.monotonic() < look:
             time.sleep(0.2)
+        time.sleep(5)
         (run,) = flwr(env, "list", at, "--run-id", run_id)["runs"]
         if run["status"].startswith("finished"):
             return run["status"], run.get("status-details")
-        time.sleep(3)
     raise TimeoutError
 
 

@@ -158,7 +158,7 @@ def test_side_by_side_gives_the_same_bits(tmp_path, capsys, no_pictures):
     assert [row["cell"] for row in read(tmp_path / "b/cells.csv")] == ["iid", "dirichlet alpha=1"]
 
 
-LONG = ["rounds=60", "checkpoint-every=5", "evaluate-every=20"]
+LONG = ["rounds=40", "checkpoint-every=5", "evaluate-every=20"]
 
 
 def interrupted(out, how, after):
