@@ -70,6 +70,7 @@ def captured(monkeypatch):
 
 
 # With a momentum of 0.5, by which a product is exact: on a CPU the bits of others depend on how tensors are divided.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -103,6 +104,7 @@ def test_others_have_lanes_of_their_own(lockstep, option):
     assert out.read_rows()[0]["failures"] == 0
 
 
+@pytest.mark.slow
 def test_without_memory_for_lockstep_each_has_a_lane(lockstep):
     class Large(StackLane):
         def _train_batch(self, size):
@@ -126,6 +128,7 @@ class Drawing(Tiny):
         return torch.nn.functional.dropout(super().features(images), 0.5, self.training)
 
 
+@pytest.mark.slow
 def test_random_numbers_are_not_drawn_in_lockstep(lockstep, monkeypatch):
     monkeypatch.setitem(MODELS, "drawing", Drawing)
     settings, reported = [lockstep("model.name=drawing", run=name) for name in "ab"], []

@@ -62,7 +62,7 @@ CASES = {
     "wide pooling": convolution(2, 4, 2, pool=4, images=(2, 11, 9)),
     "no bias": convolution(2, 4, 3, bias=False),
     # Gradients of the weights are summed over two images at a time, of the last group over one.
-    "groups of images": convolution(1, 4, 5, images=(7, 16, 16)),
+    "groups of images": convolution(1, 4, 5, images=(3, 16, 16)),
     "linear": linear(70, 40, 33),
     "linear, one example": linear(20, 10, 1),
     "linear, large batch": linear(5, 3, 130),

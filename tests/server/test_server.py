@@ -288,8 +288,8 @@ def poisoned_client(monkeypatch, client_of_all=3):
 @pytest.mark.slow
 def test_guard_stops_a_poisoned_client(toy, monkeypatch):
     common = (
-        "rounds=12", "clients=10", "clients-per-round=10", "partition.alpha=1.0", "training.local-epochs=2",
-        "training.batch-size=20", "evaluate-every=12",
+        "rounds=8", "clients=10", "clients-per-round=10", "partition.alpha=1.0", "training.local-epochs=2",
+        "training.batch-size=20", "evaluate-every=8",
     )  # fmt: skip
     honest = run(toy(*common, run="honest")).read_rows()[-1]
     sizes = poisoned_client(monkeypatch)
@@ -300,7 +300,7 @@ def test_guard_stops_a_poisoned_client(toy, monkeypatch):
     assert honest["test-accuracy"] > 0.7
     assert unguarded["test-accuracy"] < 0.4
     assert guarded[-1]["test-accuracy"] > honest["test-accuracy"] - 0.1
-    assert [row["failures-by-kind"] for row in guarded] == [{"outlier": 1}] * 12
+    assert [row["failures-by-kind"] for row in guarded] == [{"outlier": 1}] * 8
     assert {failed["client"] for row in guarded for failed in row["failed"]} == {3}
 
 
