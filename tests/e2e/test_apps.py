@@ -18,12 +18,14 @@ pytestmark = pytest.mark.e2e
 def run(tmp_path, local):
     """Return a function that runs an app with six clients: what its server wrote, and what Flower logged."""
 
-    def run(app):
+    def run(app, processes=1):
         out = tmp_path / "out.json"
         run_id = flwr(
             local, "run", str(APPS / app), "local",
             "--run-config", f"out='{out}'",
-            "--federation-config", "num-supernodes=6 client-resources-num-cpus=1 client-resources-num-gpus=0.0",
+            "--federation-config",
+            f"num-supernodes=6 init-args-num-cpus={processes} client-resources-num-cpus=1 "
+            "client-resources-num-gpus=0.0",
         )["run-id"]  # fmt: skip
         status, details = wait_for_end(local, run_id, done=out.exists)
         log = subprocess.run(
@@ -75,7 +77,7 @@ def test_strategy_with_a_loop_of_its_own_trains(run):
 
 
 def test_current_template_trains_and_survives_failing_clients(run):
-    all_three, log = run("plain")
+    all_three, log = run("plain", processes=2)  # one of the clients sleeps
     for strategy, extra in ("FedAvg", set()), ("FedMR", {"similarity"}):
         found = all_three[strategy]
         assert found["accuracy"] > 0.8

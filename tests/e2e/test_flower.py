@@ -71,17 +71,6 @@ def test_fedmr_run_equals_in_process(tmp_path, env):
     assert left(env) == []
 
 
-def test_flwr_run_with_its_default_nodes_equals_in_process(tmp_path, local):
-    run_here(QUICKSTART, *TINY, "engine=in-process", f"run-dir={tmp_path / 'here'}")
-    out = RunFolder(tmp_path / "run")
-    overrides = f"{' '.join(TINY)} run-dir={out.path}"
-    # No --federation-config: Flower's default has two nodes, the quickstart 20 clients.
-    run_id = flwr(local, "run", str(ROOT), "local", "--run-config", f"set='{overrides}'")["run-id"]
-    status, _ = wait_for_end(local, run_id, done=lambda: out.status in ("completed", "failed"))
-    assert status == "finished:completed"
-    assert manifest(out.path)["model-sha256"] == manifest(tmp_path / "here")["model-sha256"]
-
-
 def test_new_project_trains_the_same_both_ways(tmp_path, env, local):
     project = tmp_path / "first-try"
     short = "rounds=2 training.local-epochs=1"
@@ -93,6 +82,7 @@ def test_new_project_trains_the_same_both_ways(tmp_path, env, local):
     assert done.returncode == 0, done.stderr
     again = RunFolder(project / "again")
     overrides = f"set='{short} run-dir={again.path}'"
+    # No --federation-config: Flower's default has two nodes, the project ten clients.
     run_id = flwr(local, "run", str(project), "local", "--run-config", overrides)["run-id"]
     status, details = wait_for_end(local, run_id, done=lambda: again.status in ("completed", "failed"))
     assert status == "finished:completed", details
