@@ -419,6 +419,13 @@ class Algorithm(ServerStrategy[Reply], ClientEvaluation, Generic[S]):
         continues, self._continues = self._continues or self._is_latest(arrays), False
         if self._infers_layout:
             self._codec = Codec.infer(arrays)
+            # Without what a rule exchanges, replies are refused, with the reason.
+            if self.Rule is not LocalRule and not self.Rule.exchanges:
+                _log.warning(
+                    "clients of %s train by a rule of its own, %s, which only `fedmr run` gives them: those of this "
+                    "app must have it themselves, or train as under FedAvg",
+                    type(self).__name__, self.Rule.__name__,
+                )  # fmt: skip
         if not continues:
             if self._given_clients is None:
                 self.settle(min(max(int(nodes * self.fraction_train), self.min_train_nodes), nodes))

@@ -17,7 +17,11 @@ def compare(
     arguments: Annotated[list[str], typer.Argument(metavar="CONF... [OVERRIDES]...", hidden=True)],
     strategies: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="By commas, options after slashes: fedmr,fedprox/mu=0.1,flwr:FedAdam."),
+        typer.Option(
+            metavar="LIST",
+            help="By commas, options after slashes: fedmr,fedprox/mu=0.1,flwr:FedAdam; default: fedmr,fedavg, or "
+            "the study's.",
+        ),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option(metavar="LIST", help="By commas; default: the configuration's own.")

@@ -293,7 +293,8 @@ class Settings(Section):
             yield Void("training.warmup-rounds", ("rounds",), problem, stays=True)
         # The first evaluation is the best so far, whatever it gives.
         if self.stop.patience and self.evaluate_every * (self.stop.patience + 1) >= self.rounds:
-            problem = f"rounds is {self.rounds}, so there are too few evaluations to end before; lower it"
+            why = f"rounds is {self.rounds}, so there are too few evaluations to end before"
+            problem = f"{why}; lower it or evaluate-every, or raise rounds"
             yield Void("stop.patience", ("rounds", "evaluate-every"), problem, stays=True)
         if training.schedule == "step" and warm + (training.decay_rounds or 0) >= self.rounds:
             problem = f"rounds is {self.rounds}, so the learning rate never falls; lower it, or raise rounds"

@@ -20,7 +20,7 @@ Copy each folder to its machine over a channel that you trust, and delete it her
 their owner; keep it that way (`scp -p`, `tar` and `rsync -p` do). The key that signed the certificates was not saved.
 All nodes have the same `sealing.key`, for runs with `privacy.sealed`; the server must never have it.
 On each machine use an account that owns only this folder and can read the data, not root. On machines that others
-use, too, read the first paragraph and the firewall rule in docs/guides/deploy.md of the project.
+use, too, read what docs/guides/deploy.md of the project says of such machines, and its firewall rule.
 
 Install the same version of fedmr_flwr on all machines.
 

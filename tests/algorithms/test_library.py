@@ -17,8 +17,11 @@ from flwr.serverapp import strategy as flower
 
 import fedmr_flwr
 from fedmr_flwr import FedAvg, FedCross, FedMR, Indep, Scaffold
+from fedmr_flwr.algorithms.fedasam import FedASAM
 from fedmr_flwr.algorithms.fedexp import FedExP
 from fedmr_flwr.algorithms.fedmut import FedMut
+from fedmr_flwr.algorithms.fedprox import FedProx
+from fedmr_flwr.algorithms.moon import Moon
 from fedmr_flwr.errors import ConfigError, RecordError
 from fedmr_flwr.wire.grids.in_process import InProcessGrid
 
@@ -579,6 +582,12 @@ def test_scaffold_needs_its_own_clients(caplog):
     result = Scaffold().start(federation(), model(), num_rounds=1)
     assert result.train_metrics_clientapp[1]["failures"] == 4
     assert "the reply has no vector" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "told"), [(FedProx, 1), (Moon, 1), (FedASAM, 1), (FedAvg, 0), (FedMR, 0)])
+def test_what_only_our_clients_do_is_told_once(kind, told, caplog):
+    kind().start(federation(), model(), num_rounds=2)
+    assert caplog.text.count(f"clients of {kind.__name__} train by a rule of its own") == told
 
 
 @pytest.mark.parametrize("kind", [FedMR, FedAvg])

@@ -12,7 +12,10 @@ from fedmr_flwr.files import write_aside
 from fedmr_flwr.report.summary import LAST, STEADY
 
 # What stands below a table; with the set on which models were scored.
-CAPTION = "{} accuracy in %, mean ± standard deviation over runs; MB per client and round; s/round is the median"
+CAPTION = (
+    "{} accuracy in %, mean ± standard deviation over runs; MB down and up per client and round, MB to of all "
+    "clients; s/round is the median"
+)
 CELLS_CAPTION = (
     "{} accuracy in %, mean of the last five evaluations; bold where it is higher than each other one at 95 %"
 )
