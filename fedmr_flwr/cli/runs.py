@@ -35,8 +35,8 @@ def resume(
     """Resume a run that was stopped, or continue a complete one.
 
     RUN is its folder. The result is the same as without the interruption, with another engine, too. OVERRIDES are
-    key=value of whatever does not change the rounds themselves: rounds=N for more of them, stop, engine, device,
-    evaluation, keep-models, track, checkpoint-every, round-timeout, max-bad-rounds, data-dir and the like.
+    key=value: rounds=N for more rounds, and keys that leave the rounds as they are: engine, device, stop, evaluation,
+    keep-models, track, checkpoint-every, round-timeout, max-bad-rounds, data-dir.
     """
     from fedmr_flwr.config.identity import check_resumable
     from fedmr_flwr.config.loading import load_recorded, to_yaml

@@ -22,9 +22,11 @@ def marked():
     """An environment whose processes can be found, and are killed in the end."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}
     own = clean | {"PATH": f"{BIN}{os.pathsep}{clean['PATH']}", "FEDMR_TEST": uuid4().hex}
-    yield own
-    for process in family(own):
-        process.kill()
+    try:
+        yield own
+    finally:
+        for process in family(own):
+            process.kill()
 
 
 @pytest.fixture
