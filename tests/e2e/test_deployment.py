@@ -94,8 +94,9 @@ def running(tmp_path_factory):
             its = folder / "dep/node-0"
             clients = commands.supernode_executor(its, folders.read_node(its), own.process.pid)
             stack.enter_context(Part(env, folder, "clients", clients))
-            for client in range(1, CLIENTS):
-                stack.enter_context(node(env, folder, f"dep/node-{client}"))
+            others = (node(env, folder, f"dep/node-{client}") for client in range(1, CLIENTS))
+            for part in [own, *map(stack.enter_context, others)]:
+                part.until("SuperNode ID", 120)
             yield Running(folder, env, there)
         assert left(env) == []
 
